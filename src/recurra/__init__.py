@@ -1,0 +1,47 @@
+"""Recurrent language models: any text in, a trained model out, in minutes on a laptop.
+
+    import recurra
+    lm = recurra.train("book.txt", cell="lstm", hidden_size=256, minutes=3, out="runs/book")
+    lm.generate("Once upon", max_new_tokens=200)
+
+Importing the package is cheap: torch is loaded when something that needs it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from recurra import config, d2l, errors, model, nn
+    from recurra.api import LanguageModel, load, train
+
+_FROM_API = ("LanguageModel", "load", "train")
+_MODULES = ("config", "d2l", "errors", "model", "nn")
+
+__all__ = [
+    "LanguageModel",
+    "__version__",
+    "config",
+    "d2l",
+    "errors",
+    "load",
+    "model",
+    "nn",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name on first use, so that `recurra --help` need not import torch."""
+    if name in _FROM_API:
+        return getattr(importlib.import_module("recurra.api"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"recurra.{name}")
+    raise AttributeError(f"module 'recurra' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,330 @@
+"""All settings of a run: frozen dataclasses, a docstring under each field.
+
+The command line, `config.json` and the option tables of the docs are made from these classes, so
+this is the only list of options in the project. Knows no torch: `recurra --help` must stay quick.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from recurra.errors import ConfigError
+
+CellName = Literal["rnn", "rnn-relu", "gru", "lstm", "none"]
+BackendName = Literal["auto", "reference", "bptt", "library"]
+Precision = Literal["fp32", "bf16"]
+TokenKind = Literal["char", "byte", "word", "bpe"]
+Sampling = Literal["sequential", "random"]
+UnknownRule = Literal["error", "replace"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _require_choices(config: Any, **choices: Any) -> None:
+    for name, literal in choices.items():
+        value, allowed = getattr(config, name), get_args(literal)
+        _require(
+            value in allowed,
+            f"{name} is {value!r}; it must be one of {', '.join(map(str, allowed))}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """How a text becomes ids."""
+
+    tokens: TokenKind = "char"
+    """What one token is: a character, a byte, a word with the space before it, or a BPE piece."""
+
+    vocab_size: int | None = None
+    """Largest vocabulary to build, most frequent tokens first (bpe: 512 when not given)."""
+
+    min_freq: int = 1
+    """Tokens seen fewer times than this in the training part become <unk>."""
+
+    letters_only: bool = False
+    """The book's cleaning: every run of other characters than A-Z becomes one space, lower case,
+    lines stripped and joined without a separator."""
+
+    max_tokens: int | None = None
+    """Use only this many tokens from the start of the text (bpe: characters)."""
+
+    val_fraction: float = 0.1
+    """Share of the text, taken from its end, that is kept for validation and never trained on."""
+
+    encoding: str = "utf-8"
+    """Encoding of the source files."""
+
+    newlines: Literal["unify", "keep"] = "unify"
+    """unify turns \\r\\n and lone \\r into \\n; keep leaves them. Byte tokens always keep."""
+
+    separator: str = "\n"
+    """What stands between two files when the source is several."""
+
+    def __post_init__(self) -> None:
+        _require_choices(self, tokens=TokenKind, newlines=Literal["unify", "keep"])
+        _require(self.vocab_size is None or self.vocab_size >= 2, "vocab_size must be at least 2")
+        _require(self.min_freq >= 1, "min_freq must be at least 1")
+        _require(self.max_tokens is None or self.max_tokens >= 2, "max_tokens must be at least 2")
+        _require(0.0 <= self.val_fraction < 1.0, "val_fraction must be at least 0 and below 1")
+        _require(
+            not (self.letters_only and self.tokens == "byte"),
+            "letters_only cleans text, and byte tokens are not text; choose one of the two",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network: embedding or one-hot, stacked recurrent layers, output layer."""
+
+    cell: CellName = "lstm"
+    """The recurrence; none is the same network without a hidden state."""
+
+    hidden_size: int = 256
+    """Units in each layer."""
+
+    vocab_size: int = 2
+    """Rows of the input and output tables (set from the text when a run is trained)."""
+
+    num_layers: int = 1
+    """Recurrent layers, one above the other."""
+
+    embedding_size: int = 0
+    """Width of the learned input embedding; 0 feeds the one-hot vector."""
+
+    dropout: float = 0.0
+    """Probability of dropping a unit between two layers."""
+
+    tie_weights: bool = False
+    """Use the embedding as the output layer's weight; needs embedding_size equal to hidden_size."""
+
+    init: Literal["uniform", "normal", "orthogonal"] = "uniform"
+    """First weights: torch's uniform, the book's normal(0, 0.01) with zero biases, or orthogonal
+    recurrent matrices with uniform input weights."""
+
+    forget_bias: float = 0.0
+    """Added to the LSTM forget gate's first bias; 1 helps it to remember from the start."""
+
+    backend: BackendName = "auto"
+    """Who computes the recurrence."""
+
+    precision: Precision = "fp32"
+    """Number format of the matrix products; states, gradients and weights stay fp32."""
+
+    def __post_init__(self) -> None:
+        _require_choices(
+            self,
+            cell=CellName,
+            backend=BackendName,
+            precision=Precision,
+            init=Literal["uniform", "normal", "orthogonal"],
+        )
+        _require(self.hidden_size >= 1, "hidden_size must be at least 1")
+        _require(self.vocab_size >= 1, "vocab_size must be at least 1")
+        _require(self.num_layers >= 1, "num_layers must be at least 1")
+        _require(self.embedding_size >= 0, "embedding_size must be 0 (one-hot) or positive")
+        _require(0.0 <= self.dropout < 1.0, "dropout must be at least 0 and below 1")
+        _require(
+            not self.tie_weights or self.embedding_size == self.hidden_size,
+            f"tie_weights needs embedding_size equal to hidden_size"
+            f" ({self.embedding_size} and {self.hidden_size})",
+        )
+        _require(
+            self.forget_bias == 0.0 or self.cell == "lstm",
+            f"forget_bias is for the lstm cell; {self.cell} has no forget gate",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How the model learns, and for how long."""
+
+    batch_size: int = 32
+    """Streams (sequential) or windows (random) in one batch."""
+
+    num_steps: int = 64
+    """Tokens in one window, through which the gradient flows back."""
+
+    sampling: Sampling = "sequential"
+    """sequential carries the state from batch to batch; random starts every window from zero."""
+
+    bptt: Literal["truncated", "full", "randomized"] = "truncated"
+    """How far gradients go back: num_steps; the whole epoch (one update each); or a random,
+    unbiased number of steps with mean num_steps."""
+
+    optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
+    """The update rule."""
+
+    lr: float = 4e-3
+    """Peak learning rate."""
+
+    momentum: float = 0.0
+    """SGD's momentum."""
+
+    weight_decay: float = 0.0
+    """Decoupled for adamw, added to the gradient for sgd and adam; biases are spared."""
+
+    schedule: Literal["constant", "step", "cosine"] = "cosine"
+    """The learning rate against the budget."""
+
+    warmup: float = 0.02
+    """Share of the budget over which the learning rate rises from 0."""
+
+    final_lr: float = 0.05
+    """Where the cosine ends, as a share of lr."""
+
+    lr_milestones: tuple[float, ...] = (0.5, 0.75)
+    """Shares of the budget at which the step schedule multiplies lr by lr_decay."""
+
+    lr_decay: float = 0.1
+    """The step schedule's factor."""
+
+    clip_norm: float | None = 1.0
+    """Largest L2 norm of all gradients together; none to switch off."""
+
+    clip_value: float | None = None
+    """Largest absolute value of one gradient entry (applied before clip_norm)."""
+
+    epochs: float | None = None
+    """Budget: passes over the training part."""
+
+    steps: int | None = None
+    """Budget: updates."""
+
+    minutes: float | None = None
+    """Budget: wall-clock minutes for everything, evaluation and saving included."""
+
+    patience: int | None = None
+    """Stop after this many reports in a row without a better validation loss."""
+
+    report_every: int | None = None
+    """Updates between two reports (validation, checkpoint); by default about 20 in a run."""
+
+    sample_every: int | None = None
+    """Updates between two samples of generated text; by default with every report."""
+
+    prompt: tuple[str, ...] = ("",)
+    """What the samples start from; may be given several times."""
+
+    sample_length: int = 120
+    """Tokens in one sample."""
+
+    sample_temperature: float = 0.8
+    """Temperature of the samples; 0 is greedy."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+
+    threads: int | None = None
+    """CPU threads; by default what torch chooses."""
+
+    seed: int = 1
+    """Every random number of the run comes from it."""
+
+    plot: bool = False
+    """Write loss.svg beside the run (plot extra)."""
+
+    def __post_init__(self) -> None:
+        _require_choices(
+            self,
+            sampling=Sampling,
+            bptt=Literal["truncated", "full", "randomized"],
+            optimizer=Literal["sgd", "adam", "adamw"],
+            schedule=Literal["constant", "step", "cosine"],
+        )
+        self._check_sizes()
+        self._check_rates()
+        given = [n for n in ("epochs", "steps", "minutes") if getattr(self, n) is not None]
+        _require(len(given) <= 1, f"one budget, please, not several: {' and '.join(given)}")
+        for name in given:
+            _require(getattr(self, name) > 0, f"{name} must be positive")
+        _require(
+            self.bptt == "truncated" or self.sampling == "sequential",
+            f"bptt {self.bptt} follows the text through time; it needs sequential sampling",
+        )
+
+    def _check_sizes(self) -> None:
+        for name in ("batch_size", "num_steps", "sample_length"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1")
+        for name in ("patience", "report_every", "sample_every", "threads"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"{name} must be at least 1")
+        _require(self.bptt != "randomized" or self.num_steps >= 2, "randomized needs num_steps >= 2")
+
+    def _check_rates(self) -> None:
+        _require(self.lr > 0, "lr must be positive")
+        for name in ("momentum", "warmup", "final_lr"):
+            _require(0.0 <= getattr(self, name) <= 1.0, f"{name} must lie between 0 and 1")
+        _require(self.weight_decay >= 0, "weight_decay must not be negative")
+        _require(self.lr_decay > 0, "lr_decay must be positive")
+        for name in ("clip_norm", "clip_value"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"{name} must be positive, or none")
+        _require(self.sample_temperature >= 0, "sample_temperature must not be negative")
+        _require(0 <= self.seed < 2**63, "seed must lie between 0 and 2**63 - 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything needed to rebuild a model and repeat its training."""
+
+    text: TextConfig = field(default_factory=TextConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    @classmethod
+    def from_options(cls, **options: Any) -> RunConfig:
+        """Sort flat options into their sections.
+
+        `vocab_size` goes to the text: the model's own size follows from the vocabulary.
+
+        Raises:
+            ConfigError: an unknown name (the nearest known one is suggested) or a wrong value.
+        """
+        sections = {"text": TextConfig, "model": ModelConfig, "training": TrainingConfig}
+        owner = {
+            f.name: section
+            for section, kind in reversed(sections.items())
+            for f in dataclasses.fields(kind)
+        }
+        sorted_options: dict[str, dict[str, Any]] = {name: {} for name in sections}
+        for name, value in options.items():
+            if name not in owner:
+                near = difflib.get_close_matches(name, owner, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise ConfigError(f"unknown option {name!r}{hint}")
+            sorted_options[owner[name]][name] = value
+        return cls(**{name: kind(**sorted_options[name]) for name, kind in sections.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """As nested plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> RunConfig:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ConfigError: a section or field is unknown, missing its type, or out of range.
+        """
+        sections = {"text": TextConfig, "model": ModelConfig, "training": TrainingConfig}
+        built = {}
+        for name, kind in sections.items():
+            section = values.get(name)
+            _require(isinstance(section, dict), f"config section {name!r} is missing")
+            known = {f.name for f in dataclasses.fields(kind)}
+            unknown = set(section) - known
+            _require(not unknown, f"config section {name!r} has unknown fields {sorted(unknown)}")
+            # JSON has lists where the dataclasses have tuples.
+            tidy = {k: tuple(v) if isinstance(v, list) else v for k, v in section.items()}
+            try:
+                built[name] = kind(**tidy)
+            except TypeError as error:
+                raise ConfigError(f"config section {name!r}: {error}") from error
+        return cls(**built)

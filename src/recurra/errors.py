@@ -1,0 +1,60 @@
+"""Every error recurra raises on purpose.
+
+    Exception
+    └── RecurraError             one clear sentence for a person; the command line prints it and exits 1
+        ├── ConfigError          (ValueError)       a setting is wrong or two settings disagree; exit 2
+        ├── SourceError          (ValueError)       a text cannot be read, or is of no use as it is
+        ├── UnknownTokenError    (ValueError)       a symbol is not in the vocabulary
+        ├── CorpusError          (LookupError)      a named corpus is unknown, unreachable or damaged
+        ├── RunError             (RuntimeError)     a run folder is missing, taken or damaged
+        ├── NonFiniteError       (ArithmeticError)  loss or gradient became NaN or infinite
+        └── MissingExtraError    (ImportError)      an optional dependency is not installed
+
+Knows nothing else of the package, so that every other module can import it.
+"""
+
+
+class RecurraError(Exception):
+    """Base of all errors raised on purpose; its text is one clear sentence."""
+
+
+class ConfigError(RecurraError, ValueError):
+    """A setting is out of range, unknown, or contradicts another one."""
+
+
+class SourceError(RecurraError, ValueError):
+    """A text cannot be read, or is of no use as it is (empty, too short, not decodable)."""
+
+
+class UnknownTokenError(RecurraError, ValueError):
+    """A symbol of the text is not in the vocabulary.
+
+    Attributes: `symbol` (str) and `position` (its index in the text, counted in characters).
+    """
+
+    def __init__(self, symbol: str, position: int) -> None:
+        self.symbol = symbol
+        self.position = position
+        super().__init__(
+            f"unknown symbol {symbol!r} at position {position}: the model never saw it in training"
+            " (--unknown replace, or unknown='replace', reads it as <unk>)"
+        )
+
+
+class CorpusError(RecurraError, LookupError):
+    """A named corpus is unknown, cannot be fetched, or does not match its checksum."""
+
+
+class RunError(RecurraError, RuntimeError):
+    """A run folder is missing, already taken, incomplete or damaged."""
+
+
+class NonFiniteError(RecurraError, ArithmeticError):
+    """The loss or a gradient became NaN or infinite; the weights were not touched."""
+
+
+class MissingExtraError(RecurraError, ImportError):
+    """An optional dependency is not installed; the text names the extra that brings it."""
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(f"{feature} needs the '{extra}' extra: pip install 'recurra[{extra}]'")

@@ -1,0 +1,176 @@
+"""RecurrentLM: token ids and a state go in, logits and a state come out.
+
+Embedding or one-hot, stacked recurrent layers, one linear output layer. Knows neither text nor
+training; the state is explicit, nothing hides it between calls.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, linear
+
+from recurra.config import ModelConfig
+from recurra.recurrence.cells import LayerParameters, State, find_cell
+from recurra.recurrence.scan import choose_backend, run_stack
+
+_LAYER_NAMES = LayerParameters._fields[:4]
+
+
+class RecurrentLM(nn.Module):
+    """A recurrent language model.
+
+    Parameters carry torch.nn's names: `weight_ih_l0` (G*H, I), `weight_hh_l0` (G*H, H),
+    `bias_ih_l0`, `bias_hh_l0` (G*H,), then `weight_ih_l1` and so on; around them `embedding`
+    (V, E), unless the input is one-hot, and the output layer's `head_weight` (V, H), unless tied
+    to the embedding, and `head_bias` (V,).
+
+    Args:
+        config: sizes, cell, backend, precision and initialisation.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        cell = find_cell(config.cell)
+        vocab, hidden, width = config.vocab_size, config.hidden_size, config.embedding_size
+        if width:
+            self.embedding = nn.Parameter(torch.empty(vocab, width))
+        gates = cell.num_gates * hidden
+        for layer in range(config.num_layers):
+            inputs = hidden if layer else width or vocab
+            shapes = {"weight_ih": (gates, inputs), "bias_ih": (gates,)}
+            if cell.num_states:
+                shapes |= {"weight_hh": (gates, hidden), "bias_hh": (gates,)}
+            for name, shape in shapes.items():
+                self.register_parameter(f"{name}_l{layer}", nn.Parameter(torch.empty(shape)))
+        if not config.tie_weights:
+            self.head_weight = nn.Parameter(torch.empty(vocab, hidden))
+        self.head_bias = nn.Parameter(torch.empty(vocab))
+        self.reset_parameters()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters lie."""
+        return self.head_bias.device
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers are learned."""
+        return sum(p.numel() for p in self.parameters())
+
+    @property
+    def backend(self) -> str:
+        """The backend that computes the recurrence here: `auto` resolved."""
+        if self.config.backend != "auto":
+            return self.config.backend
+        return choose_backend(self.config.cell, self.device)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the first weights as `config.init` says, from torch's global generator."""
+        bound = 1.0 / math.sqrt(self.config.hidden_size)
+        for name, parameter in self.named_parameters():
+            if self.config.init == "normal":
+                if parameter.dim() == 1:
+                    parameter.zero_()
+                else:
+                    parameter.normal_(0.0, 0.01)
+            elif name == "embedding":
+                parameter.normal_(0.0, 1.0 if not self.config.tie_weights else bound)
+            elif self.config.init == "orthogonal" and name.startswith("weight_hh"):
+                for gate in parameter.split(self.config.hidden_size):
+                    nn.init.orthogonal_(gate)
+            else:
+                parameter.uniform_(-bound, bound)
+        if self.config.forget_bias:
+            forget = slice(self.config.hidden_size, 2 * self.config.hidden_size)
+            for layer in range(self.config.num_layers):
+                bias = getattr(self, f"bias_ih_l{layer}")
+                bias[forget] += self.config.forget_bias
+
+    def layers(self) -> list[LayerParameters]:
+        """The parameters of each recurrent layer, the lowest first."""
+        return [
+            LayerParameters(*(getattr(self, f"{name}_l{layer}", None) for name in _LAYER_NAMES))
+            for layer in range(self.config.num_layers)
+        ]
+
+    def zero_state(self, batch_size: int) -> State:
+        """The state before anything was read: (h,) or (h, c), each (L, B, H); () without one."""
+        shape = (self.config.num_layers, batch_size, self.config.hidden_size)
+        num_states = find_cell(self.config.cell).num_states
+        return tuple(self.head_bias.new_zeros(shape) for _ in range(num_states))
+
+    def hidden(
+        self, ids: Tensor, state: State | None = None, *, recurrent_gradient_scale: float = 1.0
+    ) -> tuple[Tensor, State]:
+        """The top layer's outputs, time first.
+
+        Args:
+            ids: (B, T) int64.
+            state: as `zero_state` gives it; None is zero.
+            recurrent_gradient_scale: see `scan.run`.
+
+        Returns:
+            (T, B, H), and the state after the last step.
+        """
+        inputs = ids.t()
+        if self.config.embedding_size:
+            inputs = nn.functional.embedding(inputs, self.embedding)
+        return run_stack(
+            self.config.cell,
+            inputs,
+            state or None,
+            self.layers(),
+            self.config.backend,
+            dropout=self.config.dropout if self.training else 0.0,
+            precision=self.config.precision,
+            recurrent_gradient_scale=recurrent_gradient_scale,
+        )
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The output layer: (..., H) to (..., V)."""
+        weight = self.embedding if self.config.tie_weights else self.head_weight
+        if self.config.precision == "bf16":
+            product = linear(hidden.bfloat16(), weight.bfloat16()).to(hidden.dtype)
+            return product + self.head_bias
+        return linear(hidden, weight, self.head_bias)
+
+    def initial_logits(self, batch_size: int = 1) -> Tensor:
+        """(B, V): the output layer on the zero state, the guess when nothing was read yet."""
+        return self.logits(self.head_bias.new_zeros(batch_size, self.config.hidden_size))
+
+    def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Logits of the next token after each token of `ids`.
+
+        Args:
+            ids: (B, T) int64, T >= 1.
+            state: the state after what came before, as returned earlier; None is zero.
+
+        Returns:
+            Logits (B, T, V) and the state after the last token.
+        """
+        hidden, state = self.hidden(ids, state)
+        return self.logits(hidden).transpose(0, 1), state
+
+    def loss(
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        state: State | None = None,
+        *,
+        recurrent_gradient_scale: float = 1.0,
+    ) -> tuple[Tensor, State]:
+        """Mean cross-entropy in nats per token, and the state after the last token.
+
+        Args:
+            ids, targets: (B, T) int64; `targets[b, t]` is what follows `ids[b, t]`.
+            state: as in `forward`.
+            recurrent_gradient_scale: see `scan.run`.
+        """
+        hidden, state = self.hidden(ids, state, recurrent_gradient_scale=recurrent_gradient_scale)
+        logits = self.logits(hidden).flatten(0, 1)
+        return cross_entropy(logits, targets.t().flatten()), state

@@ -1,0 +1,47 @@
+"""The plain loop through time; autograd does the rest.
+
+This is the truth that every other backend is held against, in outputs, final state and every
+gradient. It is as short as the equations allow and makes no attempt at speed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding, linear
+
+from recurra.recurrence.cells import Cell, LayerParameters, State
+
+
+def run_layer(
+    cell: Cell,
+    inputs: Tensor,
+    state: State,
+    parameters: LayerParameters,
+    *,
+    dtype: torch.dtype,
+    recurrent_gradient_scale: float,
+) -> tuple[Tensor, State]:
+    """One layer through time; arguments and result as in `scan.run`."""
+    outputs = []
+    for projected in project(inputs, parameters, dtype):
+        if recurrent_gradient_scale != 1.0:
+            state = tuple(_scale_gradient(s, recurrent_gradient_scale) for s in state)
+        output, state = cell.step(projected, state, parameters, dtype)
+        outputs.append(output)
+    return torch.stack(outputs), state
+
+
+def project(inputs: Tensor, parameters: LayerParameters, dtype: torch.dtype) -> Tensor:
+    """x_t W_ih' + b_ih of all steps, (T, B, G*H); ids take rows of W_ih' instead of a product."""
+    weight = parameters.weight_ih
+    if inputs.is_floating_point():
+        projected = linear(inputs.to(dtype), weight.to(dtype)).to(weight.dtype)
+    else:
+        projected = embedding(inputs, weight.t())
+    return projected if parameters.bias_ih is None else projected + parameters.bias_ih
+
+
+def _scale_gradient(tensor: Tensor, scale: float) -> Tensor:
+    """The tensor itself, whose gradient is multiplied by `scale` on its way back."""
+    return tensor * scale + (tensor * (1.0 - scale)).detach()

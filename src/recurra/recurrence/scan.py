@@ -1,0 +1,126 @@
+"""The one door to the recurrence: a cell, its inputs, a state and parameters; any backend.
+
+All backends share this signature and are held against `reference` by one test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import dropout as drop
+
+from recurra.errors import ConfigError
+from recurra.recurrence import bptt, library, reference
+from recurra.recurrence.cells import CELLS, LayerParameters, State, find_cell
+
+_RUNNERS: dict[str, Callable[..., tuple[Tensor, State]]] = {
+    "reference": reference.run_layer,
+    "bptt": bptt.run_layer,
+    "library": library.run_layer,
+}
+
+BACKENDS = tuple(_RUNNERS)
+"""Names of the backends that exist, `auto` aside."""
+
+
+def run(
+    cell: str,
+    inputs: Tensor,
+    state: State | None,
+    parameters: LayerParameters,
+    backend: str = "auto",
+    *,
+    precision: str = "fp32",
+    recurrent_gradient_scale: float = 1.0,
+) -> tuple[Tensor, State]:
+    """One layer through time.
+
+    Args:
+        cell: name of the cell, see `cells.CELLS`.
+        inputs: (T, B, I) numbers or (T, B) token ids (int64), T >= 1.
+        state: the state before the first step, each tensor (B, H); None is zero.
+        parameters: the layer's, as in torch.nn.
+        backend: `auto`, or one of `BACKENDS`.
+        precision: fp32 leaves the products in the parameters' dtype; bf16 rounds their operands.
+        recurrent_gradient_scale: multiplies every gradient that passes from one step to the step
+            before; randomised truncation needs it to stay unbiased.
+
+    Returns:
+        The outputs (T, B, H) and the state after the last step.
+
+    Raises:
+        ConfigError: an unknown cell or backend, or one that cannot do what is asked.
+    """
+    kind = find_cell(cell)
+    if backend == "auto":
+        backend = choose_backend(cell, inputs.device, recurrent_gradient_scale)
+    if backend not in _RUNNERS:
+        raise ConfigError(f"unknown backend {backend!r}; there are auto, {', '.join(BACKENDS)}")
+    if state is None:
+        state = zero_state(cell, inputs.shape[1], parameters)
+    weight = parameters.weight_ih
+    return _RUNNERS[backend](
+        kind,
+        inputs,
+        state,
+        parameters,
+        dtype=torch.bfloat16 if precision == "bf16" else weight.dtype,
+        recurrent_gradient_scale=recurrent_gradient_scale,
+    )
+
+
+def choose_backend(cell: str, device: torch.device, recurrent_gradient_scale: float = 1.0) -> str:
+    """What `auto` takes: the fastest that can do it, by the figures of docs/results/book.md.
+
+    On a CPU the hand-written pass is ahead of torch.nn's; elsewhere launching one kernel per
+    operation costs more than the arithmetic, and torch's fused kernels win.
+    """
+    if device.type == "cpu" or recurrent_gradient_scale != 1.0:
+        return "bptt"
+    return "library"
+
+
+def zero_state(cell: str, batch_size: int, parameters: LayerParameters) -> State:
+    """The state before anything was read: zeros, each (B, H) (h of a projected LSTM: (B, P))."""
+    num_states = CELLS[cell].num_states
+    if num_states == 0:
+        return ()
+    weight = parameters.weight_hh
+    assert weight is not None
+    h = weight.new_zeros(batch_size, weight.shape[1])
+    c = weight.new_zeros(batch_size, weight.shape[0] // CELLS[cell].num_gates)
+    return (h, c)[:num_states]
+
+
+def run_stack(
+    cell: str,
+    inputs: Tensor,
+    state: State | None,
+    layers: Sequence[LayerParameters],
+    backend: str = "auto",
+    *,
+    dropout: float = 0.0,
+    **options: Any,
+) -> tuple[Tensor, State]:
+    """Layers one above the other, with dropout between them (never after the last).
+
+    Args:
+        cell, inputs, backend, options: as in `run`.
+        state: each tensor (L, B, H), or None.
+        layers: the parameters of each layer, the lowest first.
+        dropout: probability of dropping a unit; pass 0 when not training.
+
+    Returns:
+        The top layer's outputs (T, B, H) and the state, each tensor (L, B, H).
+    """
+    finals = []
+    for index, parameters in enumerate(layers):
+        if index > 0 and dropout > 0.0:
+            inputs = drop(inputs, dropout)
+        initial = None if state is None else tuple(s[index] for s in state)
+        inputs, final = run(cell, inputs, initial, parameters, backend, **options)
+        finals.append(final)
+    return inputs, tuple(torch.stack(parts) for parts in zip(*finals, strict=True))

@@ -1,0 +1,239 @@
+"""Every backend against `reference`, and `reference` against torch.nn: values and all gradients."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from recurra.errors import ConfigError
+from recurra.recurrence import scan
+from recurra.recurrence.cells import CELLS, LayerParameters
+
+RECURRENT = ["rnn", "rnn-relu", "gru", "lstm"]
+SHAPES = [(1, 1, 1, 1), (1, 3, 4, 5), (7, 1, 3, 8), (13, 5, 6, 17), (8, 4, 40, 33)]
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+TORCH_MODULES = {
+    "rnn": lambda *a, **k: torch.nn.RNN(*a, **k),
+    "rnn-relu": lambda *a, **k: torch.nn.RNN(*a, nonlinearity="relu", **k),
+    "gru": lambda *a, **k: torch.nn.GRU(*a, **k),
+    "lstm": lambda *a, **k: torch.nn.LSTM(*a, **k),
+}
+
+
+def make_layer(cell, input_size, hidden_size, dtype, device="cpu", bias=True, proj_size=0):
+    gates = CELLS[cell].num_gates * hidden_size
+    recurrent = proj_size or hidden_size
+
+    def parameter(*shape):
+        return (torch.randn(*shape, dtype=dtype) / hidden_size**0.5).to(device).requires_grad_()
+
+    stateless = cell == "none"
+    return LayerParameters(
+        weight_ih=parameter(gates, input_size),
+        weight_hh=None if stateless else parameter(gates, recurrent),
+        bias_ih=parameter(gates) if bias else None,
+        bias_hh=parameter(gates) if bias and not stateless else None,
+        weight_hr=parameter(proj_size, hidden_size) if proj_size else None,
+    )
+
+
+def make_state(cell, batch, parameters):
+    zero = scan.zero_state(cell, batch, parameters)
+    return tuple(torch.randn_like(s).mul_(0.5).requires_grad_() for s in zero)
+
+
+def outcome(cell, inputs, state, layers, backend, **options):
+    """Outputs, final state and the gradient of every input of a random-weighted sum of both."""
+    leaves = [t for t in (inputs, *state, *itertools.chain(*layers)) if t is not None]
+    leaves = [t for t in leaves if t.requires_grad]
+    for leaf in leaves:
+        leaf.grad = None
+    outputs, final = scan.run_stack(cell, inputs, state or None, layers, backend, **options)
+    generator = torch.Generator().manual_seed(5)
+    total = torch.zeros((), dtype=torch.float64)
+    for part in (outputs, *final):
+        weights = torch.randn(part.shape, generator=generator, dtype=torch.float64)
+        total = total + (part.cpu().double() * weights).sum()
+    total.backward()
+    return [outputs.detach(), *(f.detach() for f in final), *(leaf.grad for leaf in leaves)]
+
+
+def assert_same(actual: list[Tensor], expected: list[Tensor], tolerance: float):
+    assert len(actual) == len(expected)
+    for index, (a, e) in enumerate(zip(actual, expected, strict=True)):
+        assert a is not None and e is not None, f"tensor {index} has no gradient"
+        scale = max(float(e.abs().max()), 1.0)
+        assert float((a - e).abs().max()) <= tolerance * scale, f"tensor {index} differs"
+
+
+@pytest.fixture(autouse=True)
+def _poison_buffers(monkeypatch):
+    """Whatever is used before it is written shows as NaN."""
+    taken = scan.bptt.SHELF._take
+
+    def poisoned(numel, like):
+        return taken(numel, like).fill_(float("nan"))
+
+    monkeypatch.setattr(scan.bptt.SHELF, "_take", poisoned)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
+@pytest.mark.parametrize("num_layers", [1, 3])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("cell", list(CELLS))
+@pytest.mark.parametrize("backend", ["bptt", "library"])
+def test_backend_equals_reference(backend, cell, shape, num_layers, dtype, device):
+    steps, batch, input_size, hidden_size = shape
+    torch.manual_seed(0)
+    widths = [input_size] + [hidden_size] * (num_layers - 1)
+    layers = [make_layer(cell, width, hidden_size, dtype, device) for width in widths]
+    states = [make_state(cell, batch, p) for p in layers]
+    state = tuple(torch.stack(s).detach().requires_grad_() for s in zip(*states, strict=True))
+    inputs = torch.randn(steps, batch, input_size, dtype=dtype).to(device).requires_grad_()
+    expected = outcome(cell, inputs, state, layers, "reference")
+    assert_same(outcome(cell, inputs, state, layers, backend), expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "nobias"])
+@pytest.mark.parametrize("cell", list(CELLS))
+@pytest.mark.parametrize("backend", ["bptt", "library"])
+def test_token_ids_equal_one_hot_inputs(backend, cell, bias, dtype, device):
+    torch.manual_seed(1)
+    layers = [make_layer(cell, 11, 6, dtype, device, bias=bias)]
+    state = tuple(s.detach()[None].requires_grad_() for s in make_state(cell, 3, layers[0]))
+    ids = torch.randint(11, (9, 3), device=device)
+    one_hot = torch.nn.functional.one_hot(ids, 11).to(dtype)
+    expected = outcome(cell, one_hot, state, layers, "reference")
+    for name in ("reference", backend):
+        assert_same(outcome(cell, ids, state, layers, name), expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "nobias"])
+@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("cell", RECURRENT)
+def test_reference_equals_torch(cell, shape, num_layers, bias):
+    steps, batch, input_size, hidden_size = shape
+    torch.manual_seed(2)
+    module = TORCH_MODULES[cell](input_size, hidden_size, num_layers, bias=bias).double()
+    layers = []
+    for index in range(num_layers):
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        layers.append(LayerParameters(*(getattr(module, f"{n}_l{index}", None) for n in names)))
+    inputs = torch.randn(steps, batch, input_size, dtype=torch.float64, requires_grad=True)
+    state = tuple(
+        torch.randn(num_layers, batch, hidden_size, dtype=torch.float64, requires_grad=True)
+        for _ in range(CELLS[cell].num_states)
+    )
+    actual = outcome(cell, inputs, state, layers, "reference")
+    leaves = [t for t in (inputs, *state, *itertools.chain(*layers)) if t is not None]
+    for leaf in leaves:
+        leaf.grad = None
+    outputs, final = module(inputs, state if cell == "lstm" else state[0])
+    final = final if cell == "lstm" else (final,)
+    generator = torch.Generator().manual_seed(5)
+    total = sum(
+        (p * torch.randn(p.shape, generator=generator, dtype=torch.float64)).sum()
+        for p in (outputs, *final)
+    )
+    total.backward()
+    expected = [outputs.detach(), *(f.detach() for f in final), *(leaf.grad for leaf in leaves)]
+    assert_same(actual, expected, 1e-10)
+
+
+@pytest.mark.parametrize("proj_size", [1, 3])
+@pytest.mark.parametrize("backend", ["bptt", "library"])
+def test_projected_lstm_equals_reference(backend, proj_size):
+    torch.manual_seed(3)
+    layers = [make_layer("lstm", 5, 7, torch.float64, proj_size=proj_size)]
+    state = tuple(s.detach()[None].requires_grad_() for s in make_state("lstm", 2, layers[0]))
+    inputs = torch.randn(6, 2, 5, dtype=torch.float64, requires_grad=True)
+    expected = outcome("lstm", inputs, state, layers, "reference")
+    assert_same(outcome("lstm", inputs, state, layers, backend), expected, 1e-10)
+
+
+@pytest.mark.parametrize("cell", RECURRENT)
+def test_bptt_passes_gradcheck(cell):
+    torch.manual_seed(4)
+    layer = make_layer(cell, 3, 4, torch.float64)
+    state = make_state(cell, 2, layer)
+    inputs = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
+    present = [p for p in layer if p is not None]
+
+    def function(inputs, *rest):
+        parameters = LayerParameters(*rest[: len(present)])
+        outputs, final = scan.run(cell, inputs, rest[len(present) :], parameters, "bptt")
+        return outputs, *final
+
+    assert torch.autograd.gradcheck(function, (inputs, *present, *state))
+
+
+@pytest.mark.parametrize("backend", scan.BACKENDS)
+@pytest.mark.parametrize("cell", list(CELLS))
+def test_two_halves_equal_the_whole(cell, backend, device):
+    torch.manual_seed(5)
+    layers = [make_layer(cell, w, 6, torch.float64, device) for w in (4, 6)]
+    inputs = torch.randn(11, 3, 4, dtype=torch.float64, device=device)
+    whole, final = scan.run_stack(cell, inputs, None, layers, backend)
+    first, state = scan.run_stack(cell, inputs[:4], None, layers, backend)
+    second, end = scan.run_stack(cell, inputs[4:], state or None, layers, backend)
+    assert_same([torch.cat([first, second]), *end], [whole, *final], 1e-12)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.25])
+@pytest.mark.parametrize("cell", RECURRENT)
+def test_recurrent_gradient_scale_equals_reference(cell, scale):
+    torch.manual_seed(6)
+    layers = [make_layer(cell, 4, 5, torch.float64)]
+    state = tuple(s.detach()[None].requires_grad_() for s in make_state(cell, 3, layers[0]))
+    inputs = torch.randn(7, 3, 4, dtype=torch.float64, requires_grad=True)
+    options = {"recurrent_gradient_scale": scale}
+    expected = outcome(cell, inputs, state, layers, "reference", **options)
+    assert_same(outcome(cell, inputs, state, layers, "bptt", **options), expected, 1e-10)
+
+
+def test_recurrent_gradient_scale_zero_cuts_time():
+    torch.manual_seed(6)
+    layer = make_layer("lstm", 4, 5, torch.float64)
+    inputs = torch.randn(7, 3, 4, dtype=torch.float64, requires_grad=True)
+    outputs, _ = scan.run("lstm", inputs, None, layer, "bptt", recurrent_gradient_scale=0.0)
+    outputs[-1].sum().backward()
+    assert inputs.grad[-1].abs().min() > 0
+    assert inputs.grad[:-1].abs().max() == 0
+
+
+def test_retained_graph_gives_the_same_gradients_twice():
+    torch.manual_seed(7)
+    layer = make_layer("gru", 4, 5, torch.float64)
+    inputs = torch.randn(7, 3, 4, dtype=torch.float64, requires_grad=True)
+    outputs, _ = scan.run("gru", inputs, None, layer, "bptt")
+    first = torch.autograd.grad(outputs.sum(), [inputs, layer.weight_hh], retain_graph=True)
+    second = torch.autograd.grad(outputs.sum(), [inputs, layer.weight_hh])
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("backend", ["reference", "bptt", "library"])
+@pytest.mark.parametrize("cell", list(CELLS))
+def test_bf16_stays_near_fp32_and_keeps_its_dtype(cell, backend):
+    torch.manual_seed(8)
+    layer = make_layer(cell, 6, 16, torch.float32)
+    inputs = torch.randn(9, 4, 6)
+    exact, _ = scan.run(cell, inputs, None, layer, "reference")
+    rounded, _ = scan.run(cell, inputs, None, layer, backend, precision="bf16")
+    assert rounded.dtype == torch.float32
+    difference = (rounded - exact).abs().max()
+    assert 0 < difference < 0.05
+
+
+def test_unknown_names_are_refused_with_those_there_are():
+    layer = make_layer("rnn", 3, 4, torch.float32)
+    inputs = torch.zeros(2, 1, 3)
+    with pytest.raises(ConfigError, match="lstm"):
+        scan.run("rnm", inputs, None, layer)
+    with pytest.raises(ConfigError, match="bptt"):
+        scan.run("rnn", inputs, None, layer, "numpy")
+    with pytest.raises(ConfigError, match="scale"):
+        scan.run("rnn", inputs, None, layer, "library", recurrent_gradient_scale=2.0)
