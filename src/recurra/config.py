@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
+
+import tyro
 
 from recurra.errors import ConfigError
 
@@ -89,7 +91,7 @@ class ModelConfig:
     hidden_size: int = 256
     """Units in each layer."""
 
-    vocab_size: int = 2
+    vocab_size: Annotated[int, tyro.conf.Suppress] = 2
     """Rows of the input and output tables (set from the text when a run is trained)."""
 
     num_layers: int = 1
@@ -186,7 +188,7 @@ class TrainingConfig:
     """The step schedule's factor."""
 
     clip_norm: float | None = 1.0
-    """Largest L2 norm of all gradients together; none to switch off."""
+    """Largest L2 norm of all gradients together; None to switch clipping off."""
 
     clip_value: float | None = None
     """Largest absolute value of one gradient entry (applied before clip_norm)."""
@@ -198,19 +200,22 @@ class TrainingConfig:
     """Budget: updates."""
 
     minutes: float | None = None
-    """Budget: wall-clock minutes for everything, evaluation and saving included."""
+    """Budget: wall-clock minutes for everything, evaluation and saving included (2 when no budget
+    of any kind is given)."""
 
     patience: int | None = None
     """Stop after this many reports in a row without a better validation loss."""
 
     report_every: int | None = None
-    """Updates between two reports (validation, checkpoint); by default about 20 in a run."""
+    """Updates between two reports (validation, checkpoint); by default one for each twentieth of
+    the budget."""
 
     sample_every: int | None = None
     """Updates between two samples of generated text; by default with every report."""
 
-    prompt: tuple[str, ...] = ("",)
-    """What the samples start from; may be given several times."""
+    prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """What the samples start from; may be given several times. Without one they start from
+    nothing."""
 
     sample_length: int = 120
     """Tokens in one sample."""
@@ -265,7 +270,7 @@ class TrainingConfig:
         _require(self.lr_decay > 0, "lr_decay must be positive")
         for name in ("clip_norm", "clip_value"):
             value = getattr(self, name)
-            _require(value is None or value > 0, f"{name} must be positive, or none")
+            _require(value is None or value > 0, f"{name} must be positive, or None")
         _require(self.sample_temperature >= 0, "sample_temperature must not be negative")
         _require(0 <= self.seed < 2**63, "seed must lie between 0 and 2**63 - 1")
 

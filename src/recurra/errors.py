@@ -7,7 +7,8 @@
         ├── UnknownTokenError    (ValueError)       a symbol is not in the vocabulary
         ├── CorpusError          (LookupError)      a named corpus is unknown, unreachable or damaged
         ├── RunError             (RuntimeError)     a run folder is missing, taken or damaged
-        ├── NonFiniteError       (ArithmeticError)  loss or gradient became NaN or infinite
+        ├── DivergenceError      (ArithmeticError)  training no longer learns; lower the learning rate
+        │   └── NonFiniteError                      a loss or gradient became NaN or infinite
         └── MissingExtraError    (ImportError)      an optional dependency is not installed
 
 Knows nothing else of the package, so that every other module can import it.
@@ -49,8 +50,12 @@ class RunError(RecurraError, RuntimeError):
     """A run folder is missing, already taken, incomplete or damaged."""
 
 
-class NonFiniteError(RecurraError, ArithmeticError):
-    """The loss or a gradient became NaN or infinite; the weights were not touched."""
+class DivergenceError(RecurraError, ArithmeticError):
+    """Training no longer learns: the loss is far above that of a blind guess."""
+
+
+class NonFiniteError(DivergenceError):
+    """A loss, a gradient or a logit became NaN or infinite; the weights were not touched."""
 
 
 class MissingExtraError(RecurraError, ImportError):

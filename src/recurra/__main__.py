@@ -1,0 +1,8 @@
+"""`python -m recurra` is `recurra`."""
+
+import sys
+
+from recurra.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""`recurra data`: the corpora known by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import tyro
+
+from recurra.cli.parsing import parse
+from recurra.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """List the corpora known by name, fetch one, or tell where they lie."""
+
+    action: tyro.conf.Positional[Literal["list", "get", "where"]]
+    """list: all names; get NAME: download it, unless it is here, and print its path; where: the
+    folders that are searched."""
+
+    name: tyro.conf.Positional[str | None] = None
+    """The corpus to get."""
+
+    json: bool = False
+    """Print JSON."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """List, get or tell where."""
+    command = parse(Data, "data", arguments)
+    if (command.name is None) == (command.action == "get"):
+        raise ConfigError("a name goes with get, and only with get: recurra data get NAME")
+    if command.action == "list":
+        _list(command.json)
+    elif command.action == "where":
+        _where(command.json)
+    else:
+        assert command.name is not None
+        _get(command.name, command.json)
+    return 0
+
+
+def _list(as_json: bool) -> None:
+    from recurra.text import catalogue  # noqa: PLC0415
+
+    for name in catalogue.names():
+        corpus = catalogue.describe(name)
+        if as_json:
+            record = {"name": name, "description": corpus.description, "licence": corpus.licence}
+            print(json.dumps(record | {"bundled": corpus.bundled}, ensure_ascii=False))
+        else:
+            print(f"{name:<18} {corpus.description} ({corpus.licence})")
+
+
+def _get(name: str, as_json: bool) -> None:
+    from recurra.text import catalogue  # noqa: PLC0415
+
+    path = str(catalogue.locate(name))
+    print(json.dumps({"name": name, "path": path}) if as_json else path)
+
+
+def _where(as_json: bool) -> None:
+    from recurra.text import catalogue  # noqa: PLC0415
+
+    data, cache = catalogue.data_folder(), catalogue.cache_folder()
+    if as_json:
+        folder = None if data is None else str(data)
+        print(json.dumps({"RECURRA_DATA": folder, "cache": str(cache)}))
+        return
+    print(f"RECURRA_DATA  {data or 'not set'}")
+    print(f"cache         {cache}")

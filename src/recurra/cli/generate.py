@@ -1,0 +1,98 @@
+"""`recurra generate`: new text from a prompt."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+import tyro
+
+from recurra.cli.parsing import parse
+from recurra.config import UnknownRule
+from recurra.inference.sampling import GenerationConfig
+
+if TYPE_CHECKING:
+    from recurra.api import LanguageModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate:
+    """Continue a prompt, streaming the text as it is written.
+
+    Sampling is the default and nothing is cut off the distribution unless asked for.
+    """
+
+    run: tyro.conf.Positional[str]
+    """The run's folder."""
+
+    prompt: str = ""
+    """What to continue; - reads it from stdin. It is printed too, unless --only-new."""
+
+    only_new: bool = False
+    """Print the new text without the prompt."""
+
+    unknown: UnknownRule = "error"
+    """What to do with a symbol of the prompt that the model never saw."""
+
+    device: str = "cpu"
+    """Where to compute: auto, cpu, cuda, cuda:N or mps."""
+
+    json: bool = False
+    """Print the prompt, the samples and the settings as one line of JSON."""
+
+    settings: GenerationConfig = field(default_factory=GenerationConfig)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Write the samples."""
+    command = parse(Generate, "generate", arguments)
+    from recurra.api import load  # noqa: PLC0415
+
+    lm = load(command.run, command.device)
+    prompt = _read_prompt(command.prompt)
+    if command.json:
+        _print_json(lm, prompt, command)
+    elif command.settings.num_samples == 1:
+        _print_stream(lm, prompt, command)
+    else:
+        _print_samples(lm, prompt, command)
+    return 0
+
+
+def _read_prompt(prompt: str) -> str:
+    if prompt != "-":
+        return prompt
+    return sys.stdin.buffer.read().decode("utf-8")
+
+
+def _print_stream(lm: LanguageModel, prompt: str, command: Generate) -> None:
+    pieces = lm.stream(prompt, unknown=command.unknown, **asdict(command.settings))
+    if not command.only_new:
+        sys.stdout.write(prompt)
+    for piece in pieces:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+def _samples(lm: LanguageModel, prompt: str, command: Generate) -> list[str]:
+    texts = lm.generate(prompt, unknown=command.unknown, **asdict(command.settings))
+    return [texts] if isinstance(texts, str) else texts
+
+
+def _print_samples(lm: LanguageModel, prompt: str, command: Generate) -> None:
+    for number, text in enumerate(_samples(lm, prompt, command), start=1):
+        print(f"--- {number} ---")
+        print(text if command.only_new else prompt + text)
+
+
+def _print_json(lm: LanguageModel, prompt: str, command: Generate) -> None:
+    record = {
+        "prompt": prompt,
+        "samples": _samples(lm, prompt, command),
+        "settings": asdict(command.settings),
+    }
+    print(json.dumps(record, ensure_ascii=False))

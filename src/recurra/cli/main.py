@@ -1,0 +1,97 @@
+"""The door of the command line: finds the verb, and turns errors into one line and an exit code.
+
+Exit codes: 0 done, 1 it failed, 2 wrong usage, 130 interrupted. The library is imported by the
+verb that needs it, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+STARTED = time.monotonic()
+"""When the command began: a budget in minutes counts from here."""
+
+VERBS = {
+    "train": "learn a model from a text",
+    "generate": "continue a prompt",
+    "eval": "perplexity and bits per character of a text",
+    "score": "what is surprising in a text, per line and per character",
+    "data": "the corpora known by name: list, get, where",
+    "runs": "the runs under a folder, with their figures",
+    "doctor": "what this machine has, what is missing and how to get it",
+}
+
+_HELP = """\
+usage: recurra VERB [OPTIONS]
+
+Recurrent language models: any text in, a trained model out.
+
+verbs:
+{verbs}
+
+recurra VERB --help lists the options of a verb; recurra --version prints the version.
+Start with: recurra train
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(help_text(), end="", file=sys.stdout if arguments else sys.stderr)
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        import recurra  # noqa: PLC0415
+
+        print(f"recurra {recurra.__version__}")
+        return 0
+    verb, *rest = arguments
+    if verb not in VERBS:
+        return _fail(f"there is no verb {verb!r}; there are {', '.join(VERBS)}", 2)
+    logging.basicConfig(format="recurra: %(message)s", level=logging.INFO)
+    return _guarded(verb, rest)
+
+
+def help_text() -> str:
+    """What `recurra --help` prints."""
+    verbs = "\n".join(f"  {name:<10} {meaning}" for name, meaning in VERBS.items())
+    return _HELP.format(verbs=verbs)
+
+
+def _guarded(verb: str, arguments: list[str]) -> int:
+    from recurra.errors import ConfigError, RecurraError  # noqa: PLC0415
+
+    try:
+        command = importlib.import_module(f"recurra.cli.{verb}")
+        code = command.run(arguments)
+        sys.stdout.flush()
+    except ConfigError as error:
+        return _fail(str(error), 2)
+    except RecurraError as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        # Whoever read our output (head, less) has had enough; that is no failure of ours. Python
+        # would complain once more when it flushes stdout at exit, so give it somewhere to flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        return _fail(f"{error.strerror or error}{where}", 1)
+    assert isinstance(code, int)
+    return code
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"recurra: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""`recurra runs`: the runs under a folder, with their figures."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from recurra.cli.parsing import parse
+from recurra.errors import RunError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """List the runs under a folder, the best validation loss first."""
+
+    folder: tyro.conf.Positional[Path] = Path("runs")
+    """Searched with all folders below it."""
+
+    json: bool = False
+    """Print a line of JSON for each run."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Print the table."""
+    command = parse(Runs, "runs", arguments)
+    if not command.folder.is_dir():
+        raise RunError(f"there is no folder {command.folder}")
+    rows = sorted(_rows(command.folder), key=_by_loss)
+    for row in rows:
+        if command.json:
+            print(json.dumps(row, ensure_ascii=False))
+    if not command.json:
+        _print_table(rows)
+    return 0
+
+
+def _rows(folder: Path) -> Iterator[dict[str, Any]]:
+    from recurra.training.run_folder import RunFolder  # noqa: PLC0415
+
+    for file in sorted(folder.rglob("config.json")):
+        run_folder = RunFolder(file.parent)
+        try:
+            config = run_folder.read_config()
+            best = run_folder.best_metrics()
+        except RunError as error:
+            print(f"recurra: {error}", file=sys.stderr)
+            continue
+        yield {
+            "run": str(file.parent),
+            "text": " ".join(run_folder.read_sources()) or "english-story",
+            "cell": config.model.cell,
+            "hidden_size": config.model.hidden_size,
+            "num_layers": config.model.num_layers,
+            "step": best.get("step"),
+            "seconds": best.get("seconds"),
+            "val_nats": best.get("val_nats"),
+            "bits_per_char": best.get("bits_per_char"),
+            "perplexity": best.get("perplexity"),
+        }
+
+
+def _by_loss(row: dict[str, Any]) -> float:
+    return float("inf") if row["val_nats"] is None else float(row["val_nats"])
+
+
+def _print_table(rows: Sequence[dict[str, Any]]) -> None:
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("run", "text", "model"):
+        table.add_column(name, overflow="fold")
+    for name in ("step", "seconds", "validation nats", "bits/char", "perplexity"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        model = f"{row['cell']} {row['num_layers']} x {row['hidden_size']}"
+        figures = (row["val_nats"], row["bits_per_char"], row["perplexity"])
+        table.add_row(
+            row["run"],
+            row["text"],
+            model,
+            "-" if row["step"] is None else f"{row['step']:,}",
+            "-" if row["seconds"] is None else f"{row['seconds']:.0f}",
+            *("-" if f is None else f"{f:.3f}" for f in figures),
+        )
+    Console(highlight=False).print(table)

@@ -1,0 +1,16 @@
+"""Which device a notebook runs on (section 5.6). Knows CUDA only, as the book does."""
+
+from __future__ import annotations
+
+import torch
+
+
+def try_gpu(i: int = 0) -> torch.device:
+    """`cuda:i` when there is such a GPU, else the CPU."""
+    return torch.device(f"cuda:{i}" if torch.cuda.device_count() > i else "cpu")
+
+
+def try_all_gpus() -> list[torch.device]:
+    """All GPUs, or a list with the CPU when there is none."""
+    count = torch.cuda.device_count()
+    return [torch.device(f"cuda:{i}") for i in range(count)] or [torch.device("cpu")]

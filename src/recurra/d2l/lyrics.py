@@ -1,0 +1,238 @@
+"""Training and prediction as the lyrics chapter of the Chinese v1 does them (its chapter 6).
+
+The learner's parts come in one by one: `rnn(inputs, state, params)` takes and gives a list of
+matrices (batch, vocab), one per step. Two small adapters make nets of them, so that the loop and
+the prediction of `recurra.d2l.training` serve both editions. Knows no files.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recurra.d2l.batches import Ids, data_iter_consecutive, data_iter_random
+from recurra.d2l.models import Device, to_onehot
+from recurra.d2l.training import greedy, train_epoch
+from recurra.d2l.updates import sgd
+from recurra.errors import ConfigError
+
+
+class _FunctionNet:
+    """v1's `rnn` function with its parameters, callable like the models of section 8.5."""
+
+    def __init__(
+        self,
+        rnn: Callable[..., Any],
+        params: Any,
+        init_rnn_state: Callable[..., Any],
+        num_hiddens: int,
+        vocab_size: int,
+    ) -> None:
+        self.rnn, self.params, self.init_rnn_state = rnn, params, init_rnn_state
+        self.num_hiddens, self.vocab_size = num_hiddens, vocab_size
+
+    def __call__(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
+        outputs, state = self.rnn(to_onehot(inputs, self.vocab_size), state, self.params)
+        return torch.cat(tuple(outputs)), state
+
+    def begin_state(self, batch_size: int, device: Device) -> Any:
+        return self.init_rnn_state(batch_size, self.num_hiddens, device)
+
+
+class _ModuleNet:
+    """v1's RNNModel, which has no begin_state: it starts from None."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.params = model, list(model.parameters())
+
+    def __call__(self, inputs: Tensor, state: Any) -> Any:
+        return self.model(inputs, state)
+
+    def begin_state(self, batch_size: int, device: Device) -> None:
+        return None
+
+
+def _continue_text(
+    prefix: str,
+    num_chars: int,
+    net: _FunctionNet | _ModuleNet,
+    device: Device,
+    idx_to_char: Sequence[str],
+    char_to_idx: Mapping[str, int],
+) -> str:
+    unknown = [char for char in prefix if char not in char_to_idx]
+    if unknown:
+        raise ConfigError(f"{unknown[0]!r} of the prefix {prefix!r} is not in the vocabulary")
+    ids = greedy([char_to_idx[char] for char in prefix], num_chars, net, device)
+    return "".join(idx_to_char[i] for i in ids)
+
+
+def predict_rnn(
+    prefix: str,
+    num_chars: int,
+    rnn: Callable[..., Any],
+    params: Any,
+    init_rnn_state: Callable[..., Any],
+    num_hiddens: int,
+    vocab_size: int,
+    device: Device,
+    idx_to_char: Sequence[str],
+    char_to_idx: Mapping[str, int],
+) -> str:
+    """The prefix and the `num_chars` likeliest characters after it.
+
+    Raises:
+        ConfigError: the prefix is empty or has a character outside the vocabulary.
+    """
+    net = _FunctionNet(rnn, params, init_rnn_state, num_hiddens, vocab_size)
+    return _continue_text(prefix, num_chars, net, device, idx_to_char, char_to_idx)
+
+
+def predict_rnn_pytorch(
+    prefix: str,
+    num_chars: int,
+    model: nn.Module,
+    vocab_size: int,
+    device: Device,
+    idx_to_char: Sequence[str],
+    char_to_idx: Mapping[str, int],
+) -> str:
+    """The prefix and the `num_chars` likeliest characters after it; `model(X, None)` starts.
+
+    `vocab_size` is v1's and is not needed: the model knows it.
+
+    Raises:
+        ConfigError: the prefix is empty or has a character outside the vocabulary.
+    """
+    net = _ModuleNet(model)
+    return _continue_text(prefix, num_chars, net, device, idx_to_char, char_to_idx)
+
+
+def _train_and_print(
+    net: _FunctionNet | _ModuleNet,
+    updater: torch.optim.Optimizer | Callable[..., Any],
+    device: Device,
+    corpus_indices: Ids,
+    idx_to_char: Sequence[str],
+    char_to_idx: Mapping[str, int],
+    is_random_iter: bool,
+    num_epochs: int,
+    num_steps: int,
+    clipping_theta: float,
+    batch_size: int,
+    pred_period: int,
+    pred_len: int,
+    prefixes: Sequence[str],
+) -> None:
+    batches_of = data_iter_random if is_random_iter else data_iter_consecutive
+    loss = nn.CrossEntropyLoss()
+    for epoch in range(1, num_epochs + 1):
+        start = time.perf_counter()
+        ppl, _ = train_epoch(
+            net,
+            batches_of(corpus_indices, batch_size, num_steps, device),
+            loss,
+            updater,
+            device,
+            is_random_iter,
+            clipping_theta,
+        )
+        if epoch % pred_period == 0:
+            seconds = time.perf_counter() - start
+            print(f"epoch {epoch}, perplexity {ppl:f}, time {seconds:.2f} sec")
+            for prefix in prefixes:
+                text = _continue_text(prefix, pred_len, net, device, idx_to_char, char_to_idx)
+                print(" -", text)
+
+
+def train_and_predict_rnn(
+    rnn: Callable[..., Any],
+    get_params: Callable[[], Any],
+    init_rnn_state: Callable[..., Any],
+    num_hiddens: int,
+    vocab_size: int,
+    device: Device,
+    corpus_indices: Ids,
+    idx_to_char: Sequence[str],
+    char_to_idx: Mapping[str, int],
+    is_random_iter: bool,
+    num_epochs: int,
+    num_steps: int,
+    lr: float,
+    clipping_theta: float,
+    batch_size: int,
+    pred_period: int,
+    pred_len: int,
+    prefixes: Sequence[str],
+) -> None:
+    """Train with SGD; every `pred_period` epochs print perplexity, seconds and continuations.
+
+    Raises:
+        SourceError: the corpus is too short for one batch.
+        NonFiniteError: a gradient became NaN or infinite.
+    """
+    params = get_params()
+    _train_and_print(
+        _FunctionNet(rnn, params, init_rnn_state, num_hiddens, vocab_size),
+        lambda batch_size: sgd(params, lr, batch_size),
+        device,
+        corpus_indices,
+        idx_to_char,
+        char_to_idx,
+        is_random_iter,
+        num_epochs,
+        num_steps,
+        clipping_theta,
+        batch_size,
+        pred_period,
+        pred_len,
+        prefixes,
+    )
+
+
+def train_and_predict_rnn_pytorch(
+    model: nn.Module,
+    num_hiddens: int,
+    vocab_size: int,
+    device: Device,
+    corpus_indices: Ids,
+    idx_to_char: Sequence[str],
+    char_to_idx: Mapping[str, int],
+    num_epochs: int,
+    num_steps: int,
+    lr: float,
+    clipping_theta: float,
+    batch_size: int,
+    pred_period: int,
+    pred_len: int,
+    prefixes: Sequence[str],
+) -> None:
+    """Train a module with Adam on neighbouring windows; prints as `train_and_predict_rnn`.
+
+    `num_hiddens` and `vocab_size` are v1's and are not needed: the model knows them.
+
+    Raises:
+        SourceError: the corpus is too short for one batch.
+        NonFiniteError: a gradient became NaN or infinite.
+    """
+    model.to(device)
+    _train_and_print(
+        _ModuleNet(model),
+        torch.optim.Adam(model.parameters(), lr=lr),
+        device,
+        corpus_indices,
+        idx_to_char,
+        char_to_idx,
+        False,
+        num_epochs,
+        num_steps,
+        clipping_theta,
+        batch_size,
+        pred_period,
+        pred_len,
+        prefixes,
+    )

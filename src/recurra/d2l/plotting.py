@@ -1,0 +1,239 @@
+"""The book's figures: `plot`, and `Animator`, which draws a curve while a model trains.
+
+In a notebook an Animator redraws itself in place. Elsewhere there is nothing to draw on: it keeps
+its points, writes each as one line on stderr, and `save` makes the picture. matplotlib (the `plot`
+extra) is loaded at the first use, so training works without it. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import io
+import sys
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recurra.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FORMATS = ("-", "m--", "g-.", "r:")
+
+
+def pyplot() -> Any:
+    """matplotlib.pyplot, known to the book as d2l.plt.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib.pyplot
+    except ImportError as error:
+        raise MissingExtraError("drawing", "plot") from error
+    return matplotlib.pyplot
+
+
+def _notebook() -> Any | None:
+    """The display module of IPython when a notebook's kernel runs this, else None."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    if shell is None or not hasattr(shell, "kernel"):
+        return None
+    return importlib.import_module("IPython.display")
+
+
+def _has_matplotlib() -> bool:
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def use_svg_display() -> None:
+    """Let the notebook show figures as SVG; without effect outside a notebook."""
+    if _notebook() is not None:
+        importlib.import_module("matplotlib_inline.backend_inline").set_matplotlib_formats("svg")
+
+
+def set_figsize(figsize: tuple[float, float] = (3.5, 2.5)) -> None:
+    """Size of the following figures, in inches.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    use_svg_display()
+    pyplot().rcParams["figure.figsize"] = figsize
+
+
+def set_axes(
+    axes: Axes,
+    xlabel: str | None,
+    ylabel: str | None,
+    xlim: Sequence[float] | None,
+    ylim: Sequence[float] | None,
+    xscale: str,
+    yscale: str,
+    legend: Sequence[str] | None,
+) -> None:
+    """Labels, scales, limits, legend and grid of one matplotlib Axes."""
+    axes.set_xlabel(xlabel or "")
+    axes.set_ylabel(ylabel or "")
+    axes.set_xscale(xscale)
+    axes.set_yscale(yscale)
+    # train_ch8 asks for 10 to num_epochs, which is no range when a learner trains 10 or fewer.
+    if xlim is not None and xlim[0] < xlim[1]:
+        axes.set_xlim(xlim[0], xlim[1])
+    if ylim is not None and ylim[0] < ylim[1]:
+        axes.set_ylim(ylim[0], ylim[1])
+    if legend:
+        axes.legend(legend)
+    axes.grid()
+
+
+def _is_list(values: Any) -> bool:
+    return hasattr(values, "__len__") and getattr(values, "ndim", 1) > 0
+
+
+def _curves(values: Any) -> list[Any]:
+    """One curve or several, as a list of curves."""
+    several = getattr(values, "ndim", 1) > 1 or (
+        isinstance(values, (list, tuple)) and len(values) > 0 and _is_list(values[0])
+    )
+    return list(values) if several else [values]
+
+
+def plot(
+    X: Any,  # noqa: N803
+    Y: Any = None,  # noqa: N803
+    xlabel: str | None = None,
+    ylabel: str | None = None,
+    legend: Sequence[str] | None = None,
+    xlim: Sequence[float] | None = None,
+    ylim: Sequence[float] | None = None,
+    xscale: str = "linear",
+    yscale: str = "linear",
+    fmts: Sequence[str] = FORMATS,
+    figsize: tuple[float, float] = (3.5, 2.5),
+    axes: Axes | None = None,
+) -> None:
+    """Draw one curve or several (section 2.4); without Y, the values of X over their positions.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    set_figsize(figsize)
+    axes = axes if axes is not None else pyplot().gca()
+    if Y is None:
+        ys = _curves(X)
+        xs = [range(len(y)) for y in ys]
+    else:
+        xs, ys = _curves(X), _curves(Y)
+        xs = xs * len(ys) if len(xs) == 1 else xs
+    axes.cla()
+    for i, (x, y) in enumerate(zip(xs, ys, strict=True)):
+        axes.plot(x, y, fmts[i % len(fmts)])
+    set_axes(axes, xlabel, ylabel, xlim, ylim, xscale, yscale, legend)
+
+
+class Animator:
+    """Curves that grow while a model trains (section 3.6).
+
+    `X` and `Y` hold the points of each curve. `fig` and `axes` are made on first use.
+    """
+
+    def __init__(
+        self,
+        xlabel: str | None = None,
+        ylabel: str | None = None,
+        legend: Sequence[str] | None = None,
+        xlim: Sequence[float] | None = None,
+        ylim: Sequence[float] | None = None,
+        xscale: str = "linear",
+        yscale: str = "linear",
+        fmts: Sequence[str] = FORMATS,
+        nrows: int = 1,
+        ncols: int = 1,
+        figsize: tuple[float, float] = (3.5, 2.5),
+    ) -> None:
+        self._settings = (xlabel, ylabel, xlim, ylim, xscale, yscale, legend)
+        self._xlabel, self._ylabel = xlabel or "x", ylabel or "y"
+        self._legend = list(legend or [])
+        self._rows, self._columns, self._figsize = nrows, ncols, figsize
+        self.fmts = fmts
+        self.X: list[list[float]] = []
+        self.Y: list[list[float]] = []
+
+    def add(self, x: Any, y: Any) -> None:
+        """Add one point to each curve and show it; None leaves a curve as it is.
+
+        `y` is a number or one number per curve; `x` is shared, or one per curve.
+        """
+        ys = list(y) if _is_list(y) else [y]
+        xs = list(x) if _is_list(x) else [x] * len(ys)
+        while len(self.Y) < len(ys):
+            self.X.append([])
+            self.Y.append([])
+        points = [
+            (curve, float(a), float(b))
+            for curve, (a, b) in enumerate(zip(xs, ys, strict=True))
+            if a is not None and b is not None
+        ]
+        for curve, a, b in points:
+            self.X[curve].append(a)
+            self.Y[curve].append(b)
+        display = _notebook()
+        if display is None or not _has_matplotlib():
+            self._write(points)
+        else:
+            display.clear_output(wait=True)
+            display.display(display.SVG(self._render("svg")))
+
+    def save(self, path: str | Path) -> None:
+        """Write the picture; the ending (.svg, .png, .pdf) chooses the format.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        path = Path(path)
+        path.write_bytes(self._render(path.suffix.removeprefix(".") or "svg"))
+
+    @cached_property
+    def fig(self) -> Figure:
+        """The matplotlib Figure; not one of pyplot's, so that it needs no display.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise MissingExtraError("drawing", "plot") from error
+        return Figure(figsize=self._figsize, layout="tight")
+
+    @cached_property
+    def axes(self) -> list[Axes]:
+        """The Axes of the figure, row by row; the curves are in the first."""
+        grid = self.fig.subplots(self._rows, self._columns, squeeze=False)
+        return list(grid.flat)
+
+    def _render(self, file_format: str) -> bytes:
+        axes = self.axes[0]
+        axes.cla()
+        for i, (x, y) in enumerate(zip(self.X, self.Y, strict=True)):
+            axes.plot(x, y, self.fmts[i % len(self.fmts)])
+        xlabel, ylabel, xlim, ylim, xscale, yscale, legend = self._settings
+        set_axes(axes, xlabel, ylabel, xlim, ylim, xscale, yscale, legend)
+        picture = io.BytesIO()
+        self.fig.savefig(picture, format=file_format)
+        return picture.getvalue()
+
+    def _write(self, points: Sequence[tuple[int, float, float]]) -> None:
+        values = [f"{self._label(curve)} {y:.4g}" for curve, _, y in points]
+        if values:
+            print(f"{self._xlabel} {points[0][1]:g}: {', '.join(values)}", file=sys.stderr)
+
+    def _label(self, curve: int) -> str:
+        name = self._legend[curve] if curve < len(self._legend) else ""
+        return f"{name} {self._ylabel}".strip()

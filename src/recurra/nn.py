@@ -1,0 +1,304 @@
+"""RNN, GRU and LSTM: drop-in replacements for torch.nn's that compute by `recurrence`.
+
+Each class is a subclass of torch.nn's. The constructor, the parameters with their names and first
+values, the state dict, the checks of arguments and their errors are torch's; only the computation
+is ours. Knows no text and no token ids: inputs are numbers, as torch's are.
+
+T steps, B batch, I input width, H hidden width, L layers, D directions (1 or 2). Inside, time comes
+first, and a batch of sequences of unequal length is a list of segments (t, b, I): stretches of time
+during which the same b sequences, the longest ones, are under way.
+
+Where these classes differ from torch.nn:
+
+- `backend="bptt"`, which `auto` takes on a CPU, can be differentiated once and in reverse mode. A
+  gradient of a gradient, forward mode and the transforms of torch.func need `backend="reference"`
+  (`functional_call` works with all).
+- Where autocast is on, the products are rounded to bf16 if that is its dtype, and outputs and
+  states keep the dtype of the weights. torch's come in either, depending on the cell.
+- They cannot be compiled by torch.jit.script.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import dropout
+from torch.nn.utils.rnn import PackedSequence
+
+from recurra.errors import ConfigError
+from recurra.recurrence.cells import LayerParameters, State
+from recurra.recurrence.scan import BACKENDS, choose_backend, run
+
+__all__ = ["GRU", "LSTM", "RNN"]
+
+_CELLS = {"RNN_TANH": "rnn", "RNN_RELU": "rnn-relu", "GRU": "gru", "LSTM": "lstm"}
+
+_RunSegment = Callable[[Tensor, State], tuple[Tensor, State]]
+"""Runs one layer over (t, b, I) from a state of b sequences."""
+
+
+class _ThroughOurRecurrence(torch.nn.RNNBase):
+    """What the three classes share; stands before torch's class among the bases of each."""
+
+    backend: str = "auto"
+
+    def __init__(self, *args: Any, backend: str = "auto", **kwargs: Any) -> None:
+        if backend != "auto" and backend not in BACKENDS:
+            raise ConfigError(f"unknown backend {backend!r}; there are auto, {', '.join(BACKENDS)}")
+        super().__init__(*args, **kwargs)
+        self.backend = backend
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments that are not the defaults."""
+        shown = super().extra_repr()
+        return shown if self.backend == "auto" else f"{shown}, backend={self.backend}"
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """Run the layers through time.
+
+        Args:
+            input: (T, B, I), or (B, T, I) where `batch_first`, or (T, I), or a PackedSequence.
+            hx: the initial state, (L*D, B, H) or (L*D, H) without a batch; a pair of them for the
+                LSTM, whose h is as wide as its projection if it has one. None is zero.
+
+        Returns:
+            The top layer's outputs in the form of the input, and the final state in that of `hx`.
+
+        Raises:
+            RuntimeError, ValueError: shapes or dtypes do not fit, as in torch.nn.
+        """
+        data = input.data if isinstance(input, PackedSequence) else input
+        backend = self.backend
+        if backend == "auto":
+            backend = choose_backend(_CELLS[self.mode], data.device)
+        if backend == "library":
+            # torch's own kernels: its own forward hands them all layers and directions at once.
+            return super().forward(input, hx)
+        weights = self.all_weights
+        known = self._flat_weights[0]
+        if known is None or known.dtype != weights[0][0].dtype:
+            # torch's check of the input's dtype looks there; functional_call leaves it behind.
+            self._init_flat_weights()
+        layers = [_layer_parameters(layer, self.bias) for layer in weights]
+        if isinstance(input, PackedSequence):
+            return self._forward_packed(input, hx, layers, backend)
+        return self._forward_padded(input, hx, layers, backend)
+
+    def _forward_padded(
+        self, input: Tensor, hx: Any, layers: list[LayerParameters], backend: str
+    ) -> tuple[Tensor, Any]:
+        rank = input.dim()
+        if rank not in (2, 3):
+            raise ValueError(f"{type(self).__name__}: Expected input to be 2D or 3D, got {rank}D")
+        batch_dim = 0 if self.batch_first else 1
+        if rank == 2:
+            input = input.unsqueeze(batch_dim)
+        state = self._initial_state(input, hx, None, rank)
+        if input.shape[1 - batch_dim] == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        segment = input.transpose(0, 1) if self.batch_first else input
+        (outputs,), state = self._run_stack([segment], state, layers, backend)
+        if self.batch_first:
+            outputs = outputs.transpose(0, 1)
+        if rank == 2:
+            outputs, state = outputs.squeeze(batch_dim), tuple(s.squeeze(1) for s in state)
+        return outputs, self._as_hidden(state)
+
+    def _forward_packed(
+        self, input: PackedSequence, hx: Any, layers: list[LayerParameters], backend: str
+    ) -> tuple[PackedSequence, Any]:
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        if hx is not None:
+            hx = self.permute_hidden(hx, sorted_indices)
+        state = self._initial_state(data, hx, batch_sizes, None)
+        segments = _segments(data, batch_sizes)
+        outputs, state = self._run_stack(segments, state, layers, backend)
+        packed = PackedSequence(_flatten(outputs), batch_sizes, sorted_indices, unsorted_indices)
+        return packed, self.permute_hidden(self._as_hidden(state), unsorted_indices)
+
+    def _initial_state(
+        self, input: Tensor, hx: Any, batch_sizes: Tensor | None, rank: int | None
+    ) -> State:
+        """The state before the first step, each tensor (L*D, B, H); zero where `hx` is None.
+
+        `rank` is that of the input the caller gave, which `hx` must share; None where packed.
+        """
+        if hx is None:
+            state = self._zero_state(input, batch_sizes)
+        else:
+            state = tuple(hx) if self.mode == "LSTM" else (hx,)
+            if rank is not None and any(s.dim() != rank for s in state):
+                ranks = ", ".join(f"{s.dim()}-D" for s in state)
+                given = "batched 3-D" if rank == 3 else "unbatched 2-D"
+                raise RuntimeError(
+                    f"For {given} input, hx should also be {rank}-D but got {ranks} tensor"
+                )
+            if self.mode == "LSTM" and len(state) != 2:
+                raise RuntimeError(f"hx of an LSTM is (h, c), but got {len(state)} tensors")
+            if rank == 2:
+                state = tuple(s.unsqueeze(1) for s in state)
+        hidden = self._as_hidden(state)
+        self.check_forward_args(input, hidden, batch_sizes)
+        if not torch.is_autocast_enabled(input.device.type):
+            for s in state:
+                if s.dtype != input.dtype:
+                    raise RuntimeError(f"input is {input.dtype}, but the hidden state {s.dtype}")
+        return state
+
+    def _zero_state(self, input: Tensor, batch_sizes: Tensor | None) -> State:
+        h = input.new_zeros(self.get_expected_hidden_size(input, batch_sizes))
+        if self.mode != "LSTM":
+            return (h,)
+        return h, input.new_zeros(*h.shape[:2], self.hidden_size)
+
+    def _as_hidden(self, state: State) -> Any:
+        """The state as torch.nn's signature has it: a tensor, or for the LSTM the pair (h, c)."""
+        return state if self.mode == "LSTM" else state[0]
+
+    def _run_stack(
+        self, segments: list[Tensor], state: State, layers: list[LayerParameters], backend: str
+    ) -> tuple[list[Tensor], State]:
+        """All layers and directions; `layers` and `state` go by layer, then direction."""
+        weight = layers[0].weight_ih
+        device, rounded = weight.device.type, False
+        if torch.is_autocast_enabled(device):
+            rounded = torch.get_autocast_dtype(device) == torch.bfloat16
+            segments = [s.to(weight.dtype) for s in segments]
+            state = tuple(s.to(weight.dtype) for s in state)
+        precision = "bf16" if rounded and weight.dtype == torch.float32 else "fp32"
+        finals: list[State] = []
+        # Which products are rounded is decided here; autocast would do it once more inside.
+        with torch.autocast(device, enabled=False):
+            while len(finals) < len(layers):
+                if finals and self.training and self.dropout > 0.0:
+                    segments = _drop(segments, self.dropout)
+                directions = []
+                for sweep in (_sweep_forward, _sweep_backward)[: 1 + self.bidirectional]:
+                    index = len(finals)
+                    run_segment = partial(
+                        _run_segment, _CELLS[self.mode], layers[index], backend, precision
+                    )
+                    outputs, final = sweep(run_segment, segments, tuple(s[index] for s in state))
+                    directions.append(outputs)
+                    finals.append(final)
+                segments = [
+                    parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+                    for parts in zip(*directions, strict=True)
+                ]
+        if len(segments) == 1 and segments[0]._is_view() and segments[0].requires_grad:
+            # A slice of what the backward pass will need; the caller may write into this copy.
+            segments = [segments[0].clone()]
+        return segments, tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
+
+
+class RNN(_ThroughOurRecurrence, torch.nn.RNN):
+    """Elman's recurrent layers, as torch.nn.RNN: its arguments, shapes, parameters and errors.
+
+    Args:
+        *args: as torch.nn.RNN; `nonlinearity` is "tanh" or "relu".
+        backend: "auto", or one of `recurrence.scan.BACKENDS`.
+        **kwargs: as torch.nn.RNN.
+
+    Raises:
+        ConfigError: there is no such backend.
+    """
+
+
+class GRU(_ThroughOurRecurrence, torch.nn.GRU):
+    """Gated recurrent units, as torch.nn.GRU: its arguments, shapes, parameters and errors.
+
+    Args:
+        *args: as torch.nn.GRU.
+        backend: "auto", or one of `recurrence.scan.BACKENDS`.
+        **kwargs: as torch.nn.GRU.
+
+    Raises:
+        ConfigError: there is no such backend.
+    """
+
+
+class LSTM(_ThroughOurRecurrence, torch.nn.LSTM):
+    """Long short-term memory, as torch.nn.LSTM: its arguments, shapes, parameters and errors.
+
+    Args:
+        *args: as torch.nn.LSTM, `proj_size` included.
+        backend: "auto", or one of `recurrence.scan.BACKENDS`.
+        **kwargs: as torch.nn.LSTM.
+
+    Raises:
+        ConfigError: there is no such backend.
+    """
+
+
+def _layer_parameters(weights: Sequence[Tensor], has_bias: bool) -> LayerParameters:
+    """One entry of torch's `all_weights`: W_ih, W_hh, the biases if any, W_hr if projected."""
+    weight_ih, weight_hh, *rest = weights
+    return LayerParameters(weight_ih, weight_hh, *(rest if has_bias else [None, None, *rest]))
+
+
+def _run_segment(
+    cell: str,
+    parameters: LayerParameters,
+    backend: str,
+    precision: str,
+    segment: Tensor,
+    state: State,
+) -> tuple[Tensor, State]:
+    return run(cell, segment, state, parameters, backend, precision=precision)
+
+
+def _sweep_forward(
+    run_segment: _RunSegment, segments: list[Tensor], state: State
+) -> tuple[list[Tensor], State]:
+    """From the first step to the last; a sequence that ends leaves with its state."""
+    outputs, ended = [], []
+    for segment in segments:
+        batch = segment.shape[1]
+        ended.append(tuple(s[batch:] for s in state))
+        output, state = run_segment(segment, tuple(s[:batch] for s in state))
+        outputs.append(output)
+    ended.append(state)
+    # The shortest sequences, which ended first, are the last of the batch.
+    return outputs, tuple(torch.cat(parts[::-1]) for parts in zip(*ended, strict=True))
+
+
+def _sweep_backward(
+    run_segment: _RunSegment, segments: list[Tensor], initial: State
+) -> tuple[list[Tensor], State]:
+    """From the last step to the first; a sequence joins, with its own initial state, at its end."""
+    outputs, state = [], tuple(s[:0] for s in initial)
+    for segment in reversed(segments):
+        joined, batch = state[0].shape[0], segment.shape[1]
+        joining = (i[joined:batch] for i in initial)
+        state = tuple(torch.cat(parts) for parts in zip(state, joining, strict=True))
+        output, state = run_segment(segment.flip(0), state)
+        outputs.append(output.flip(0))
+    return outputs[::-1], state
+
+
+def _segments(data: Tensor, batch_sizes: Tensor) -> list[Tensor]:
+    """The rows of a PackedSequence as segments, (t, b, I) for each run of equal batch sizes."""
+    sizes, steps = torch.unique_consecutive(batch_sizes, return_counts=True)
+    shapes = list(zip(steps.tolist(), sizes.tolist(), strict=True))
+    parts = torch.split(data, [t * b for t, b in shapes])
+    return [part.view(*shape, -1) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _flatten(segments: list[Tensor]) -> Tensor:
+    """The rows of the segments one after another, as a PackedSequence holds them."""
+    if len(segments) == 1:
+        return segments[0].flatten(0, 1)
+    return torch.cat([segment.flatten(0, 1) for segment in segments])
+
+
+def _drop(segments: list[Tensor], probability: float) -> list[Tensor]:
+    """Dropout over all segments in one draw, so that a seed gives the mask torch.nn draws."""
+    if len(segments) == 1:
+        return [dropout(segments[0], probability)]
+    rows = [segment.shape[0] * segment.shape[1] for segment in segments]
+    parts = torch.split(dropout(_flatten(segments), probability), rows)
+    return [part.view_as(segment) for part, segment in zip(parts, segments, strict=True)]

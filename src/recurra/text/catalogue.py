@@ -1,0 +1,253 @@
+"""Corpora known by name: where each one lies, or where it can be fetched from.
+
+A name is looked up in the folder of `RECURRA_DATA`, then in the cache, then downloaded and checked
+against its SHA-256. Two texts written for this project are bundled with it. Does not know what a
+corpus is used for, and never changes a byte of it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import http.client
+import importlib.resources
+import io
+import logging
+import os
+import sys
+import tempfile
+import urllib.request
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from recurra.errors import CorpusError
+
+DEFAULT_CORPUS = "english-story"
+"""What is read when no source is given."""
+
+_TIMEOUT_SECONDS = 30.0
+_LARGEST_DOWNLOAD = 64 << 20
+_logger = logging.getLogger("recurra")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """One entry of the catalogue."""
+
+    name: str
+    """What a person types: lower case with hyphens."""
+
+    file_name: str
+    """The file's name in `RECURRA_DATA`, in the cache, or in the package: with underscores."""
+
+    description: str
+    """What the text is, in one line."""
+
+    licence: str
+    """What may be done with the text."""
+
+    url: str | None = None
+    """Where it is downloaded from; None for a bundled text."""
+
+    zip_member: str | None = None
+    """The text's name inside the archive when the download is a zip."""
+
+    sha256: str | None = None
+    """Checksum of the text itself (not of the archive); None for a bundled text."""
+
+    num_bytes: int | None = None
+    """Size of the text itself; None for a bundled text."""
+
+    @property
+    def bundled(self) -> bool:
+        """Whether the text is part of the package and needs no network."""
+        return self.url is None
+
+
+_ENTRIES = (
+    Corpus(
+        name=DEFAULT_CORPUS,
+        file_name="english.txt",
+        description="a story in English, written for recurra",
+        licence="the project's own licence",
+    ),
+    Corpus(
+        name="chinese-lyrics",
+        file_name="chinese.txt",
+        description="song lyrics in Chinese, written for recurra",
+        licence="the project's own licence",
+    ),
+    Corpus(
+        name="time-machine",
+        file_name="time_machine.txt",
+        description="H. G. Wells, The Time Machine, as 'Dive into Deep Learning' uses it",
+        licence="public domain",
+        url="https://d2l-data.s3-accelerate.amazonaws.com/timemachine.txt",
+        sha256="8424dbd9532ac81f7e5f0b6add90e6952baea29158309d7d1bf3884f4e12c516",
+        num_bytes=178_979,
+    ),
+    Corpus(
+        name="jaychou-lyrics",
+        file_name="jaychou_lyrics.txt",
+        description="the Chinese lyrics of 'Dive into Deep Learning', first edition",
+        licence="in copyright: for personal study only, not to be passed on",
+        url="https://github.com/d2l-ai/d2l-zh/raw/v1.0.0/data/jaychou_lyrics.txt.zip",
+        zip_member="jaychou_lyrics.txt",
+        sha256="f0cab49f5d00e736c7201a0e2aa9c8dd72da1940c9491b309e4cc657be0faa48",
+        num_bytes=171_182,
+    ),
+    Corpus(
+        name="tiny-shakespeare",
+        file_name="tiny_shakespeare.txt",
+        description="40,000 lines of Shakespeare's plays, as char-rnn and nanoGPT use them",
+        licence="public domain",
+        url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+        sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+        num_bytes=1_115_394,
+    ),
+)
+_CATALOGUE = {corpus.name: corpus for corpus in _ENTRIES}
+
+
+def names() -> list[str]:
+    """Every name of the catalogue, bundled texts first."""
+    return list(_CATALOGUE)
+
+
+def nearest(name: str) -> list[str]:
+    """The names most like a mistyped one, best first; a file's name counts as its corpus's."""
+    wanted = name.lower().replace("_", "-").removesuffix(".txt")
+    return difflib.get_close_matches(wanted, _CATALOGUE, n=3, cutoff=0.5)
+
+
+def describe(name: str) -> Corpus:
+    """The catalogue's entry of this name.
+
+    Raises:
+        CorpusError: no corpus has this name.
+    """
+    if name not in _CATALOGUE:
+        raise CorpusError(f"no corpus is called {name!r}; there are {', '.join(_CATALOGUE)}")
+    return _CATALOGUE[name]
+
+
+def locate(name: str) -> Path:
+    """The corpus as a file on this machine, downloaded when it is not here yet.
+
+    Raises:
+        CorpusError: no corpus has this name, it cannot be fetched, or what came is not the text.
+    """
+    corpus = describe(name)
+    if corpus.bundled:
+        return Path(str(importlib.resources.files("recurra.text") / "originals" / corpus.file_name))
+    return _find_in_data_folder(corpus) or _find_in_cache(corpus) or _download(corpus)
+
+
+def data_folder() -> Path | None:
+    """The folder that `RECURRA_DATA` names, searched before any download; None when unset."""
+    value = os.environ.get("RECURRA_DATA")
+    return Path(value) if value else None
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: `RECURRA_CACHE`, or the platform's place for caches."""
+    if chosen := os.environ.get("RECURRA_CACHE"):
+        return Path(chosen)
+    if sys.platform == "win32":
+        local = os.environ.get("LOCALAPPDATA")
+        return (Path(local) if local else Path.home() / "AppData" / "Local") / "recurra" / "Cache"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "recurra"
+    xdg = os.environ.get("XDG_CACHE_HOME")
+    return (Path(xdg) if xdg else Path.home() / ".cache") / "recurra"
+
+
+def _find_in_data_folder(corpus: Corpus) -> Path | None:
+    folder = data_folder()
+    if folder is None or not (path := folder / corpus.file_name).is_file():
+        return None
+    if not _has_checksum(path, corpus):
+        _logger.warning("%s is not the published %s; it is used as it is", path, corpus.name)
+    return path
+
+
+def _find_in_cache(corpus: Corpus) -> Path | None:
+    path = cache_folder() / corpus.file_name
+    if not path.is_file():
+        return None
+    if _has_checksum(path, corpus):
+        return path
+    _logger.warning("%s is damaged; %s is fetched again", path, corpus.name)
+    return None
+
+
+def _has_checksum(path: Path, corpus: Corpus) -> bool:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == corpus.sha256
+    except OSError as error:
+        raise CorpusError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _download(corpus: Corpus) -> Path:
+    target = cache_folder() / corpus.file_name
+    try:
+        text = _fetch(corpus)
+    except (OSError, http.client.HTTPException, zipfile.BadZipFile, KeyError) as error:
+        raise CorpusError(
+            f"cannot fetch {corpus.name} from {corpus.url} ({error}); {_by_hand(corpus, target)}"
+        ) from error
+    found = hashlib.sha256(text).hexdigest()
+    if found != corpus.sha256:
+        raise CorpusError(
+            f"{corpus.url} gave something else than {corpus.name}: SHA-256 {found} instead of"
+            f" {corpus.sha256}, so it was thrown away; {_by_hand(corpus, target)}"
+        )
+    try:
+        _write_whole(target, text)
+    except OSError as error:
+        raise CorpusError(f"cannot keep {corpus.name} at {target}: {error.strerror}") from error
+    _logger.info("%s was downloaded to %s", corpus.name, target)
+    return target
+
+
+def _fetch(corpus: Corpus) -> bytes:
+    assert corpus.url is not None
+    # Some hosts turn away urllib's own name.
+    request = urllib.request.Request(corpus.url, headers={"User-Agent": "recurra"})
+    with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
+        # The corpora are small; a server that never stops sending must not fill the memory.
+        data: bytes = response.read(_LARGEST_DOWNLOAD)
+    if corpus.zip_member is None:
+        return data
+    with zipfile.ZipFile(io.BytesIO(data)) as archive, archive.open(corpus.zip_member) as member:
+        return member.read(_LARGEST_DOWNLOAD)
+
+
+def _write_whole(target: Path, data: bytes) -> None:
+    """Write so that a reader sees the whole file or none, even after a power cut."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _by_hand(corpus: Corpus, target: Path) -> str:
+    folder = data_folder()
+    named = str(folder) if folder else "a folder that RECURRA_DATA names"
+    return f"put the file {corpus.file_name} into {named}, or save it as {target}"
+
+
+def listed(candidates: Iterable[str]) -> str:
+    """Names in prose: a, b or c."""
+    *first, last = candidates
+    return f"{', '.join(first)} or {last}" if first else last

@@ -1,0 +1,259 @@
+"""The ids of a text on disk: `tokens.bin`, its record `tokens.json`, and `vocabulary.json`.
+
+`tokens.bin` holds nothing but ids, the training part first and the validation part after it, in
+the smallest integer type that fits; it is memory-mapped, so a text may be larger than memory. A
+folder is used again only if settings and source are still the same. Knows no batches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from recurra.config import TextConfig
+from recurra.errors import ConfigError, RunError
+from recurra.text.corpus import byte_chunks, resolve_sources, text_chunks
+from recurra.text.indexing import Extent, index_bpe, index_bytes, index_symbols
+from recurra.text.provisional import smallest_dtype
+from recurra.text.sources import RawSource, SourceReader, digest_of
+from recurra.text.vocabulary import Vocabulary
+
+FORMAT_VERSION = 1
+_TOKENS, _RECORD, _VOCABULARY = "tokens.bin", "tokens.json", "vocabulary.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenFile:
+    """A text as ids, on disk."""
+
+    path: Path
+    """The file of ids."""
+
+    dtype: np.dtype[Any]
+    """uint8, uint16 or uint32, little-endian."""
+
+    num_tokens: int
+    """All tokens."""
+
+    num_train: int
+    """Tokens of the training part: the first (1 - val_fraction) of all, rounded down (bpe: the
+    tokens of that share of the characters)."""
+
+    num_chars: int
+    """Characters of the prepared text that the tokens cover."""
+
+    num_bytes: int
+    """The same in bytes of UTF-8."""
+
+    val_chars: int
+    """Characters of the validation part."""
+
+    val_bytes: int
+    """Bytes of the validation part."""
+
+    sources: tuple[str, ...]
+    """What the text was made from, as the person named it."""
+
+    sha256: str
+    """Of the raw bytes that were read: of a single file, the file's own."""
+
+    vocabulary_fingerprint: str
+    """Of the vocabulary that the ids belong to."""
+
+    @cached_property
+    def ids(self) -> npt.NDArray[Any]:
+        """All ids, (num_tokens,), a read-only memory map."""
+        return np.memmap(self.path, dtype=self.dtype, mode="r", shape=(self.num_tokens,))
+
+    @property
+    def train(self) -> npt.NDArray[Any]:
+        """The training part, (num_train,), a view."""
+        return self.ids[: self.num_train]
+
+    @property
+    def val(self) -> npt.NDArray[Any]:
+        """The validation part, (num_tokens - num_train,), a view; it may be empty."""
+        return self.ids[self.num_train :]
+
+
+def build_token_file(
+    sources: Sequence[str | Path], config: TextConfig, folder: Path
+) -> tuple[TokenFile, Vocabulary]:
+    """Read the sources once, learn the vocabulary from the training part, write the ids.
+
+    Files of an earlier call are used again when they are whole, and settings and raw bytes are
+    the same; standard input is never the same. Nothing half-written stays behind an error.
+
+    Raises:
+        ConfigError: encoding, vocab_size or min_freq do not suit.
+        SourceError: a source cannot be read, is not text in this encoding, or is too short.
+        CorpusError: a named corpus is neither here nor to be fetched.
+        MissingExtraError: bpe without tokenizers.
+        OSError: the folder cannot be written, or the disk is full.
+    """
+    streams = resolve_sources(sources, config)
+    if built := _built_before(streams, config, folder):
+        return built
+    reader = SourceReader(streams)
+    with _workspace(folder) as work:
+        vocabulary, extent = _index(reader, config, work)
+        record = {
+            "version": FORMAT_VERSION,
+            "dtype": smallest_dtype(len(vocabulary)).name,
+            **dataclasses.asdict(extent),
+            "text": dataclasses.asdict(config),
+            "sources": [str(source) for source in sources],
+            "sha256": reader.sha256,
+            "source_bytes": reader.num_bytes,
+            "source_complete": reader.complete,
+            "vocabulary": vocabulary.fingerprint,
+        }
+        _write_json(work / _VOCABULARY, vocabulary.to_dict())
+        _write_json(work / _RECORD, record)
+        _publish(work, folder)
+    return load_token_file(folder), vocabulary
+
+
+def load_token_file(folder: Path) -> TokenFile:
+    """The token file that `build_token_file` left in a folder.
+
+    Raises:
+        RunError: it is missing, damaged, or of another version of the format.
+    """
+    record = _read_record(folder)
+    try:
+        if record["version"] != FORMAT_VERSION:
+            raise RunError(f"{folder / _RECORD} has format {record['version']}, not 1")
+        tokens = TokenFile(
+            path=folder / _TOKENS,
+            dtype=np.dtype(record["dtype"]).newbyteorder("<"),
+            **{field.name: int(record[field.name]) for field in dataclasses.fields(Extent)},
+            sources=tuple(record["sources"]),
+            sha256=record["sha256"],
+            vocabulary_fingerprint=record["vocabulary"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{folder / _RECORD} is damaged: {error!r}") from error
+    expected = tokens.num_tokens * tokens.dtype.itemsize
+    found = tokens.path.stat().st_size if tokens.path.is_file() else 0
+    if found != expected:
+        raise RunError(f"{tokens.path} is damaged: it has {found} bytes instead of {expected}")
+    return tokens
+
+
+def load_vocabulary(folder: Path) -> Vocabulary:
+    """The vocabulary of a folder, from its `vocabulary.json`.
+
+    Raises:
+        RunError: it is missing or damaged.
+        MissingExtraError: bpe without tokenizers.
+    """
+    path = folder / _VOCABULARY
+    try:
+        return Vocabulary.from_dict(_read_json(path))
+    except ConfigError as error:
+        raise RunError(f"{path} is damaged: {error}") from error
+
+
+def _index(reader: SourceReader, config: TextConfig, work: Path) -> tuple[Vocabulary, Extent]:
+    target = work / _TOKENS
+    if config.tokens == "byte":
+        return index_bytes(byte_chunks(reader, config), config, target)
+    chunks = text_chunks(reader, config)
+    if config.tokens == "bpe":
+        return index_bpe(chunks, config, target, work)
+    return index_symbols(chunks, config, target, work)
+
+
+def _built_before(
+    streams: Sequence[RawSource], config: TextConfig, folder: Path
+) -> tuple[TokenFile, Vocabulary] | None:
+    """What lies in the folder, if it is whole and would come out the same today."""
+    if not all(stream.rereadable for stream in streams) or not (folder / _RECORD).is_file():
+        return None
+    try:
+        tokens, vocabulary, record = (
+            load_token_file(folder),
+            load_vocabulary(folder),
+            _read_record(folder),
+        )
+    except RunError:
+        return None  # damaged: it is built again
+    same = (
+        vocabulary.fingerprint == tokens.vocabulary_fingerprint
+        and record.get("text") == dataclasses.asdict(config)
+        and _same_bytes(streams, record)
+    )
+    return (tokens, vocabulary) if same else None
+
+
+def _same_bytes(streams: Sequence[RawSource], record: dict[str, Any]) -> bool:
+    """Whether the part of the sources that was read then has the same digest now."""
+    limit = None if record.get("source_complete") else record.get("source_bytes")
+    return digest_of(streams, limit) == str(record["sha256"])
+
+
+@contextmanager
+def _workspace(folder: Path) -> Iterator[Path]:
+    """A folder for unfinished files inside `folder`; it goes in any case, with all in it."""
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".tokens-") as work:
+            yield Path(work)
+    except BaseException:
+        if made:
+            with suppress(OSError):  # someone else put something into it meanwhile
+                folder.rmdir()
+        raise
+
+
+def _publish(work: Path, folder: Path) -> None:
+    """Move the finished files to their names; the record goes first and comes last.
+
+    So a record on disk always belongs to the ids beside it, wherever a power cut falls.
+    """
+    for name in (_TOKENS, _VOCABULARY, _RECORD):
+        with (work / name).open("r+b") as file:
+            os.fsync(file.fileno())
+    (folder / _RECORD).unlink(missing_ok=True)
+    for name in (_TOKENS, _VOCABULARY, _RECORD):
+        os.replace(work / name, folder / name)
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    text = json.dumps(values, ensure_ascii=False, indent=1)
+    path.write_text(text + "\n", encoding="utf-8", newline="\n")
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    return _read_json(folder / _RECORD)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: it is not JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise RunError(f"{path} is damaged: it holds no JSON object")
+    return values

@@ -1,0 +1,1 @@
+"""From ids to trained weights: batches, clipping, schedules, the loop, checkpoints, progress."""

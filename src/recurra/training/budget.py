@@ -1,0 +1,70 @@
+"""How much of the training budget is spent: in epochs, steps or minutes, always as a share of 1."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from recurra.config import TrainingConfig
+
+DEFAULT_MINUTES = 2.0
+
+
+class Clock:
+    """Seconds of this training, those before an interruption included."""
+
+    def __init__(self, started: float | None = None) -> None:
+        self._started = time.monotonic() if started is None else started
+
+    def rewind(self, seconds: float) -> None:
+        """Go on as if `seconds` had passed already."""
+        self._started = time.monotonic() - seconds
+
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._started
+
+
+@dataclass
+class Budget:
+    """The one budget of a run.
+
+    Attributes:
+        config: where epochs, steps or minutes stand; none of them means `DEFAULT_MINUTES`.
+        epoch_length: batches in an epoch.
+        clock: measures the minutes.
+        reserve: seconds kept for the last evaluation and save; the trainer learns it as it goes.
+    """
+
+    config: TrainingConfig
+    epoch_length: int
+    clock: Clock
+    reserve: float = 0.0
+
+    @property
+    def minutes(self) -> float | None:
+        """The budget in minutes, if it is one."""
+        if self.config.epochs is None and self.config.steps is None:
+            return self.config.minutes or DEFAULT_MINUTES
+        return None
+
+    def spent(self, step: int, epoch: int, position: int) -> float:
+        """The share spent after `step` updates, `position` of them in this `epoch` (0 to 1)."""
+        if self.minutes is not None:
+            return self.clock.seconds() / max(self.minutes * 60 - self.reserve, 1e-9)
+        if self.config.steps is not None:
+            return step / self.config.steps
+        assert self.config.epochs is not None
+        # An epoch may hold a batch more than its usual length; it ends when it ends.
+        share = min(position / self.epoch_length, 1.0)
+        return (epoch + share) / self.config.epochs
+
+    def total_steps(self, seconds_per_step: float) -> int:
+        """Updates that the budget buys, an estimate where it is in minutes."""
+        if self.minutes is not None:
+            left = self.minutes * 60 - self.clock.seconds()
+            return max(int(left / max(seconds_per_step, 1e-9)), 1)
+        if self.config.steps is not None:
+            return self.config.steps
+        assert self.config.epochs is not None
+        return max(round(self.config.epochs * self.epoch_length), 1)

@@ -1,0 +1,82 @@
+"""What a training will cost in time and memory, told before its first step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from recurra.config import ModelConfig, TrainingConfig
+from recurra.model import RecurrentLM
+from recurra.recurrence.cells import find_cell
+from recurra.training.batches import Batch, BatchStream
+from recurra.training.budget import Budget
+from recurra.training.progress import format_count, format_seconds
+
+
+def seconds_per_step(model: RecurrentLM, batch: Batch) -> float:
+    """Time a forward and backward pass; weights, gradients and random numbers stay untouched."""
+    ids = torch.from_numpy(batch.ids).to(model.device)
+    targets = torch.from_numpy(batch.targets).to(model.device)
+    best = float("inf")
+    with _untouched(model):
+        # The first pass pays for memory and code that the later ones find ready.
+        for _ in range(3):
+            started = time.perf_counter()
+            loss, _ = model.loss(ids, targets)
+            loss.backward()
+            float(loss.detach())
+            best = min(best, time.perf_counter() - started)
+            if best > 1.0:
+                break
+    return best
+
+
+@contextmanager
+def _untouched(model: RecurrentLM) -> Iterator[None]:
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+    model.zero_grad(set_to_none=True)
+
+
+def memory_bytes(model: ModelConfig, training: TrainingConfig, num_steps: int, weights: int) -> int:
+    """About how much memory a training step takes, in bytes.
+
+    Weights, gradients and the optimiser's averages, and for each token of a batch what BPTT keeps:
+    the gates, their derivatives and the states of each layer, and the logits twice.
+    """
+    averages = {"sgd": 1 if training.momentum else 0, "adam": 2, "adamw": 2}[training.optimizer]
+    gates = find_cell(model.cell).num_gates
+    per_token = model.num_layers * (2 * gates + 4) * model.hidden_size + 2 * model.vocab_size
+    tokens = training.batch_size * num_steps
+    return 4 * (weights * (2 + averages) + tokens * per_token)
+
+
+def describe_plan(
+    model: RecurrentLM,
+    stream: BatchStream,
+    budget: Budget,
+    step_seconds: float,
+    num_val_tokens: int,
+) -> list[str]:
+    """Three lines: the model, the text, the cost."""
+    config, training = model.config, stream.config
+    width = f"embedding {config.embedding_size}" if config.embedding_size else "one-hot input"
+    layers = f"{config.num_layers} layer" + ("s" if config.num_layers > 1 else "")
+    steps = budget.total_steps(step_seconds)
+    memory = memory_bytes(config, training, stream.num_steps, model.num_parameters)
+    per_step = training.batch_size * stream.num_steps
+    rate = per_step / step_seconds
+    duration = budget.minutes * 60 if budget.minutes is not None else steps * step_seconds
+    return [
+        f"model     {config.cell}, {layers} of {config.hidden_size} units, {width},"
+        f" vocabulary {config.vocab_size:,}: {model.num_parameters:,} parameters"
+        f" ({model.backend} on {model.device}, {config.precision})",
+        f"text      {len(stream.ids):,} tokens to learn from, {num_val_tokens:,} to validate on",
+        f"training  about {steps:,} updates of {training.batch_size} x {stream.num_steps} tokens,"
+        f" {format_count(rate)} tokens/s, {format_seconds(duration)} in all,"
+        f" {memory / 2**20:,.0f} MB",
+    ]

@@ -1,0 +1,220 @@
+"""A run on disk: a folder readable by eye, with no pickle in it.
+
+    config.json          everything needed to rebuild the model and repeat the training
+    vocabulary.json      the tokens
+    tokens.bin, .json    the text as ids, and where it came from
+    model.safetensors    the best weights by validation loss
+    metrics.jsonl        one line per report
+    samples.jsonl        what the model wrote at each report
+    checkpoints/         the last moment of the training, to go on from
+    loss.svg             with --plot
+
+Knows where things lie and how they are written so that a reader never sees half a file; what is
+in them is the business of `checkpoint.py` and the trainer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import recurra
+from recurra.config import RunConfig
+from recurra.errors import ConfigError, RunError
+
+FORMAT = 1
+TOKEN_FILES = ("tokens.bin", "tokens.json", "vocabulary.json")
+
+
+class RunFolder:
+    """The files of one run."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.vocabulary = self.path / "vocabulary.json"
+        self.model = self.path / "model.safetensors"
+        self.metrics = self.path / "metrics.jsonl"
+        self.samples = self.path / "samples.jsonl"
+        self.last = self.path / "checkpoints" / "last.safetensors"
+        self.curve = self.path / "loss.svg"
+
+    @property
+    def is_run(self) -> bool:
+        """Whether the folder holds a run."""
+        return self.config.is_file()
+
+    @contextmanager
+    def prepared(self, *, force: bool) -> Iterator[RunFolder]:
+        """Yield a folder beside this one to prepare a new run in; it takes this one's place at the
+        end of the block. When the block fails it is removed, and what was here is as it was.
+
+        With `force` an older run is replaced; its token file is offered to the new one, which uses
+        it again if the text and its options are the same.
+
+        Raises:
+            RunError: the folder exists and is not empty, and either `force` is off or what lies
+                there is not a run.
+        """
+        taken = self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir()))
+        if taken and not self.is_run:
+            what = "is not a run of recurra" if self.path.is_dir() else "is a file"
+            raise RunError(f"{self.path} {what}; choose another --out")
+        if taken and not force:
+            raise RunError(
+                f"{self.path} exists already; choose another --out, or --force to replace it"
+            )
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{self.path.name}-", dir=self.path.parent))
+        try:
+            for name in TOKEN_FILES:
+                if taken and (self.path / name).is_file():
+                    shutil.copyfile(self.path / name, staging / name)
+            yield RunFolder(staging)
+            if self.path.exists():
+                shutil.rmtree(self.path)
+            # mkdtemp makes folders that only their owner may enter; a run is a folder like others.
+            staging.chmod(0o777 & ~_umask())
+            staging.rename(self.path)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def write_config(self, config: RunConfig, sources: list[str]) -> None:
+        """Write config.json."""
+        record = {"format": FORMAT, "recurra": recurra.__version__, "sources": sources}
+        write_json(self.config, record | config.to_dict())
+
+    def read_config(self) -> RunConfig:
+        """Read config.json.
+
+        Raises:
+            RunError: there is no run here, or the file is not what it should be.
+        """
+        record = self._read_record()
+        values = {k: v for k, v in record.items() if k in ("text", "model", "training")}
+        try:
+            return RunConfig.from_dict(values)
+        except ConfigError as error:
+            raise RunError(f"{self.config}: {error}") from error
+
+    def read_sources(self) -> list[str]:
+        """What the run was trained on, as it was named on the command line."""
+        sources = self._read_record().get("sources", [])
+        if not isinstance(sources, list) or not all(isinstance(s, str) for s in sources):
+            raise RunError(f"{self.config}: sources must be a list of names")
+        return sources
+
+    def _read_record(self) -> dict[str, Any]:
+        if not self.is_run:
+            raise RunError(f"{self.path} holds no run (there is no {self.config.name} in it)")
+        record = read_json(self.config)
+        if record.get("format") != FORMAT:
+            raise RunError(
+                f"{self.config}: format {record.get('format')!r} is not one this version"
+                f" ({recurra.__version__}) reads; it reads {FORMAT}"
+            )
+        return record
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; empty when nothing was reported yet."""
+        return list(_read_lines(self.metrics))
+
+    def best_metrics(self) -> dict[str, Any]:
+        """The line of the weights in model.safetensors: the lowest validation loss, or the last
+        line where nothing was validated; empty when nothing was reported yet."""
+        records = self.read_metrics()
+        validated = [r for r in records if r["val_nats"] is not None]
+        if validated:
+            return min(validated, key=lambda record: float(record["val_nats"]))
+        return records[-1] if records else {}
+
+    def cut_after(self, step: int) -> None:
+        """Drop the lines of metrics and samples that were written after `step`."""
+        for file in (self.metrics, self.samples):
+            if file.is_file():
+                kept = [line for line in _read_lines(file) if line["step"] <= step]
+                text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
+                with replaced(file) as temporary:
+                    temporary.write_text(text, encoding="utf-8")
+
+
+def _umask() -> int:
+    """The process's file mode mask; reading it means setting it for a moment."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def append_line(file: Path, record: dict[str, Any]) -> None:
+    """Add one line of JSON."""
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def write_json(file: Path, record: dict[str, Any]) -> None:
+    """Write JSON for people, whole or not at all."""
+    with replaced(file) as temporary:
+        text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        RunError: the file is missing, is not JSON, or holds something other than an object.
+    """
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunError(f"{file} is missing") from error
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{file} is damaged: {error}") from error
+    if not isinstance(record, dict):
+        raise RunError(f"{file} is damaged: it should hold one JSON object")
+    return record
+
+
+def _read_lines(file: Path) -> Iterator[dict[str, Any]]:
+    if not file.is_file():
+        return
+    with file.open(encoding="utf-8") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise RunError(f"{file}, line {number} is damaged: {error}") from error
+
+
+@contextmanager
+def replaced(file: Path) -> Iterator[Path]:
+    """Yield a temporary path; when the block ends well it takes the file's place, flushed to disk.
+
+    When the block fails, the temporary file is removed and the old file is as it was.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        _flush(temporary)
+        temporary.replace(file)
+        _flush(file.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Force a file, or a folder's list of names, to the disk; Windows has no such call for folders."""
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,112 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from recurra import d2l
+from recurra.errors import ConfigError
+
+# torch computes such layers without oneDNN, and says so once.
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
+
+V, H = 6, 4
+LAYERS = {
+    "rnn": lambda: nn.RNN(V, H),
+    "gru": lambda: nn.GRU(V, H),
+    "lstm": lambda: nn.LSTM(V, H),
+    "two-layers": lambda: nn.GRU(V, H, num_layers=2),
+    "both-directions": lambda: nn.LSTM(V, H, bidirectional=True),
+    "projected": lambda: nn.LSTM(V, H, proj_size=3, num_layers=2),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_logits_are_the_output_layer_over_the_layers_outputs(name):
+    net = d2l.RNNModel(LAYERS[name](), vocab_size=V)
+    ids = torch.randint(0, V, (3, 5))
+    state = net.begin_state(batch_size=3, device="cpu")
+    logits, new_state = net(ids, state)
+    outputs, expected_state = net.rnn(F.one_hot(ids.T, V).float(), state)
+    assert torch.equal(logits, net.linear(outputs.reshape(15, -1)))
+    for got, want in zip(_parts(new_state), _parts(expected_state), strict=True):
+        assert torch.equal(got, want)
+
+
+def _parts(state):
+    return state if isinstance(state, tuple) else (state,)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_no_state_is_the_zero_state(name):
+    net = d2l.RNNModel(LAYERS[name](), vocab_size=V)
+    ids = torch.randint(0, V, (3, 5)).float()  # v1's ids are floats
+    start = net.begin_state("cpu", 3)
+    assert all(not part.any() for part in _parts(start))
+    assert torch.equal(net(ids)[0], net(ids, start)[0])
+    assert torch.equal(net(ids, None)[0], net(ids, start)[0])
+
+
+def test_the_state_is_a_tensor_but_for_the_lstm():
+    assert d2l.RNNModel(nn.GRU(V, H), V).begin_state("cpu").shape == (1, 1, H)
+    pair = d2l.RNNModel(nn.LSTM(V, H, 2, bidirectional=True), V).begin_state("cpu", batch_size=3)
+    assert [part.shape for part in pair] == [(4, 3, H), (4, 3, H)]
+
+
+def test_a_state_in_a_tuple_of_one_is_unpacked():
+    net = d2l.RNNModel(nn.RNN(V, H), V)
+    ids, state = torch.randint(0, V, (2, 3)), torch.randn(1, 2, H)
+    assert torch.equal(net(ids, (state,))[0], net(ids, state)[0])
+
+
+def test_wrong_layers_and_states_are_explained():
+    with pytest.raises(ConfigError, match="batch_first"):
+        d2l.RNNModel(nn.RNN(V, H, batch_first=True), V)
+    with pytest.raises(ConfigError, match="input_size"):
+        d2l.RNNModel(nn.RNN(5, H), V)
+    with pytest.raises(ConfigError, match="pair"):
+        d2l.RNNModel(nn.LSTM(V, H), V)(torch.zeros(1, 1), torch.zeros(1, 1, H))
+
+
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+def test_recurras_layers_give_torchs_logits(name):
+    recurra_nn = pytest.importorskip("recurra.nn", reason="recurra.nn is not there")
+    torch_net = d2l.RNNModel(getattr(nn, name)(V, H), V)
+    net = d2l.RNNModel(getattr(recurra_nn, name)(V, H), V)
+    net.load_state_dict(torch_net.state_dict())
+    ids = torch.randint(0, V, (3, 5))
+    got, state = net(ids, net.begin_state("cpu", 3))
+    want, want_state = torch_net(ids, torch_net.begin_state("cpu", 3))
+    torch.testing.assert_close(got, want)
+    for part, want_part in zip(_parts(state), _parts(want_state), strict=True):
+        torch.testing.assert_close(part, want_part)
+
+
+def test_the_scratch_model_hands_one_hot_steps_to_the_learners_function():
+    seen = {}
+
+    def forward(inputs, state, params):
+        seen.update(inputs=inputs, state=state, params=params)
+        return inputs.reshape(-1, V), ("next",)
+
+    net = d2l.RNNModelScratch(
+        V, H, "cpu", lambda *args: ["weights", *args], lambda *args: args, forward
+    )
+    ids = torch.tensor([[0, 1, 2], [3, 4, 5]])
+    logits, state = net(ids, "first")
+    assert logits.argmax(dim=1).tolist() == [0, 3, 1, 4, 2, 5]  # step by step, batch inside
+    assert state == ("next",)
+    assert seen["params"] is net.params
+    assert net.params == ["weights", V, H, "cpu"]
+    assert seen["state"] == "first"
+    assert torch.equal(seen["inputs"], F.one_hot(ids.T, V).float())
+    assert net.begin_state(batch_size=7, device="cpu") == (7, H, "cpu")
+
+
+def test_v1s_one_hot_helpers():
+    assert d2l.one_hot(torch.tensor([0.0, 2.0]), 3).tolist() == [[1, 0, 0], [0, 0, 1]]
+    steps = d2l.to_onehot(torch.tensor([[0, 1], [2, 0]]), 3)
+    assert [step.tolist() for step in steps] == [
+        [[1, 0, 0], [0, 0, 1]],
+        [[0, 1, 0], [1, 0, 0]],
+    ]
+    assert steps[0].dtype == torch.float32

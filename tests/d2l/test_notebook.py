@@ -1,0 +1,62 @@
+"""A learner's script as it stands in a notebook, but for the import line."""
+
+import io
+from contextlib import redirect_stdout
+
+import pytest
+
+SCRIPT = """
+import torch
+from torch import nn
+from recurra import d2l
+
+batch_size, num_steps, num_hiddens = 8, 12, 48
+train_iter, vocab = d2l.load_data_time_machine(batch_size, num_steps)
+device = torch.device("cpu")
+
+def get_params(vocab_size, num_hiddens, device):
+    def small(*shape):
+        return torch.randn(*shape, device=device) * 0.01
+    def gate():
+        return [small(vocab_size, num_hiddens), small(num_hiddens, num_hiddens),
+                torch.zeros(num_hiddens, device=device)]
+    params = [*gate(), *gate(), *gate(), small(num_hiddens, vocab_size),
+              torch.zeros(vocab_size, device=device)]
+    for param in params:
+        param.requires_grad_(True)
+    return params
+
+def init_state(batch_size, num_hiddens, device):
+    return (torch.zeros((batch_size, num_hiddens), device=device),)
+
+def gru(inputs, state, params):
+    xz, hz, bz, xr, hr, br, xh, hh, bh, hq, bq = params
+    H, = state
+    outputs = []
+    for X in inputs:
+        Z = torch.sigmoid(X @ xz + H @ hz + bz)
+        R = torch.sigmoid(X @ xr + H @ hr + br)
+        candidate = torch.tanh(X @ xh + (R * H) @ hh + bh)
+        H = Z * H + (1 - Z) * candidate
+        outputs.append(H @ hq + bq)
+    return torch.cat(outputs, dim=0), (H,)
+
+net = d2l.RNNModelScratch(len(vocab), num_hiddens, device, get_params, init_state, gru)
+d2l.train_ch8(net, train_iter, vocab, 1, 60, device)
+scratch = d2l.predict_ch8("the ket", 30, net, vocab, device)
+
+net = d2l.RNNModel(nn.LSTM(len(vocab), num_hiddens), len(vocab)).to(device)
+d2l.train_ch8(net, train_iter, vocab, 2, 60, device)
+concise = d2l.predict_ch8("the ket", 30, net, vocab, device)
+"""
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_the_script_runs_and_both_models_learn_the_story():
+    names, out = {}, io.StringIO()
+    with redirect_stdout(out):
+        exec(SCRIPT, names)
+    # The story's lines are joined without a space, as in the book.
+    assert names["scratch"] == names["concise"] == "the kettle nosang to the catthe cat s"
+    finals = [line for line in out.getvalue().splitlines() if line.startswith("perplexity")]
+    assert [line.split(",")[0] for line in finals] == ["perplexity 1.0", "perplexity 1.0"]

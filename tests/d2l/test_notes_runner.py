@@ -1,0 +1,157 @@
+"""benchmarks/notes.py: what it takes for code in a note, what it changes, what it reports."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+NOTES = Path(__file__).parents[2] / "benchmarks" / "notes.py"
+
+
+@pytest.fixture(scope="module")
+def notes():
+    spec = importlib.util.spec_from_file_location("notes", NOTES)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["notes"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+MARKDOWN = """# One
+```python
+from d2l import torch as d2l
+x = 1
+```
+## Inner
+```python
+# Not a heading
+print(x + 1)
+```
+```
+not python
+```
+# Two
+```python
+```
+```python
+raise KeyError(x)
+```
+"""
+
+NOTEBOOK = """# 标题
+In [1]:
+%matplotlib inline
+import sys
+sys.path.append("/somewhere")
+import d2l_jay9460 as d2l
+
+text = "%d" % 3
+
+In [7]:
+y = [1.0, 2.0]
+
+def f():
+    return 5
+
+f(), y
+
+(5, [1.0, 2.0])
+
+tensor([1., 2.])
+一句话
+
+## 下一节
+散文，不是代码。
+
+In [None]:
+f() +
+
+In [9]: f()
+
+'5'
+"""
+
+
+def test_fenced_blocks_and_their_headings(notes):
+    cells = notes.read_note(MARKDOWN)
+    assert [(c.line, c.headings) for c in cells] == [
+        (3, ("One",)),
+        (8, ("One", "Inner")),
+        (18, ("Two",)),
+    ]
+    assert cells[1].code == "# Not a heading\nprint(x + 1)"
+
+
+def test_cells_end_where_prose_and_outputs_begin(notes):
+    cells = notes.read_note(NOTEBOOK)
+    assert [c.label for c in cells] == ["In [1]", "In [7]", "In [None]", "In [9]"]
+    assert cells[0].code.splitlines()[1] == "pass  # %matplotlib inline"
+    assert cells[0].code.endswith('text = "%d" % 3')
+    assert cells[1].code == "\ny = [1.0, 2.0]\n\ndef f():\n    return 5\n\nf(), y"
+    assert cells[2].code == "\nf() +"
+    assert cells[2].headings == ("标题", "下一节")
+    assert cells[3].code == "f()"
+
+
+def test_only_the_import_of_the_book_is_changed(notes):
+    code = "import sys\nsys.path.append('x')\nimport d2lzh_pytorch as d2l\nif 1:\n    import d2l"
+    assert notes.use_recurra(code).splitlines() == [
+        "import sys",
+        "pass  # sys.path.append('x')",
+        "from recurra import d2l",
+        "if 1:",
+        "    from recurra import d2l",
+    ]
+    other = "import sys\nsys.path.append('x')\nfrom torch import nn"
+    assert notes.use_recurra(other) == other
+
+
+def test_epochs_are_capped_and_nothing_else(notes):
+    code = "名 = 9; num_epochs, lr = 500, 100\nnum_epochs = 2\npred_period, n = 50, 50"
+    assert notes.cap_epochs(code, 3).splitlines() == [
+        "名 = 9; num_epochs, lr = 3, 100",
+        "num_epochs = 2",
+        "pred_period, n = 3, 50",
+    ]
+
+
+def run(tmp_path, text, *options):
+    (tmp_path / "note.txt").write_text(text, encoding="utf-8")
+    return subprocess.run(
+        [sys.executable, str(NOTES), str(tmp_path / "note.txt"), *options],
+        capture_output=True,
+        encoding="utf-8",
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+    )
+
+
+def test_a_failing_cell_is_reported_and_the_others_run(tmp_path):
+    done = run(tmp_path, MARKDOWN)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 1
+    assert lines[0].startswith("cell 1 (block 1, line 3)")
+    assert lines[0].endswith(": ok")
+    assert lines[2] == "    | 2"
+    assert lines[3].endswith("FAILED at line 18 of the note: KeyError: 1")
+    assert lines[4] == "2 of 3 cells ran"
+
+
+def test_the_learners_own_slip_is_reported_as_such(tmp_path):
+    done = run(tmp_path, NOTEBOOK)
+    assert done.returncode == 1
+    assert "FAILED at line 28 of the note: SyntaxError" in done.stdout
+    assert "    | (5, [1.0, 2.0])" in done.stdout
+    assert done.stdout.splitlines()[-1] == "3 of 4 cells ran"
+
+
+def test_one_section_can_be_chosen_and_code_only_printed(tmp_path):
+    done = run(tmp_path, MARKDOWN, "--section", "Inner")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (1, "0 of 1 cells ran")
+    done = run(tmp_path, MARKDOWN, "--section", "One", "--print-code")
+    assert done.returncode == 0
+    assert "from recurra import d2l\nx = 1" in done.stdout
+    done = run(tmp_path, MARKDOWN, "--section", "nowhere")
+    assert done.returncode == 2

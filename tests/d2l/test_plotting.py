@@ -1,0 +1,149 @@
+import builtins
+import sys
+import types
+
+import pytest
+import torch
+
+from recurra import d2l
+from recurra.errors import MissingExtraError
+
+
+@pytest.fixture
+def no_matplotlib(monkeypatch):
+    real_import = builtins.__import__
+
+    def refuse(name, *args, **kwargs):
+        if name.split(".")[0] == "matplotlib":
+            raise ImportError(name)
+        return real_import(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+
+class Display(types.ModuleType):
+    """What an Animator needs of IPython.display, noting what happens."""
+
+    def __init__(self):
+        super().__init__("IPython.display")
+        self.events = []
+
+    def clear_output(self, wait):
+        self.events.append(("clear", wait))
+
+    def display(self, picture):
+        self.events.append(("show", picture))
+
+    def SVG(self, data):  # noqa: N802
+        return data
+
+
+@pytest.fixture
+def notebook(monkeypatch):
+    display = Display()
+    ipython = types.ModuleType("IPython")
+    ipython.get_ipython = lambda: types.SimpleNamespace(kernel=object())
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    return display
+
+
+def test_animator_keeps_the_points_of_each_curve():
+    animator = d2l.Animator(legend=["train", "test"])
+    animator.add(1, (0.5, None))
+    animator.add(2, [torch.tensor(0.25), 0.75])
+    animator.add([3, 4], [0.125, 0.5])
+    assert animator.X == [[1.0, 2.0, 3.0], [2.0, 4.0]]
+    assert animator.Y == [[0.5, 0.25, 0.125], [0.75, 0.5]]
+
+
+def test_without_a_notebook_each_point_is_a_line_on_stderr(capsys):
+    animator = d2l.Animator(xlabel="epoch", ylabel="perplexity", legend=["train"])
+    animator.add(10, [12.3456])
+    animator.add(20, [None])
+    d2l.Animator().add(1, 2)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == ["epoch 10: train perplexity 12.35", "x 1: y 2"]
+
+
+def test_animator_saves_a_picture_without_a_display(tmp_path):
+    pytest.importorskip("matplotlib", reason="the plot extra is not installed")
+    animator = d2l.Animator(xlabel="epoch", ylabel="perplexity", legend=["train"], xlim=[10, 10])
+    animator.add(10, [3.0])
+    animator.add(20, [2.0])
+    animator.save(tmp_path / "loss.svg")
+    animator.save(tmp_path / "loss.png")
+    assert "<svg" in (tmp_path / "loss.svg").read_text()
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    (line,) = animator.axes[0].lines
+    assert line.get_xydata().tolist() == [[10, 3], [20, 2]]
+    assert animator.axes[0].get_ylabel() == "perplexity"
+
+
+def test_in_a_notebook_the_picture_replaces_the_last_one(notebook, capsys):
+    pytest.importorskip("matplotlib", reason="the plot extra is not installed")
+    animator = d2l.Animator()
+    animator.add(1, 2.0)
+    animator.add(2, 1.0)
+    assert [kind for kind, _ in notebook.events] == ["clear", "show", "clear", "show"]
+    assert notebook.events[0] == ("clear", True)
+    assert b"<svg" in notebook.events[3][1]
+    assert notebook.events[3] != notebook.events[1]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("no_matplotlib")
+def test_without_matplotlib_points_are_kept_and_pictures_are_refused(tmp_path, capsys):
+    animator = d2l.Animator(legend=["train"])
+    animator.add(1, [2.0])
+    assert animator.Y == [[2.0]]
+    assert "train y 2" in capsys.readouterr().err
+    with pytest.raises(MissingExtraError, match="plot"):
+        animator.save(tmp_path / "loss.svg")
+    with pytest.raises(MissingExtraError, match=r"recurra\[plot\]"):
+        _ = d2l.plt
+    with pytest.raises(MissingExtraError):
+        d2l.plot([1, 2])
+
+
+@pytest.mark.usefixtures("no_matplotlib", "notebook")
+def test_a_notebook_without_matplotlib_gets_the_lines(capsys):
+    d2l.Animator().add(1, 2)
+    assert capsys.readouterr().err == "x 1: y 2\n"
+
+
+@pytest.fixture
+def axes():
+    figure = pytest.importorskip("matplotlib.figure", reason="the plot extra is not installed")
+    return figure.Figure().subplots()
+
+
+def curves(axes):
+    return [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in axes.lines]
+
+
+@pytest.mark.parametrize(
+    ("given", "drawn"),
+    [
+        (([5, 6, 7],), [([0, 1, 2], [5, 6, 7])]),
+        (([[5, 6], [7, 8, 9]],), [([0, 1], [5, 6]), ([0, 1, 2], [7, 8, 9])]),
+        (([1, 2], [[3, 4], [5, 6]]), [([1, 2], [3, 4]), ([1, 2], [5, 6])]),
+        (([[1, 2], [3]], [[3, 4], [5]]), [([1, 2], [3, 4]), ([3], [5])]),
+        ((torch.tensor([1, 2]), [torch.tensor([3, 4])]), [([1, 2], [3, 4])]),
+        ((torch.tensor([[1, 2], [3, 4]]),), [([0, 1], [1, 2]), ([0, 1], [3, 4])]),
+    ],
+)
+def test_plot_draws_one_curve_or_several(axes, given, drawn):
+    axes.plot([9, 9])  # what was there before is gone
+    d2l.plot(*given, xlabel="time", ylabel="x", legend=["a"], xlim=[0, 4], axes=axes)
+    assert curves(axes) == drawn
+    assert axes.get_xlabel() == "time"
+
+
+def test_set_axes(axes):
+    d2l.set_axes(axes, "time", None, [1, 3], [2, 2], "linear", "log", ["a"])
+    assert axes.get_xlim() == (1, 3)
+    assert axes.get_yscale() == "log"
+    assert axes.get_ylabel() == ""

@@ -1,0 +1,58 @@
+"""Models and vocabularies that the tests of this folder share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from recurra.config import ModelConfig
+from recurra.model import RecurrentLM
+from recurra.text.vocabulary import ByteVocabulary, CharVocabulary, Vocabulary
+
+
+@pytest.fixture
+def characters() -> Callable[[str], Vocabulary]:
+    """Makes a char vocabulary of the characters of a text, in order, `<unk>` first."""
+    return lambda text: CharVocabulary(sorted(set(text)))
+
+
+@pytest.fixture
+def byte_vocabulary() -> Vocabulary:
+    """The vocabulary of the 256 bytes."""
+    return ByteVocabulary()
+
+
+@pytest.fixture
+def make_model() -> Callable[..., RecurrentLM]:
+    """Makes a small model whose weights are wide enough for its predictions to differ."""
+
+    def make(vocab_size: int, cell: Any = "gru", seed: int = 1, **options: Any) -> RecurrentLM:
+        torch.manual_seed(seed)
+        config = ModelConfig(cell=cell, vocab_size=vocab_size, hidden_size=12, **options)
+        model = RecurrentLM(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(4)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture
+def make_periodic_model() -> Callable[..., RecurrentLM]:
+    """Makes a model that is all but certain that id + 1 follows id, and id 0 the last one."""
+
+    def make(vocab_size: int, sharpness: float = 40.0) -> RecurrentLM:
+        config = ModelConfig(cell="none", vocab_size=vocab_size, hidden_size=vocab_size)
+        model = RecurrentLM(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.zero_()
+            model.weight_ih_l0.copy_(10 * torch.eye(vocab_size))
+            model.head_weight.copy_(sharpness * torch.eye(vocab_size).roll(1, dims=0))
+        return model.eval()
+
+    return make

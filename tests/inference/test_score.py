@@ -1,0 +1,209 @@
+"""score_text and score_html: bits of characters and lines."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recurra.errors import ConfigError, NonFiniteError, SourceError, UnknownTokenError
+from recurra.inference.evaluate import evaluate_text
+from recurra.inference.score import LineScore, Score, score_text
+from recurra.inference.score_page import score_html
+from recurra.inference.spans import character_sizes, characters_completed, spread_over_characters
+from recurra.model import RecurrentLM
+from recurra.text.vocabulary import WordVocabulary
+
+MakeModel = Callable[..., RecurrentLM]
+TEXT = "one line\nanöther 水 line\n\nthe lâst"
+
+
+@torch.no_grad()
+def first_bits(model: RecurrentLM, token: int) -> float:
+    return -float(model.initial_logits()[0].double().log_softmax(-1)[token]) / math.log(2)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 512])
+def test_bits_of_characters_are_those_of_a_plain_loop(
+    make_model: MakeModel, characters: Any, chunk: int
+) -> None:
+    vocabulary = characters(TEXT)
+    model = make_model(len(vocabulary), "lstm")
+    ids = vocabulary.encode(TEXT).tolist()
+    expected = [first_bits(model, ids[0])]
+    for position in range(1, len(ids)):
+        with torch.no_grad():
+            logits = model(torch.tensor([ids[:position]]))[0][0, -1].double()
+        expected.append(-float(logits.log_softmax(-1)[ids[position]]) / math.log(2))
+    score = score_text(model, vocabulary, TEXT, chunk=chunk)
+    assert score.surprisal == pytest.approx(expected, rel=1e-5)
+    assert score.surprisal.dtype == np.float64
+    assert score.total_bits == pytest.approx(sum(expected), rel=1e-6)
+
+
+def test_the_sum_is_the_evaluation_plus_the_first_token(
+    make_model: MakeModel, characters: Any, byte_vocabulary: Any
+) -> None:
+    for vocabulary in (characters(TEXT), byte_vocabulary, WordVocabulary.from_text(TEXT)):
+        model = make_model(len(vocabulary))
+        rest = evaluate_text(model, vocabulary, TEXT).total_nats / math.log(2)
+        first = first_bits(model, int(vocabulary.encode(TEXT)[0]))
+        score = score_text(model, vocabulary, TEXT)
+        assert len(score.surprisal) == len(TEXT)
+        assert score.total_bits == pytest.approx(first + rest, rel=1e-9)
+
+
+def test_bytes_of_one_character_are_summed(make_model: MakeModel, byte_vocabulary: Any) -> None:
+    model = make_model(256)
+    score = score_text(model, byte_vocabulary, "a水b")
+    single = score_text(model, byte_vocabulary, "a水b", chunk=1)
+    data = "a水b".encode()
+    with torch.no_grad():
+        logits = model(torch.tensor([list(data)]))[0][0].double().log_softmax(-1)
+    bits = [first_bits(model, data[0])]
+    bits += [-float(logits[i, data[i + 1]]) / math.log(2) for i in range(4)]
+    assert score.surprisal == pytest.approx([bits[0], sum(bits[1:4]), bits[4]], rel=1e-6)
+    assert single.surprisal == pytest.approx(score.surprisal, rel=1e-6)
+
+
+def test_bits_of_a_long_token_are_spread_over_its_bytes() -> None:
+    sizes = character_sizes("aé水b")
+    assert sizes.tolist() == [1, 2, 3, 1]
+    # Tokens: "a" with half of "é", the other half with all of "水", "b".
+    got = spread_over_characters(np.array([4.0, 8.0, 1.0]), np.array([2, 4, 1]), sizes)
+    assert got.tolist() == [2.0, 2.0 + 2.0, 6.0, 1.0]
+
+
+@given(st.text(min_size=1), st.data())
+def test_sizes_are_those_of_utf8_and_ranges_add_up(text: str, data: st.DataObject) -> None:
+    sizes = character_sizes(text)
+    assert sizes.tolist() == [len(c.encode("utf-8", "surrogatepass")) for c in text]
+    end = int(sizes.sum())
+    middle = data.draw(st.integers(0, end))
+    before = characters_completed(sizes, 0, middle)
+    assert before == len(text.encode("utf-8", "surrogatepass")[:middle].decode("utf-8", "ignore"))
+    assert before + characters_completed(sizes, middle, end) == len(text)
+
+
+def test_lines_hold_their_newline() -> None:
+    score = Score(text="ab\n\ncde\nf", surprisal=np.arange(1.0, 10.0))
+    assert score.lines == [
+        LineScore(1, "ab", 6.0, 2.0),
+        LineScore(2, "", 4.0, 4.0),
+        LineScore(3, "cde", 26.0, 6.5),
+        LineScore(4, "f", 9.0, 9.0),
+    ]
+    assert sum(line.bits for line in score.lines) == score.total_bits
+    assert score.bits_per_char == 5.0
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [("a\n", ["a"]), ("\n", [""]), ("\n\n", ["", ""]), ("a\nb", ["a", "b"]), ("a", ["a"])],
+)
+def test_a_newline_at_the_end_begins_no_line(text: str, lines: list[str]) -> None:
+    score = Score(text=text, surprisal=np.ones(len(text)))
+    assert [line.text for line in score.lines] == lines
+    assert [line.bits_per_char for line in score.lines] == [1.0] * len(lines)
+
+
+def test_top_lines_by_bits_per_character_ties_in_order() -> None:
+    score = Score(text="aa\nb\nc\nddd", surprisal=np.array([2, 2, 2, 5, 5, 5, 5, 1, 1, 1.0]))
+    assert [line.number for line in score.top(3)] == [2, 3, 1]
+    assert [line.number for line in score.top(99)] == [2, 3, 1, 4]
+    assert score.top(0) == []
+    with pytest.raises(ConfigError):
+        score.top(-1)
+
+
+def test_unknown_symbols_are_counted_or_refused(make_model: MakeModel, characters: Any) -> None:
+    vocabulary = characters("abc")
+    model = make_model(len(vocabulary))
+    score = score_text(model, vocabulary, "?a?")
+    assert score.num_unknown == 2
+    assert score.surprisal[0] == pytest.approx(first_bits(model, 0), rel=1e-6)
+    with pytest.raises(UnknownTokenError):
+        score_text(model, vocabulary, "?a?", unknown="error")
+
+
+def test_what_cannot_be_scored(make_model: MakeModel, characters: Any) -> None:
+    vocabulary = characters("abc")
+    model = make_model(len(vocabulary))
+    with pytest.raises(SourceError, match="empty"):
+        score_text(model, vocabulary, "")
+    with pytest.raises(ConfigError, match="chunk"):
+        score_text(model, vocabulary, "abc", chunk=0)
+    with torch.no_grad():
+        model.head_bias[1] = math.inf
+    with pytest.raises(NonFiniteError):
+        score_text(model, vocabulary, "abc")
+
+
+class _Page(HTMLParser):
+    """Collects what a reader of the page would see."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.characters: list[tuple[str, str, str]] = []
+        self.open: list[str] = []
+        self.external: list[str] = []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        if tag not in ("meta", "link"):
+            self.open.append(tag)
+        if tag in ("script", "link", "img", "iframe") or {"src", "href"} & set(values):
+            self.external.append(tag)
+        if tag == "b" and "title" in values:
+            self.characters.append((str(values["class"]), str(values["title"]), ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "b" in self.open and self.characters and "scale" not in self.open:
+            shade, title, text = self.characters[-1]
+            self.characters[-1] = (shade, title, text + data)
+
+
+def test_the_page_shows_every_character_with_its_bits() -> None:
+    text = 'a<b>&"\n\t\x00é'
+    bits = np.array([0.0, 0.26, 1.0, 7.9, 8.0, 31.0, 2.5, 3.0, 0.1, 4.004])
+    page = score_html(Score(text=text, surprisal=bits), "a <title> & more")
+    seen = _Page(page)
+    assert seen.external == []
+    assert "".join(shown for _, _, shown in seen.characters) == 'a<b>&"↵\t␀é'
+    assert [title for _, title, _ in seen.characters] == [f"{b:.2f} bits" for b in bits]
+    assert [shade for shade, _, _ in seen.characters] == [
+        f"s{level}" for level in (0, 1, 2, 16, 16, 16, 5, 6, 0, 8)
+    ]
+    assert "<title>a &lt;title&gt; &amp; more</title>" in page
+    assert "prefers-color-scheme: dark" in page
+    assert "10 characters · 57.8 bits · 5.776 bits per character" in page
+
+
+def test_the_page_lists_the_lines_and_stops_at_its_limit() -> None:
+    score = Score(text="ab\ncd\nef", surprisal=np.arange(8.0), num_unknown=3)
+    rows = r'<td class="n">(\d+)</td><td class="n">([\d.]+)</td><td class="n">([\d.]+)</td>'
+    expected = [("1", "3.0", "1.00"), ("2", "12.0", "4.00"), ("3", "13.0", "6.50")]
+    page = score_html(score, "t")
+    assert re.findall(rows, page) == expected
+    assert "3 tokens unknown" in page
+    assert "not shown" not in page
+    short = score_html(score, "t", max_chars=4)
+    assert re.findall(rows, short) == expected[:2]
+    assert "".join(shown for _, _, shown in _Page(short).characters) == "ab↵c"
+    assert "4 further characters are not shown" in short
+    with pytest.raises(ConfigError, match="max_chars"):
+        score_html(score, "t", max_chars=0)
