@@ -126,9 +126,7 @@ class LanguageModel:
         ids = self.vocabulary.encode_bytes(data)
         # A character counts where its first byte stands; the others look like 0b10xxxxxx.
         num_chars = int(np.count_nonzero((ids[1:] & 0xC0) != 0x80))
-        return evaluate(
-            self.model, ids, window=window, num_chars=num_chars, num_bytes=len(ids) - 1
-        )
+        return evaluate(self.model, ids, window=window, num_chars=num_chars, num_bytes=len(ids) - 1)
 
     def score(self, text: str | bytes, *, unknown: UnknownRule = "replace") -> Score:
         """The surprise of each character, in bits, given those before it.
@@ -292,9 +290,7 @@ def load(path: Source, device: str = "cpu") -> LanguageModel:
         )
     model = RecurrentLM(config.model)
     load_weights(folder.model, model)
-    return LanguageModel(
-        model.to(choose_device(device)).eval(), vocabulary, config, folder.path
-    )
+    return LanguageModel(model.to(choose_device(device)).eval(), vocabulary, config, folder.path)
 
 
 def _as_list(source: Source | Sequence[Source]) -> list[Source]:

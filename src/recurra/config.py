@@ -260,7 +260,9 @@ class TrainingConfig:
         for name in ("patience", "report_every", "sample_every", "threads"):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"{name} must be at least 1")
-        _require(self.bptt != "randomized" or self.num_steps >= 2, "randomized needs num_steps >= 2")
+        _require(
+            self.bptt != "randomized" or self.num_steps >= 2, "randomized needs num_steps >= 2"
+        )
 
     def _check_rates(self) -> None:
         _require(self.lr > 0, "lr must be positive")
@@ -322,7 +324,8 @@ class RunConfig:
         built = {}
         for name, kind in sections.items():
             section = values.get(name)
-            _require(isinstance(section, dict), f"config section {name!r} is missing")
+            if not isinstance(section, dict):
+                raise ConfigError(f"config section {name!r} is missing")
             known = {f.name for f in dataclasses.fields(kind)}
             unknown = set(section) - known
             _require(not unknown, f"config section {name!r} has unknown fields {sorted(unknown)}")

@@ -1,15 +1,17 @@
 """Every error recurra raises on purpose.
 
     Exception
-    └── RecurraError             one clear sentence for a person; the command line prints it and exits 1
-        ├── ConfigError          (ValueError)       a setting is wrong or two settings disagree; exit 2
-        ├── SourceError          (ValueError)       a text cannot be read, or is of no use as it is
-        ├── UnknownTokenError    (ValueError)       a symbol is not in the vocabulary
-        ├── CorpusError          (LookupError)      a named corpus is unknown, unreachable or damaged
-        ├── RunError             (RuntimeError)     a run folder is missing, taken or damaged
-        ├── DivergenceError      (ArithmeticError)  training no longer learns; lower the learning rate
-        │   └── NonFiniteError                      a loss or gradient became NaN or infinite
-        └── MissingExtraError    (ImportError)      an optional dependency is not installed
+    └── RecurraError                           one clear sentence; the command line exits 1
+        ├── ConfigError        ValueError       a setting is wrong, or two disagree; exits 2
+        ├── SourceError        ValueError       a text cannot be read, or is of no use as it is
+        ├── UnknownTokenError  ValueError       a symbol is not in the vocabulary
+        ├── CorpusError        LookupError      a named corpus is unknown, unreachable or damaged
+        ├── RunError           RuntimeError     a run folder is missing, taken or damaged
+        ├── DivergenceError    ArithmeticError  training no longer learns
+        │   └── NonFiniteError                  a loss or gradient became NaN or infinite
+        └── MissingExtraError  ImportError      an optional dependency is not installed
+
+The third column is the built-in class that each one is too.
 
 Knows nothing else of the package, so that every other module can import it.
 """

@@ -81,7 +81,7 @@ class RecurrentLM(nn.Module):
             elif name == "embedding":
                 parameter.normal_(0.0, 1.0 if not self.config.tie_weights else bound)
             elif self.config.init == "orthogonal" and name.startswith("weight_hh"):
-                for gate in parameter.split(self.config.hidden_size):
+                for gate in torch.split(parameter, self.config.hidden_size):
                     nn.init.orthogonal_(gate)
             else:
                 parameter.uniform_(-bound, bound)
@@ -94,7 +94,9 @@ class RecurrentLM(nn.Module):
     def layers(self) -> list[LayerParameters]:
         """The parameters of each recurrent layer, the lowest first."""
         return [
-            LayerParameters(*(getattr(self, f"{name}_l{layer}", None) for name in _LAYER_NAMES))
+            LayerParameters._make(
+                [*(getattr(self, f"{name}_l{layer}", None) for name in _LAYER_NAMES), None]
+            )
             for layer in range(self.config.num_layers)
         ]
 

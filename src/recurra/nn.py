@@ -15,11 +15,13 @@ Where these classes differ from torch.nn:
   (`functional_call` works with all).
 - Where autocast is on, the products are rounded to bf16 if that is its dtype, and outputs and
   states keep the dtype of the weights. torch's come in either, depending on the cell.
-- They cannot be compiled by torch.jit.script.
+- torch.compile leaves the layers as they are, uncompiled. torch.jit.script refuses the classes;
+  torch.jit.trace needs `backend="reference"` or `"library"`.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -248,7 +250,12 @@ def _run_segment(
     segment: Tensor,
     state: State,
 ) -> tuple[Tensor, State]:
-    return run(cell, segment, state, parameters, backend, precision=precision)
+    call = run
+    if "torch._dynamo" in sys.modules:
+        # The compiler cannot follow buffers that are used again. Importing it takes a second, so
+        # it is asked to stand aside only where somebody has imported it.
+        call = torch.compiler.disable(run)
+    return call(cell, segment, state, parameters, backend, precision=precision)
 
 
 def _sweep_forward(

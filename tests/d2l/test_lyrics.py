@@ -9,7 +9,7 @@ from recurra.errors import ConfigError
 
 CHARS = list("abcde")
 IDS = {char: i for i, char in enumerate(CHARS)}
-CORPUS = [0, 1, 2, 3, 4] * 40
+CORPUS = [0, 1, 2, 3, 4] * 20
 
 
 def rnn(inputs, state, params):

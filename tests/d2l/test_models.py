@@ -4,6 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from recurra import d2l
+from recurra import nn as recurra_nn
 from recurra.errors import ConfigError
 
 # torch computes such layers without oneDNN, and says so once.
@@ -69,7 +70,6 @@ def test_wrong_layers_and_states_are_explained():
 
 @pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
 def test_recurras_layers_give_torchs_logits(name):
-    recurra_nn = pytest.importorskip("recurra.nn", reason="recurra.nn is not there")
     torch_net = d2l.RNNModel(getattr(nn, name)(V, H), V)
     net = d2l.RNNModel(getattr(recurra_nn, name)(V, H), V)
     net.load_state_dict(torch_net.state_dict())

@@ -142,7 +142,7 @@ def test_a_failing_cell_is_reported_and_the_others_run(tmp_path):
 def test_the_learners_own_slip_is_reported_as_such(tmp_path):
     done = run(tmp_path, NOTEBOOK)
     assert done.returncode == 1
-    assert "FAILED at line 28 of the note: SyntaxError" in done.stdout
+    assert "FAILED at line 27 of the note: SyntaxError" in done.stdout
     assert "    | (5, [1.0, 2.0])" in done.stdout
     assert done.stdout.splitlines()[-1] == "3 of 4 cells ran"
 

@@ -215,7 +215,7 @@ def test_an_empty_prefix_is_explained():
 
 @pytest.mark.usefixtures("stand_in")
 def test_train_ch8_reports_every_ten_epochs_and_at_the_end(capsys):
-    train_iter, vocab = d2l.load_data_time_machine(4, 10)
+    train_iter, vocab = d2l.load_data_time_machine(4, 10, max_tokens=200)
     net = d2l.RNNModel(nn.LSTM(len(vocab), 32), len(vocab))
     d2l.train_ch8(net, train_iter, vocab, 1, 20, "cpu")
     out, err = capsys.readouterr()

@@ -139,7 +139,8 @@ def test_training_mode_comes_back_and_dropout_is_off(make_model: MakeModel) -> N
     frozen = torch.nn.Dropout().eval()
     model.add_module("frozen", frozen)
     assert evaluate(model, ids).total_nats == expected
-    assert model.training and not frozen.training
+    assert model.training
+    assert not frozen.training
     assert torch.is_grad_enabled()
 
 

@@ -192,12 +192,14 @@ def test_the_model_is_left_as_it_was_even_when_the_consumer_stops(make_model: Ma
     got = []
     for chosen in tokens:
         # Between two tokens, too: training may go on.
-        assert model.training and torch.is_grad_enabled()
+        assert model.training
+        assert torch.is_grad_enabled()
         got.append(chosen)
         if len(got) == 5:
             break
     tokens.close()  # type: ignore[attr-defined]
-    assert model.training and torch.is_grad_enabled()
+    assert model.training
+    assert torch.is_grad_enabled()
     assert got == expected[:5]
 
 

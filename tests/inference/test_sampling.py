@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -57,28 +58,21 @@ def probabilities_by_hand(
 # The odd figures keep sums of probabilities away from the thresholds themselves.
 @pytest.mark.parametrize("penalty", [1.0, 1.37, 0.8])
 @pytest.mark.parametrize("temperature", [0.61, 1.0, 2.3])
-@pytest.mark.parametrize("top_k", [None, 1, 4, 50])
-@pytest.mark.parametrize("top_p", [None, 0.1234, 0.777, 1.0])
-@pytest.mark.parametrize("min_p", [None, 0.0, 0.11, 1.0])
-def test_warping_agrees_with_the_plain_form(
-    penalty: float, temperature: float, top_k: Any, top_p: Any, min_p: Any
-) -> None:
+def test_warping_agrees_with_the_plain_form(penalty: float, temperature: float) -> None:
     rows = np.random.default_rng(3).normal(0, 2, (3, 11))
     seen = np.random.default_rng(4).random((3, 11)) < 0.4
-    config = GenerationConfig(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    got = softmax(warp(penalize(rows, seen, penalty), config))
-    for row in range(3):
-        expected = probabilities_by_hand(
-            rows[row].tolist(),
-            set(np.flatnonzero(seen[row]).tolist()),
-            penalty,
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-        )
-        assert [p == 0 for p in expected] == (got[row] == 0).tolist()
-        assert got[row] == pytest.approx(expected, abs=1e-12)
+    penalized = penalize(rows, seen, penalty)
+    choices = product([None, 1, 4, 50], [None, 0.1234, 0.777, 1.0], [None, 0.0, 0.11, 1.0])
+    for top_k, top_p, min_p in choices:
+        config = GenerationConfig(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+        got = softmax(warp(penalized, config))
+        for row in range(3):
+            ids = set(np.flatnonzero(seen[row]).tolist())
+            expected = probabilities_by_hand(
+                rows[row].tolist(), ids, penalty, temperature, top_k, top_p, min_p
+            )
+            assert [p == 0 for p in expected] == (got[row] == 0).tolist(), config
+            assert got[row] == pytest.approx(expected, abs=1e-12), config
 
 
 def test_top_k_keeps_equals_of_the_last() -> None:
@@ -91,6 +85,11 @@ def test_top_p_keeps_at_least_one(top_p: float) -> None:
     got = warp(np.array([[0.0, 5.0, 1.0], [0.0, 0.0, 0.0]]), GenerationConfig(top_p=top_p))
     assert np.isfinite(got[0]).tolist() == [False, True, False]
     assert np.isfinite(got[1]).tolist() == [True, top_p > 1 / 3, False]
+
+
+def test_top_p_stops_when_the_mass_is_reached_exactly() -> None:
+    got = warp(np.array([[0.0, 0.0]]), GenerationConfig(top_p=0.5))
+    assert got.tolist() == [[0.0, -INFINITY]]
 
 
 def test_a_tiny_temperature_is_greedy_and_finite() -> None:

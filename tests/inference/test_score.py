@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from recurra.errors import ConfigError, NonFiniteError, SourceError, UnknownTokenError
 from recurra.inference.evaluate import evaluate_text
-from recurra.inference.score import LineScore, Score, score_text
+from recurra.inference.score import Score, score_text
 from recurra.inference.score_page import score_html
 from recurra.inference.spans import character_sizes, characters_completed, spread_over_characters
 from recurra.model import RecurrentLM
@@ -95,11 +95,12 @@ def test_sizes_are_those_of_utf8_and_ranges_add_up(text: str, data: st.DataObjec
 
 def test_lines_hold_their_newline() -> None:
     score = Score(text="ab\n\ncde\nf", surprisal=np.arange(1.0, 10.0))
-    assert score.lines == [
-        LineScore(1, "ab", 6.0, 2.0),
-        LineScore(2, "", 4.0, 4.0),
-        LineScore(3, "cde", 26.0, 6.5),
-        LineScore(4, "f", 9.0, 9.0),
+    found = [(n.number, n.text, n.bits, n.bits_per_char, n.surprisal.tolist()) for n in score.lines]
+    assert found == [
+        (1, "ab", 6.0, 2.0, [1.0, 2.0, 3.0]),
+        (2, "", 4.0, 4.0, [4.0]),
+        (3, "cde", 26.0, 6.5, [5.0, 6.0, 7.0, 8.0]),
+        (4, "f", 9.0, 9.0, [9.0]),
     ]
     assert sum(line.bits for line in score.lines) == score.total_bits
     assert score.bits_per_char == 5.0
@@ -188,6 +189,7 @@ def test_the_page_shows_every_character_with_its_bits() -> None:
     assert [shade for shade, _, _ in seen.characters] == [
         f"s{level}" for level in (0, 1, 2, 16, 16, 16, 5, 6, 0, 8)
     ]
+    assert all(f">{escaped}</b>" in page for escaped in ("&lt;", "&gt;", "&amp;", "&quot;"))
     assert "<title>a &lt;title&gt; &amp; more</title>" in page
     assert "prefers-color-scheme: dark" in page
     assert "10 characters · 57.8 bits · 5.776 bits per character" in page

@@ -3,10 +3,13 @@ from pathlib import Path
 
 import pytest
 
+# Read before any test changes the environment.
+_DATA = os.environ.get("RECURRA_DATA")
 
-@pytest.fixture(scope="session")
+
+@pytest.fixture
 def real_data_folder() -> Path:
-    """The folder of the published corpora; taken before a test changes the environment."""
-    if not (folder := os.environ.get("RECURRA_DATA")):
+    """The folder of the published corpora."""
+    if not _DATA:
         pytest.skip("RECURRA_DATA is not set")
-    return Path(folder)
+    return Path(_DATA)

@@ -39,7 +39,7 @@ class Handler(BaseHTTPRequestHandler):
         self.asked = asked
         super().__init__(*args)
 
-    def do_GET(self):  # noqa: N802
+    def do_GET(self):
         self.asked.append(self.path)
         body = PAGES.get(self.path, TEXT[:5] if self.path == "/short" else None)
         self.send_response(404 if body is None else 200)
@@ -131,7 +131,7 @@ def test_without_a_network_the_error_says_what_to_do(folders, server, stand_in, 
         port = closed.server_port
     stand_in(f"http://127.0.0.1:{port}/text")
     monkeypatch.setenv("RECURRA_DATA", str(folders / "data"))
-    with pytest.raises(CorpusError, match="cannot fetch stand-in from .*refused") as caught:
+    with pytest.raises(CorpusError, match=r"cannot fetch stand-in from .*refused") as caught:
         locate("stand-in")
     assert f"put the file stand_in.txt into {folders / 'data'}, or" in str(caught.value)
 
@@ -227,9 +227,8 @@ def test_cache_folders(monkeypatch, platform, variables, folder):
 
 
 @pytest.mark.parametrize("name", ["time-machine", "jaychou-lyrics", "tiny-shakespeare"])
-def test_the_published_files_have_their_checksums(name, monkeypatch, request):
-    data = request.getfixturevalue("real_data_folder")
-    monkeypatch.setenv("RECURRA_DATA", str(data))
+def test_the_published_files_have_their_checksums(name, monkeypatch, real_data_folder):
+    monkeypatch.setenv("RECURRA_DATA", str(real_data_folder))
     path = locate(name)
     assert path.stat().st_size == describe(name).num_bytes
     assert hashlib.sha256(path.read_bytes()).hexdigest() == describe(name).sha256

@@ -1,7 +1,7 @@
 """Bytes to prepared text: decoding errors, newlines, BOM, the book's cleaning, chunk borders."""
 
-import os
 import re
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -78,7 +78,7 @@ def test_letters_only_is_the_book_s_cleaning_however_it_is_cut(text, cuts):
     unified = text.replace("\r\n", "\n").replace("\r", "\n")
     borders = [0, *sorted(cuts), len(unified)]
     letters = LettersOnly()
-    parts = [letters.push(unified[a:b]) for a, b in zip(borders, borders[1:], strict=False)]
+    parts = [letters.push(unified[a:b]) for a, b in pairwise(borders)]
     assert "".join(parts) == by_the_book(text)
 
 
@@ -170,9 +170,7 @@ def test_a_stream_gives_text_before_it_is_read_to_its_end(tmp_path, monkeypatch)
     assert next(iterate_text([saved(tmp_path, b"good\xff")], CHAR)) == "good"
 
 
-def test_the_time_machine_has_the_book_s_figures():
-    if "RECURRA_DATA" not in os.environ:
-        pytest.skip("RECURRA_DATA is not set")
+def test_the_time_machine_has_the_book_s_figures(real_data_folder):
     text = read_text(["time-machine"], LETTERS)
     assert len(text) == 170_580
     vocabulary = CharVocabulary.from_text(text)

@@ -1,1 +1,1 @@
-"""The command line: one file per verb; parses, calls the library, prints. Nothing is computed here."""
+"""The command line: one file per verb. Parses, calls the library, prints; computes nothing."""

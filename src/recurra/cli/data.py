@@ -44,7 +44,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _list(as_json: bool) -> None:
-    from recurra.text import catalogue  # noqa: PLC0415
+    from recurra.text import catalogue
 
     for name in catalogue.names():
         corpus = catalogue.describe(name)
@@ -56,14 +56,14 @@ def _list(as_json: bool) -> None:
 
 
 def _get(name: str, as_json: bool) -> None:
-    from recurra.text import catalogue  # noqa: PLC0415
+    from recurra.text import catalogue
 
     path = str(catalogue.locate(name))
     print(json.dumps({"name": name, "path": path}) if as_json else path)
 
 
 def _where(as_json: bool) -> None:
-    from recurra.text import catalogue  # noqa: PLC0415
+    from recurra.text import catalogue
 
     data, cache = catalogue.data_folder(), catalogue.cache_folder()
     if as_json:

@@ -48,9 +48,9 @@ def _versions() -> dict[str, str]:
 
 
 def _compute() -> dict[str, str]:
-    import torch  # noqa: PLC0415
+    import torch
 
-    from recurra.recurrence.scan import BACKENDS, choose_backend  # noqa: PLC0415
+    from recurra.recurrence.scan import BACKENDS, choose_backend
 
     devices = ["cpu"]
     if torch.cuda.is_available():
@@ -79,7 +79,7 @@ def _extras() -> dict[str, str]:
 
 
 def _places() -> dict[str, str]:
-    from recurra.text import catalogue  # noqa: PLC0415
+    from recurra.text import catalogue
 
     cache = catalogue.cache_folder()
     data = catalogue.data_folder()

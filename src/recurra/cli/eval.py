@@ -23,7 +23,9 @@ class Eval:
     run: tyro.conf.Positional[str]
     """The run's folder."""
 
-    sources: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[SOURCE ...]")] = ()
+    sources: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[SOURCE ...]")
+    ] = ()
     """Files, folders, - for standard input, or corpus names; by default the run's own validation
     part."""
 
@@ -43,7 +45,7 @@ class Eval:
 def run(arguments: Sequence[str]) -> int:
     """Print the figures."""
     command = parse(Eval, "eval", arguments)
-    from recurra.api import load  # noqa: PLC0415
+    from recurra.api import load
 
     lm = load(command.run, command.device)
     text = lm.read(command.sources)

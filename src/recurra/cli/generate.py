@@ -49,7 +49,7 @@ class Generate:
 def run(arguments: Sequence[str]) -> int:
     """Write the samples."""
     command = parse(Generate, "generate", arguments)
-    from recurra.api import load  # noqa: PLC0415
+    from recurra.api import load
 
     lm = load(command.run, command.device)
     prompt = _read_prompt(command.prompt)

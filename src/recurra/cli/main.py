@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(help_text(), end="", file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
     if arguments[0] == "--version":
-        import recurra  # noqa: PLC0415
+        import recurra
 
         print(f"recurra {recurra.__version__}")
         return 0
@@ -64,7 +64,7 @@ def help_text() -> str:
 
 
 def _guarded(verb: str, arguments: list[str]) -> int:
-    from recurra.errors import ConfigError, RecurraError  # noqa: PLC0415
+    from recurra.errors import ConfigError, RecurraError
 
     try:
         command = importlib.import_module(f"recurra.cli.{verb}")

@@ -41,7 +41,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _rows(folder: Path) -> Iterator[dict[str, Any]]:
-    from recurra.training.run_folder import RunFolder  # noqa: PLC0415
+    from recurra.training.run_folder import RunFolder
 
     for file in sorted(folder.rglob("config.json")):
         run_folder = RunFolder(file.parent)
@@ -70,8 +70,8 @@ def _by_loss(row: dict[str, Any]) -> float:
 
 
 def _print_table(rows: Sequence[dict[str, Any]]) -> None:
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
+    from rich.console import Console
+    from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
     for name in ("run", "text", "model"):

@@ -24,7 +24,9 @@ class Score:
     run: tyro.conf.Positional[str]
     """The run's folder."""
 
-    sources: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[SOURCE ...]")] = ()
+    sources: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[SOURCE ...]")
+    ] = ()
     """Files, folders, - for standard input, or corpus names; by default the run's own validation
     part."""
 
@@ -50,8 +52,8 @@ class Score:
 def run(arguments: Sequence[str]) -> int:
     """Print the lines."""
     command = parse(Score, "score", arguments)
-    from recurra.api import load  # noqa: PLC0415
-    from recurra.inference.score_page import score_html  # noqa: PLC0415
+    from recurra.api import load
+    from recurra.inference.score_page import score_html
 
     lm = load(command.run, command.device)
     score = lm.score(lm.read(command.sources), unknown=command.unknown)
@@ -67,7 +69,11 @@ def run(arguments: Sequence[str]) -> int:
 
 def _print_line(line: LineScore, command: Score) -> None:
     if command.json:
-        record: dict[str, Any] = {"line": line.number, "bits": line.bits, "bits_per_char": line.bits_per_char}
+        record: dict[str, Any] = {
+            "line": line.number,
+            "bits": line.bits,
+            "bits_per_char": line.bits_per_char,
+        }
         if command.chars:
             record["surprisal"] = line.surprisal.tolist()
         print(json.dumps(record | {"text": line.text}, ensure_ascii=False))

@@ -28,7 +28,9 @@ class Train:
     goes on.
     """
 
-    sources: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[SOURCE ...]")] = ()
+    sources: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[SOURCE ...]")
+    ] = ()
     """Files, folders, - for standard input, or corpus names (recurra data list). Without any, the
     bundled English story."""
 
@@ -36,7 +38,8 @@ class Train:
     """The run's folder; by default a new one under runs/."""
 
     resume: Path | None = None
-    """Go on with the interrupted run in this folder; takes no other option but --json and --quiet."""
+    """Go on with the interrupted run in this folder; of the other options only --json and --quiet
+    go with it."""
 
     force: bool = False
     """Replace an older run in the folder."""
@@ -56,9 +59,9 @@ def run(arguments: Sequence[str]) -> int:
     """Train or resume."""
     command = parse(Train, "train", arguments)
     _check(command)
-    from recurra import api  # noqa: PLC0415
-    from recurra.training.budget import Clock  # noqa: PLC0415
-    from recurra.training.run_folder import RunFolder  # noqa: PLC0415
+    from recurra import api
+    from recurra.training.budget import Clock
+    from recurra.training.run_folder import RunFolder
 
     progress, clock = _progress(command), Clock(main.STARTED)
     if command.resume is not None:
@@ -85,7 +88,7 @@ def _check(command: Train) -> None:
 
 
 def _progress(command: Train) -> Progress:
-    from recurra.training.progress import ConsoleProgress, Progress, Several  # noqa: PLC0415
+    from recurra.training.progress import ConsoleProgress, Progress, Several
 
     class JsonLines(Progress):
         """Prints every report as a line of JSON on stdout."""

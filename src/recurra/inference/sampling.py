@@ -191,10 +191,10 @@ def draw(logits: Logits, uniforms: Logits) -> Ids:
     A token of probability 0 is never drawn.
     """
     cumulative = np.cumsum(softmax(logits), axis=-1)
-    total = cumulative[:, -1]
-    # The product may round up to the total, beyond the last token that has any probability.
-    thresholds = np.minimum(uniforms * total, np.nextafter(total, 0.0))
-    chosen: Ids = (cumulative <= thresholds[:, None]).sum(axis=-1)
+    # The largest float64 below 1 is far enough from it that no product rounds up to the total,
+    # which would be beyond the last token that has any probability.
+    thresholds = uniforms[:, None] * cumulative[:, -1:]
+    chosen: Ids = (cumulative <= thresholds).sum(axis=-1)
     return chosen
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from recurra.text.vocabulary import Vocabulary
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LineScore:
     """One line of a scored text; the bits of its newline are its own."""
 
@@ -45,6 +45,9 @@ class LineScore:
 
     bits_per_char: float
     """The mean over its characters, newline included."""
+
+    surprisal: FloatArray
+    """Bits of each of its characters, newline included."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +80,9 @@ class Score:
         first = 0
         for number, line in enumerate(self.text.removesuffix("\n").split("\n"), start=1):
             end = min(first + len(line) + 1, len(self.text))
-            bits = float(self.surprisal[first:end].sum())
-            lines.append(LineScore(number, line, bits, bits / (end - first)))
+            surprisal = self.surprisal[first:end]
+            bits = float(surprisal.sum())
+            lines.append(LineScore(number, line, bits, bits / (end - first), surprisal))
             first = end
         return lines
 

@@ -32,7 +32,7 @@ def run_layer(
     if cell.num_states == 0:
         # Without a hidden state there is no time to go back through: autograd has it all.
         return torch.tanh(project(inputs, parameters, dtype)), ()
-    outputs, *final = _LayerThroughTime.apply(
+    outputs, *final = _LayerThroughTime.apply(  # type: ignore[no-untyped-call]
         cell.name, dtype, recurrent_gradient_scale, inputs, *parameters, *state
     )
     return outputs, tuple(final)
@@ -42,7 +42,7 @@ class _LayerThroughTime(torch.autograd.Function):
     """One layer through time as a single node of the autograd graph."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         name: str,
         dtype: torch.dtype,
@@ -61,7 +61,7 @@ class _LayerThroughTime(torch.autograd.Function):
         return (trace.hidden[1:], *final)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_outputs: Tensor, *grad_final: Tensor) -> tuple[Any, ...]:
         inputs, hidden, *saved = ctx.saved_tensors
         parameters = LayerParameters(*saved)

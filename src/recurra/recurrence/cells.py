@@ -149,8 +149,7 @@ class FeedForwardCell(Cell):
 
 
 CELLS: dict[str, Cell] = {
-    cell.name: cell
-    for cell in (TanhCell(), ReluCell(), GruCell(), LstmCell(), FeedForwardCell())
+    cell.name: cell for cell in (TanhCell(), ReluCell(), GruCell(), LstmCell(), FeedForwardCell())
 }
 
 

@@ -50,7 +50,9 @@ def run_layer(
     weights = [p.to(dtype) for p in parameters if p is not None]
     initial = [s.unsqueeze(0).to(dtype) for s in state]
     hx = initial if cell.name == "lstm" else initial[0]
-    outputs, *final = _call(cell.name, inputs.to(dtype), hx, weights, parameters.bias_ih is not None)
+    outputs, *final = _call(
+        cell.name, inputs.to(dtype), hx, weights, parameters.bias_ih is not None
+    )
     return outputs.to(state_dtype), tuple(s.squeeze(0).to(state_dtype) for s in final)
 
 

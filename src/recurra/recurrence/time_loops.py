@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -67,7 +68,9 @@ class TimeLoop(ABC):
     """Whether b_hh may be added to the projected inputs instead of inside the loop."""
 
     @abstractmethod
-    def forward(self, projected: Lease, state: State, weights: RecurrentWeights) -> tuple[State, Trace]:
+    def forward(
+        self, projected: Lease, state: State, weights: RecurrentWeights
+    ) -> tuple[State, Trace]:
         """Run through time, overwriting `projected` (T, B, G*H); the outputs are hidden[1:]."""
 
     @abstractmethod
@@ -82,7 +85,9 @@ class TimeLoop(ABC):
         """Run back through time; `scale` multiplies every gradient that passes between steps."""
 
 
-def add_product(base: Tensor, rows: Tensor, weight: Tensor, out: Tensor, alpha: float = 1.0) -> None:
+def add_product(
+    base: Tensor, rows: Tensor, weight: Tensor, out: Tensor, alpha: float = 1.0
+) -> None:
     """out = base + alpha * rows @ weight, with the product in the weight's dtype."""
     if rows.dtype == weight.dtype:
         torch.addmm(base, rows, weight, alpha=alpha, out=out)
@@ -101,11 +106,14 @@ class ElmanLoop(TimeLoop):
     def derive(self, grad: Tensor, h: Tensor, out: Tensor) -> None:
         """out = grad * phi'(a), with phi' written in terms of h = phi(a)."""
 
-    def forward(self, projected: Lease, state: State, weights: RecurrentWeights) -> tuple[State, Trace]:
+    def forward(
+        self, projected: Lease, state: State, weights: RecurrentWeights
+    ) -> tuple[State, Trace]:
         inputs = projected.tensor
         hidden = _hidden_buffer(inputs.shape[0], state[0])
         recurrent = weights.weight_hh.t()
-        for x, before, after in zip(inputs.unbind(), hidden[:-1].unbind(), hidden[1:].unbind()):
+        rows = hidden.unbind()
+        for x, (before, after) in zip(inputs.unbind(), pairwise(rows), strict=True):
             add_product(x, before, recurrent, out=after)
             self.activate(after)
         return (hidden[-1].clone(),), Trace(hidden, ())
@@ -165,15 +173,19 @@ class GruLoop(TimeLoop):
 
     folds_bias_hh = False
 
-    def forward(self, projected: Lease, state: State, weights: RecurrentWeights) -> tuple[State, Trace]:
+    def forward(
+        self, projected: Lease, state: State, weights: RecurrentWeights
+    ) -> tuple[State, Trace]:
         gates = projected.tensor
         hidden = _hidden_buffer(gates.shape[0], state[0])
         width = hidden.shape[2]
         products = SHELF.lease(*gates.shape, like=gates)
         recurrent = weights.weight_hh.t()
         bias = weights.bias_hh if weights.bias_hh is not None else gates.new_zeros(gates.shape[2])
-        steps = zip(gates.unbind(), products.tensor.unbind(), hidden[:-1].unbind(), hidden[1:].unbind())
-        for gate, product, before, after in steps:
+        steps = zip(
+            gates.unbind(), products.tensor.unbind(), pairwise(hidden.unbind()), strict=True
+        )
+        for gate, product, (before, after) in steps:
             add_product(bias, before, recurrent, out=product)
             r_z, n = gate[:, : 2 * width], gate[:, 2 * width :]
             r_z.add_(product[:, : 2 * width]).sigmoid_()
@@ -231,18 +243,24 @@ class LstmLoop(TimeLoop):
     so the factors of dm and dc are known beforehand for all steps.
     """
 
-    def forward(self, projected: Lease, state: State, weights: RecurrentWeights) -> tuple[State, Trace]:
+    def forward(
+        self, projected: Lease, state: State, weights: RecurrentWeights
+    ) -> tuple[State, Trace]:
         gates = projected.tensor
         steps, batch, width = gates.shape[0], gates.shape[1], gates.shape[2] // 4
         hidden = _hidden_buffer(steps, state[0])
         cells = SHELF.lease(steps + 1, batch, width, like=gates)
         squashed = SHELF.lease(steps, batch, width, like=gates)
-        exposed = SHELF.lease(steps, batch, width, like=gates) if weights.weight_hr is not None else None
+        exposed = (
+            SHELF.lease(steps, batch, width, like=gates) if weights.weight_hr is not None else None
+        )
         cells.tensor[0].copy_(state[1])
         recurrent = weights.weight_hh.t()
         h, c = hidden.unbind(), cells.tensor.unbind()
         m = h[1:] if exposed is None else exposed.tensor.unbind()
-        for t, (gate, tanh_c) in enumerate(zip(gates.unbind(), squashed.tensor.unbind())):
+        for t, (gate, tanh_c) in enumerate(
+            zip(gates.unbind(), squashed.tensor.unbind(), strict=True)
+        ):
             add_product(gate, h[t], recurrent, out=gate)
             gate[:, : 2 * width].sigmoid_()
             gate[:, 2 * width : 3 * width].tanh_()

@@ -98,7 +98,9 @@ class BpeVocabulary(Vocabulary):
 
     def decode(self, ids: Iterable[int]) -> str:
         """The pieces' bytes read as UTF-8."""
-        return decode_utf8(b"".join([self._pieces[i] for i in checked_ids(ids, len(self))]))
+        return decode_utf8(
+            b"".join([self._pieces[i] for i in checked_ids(ids, len(self)).tolist()])
+        )
 
     def decoder(self) -> IncrementalDecoder:
         """A decoder that keeps the bytes of unfinished characters."""

@@ -16,6 +16,7 @@ import logging
 import os
 import sys
 import tempfile
+import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterable
@@ -196,6 +197,8 @@ def _download(corpus: Corpus) -> Path:
     try:
         text = _fetch(corpus)
     except (OSError, http.client.HTTPException, zipfile.BadZipFile, KeyError) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it holds the connection
         raise CorpusError(
             f"cannot fetch {corpus.name} from {corpus.url} ({error}); {_by_hand(corpus, target)}"
         ) from error

@@ -9,6 +9,7 @@ text comes from, and writes only where it is told.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -32,6 +33,7 @@ from recurra.text.provisional import (
 from recurra.text.vocabulary import ByteVocabulary, SymbolVocabulary
 from recurra.text.words import cut_at_borders
 
+_logger = logging.getLogger("recurra")
 Chunk = TypeVar("Chunk", str, bytes)
 
 
@@ -59,6 +61,8 @@ def index_bytes(
     chunks: Iterable[bytes], config: TextConfig, target: Path
 ) -> tuple[ByteVocabulary, Extent]:
     """Bytes are their own ids. Characters are counted by the bytes that begin one in UTF-8."""
+    if config.vocab_size is not None or config.min_freq > 1:
+        _logger.warning("vocab_size and min_freq are ignored: byte tokens are always 256")
     num_tokens = 0
     with target.open("wb") as file:
         for chunk in _cut_after(chunks, config.max_tokens):
@@ -87,20 +91,21 @@ def index_symbols(
     provisional = ProvisionalFile(work / "provisional.bin")
     provisional.write(indexer, chunks, config.max_tokens)
     num_train = _training_tokens(provisional.num_tokens, config)
-    counts = provisional.count(len(indexer.symbols), num_train)
+    symbols = indexer.symbols
+    counts = provisional.count(len(symbols), num_train)
     vocabulary = indexer.vocabulary.from_counts(
-        dict(zip(indexer.symbols, counts[0].tolist(), strict=True)),
+        dict(zip(symbols, counts[0].tolist(), strict=True)),
         min_freq=config.min_freq,
         vocab_size=config.vocab_size,
     )
     final_ids = np.array(
-        [vocabulary.index.get(symbol, 0) for symbol in indexer.symbols],
+        [vocabulary.index.get(symbol, 0) for symbol in symbols],
         dtype=smallest_dtype(len(vocabulary)),
     )
     provisional.rewrite(final_ids, target)
     # Counts weigh the symbols themselves, so tokens that became <unk> keep their true lengths.
-    chars = counts @ np.array([len(symbol) for symbol in indexer.symbols])
-    sizes = counts @ np.array([len(symbol.encode()) for symbol in indexer.symbols])
+    chars = counts @ np.array([len(symbol) for symbol in symbols])
+    sizes = counts @ np.array([len(symbol.encode()) for symbol in symbols])
     return vocabulary, Extent(
         num_tokens=provisional.num_tokens,
         num_train=num_train,

@@ -124,13 +124,20 @@ def resolve(sources: Sequence[str | Path], *, nul_is_text: bool = False) -> list
         SourceError: no such file, a folder without text files, or `-` given twice.
         CorpusError: a named corpus is neither here nor to be fetched.
     """
-    given = [sources] if isinstance(sources, str | Path) else list(sources)
-    if given.count(STDIN) > 1:
+    names = source_names(sources)
+    if names.count(STDIN) > 1:
         raise SourceError("- (standard input) is given twice, but it can be read only once")
     found: list[RawSource] = []
-    for source in given or [catalogue.DEFAULT_CORPUS]:
-        found += _resolve_one(str(source), nul_is_text)
+    for name in names:
+        found += _resolve_one(name, nul_is_text)
     return found
+
+
+def source_names(sources: Sequence[str | Path]) -> list[str]:
+    """What a person named, as they named it; the bundled story when that is nothing."""
+    # A single string is a sequence too, but of characters.
+    given = [sources] if isinstance(sources, str | Path) else sources
+    return [str(source) for source in given] or [catalogue.DEFAULT_CORPUS]
 
 
 def _resolve_one(name: str, nul_is_text: bool) -> list[RawSource]:

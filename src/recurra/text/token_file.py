@@ -26,7 +26,7 @@ from recurra.errors import ConfigError, RunError
 from recurra.text.corpus import byte_chunks, resolve_sources, text_chunks
 from recurra.text.indexing import Extent, index_bpe, index_bytes, index_symbols
 from recurra.text.provisional import smallest_dtype
-from recurra.text.sources import RawSource, SourceReader, digest_of
+from recurra.text.sources import RawSource, SourceReader, digest_of, source_names
 from recurra.text.vocabulary import Vocabulary
 
 FORMAT_VERSION = 1
@@ -113,7 +113,7 @@ def build_token_file(
             "dtype": smallest_dtype(len(vocabulary)).name,
             **dataclasses.asdict(extent),
             "text": dataclasses.asdict(config),
-            "sources": [str(source) for source in sources],
+            "sources": source_names(sources),
             "sha256": reader.sha256,
             "source_bytes": reader.num_bytes,
             "source_complete": reader.complete,

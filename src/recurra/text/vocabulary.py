@@ -171,7 +171,7 @@ class SymbolVocabulary(Vocabulary):
 
     def decode(self, ids: Iterable[int]) -> str:
         """The symbols joined; `<unk>` reads as U+FFFD."""
-        return "".join([self._texts[token_id] for token_id in checked_ids(ids, len(self))])
+        return "".join([self._texts[token_id] for token_id in checked_ids(ids, len(self)).tolist()])
 
     def decoder(self) -> IncrementalDecoder:
         """A decoder that never holds anything back."""

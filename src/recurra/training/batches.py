@@ -143,7 +143,7 @@ class BatchStream:
         """What a batch's mean loss is multiplied by, so that every token weighs the same."""
         if self.config.bptt != "randomized":
             return 1.0
-        return batch.ids.shape[1] / self.num_steps
+        return float(batch.ids.shape[1] / self.num_steps)
 
     def _window_lengths(self, random: np.random.Generator) -> Iterator[int]:
         while True:

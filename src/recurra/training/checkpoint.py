@@ -107,7 +107,21 @@ def _write(file: Path, tensors: Tensors, record: dict[str, Any]) -> None:
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replaced(file) as temporary:
         # Not safetensors' own save_file: that gives the file mode 0600 whatever the umask.
-        temporary.write_bytes(save(plain, metadata=metadata))
+        temporary.write_bytes(_in_fixed_order(save(plain, metadata=metadata)))
+
+
+def _in_fixed_order(data: bytes) -> bytes:
+    """A safetensors file with its metadata sorted by name.
+
+    safetensors writes them in an order that changes from process to process, and the same run
+    shall give the same bytes.
+    """
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    sorted_header = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    # The format pads its header with spaces.
+    return data[:8] + sorted_header.ljust(size) + data[8 + size :]
 
 
 def _read(file: Path) -> tuple[Tensors, dict[str, Any]]:

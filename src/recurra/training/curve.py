@@ -66,7 +66,7 @@ def require_matplotlib() -> None:
         MissingExtraError: matplotlib is not installed.
     """
     try:
-        import matplotlib  # noqa: F401, PLC0415
+        import matplotlib  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("--plot", "plot") from error
 
@@ -78,7 +78,7 @@ def write_svg(records: Sequence[dict[str, Any]], file: Path, title: str) -> None
         MissingExtraError: matplotlib is not installed.
     """
     require_matplotlib()
-    from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()

@@ -39,8 +39,8 @@ class Tally:
 class Memory:
     """Position in the data, counters, the best so far.
 
-    `reports` counts the twentieths of the budget that were reported; `position` counts the batches done in the current epoch; `fingerprint` is that of the text and
-    the settings.
+    `reports` counts the twentieths of the budget that were reported, `position` the batches done in
+    the current epoch; `fingerprint` is that of the text and the settings.
     """
 
     step: int = 0

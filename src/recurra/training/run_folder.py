@@ -210,7 +210,7 @@ def replaced(file: Path) -> Iterator[Path]:
 
 
 def _flush(path: Path) -> None:
-    """Force a file, or a folder's list of names, to the disk; Windows has no such call for folders."""
+    """Force a file, or a folder's list of names, to the disk (on Windows files only)."""
     if path.is_dir() and os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

@@ -120,12 +120,12 @@ class Trainer:
             self.model.train()
             while not self._done():
                 for batch in self.stream.epoch(self.memory.epoch, self.memory.position):
+                    if self._done():
+                        break
                     self._update(batch)
                     if interrupted():
                         self._save_interrupted()
                         raise KeyboardInterrupt
-                    if self._done():
-                        break
                     if self._report_due():
                         self._report()
                 else:
@@ -151,7 +151,7 @@ class Trainer:
             recurrent_gradient_scale=self.stream.recurrent_gradient_scale,
         )
         self.optimizer.zero_grad(set_to_none=True)
-        (loss * self.stream.loss_weight(batch)).backward()
+        torch.autograd.backward(loss * self.stream.loss_weight(batch))
         norm = self._clip(float(loss.detach()))
         lr = learning_rate(self.config, spent)
         for group in self.optimizer.param_groups:
@@ -214,7 +214,8 @@ class Trainer:
         if tally.mean_nats > HOPELESS * max(blind, 1.0):
             raise DivergenceError(
                 f"training diverged by update {memory.step}: {tally.mean_nats:.1f} nats per token,"
-                f" where a blind guess has {blind:.1f}; try a smaller --lr (it is {self.config.lr:g})"
+                f" where a blind guess has {blind:.1f}; try a smaller --lr"
+                f" (it is {self.config.lr:g})"
             )
         evaluation = self._validate()
         record = self._record(evaluation)
@@ -223,7 +224,8 @@ class Trainer:
         if evaluation is None or nats < memory.best_loss:
             memory.best_loss = nats
             memory.best_step, memory.reports_since_best = memory.step, 0
-            save_weights(self.folder.model, self.model, record)
+            # No times in the file: the same run shall give the same bytes.
+            save_weights(self.folder.model, self.model, {"step": memory.step, "nats": nats})
         else:
             memory.reports_since_best += 1
         append_line(self.folder.metrics, record)
@@ -288,7 +290,7 @@ class Trainer:
         self._save_checkpoint()
         if not self.folder.model.is_file():
             # Stopped before the first report: what was learned so far is the best there is.
-            save_weights(self.folder.model, self.model, {"step": self.memory.step})
+            save_weights(self.folder.model, self.model, {"step": self.memory.step, "nats": None})
 
     def _conclude(self) -> list[dict[str, Any]]:
         if self.memory.since_report.tokens:

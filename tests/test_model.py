@@ -1,0 +1,140 @@
+"""RecurrentLM: its parts against a plain torch.nn model, its state, its first weights."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from recurra.config import ModelConfig
+from recurra.errors import ConfigError
+from recurra.model import RecurrentLM
+
+CELLS = ["rnn", "rnn-relu", "gru", "lstm", "none"]
+
+
+def make(device="cpu", **options):
+    torch.manual_seed(0)
+    settings = {"cell": "lstm", "hidden_size": 12, "vocab_size": 9} | options
+    return RecurrentLM(ModelConfig(**settings)).to(device)
+
+
+@pytest.mark.parametrize("embedding_size", [0, 7])
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_equals_a_torch_model_with_the_same_weights(cell, embedding_size):
+    model = make(cell=cell, num_layers=2, embedding_size=embedding_size)
+    kind = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}[cell]
+    layer = kind(embedding_size or 9, 12, num_layers=2)
+    layer.load_state_dict({n: p for n, p in model.state_dict().items() if n in layer.state_dict()})
+    ids, targets = torch.randint(9, (3, 5)), torch.randint(9, (3, 5))
+    if embedding_size:
+        inputs = model.embedding[ids.t()]
+    else:
+        inputs = nn.functional.one_hot(ids.t(), 9).float()
+    outputs, _ = layer(inputs)
+    expected = nn.functional.linear(outputs, model.head_weight, model.head_bias)
+    logits, state = model(ids)
+    torch.testing.assert_close(logits, expected.transpose(0, 1), rtol=1e-5, atol=1e-6)
+    assert len(state) == (2 if cell == "lstm" else 1)
+    loss, _ = model.loss(ids, targets)
+    flat = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    torch.testing.assert_close(loss, flat)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_reading_in_pieces_equals_reading_at_once(cell, device):
+    model = make(device, cell=cell, num_layers=2).double()
+    ids = torch.randint(9, (2, 11), device=device)
+    whole, _ = model(ids)
+    state, pieces = None, []
+    for piece in ids.split([1, 3, 7], dim=1):
+        logits, state = model(piece, state)
+        pieces.append(logits)
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("backend", ["reference", "bptt", "library"])
+def test_backends_give_the_same_loss_and_gradients(cell, backend, device):
+    grads = []
+    for name in (backend, "reference"):
+        model = make(device, cell=cell, backend=name, embedding_size=12, tie_weights=True).double()
+        ids = torch.arange(12, device=device).reshape(2, 6) % 9
+        loss, _ = model.loss(ids[:, :-1], ids[:, 1:])
+        loss.backward()
+        grads.append([loss.detach(), *(p.grad for p in model.parameters())])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_zero_state_is_the_same_as_none(cell):
+    model = make(cell=cell)
+    ids = torch.randint(9, (4, 3))
+    assert torch.equal(model(ids)[0], model(ids, model.zero_state(4))[0])
+
+
+def test_an_untrained_model_of_small_weights_has_perplexity_v():
+    model = make(init="normal", vocab_size=28)
+    ids = torch.randint(28, (8, 20))
+    loss, _ = model.loss(ids[:, :-1], ids[:, 1:])
+    assert math.exp(float(loss.detach())) == pytest.approx(28, rel=0.01)
+
+
+def test_initial_logits_are_the_output_layer_on_zeros():
+    model = make()
+    assert torch.equal(model.initial_logits(3), model.head_bias.expand(3, -1))
+
+
+def test_normal_init_is_the_books():
+    model = make(init="normal", hidden_size=200, vocab_size=50)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            assert float(parameter.detach().abs().max()) == 0, name
+        else:
+            assert float(parameter.detach().std()) == pytest.approx(0.01, rel=0.1), name
+
+
+def test_orthogonal_init_is_orthogonal_per_gate():
+    model = make(init="orthogonal")
+    for gate in model.weight_hh_l0.split(12):
+        torch.testing.assert_close(gate @ gate.t(), torch.eye(12), rtol=1e-5, atol=1e-5)
+
+
+def test_forget_bias_adds_to_the_forget_gate_alone():
+    plain, forgetful = make(init="normal"), make(init="normal", forget_bias=1.0)
+    difference = forgetful.bias_ih_l0 - plain.bias_ih_l0
+    assert difference.tolist() == [0.0] * 12 + [1.0] * 12 + [0.0] * 24
+
+
+def test_dropout_works_between_layers_and_only_in_training():
+    model = make(num_layers=2, dropout=0.5)
+    ids = torch.randint(9, (2, 6))
+    assert not torch.equal(model(ids)[0], model(ids)[0])
+    model.eval()
+    assert torch.equal(model(ids)[0], model(ids)[0])
+    single = make(num_layers=1, dropout=0.5)
+    assert torch.equal(single(ids)[0], single(ids)[0])
+
+
+def test_the_head_can_be_tied_to_the_embedding():
+    model = make(embedding_size=12, tie_weights=True)
+    assert "head_weight" not in model.state_dict()
+    with pytest.raises(ConfigError, match="embedding_size equal to hidden_size"):
+        make(embedding_size=5, tie_weights=True)
+
+
+def test_bf16_is_close_and_keeps_fp32_weights(device):
+    ids = torch.randint(9, (4, 8), device=device)
+    exact, rounded = make(device), make(device, precision="bf16")
+    loss, _ = exact.loss(ids[:, :-1], ids[:, 1:])
+    near, state = rounded.loss(ids[:, :-1], ids[:, 1:])
+    near.backward()
+    assert float((near - loss).detach().abs()) < 0.02
+    assert all(p.grad.dtype == torch.float32 for p in rounded.parameters())
+    assert all(s.dtype == torch.float32 for s in state)
+
+
+def test_parameter_count():
+    model = make(cell="gru", hidden_size=256, vocab_size=65)
+    assert model.num_parameters == 3 * 256 * (65 + 256 + 2) + 65 * 257

@@ -1,0 +1,379 @@
+"""The ids on disk: exact, whole or absent, and used again only when nothing changed."""
+
+import hashlib
+import io
+import json
+import logging
+import os
+import sys
+import threading
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from recurra.config import TextConfig
+from recurra.errors import ConfigError, RunError, SourceError
+from recurra.text import provisional, sources, token_file
+from recurra.text.corpus import read_text
+from recurra.text.indexing import training_share
+from recurra.text.provisional import smallest_dtype
+from recurra.text.token_file import build_token_file, load_token_file, load_vocabulary
+from recurra.text.vocabulary import ByteVocabulary, CharVocabulary, WordVocabulary
+
+TEXT = "The cat — “le chat” — sat.\r\nIt's 猫, 🙂!\n" * 20 + "zebra\n"
+UNIFIED = TEXT.replace("\r\n", "\n")
+PUBLISHED = ["tokens.bin", "tokens.json", "vocabulary.json"]
+
+
+@pytest.fixture
+def book(tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_bytes(TEXT.encode())
+    return path
+
+
+@pytest.fixture(params=[7, 1 << 20])
+def small_chunks(request, monkeypatch):
+    monkeypatch.setattr(sources, "CHUNK_BYTES", request.param)
+    monkeypatch.setattr(provisional, "CHUNK_IDS", request.param)
+
+
+def inside(folder):
+    return sorted(path.name for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("kind", ["char", "word", "bpe", "byte"])
+def test_the_ids_are_those_of_the_vocabulary(book, tmp_path, small_chunks, kind):
+    if kind == "bpe":
+        pytest.importorskip("tokenizers", reason="the bpe extra is not installed")
+    config = TextConfig(tokens=kind, val_fraction=0.25)
+    tokens, vocabulary = build_token_file([book], config, tmp_path / "out")
+    text = TEXT if kind == "byte" else UNIFIED
+    assert inside(tmp_path / "out") == PUBLISHED
+    assert vocabulary.kind == kind
+    assert tokens.dtype == smallest_dtype(len(vocabulary))
+    assert tokens.ids.dtype == tokens.dtype
+    assert len(tokens.ids) == tokens.num_tokens
+    assert len(tokens.train) == tokens.num_train
+    assert np.array_equal(np.concatenate([tokens.train, tokens.val]), tokens.ids)
+
+    train = vocabulary.decode(tokens.train)
+    if kind in ("byte", "bpe"):
+        assert vocabulary.decode(tokens.ids) == text
+    else:
+        units = text if kind == "char" else WordVocabulary.split(text)
+        train_text = "".join(units[: tokens.num_train])
+        assert vocabulary == type(vocabulary).from_text(train_text)
+        assert train == train_text
+        assert tokens.ids.tolist() == vocabulary.encode(text, unknown="replace").tolist()
+        assert tokens.num_train == training_share(len(units), 0.25)
+    assert (tokens.num_chars, tokens.num_bytes) == (len(text), len(text.encode()))
+    val = text.encode()[tokens.num_bytes - tokens.val_bytes :].decode()
+    assert len(val) == tokens.val_chars
+    assert vocabulary.encode(val, unknown="replace").tolist() == tokens.val.tolist()
+    assert tokens.sources == (str(book),)
+    assert tokens.sha256 == hashlib.sha256(TEXT.encode()).hexdigest()
+
+
+def test_what_was_built_can_be_loaded(book, tmp_path):
+    built, vocabulary = build_token_file([book], TextConfig(), tmp_path / "out")
+    assert load_token_file(tmp_path / "out") == built
+    assert load_vocabulary(tmp_path / "out") == vocabulary
+    assert built.vocabulary_fingerprint == vocabulary.fingerprint
+
+
+def test_the_map_is_read_only(book, tmp_path):
+    tokens, _ = build_token_file([book], TextConfig(), tmp_path)
+    assert isinstance(tokens.ids, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        tokens.train[0] = 1
+
+
+def test_the_vocabulary_is_built_from_the_training_part_only(tmp_path):
+    (tmp_path / "a.txt").write_text("aabab" * 2 + "zb")
+    tokens, vocabulary = build_token_file(
+        [tmp_path / "a.txt"], TextConfig(val_fraction=2 / 12), tmp_path / "out"
+    )
+    assert vocabulary.tokens == ("<unk>", "a", "b")
+    assert tokens.val.tolist() == [0, 2]
+    assert (tokens.val_chars, tokens.val_bytes) == (2, 2)
+
+
+def test_bpe_learns_from_the_training_part_only(tmp_path):
+    pytest.importorskip("tokenizers", reason="the bpe extra is not installed")
+    (tmp_path / "a.txt").write_text("abab " * 50 + "xyxy " * 50)
+    tokens, vocabulary = build_token_file(
+        [tmp_path / "a.txt"], TextConfig(tokens="bpe", val_fraction=0.5), tmp_path / "out"
+    )
+    labels = {vocabulary.label(i) for i in range(len(vocabulary))}
+    assert "abab" in labels
+    assert "xy" not in labels
+    assert vocabulary.decode(tokens.train) == "abab " * 50
+    assert tokens.val_chars == 250
+
+
+@pytest.mark.parametrize("kind", ["char", "word"])
+def test_min_freq_and_vocab_size(book, tmp_path, kind):
+    config = TextConfig(tokens=kind, min_freq=10, vocab_size=6)
+    tokens, vocabulary = build_token_file([book], config, tmp_path / "out")
+    assert len(vocabulary) == 6
+    counts = Counter(
+        CharVocabulary.split(UNIFIED) if kind == "char" else WordVocabulary.split(UNIFIED)
+    )
+    assert all(counts[token] >= 10 for token in vocabulary.tokens[1:])
+    # <unk> covers many characters here; the lengths of the text do not suffer.
+    assert (tokens.ids == 0).mean() > 0.3
+    assert (tokens.num_chars, tokens.num_bytes) == (len(UNIFIED), len(UNIFIED.encode()))
+
+
+def test_min_freq_beyond_every_count(book, tmp_path):
+    with pytest.raises(ConfigError, match="min_freq 1000 leaves no token"):
+        build_token_file([book], TextConfig(min_freq=1000), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("distinct", "dtype"), [(255, "uint8"), (256, "uint16"), (66_000, "uint32")]
+)
+@pytest.mark.parametrize("chunk", [100, 1 << 20])
+def test_the_integer_type_grows_with_the_vocabulary(tmp_path, monkeypatch, distinct, dtype, chunk):
+    monkeypatch.setattr(sources, "CHUNK_BYTES", chunk if distinct < 1000 else 1 << 15)
+    symbols = [chr(i) for i in range(0x100, 0x20000) if not 0xD800 <= i < 0xE000][:distinct]
+    text = "".join(symbols + symbols[::-1])
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    tokens, vocabulary = build_token_file(
+        [tmp_path / "a.txt"], TextConfig(val_fraction=0.0), tmp_path / "out"
+    )
+    assert tokens.dtype == np.dtype(dtype)
+    assert len(vocabulary) == distinct + 1
+    assert vocabulary.decode(tokens.ids) == text
+    assert len(tokens.val) == 0
+
+
+@pytest.mark.parametrize(
+    ("total", "fraction", "train"),
+    [
+        (1_115_394, 0.1, 1_003_854),
+        (30, 0.1, 27),
+        (10, 0.9, 1),
+        (10, 0.7, 3),
+        (10, 0.0, 10),
+        (3, 1e-9, 2),
+    ],
+)
+def test_training_share(total, fraction, train):
+    assert training_share(total, fraction) == train
+
+
+@pytest.mark.parametrize(
+    ("kind", "limit", "text"),
+    [
+        ("char", 9, UNIFIED[:9]),
+        ("word", 3, "The cat —"),
+        ("byte", 9, "The cat \u2014".encode()[:9].decode(errors="ignore")),
+        ("bpe", 9, UNIFIED[:9]),
+    ],
+)
+def test_max_tokens_cuts_and_does_not_read_on(tmp_path, monkeypatch, kind, limit, text):
+    if kind == "bpe":
+        pytest.importorskip("tokenizers", reason="the bpe extra is not installed")
+    monkeypatch.setattr(sources, "CHUNK_BYTES", 64)
+    (tmp_path / "a.txt").write_bytes(TEXT.encode()[:256] + b"\xff")
+    config = TextConfig(tokens=kind, max_tokens=limit, val_fraction=0.0)
+    tokens, vocabulary = build_token_file([tmp_path / "a.txt"], config, tmp_path / "out")
+    assert vocabulary.decode(tokens.ids) == text
+    record = json.loads((tmp_path / "out" / "tokens.json").read_text())
+    assert record["source_bytes"] == 64
+    assert record["source_complete"] is False
+
+
+def test_standard_input_in_one_pass(tmp_path, monkeypatch):
+    class Stdin:
+        buffer = io.BufferedReader(io.BytesIO(TEXT.encode()))
+
+    monkeypatch.setattr(sys, "stdin", Stdin)
+    tokens, vocabulary = build_token_file(["-"], TextConfig(val_fraction=0.0), tmp_path)
+    assert vocabulary.decode(tokens.ids) == UNIFIED
+    assert tokens.sources == ("-",)
+    with pytest.raises(SourceError, match="standard input is empty"):
+        build_token_file(["-"], TextConfig(val_fraction=0.0), tmp_path)
+
+
+def test_a_pipe_that_stays_open_is_not_waited_for(tmp_path, monkeypatch):
+    read, write = os.pipe()
+    os.write(write, b"abcdef")
+    waiting = threading.Timer(5.0, os.close, [write])
+    waiting.start()
+    with open(read, "rb") as pipe:
+        monkeypatch.setattr(sys, "stdin", type("Stdin", (), {"buffer": pipe}))
+        tokens, vocabulary = build_token_file(["-"], TextConfig(max_tokens=4), tmp_path)
+    assert waiting.is_alive()
+    waiting.cancel()
+    os.close(write)
+    assert vocabulary.decode(tokens.train) == "abc"
+
+
+def test_byte_tokens_say_that_they_ignore_vocab_size(book, tmp_path, caplog):
+    config = TextConfig(tokens="byte", vocab_size=100)
+    with caplog.at_level(logging.WARNING, logger="recurra"):
+        _, vocabulary = build_token_file([book], config, tmp_path / "out")
+    assert len(vocabulary) == 256
+    assert "vocab_size and min_freq are ignored" in caplog.text
+
+
+def test_no_source_is_the_bundled_story(tmp_path):
+    tokens, vocabulary = build_token_file([], TextConfig(val_fraction=0.0), tmp_path)
+    assert vocabulary.decode(tokens.ids) == read_text(["english-story"], TextConfig())
+    assert tokens.sources == ("english-story",)
+
+
+@pytest.mark.parametrize("text", ["a", "ab"])
+def test_too_short_a_text(tmp_path, text):
+    (tmp_path / "a.txt").write_text(text)
+    with pytest.raises(SourceError, match=r"training part holds [01] tokens"):
+        build_token_file([tmp_path / "a.txt"], TextConfig(), tmp_path / "out")
+
+
+def test_one_repeated_character_is_a_text(tmp_path):
+    (tmp_path / "a.txt").write_text("aaaa")
+    tokens, vocabulary = build_token_file([tmp_path / "a.txt"], TextConfig(), tmp_path / "out")
+    assert (len(vocabulary), tokens.num_train, tokens.ids.tolist()) == (2, 3, [1, 1, 1, 1])
+
+
+# --- used again, or not
+
+
+def stamp(folder):
+    return os.stat(folder / "tokens.bin").st_ino
+
+
+@pytest.mark.parametrize("limit", [None, 50])
+def test_an_unchanged_source_is_not_read_in_again(book, tmp_path, limit):
+    out, config = tmp_path / "out", TextConfig(max_tokens=limit)
+    first, vocabulary = build_token_file([book], config, out)
+    before = stamp(out)
+    assert build_token_file([book], config, out) == (first, vocabulary)
+    assert stamp(out) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda book, out: book.write_bytes(TEXT.replace("sat", "ran").encode()),
+        lambda book, out: book.write_bytes(TEXT.encode() + b"."),
+        lambda book, out: (out / "tokens.bin").write_bytes(b"short"),
+        lambda book, out: (out / "tokens.bin").unlink(),
+        lambda book, out: (out / "tokens.json").unlink(),
+        lambda book, out: (out / "tokens.json").write_text("{}"),
+        lambda book, out: (out / "tokens.json").write_text("not json"),
+        lambda book, out: (out / "vocabulary.json").unlink(),
+        lambda book, out: (out / "vocabulary.json").write_text('{"kind": "byte"}'),
+    ],
+)
+def test_a_change_or_damage_builds_anew(book, tmp_path, change):
+    out = tmp_path / "out"
+    config = TextConfig(val_fraction=0.0)
+    build_token_file([book], config, out)
+    change(book, out)
+    tokens, vocabulary = build_token_file([book], config, out)
+    assert vocabulary.decode(tokens.ids) == read_text([book], config)
+    assert load_token_file(out) == tokens
+    assert load_vocabulary(out) == vocabulary
+
+
+def test_other_settings_build_anew(book, tmp_path):
+    build_token_file([book], TextConfig(), tmp_path / "out")
+    tokens, vocabulary = build_token_file([book], TextConfig(tokens="byte"), tmp_path / "out")
+    assert vocabulary == ByteVocabulary()
+    assert tokens.ids.tobytes() == TEXT.encode()
+
+
+def test_text_after_the_cut_may_change(book, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "CHUNK_BYTES", 64)
+    config = TextConfig(max_tokens=10)
+    build_token_file([book], config, tmp_path / "out")
+    before = stamp(tmp_path / "out")
+    book.write_bytes(TEXT.encode() + b"more")
+    build_token_file([book], config, tmp_path / "out")
+    assert stamp(tmp_path / "out") == before
+
+
+# --- whole or absent
+
+
+@pytest.mark.parametrize("kind", ["char", "word", "byte", "bpe"])
+def test_an_undecodable_or_unreadable_source_leaves_nothing(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(sources, "CHUNK_BYTES", 8)
+    (tmp_path / "a.txt").write_bytes(b"good text " * 9 + b"\xff")
+    (tmp_path / "b.txt").write_bytes(b"")
+    with pytest.raises(SourceError):
+        build_token_file(
+            [tmp_path / "a.txt", tmp_path / "b.txt"], TextConfig(tokens=kind), tmp_path / "out"
+        )
+    assert inside(tmp_path) == ["a.txt", "b.txt"]
+
+
+@pytest.mark.parametrize("there_before", [False, True])
+def test_a_full_disk_leaves_what_was_there(book, tmp_path, monkeypatch, there_before):
+    out = tmp_path / "out"
+    if there_before:
+        build_token_file([book], TextConfig(), out)
+    earlier = load_token_file(out) if there_before else None
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        build_token_file([book], TextConfig(tokens="byte"), out)
+    if earlier:
+        assert inside(out) == PUBLISHED
+        assert load_token_file(out) == earlier
+    else:
+        assert not out.exists()
+
+
+def test_an_interruption_leaves_nothing(book, tmp_path, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(token_file, "_publish", interrupt)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        build_token_file([book], TextConfig(), tmp_path / "out")
+    assert inside(tmp_path) == ["book.txt", "out"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda out: (out / "tokens.json").unlink(), "cannot read .*tokens.json: No such file"),
+        (lambda out: (out / "tokens.bin").unlink(), "has 0 bytes instead of"),
+        (lambda out: (out / "tokens.json").write_text("{}"), "damaged: KeyError"),
+        (lambda out: (out / "tokens.json").write_text("[]"), "holds no JSON object"),
+        (lambda out: (out / "tokens.json").write_text("{"), "is not JSON"),
+        (lambda out: (out / "tokens.json").write_text('{"version": 99}'), "has format 99"),
+        (lambda out: os.truncate(out / "tokens.bin", 3), "has 3 bytes instead of"),
+    ],
+)
+def test_loading_says_what_is_damaged(book, tmp_path, change, reason):
+    build_token_file([book], TextConfig(), tmp_path / "out")
+    change(tmp_path / "out")
+    with pytest.raises(RunError, match=reason):
+        load_token_file(tmp_path / "out")
+
+
+def test_loading_a_damaged_vocabulary(tmp_path):
+    with pytest.raises(RunError, match=r"cannot read .*vocabulary\.json"):
+        load_vocabulary(tmp_path)
+    (tmp_path / "vocabulary.json").write_text('{"kind": "char", "tokens": []}')
+    with pytest.raises(RunError, match=r"vocabulary\.json is damaged: .*'tokens'"):
+        load_vocabulary(tmp_path)
+
+
+def test_tiny_shakespeare_has_the_known_split(tmp_path, real_data_folder):
+    tokens, vocabulary = build_token_file(["tiny-shakespeare"], TextConfig(), tmp_path)
+    assert (tokens.num_tokens, tokens.num_train, len(tokens.val)) == (1_115_394, 1_003_854, 111_540)
+    assert len(vocabulary) == 66
+    assert tokens.dtype == np.uint8

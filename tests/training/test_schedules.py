@@ -1,0 +1,38 @@
+"""Learning rates against the share of the budget that is spent."""
+
+import math
+
+import pytest
+
+from recurra.config import TrainingConfig
+from recurra.training.schedules import learning_rate
+
+
+@pytest.mark.parametrize("schedule", ["constant", "step", "cosine"])
+def test_warm_up_is_linear_and_never_zero(schedule):
+    config = TrainingConfig(lr=2.0, warmup=0.1, schedule=schedule)
+    assert learning_rate(config, 0.05) == pytest.approx(1.0)
+    assert 0 < learning_rate(config, 0.0) < 0.01
+
+
+def test_constant_stays():
+    config = TrainingConfig(lr=2.0, warmup=0.0, schedule="constant")
+    assert [learning_rate(config, s) for s in (0.0, 0.5, 1.0, 2.0)] == [2.0] * 4
+
+
+def test_step_falls_at_its_milestones():
+    config = TrainingConfig(
+        lr=1.0, warmup=0.0, schedule="step", lr_milestones=(0.5, 0.75), lr_decay=0.1
+    )
+    rates = [learning_rate(config, s) for s in (0.49, 0.5, 0.74, 0.75, 1.0)]
+    assert rates == pytest.approx([1.0, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_cosine_follows_its_formula_and_ends_at_its_floor():
+    config = TrainingConfig(lr=4.0, warmup=0.2, schedule="cosine", final_lr=0.1)
+    assert learning_rate(config, 0.2) == pytest.approx(4.0)
+    assert learning_rate(config, 1.0) == pytest.approx(0.4)
+    assert learning_rate(config, 1.5) == pytest.approx(0.4)
+    share = (0.5 - 0.2) / 0.8
+    expected = 4.0 * (0.1 + 0.9 * (1 + math.cos(math.pi * share)) / 2)
+    assert learning_rate(config, 0.5) == pytest.approx(expected)
