@@ -53,16 +53,14 @@ class Row:
     published_speed: str = ""
 
 
-def _time_machine(name: str, cell: str, hidden: int, init: str, sampling: str, *figures: str) -> Row:
-    return Row(
-        name, "time-machine", cell, hidden, init, sampling, 500, "sgd", 1.0, 1.0, *figures
-    )
+def _time_machine(
+    name: str, cell: str, hidden: int, init: str, sampling: str, *figures: str
+) -> Row:
+    return Row(name, "time-machine", cell, hidden, init, sampling, 500, "sgd", 1.0, 1.0, *figures)
 
 
 def _lyrics(name: str, sampling: str, init: str, optimizer: str, lr: float, figure: str) -> Row:
-    return Row(
-        name, "jaychou-lyrics", "rnn", 256, init, sampling, 250, optimizer, lr, 0.01, figure
-    )
+    return Row(name, "jaychou-lyrics", "rnn", 256, init, sampling, 250, optimizer, lr, 0.01, figure)
 
 
 ROWS = [

@@ -458,6 +458,19 @@ def test_moving_the_module_moves_the_computation():
     assert_same(actual, outcome(theirs.double(), inputs, None), 1e-10)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["GRU", "LSTM"])
+def test_torch_compile_changes_nothing(name):
+    ours, theirs = make_pair(name, INPUT, HIDDEN, 2)
+    compiled = torch.compile(ours, backend="eager")
+    for _ in range(3):
+        inputs, _ = make_inputs("padded", False, torch.float64)
+        actual = outcome(compiled, inputs, None)
+        expected = outcome(theirs, inputs, None)
+        actual = {key.removeprefix("_orig_mod."): value for key, value in actual.items()}
+        assert_same(actual, expected, 1e-10)
+
+
 def test_reference_gives_the_gradient_of_a_gradient():
     ours, theirs = make_pair("LSTM", INPUT, HIDDEN, backend="reference")
     inputs, _ = make_inputs("padded", False, torch.float64)

@@ -10,9 +10,8 @@ during which the same b sequences, the longest ones, are under way.
 
 Where these classes differ from torch.nn:
 
-- `backend="bptt"`, which `auto` takes on a CPU, can be differentiated once and in reverse mode. A
-  gradient of a gradient, forward mode and the transforms of torch.func need `backend="reference"`
-  (`functional_call` works with all).
+- `backend="bptt"` is differentiated in reverse mode only. Forward mode and the transforms of
+  torch.func need `backend="reference"` (`functional_call` works with all).
 - Where autocast is on, the products are rounded to bf16 if that is its dtype, and outputs and
   states keep the dtype of the weights. torch's come in either, depending on the cell.
 - torch.compile leaves the layers as they are, uncompiled. torch.jit.script refuses the classes;
@@ -21,7 +20,6 @@ Where these classes differ from torch.nn:
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -250,12 +248,7 @@ def _run_segment(
     segment: Tensor,
     state: State,
 ) -> tuple[Tensor, State]:
-    call = run
-    if "torch._dynamo" in sys.modules:
-        # The compiler cannot follow buffers that are used again. Importing it takes a second, so
-        # it is asked to stand aside only where somebody has imported it.
-        call = torch.compiler.disable(run)
-    return call(cell, segment, state, parameters, backend, precision=precision)
+    return run(cell, segment, state, parameters, backend, precision=precision)
 
 
 def _sweep_forward(

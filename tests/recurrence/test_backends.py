@@ -237,3 +237,27 @@ def test_unknown_names_are_refused_with_those_there_are():
         scan.run("rnn", inputs, None, layer, "numpy")
     with pytest.raises(ConfigError, match="scale"):
         scan.run("rnn", inputs, None, layer, "library", recurrent_gradient_scale=2.0)
+
+
+@pytest.mark.parametrize("cell", RECURRENT)
+def test_gradients_of_gradients_equal_reference(cell):
+    torch.manual_seed(9)
+    layer = make_layer(cell, 3, 4, torch.float64)
+    state = make_state(cell, 2, layer)
+    inputs = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
+    leaves = [inputs, *(p for p in layer if p is not None), *state]
+    results = []
+    for backend in ("bptt", "reference"):
+        outputs, _ = scan.run(cell, inputs, state, layer, backend)
+        (slope,) = torch.autograd.grad(outputs.square().sum(), inputs, create_graph=True)
+        penalty = outputs.sum() + slope.square().sum()
+        results.append(torch.autograd.grad(penalty, leaves))
+    assert_same(list(results[0]), list(results[1]), 1e-10)
+
+
+def test_auto_takes_the_backend_that_is_ahead_here():
+    cpu = torch.device("cpu")
+    assert scan.choose_backend("gru", cpu) == "bptt"
+    assert scan.choose_backend("lstm", cpu) == "library"
+    assert scan.choose_backend("lstm", cpu, recurrent_gradient_scale=1.5) == "bptt"
+    assert scan.choose_backend("gru", torch.device("cuda")) == "library"

@@ -79,7 +79,9 @@ def test_full_bptt_takes_the_epoch_in_one_batch():
 
 
 def test_randomized_windows_cover_the_row_without_gap():
-    stream = BatchStream(np.arange(1001), TrainingConfig(batch_size=2, num_steps=5, bptt="randomized"))
+    stream = BatchStream(
+        np.arange(1001), TrainingConfig(batch_size=2, num_steps=5, bptt="randomized")
+    )
     row = np.concatenate([batch.ids[0] for batch in stream.epoch(0)])
     assert np.array_equal(row, np.arange(row[0], row[0] + len(row)))
     lengths = [batch.ids.shape[1] for epoch in range(30) for batch in stream.epoch(epoch)]
@@ -99,4 +101,6 @@ def test_memory_mapped_ids_of_every_type(tmp_path, dtype):
 def test_a_text_that_fills_no_batch_is_refused_with_the_numbers():
     with pytest.raises(SourceError, match=r"has 50 tokens, and one batch needs 65 \(8 x 8"):
         BatchStream(np.zeros(50), TrainingConfig(batch_size=8, num_steps=8))
-    assert sum(1 for _ in BatchStream(np.zeros(65), TrainingConfig(batch_size=8, num_steps=8)).epoch(0))
+    assert sum(
+        1 for _ in BatchStream(np.zeros(65), TrainingConfig(batch_size=8, num_steps=8)).epoch(0)
+    )

@@ -33,7 +33,9 @@ def test_small_gradients_stay_as_they_are():
 
 def test_value_comes_before_norm():
     parameters = named(a=[3.0, -40.0])
-    assert clip_gradients(parameters, max_norm=1.0, max_value=3.0) == pytest.approx(math.hypot(3, 40))
+    assert clip_gradients(parameters, max_norm=1.0, max_value=3.0) == pytest.approx(
+        math.hypot(3, 40)
+    )
     # By value: (3, -3); then by norm. The other way round it would be (0.07, -1).
     assert parameters[0][1].grad.tolist() == pytest.approx([0.70711, -0.70711], abs=1e-5)
 

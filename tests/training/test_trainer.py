@@ -82,7 +82,9 @@ def test_the_best_weights_are_the_ones_loaded(source, tmp_path):
     ids = lm.vocabulary.encode(val)
     from recurra.inference.evaluate import evaluate
 
-    assert evaluate(loaded.model, ids, num_streams=4).nats_per_token == pytest.approx(best, rel=1e-5)
+    assert evaluate(loaded.model, ids, num_streams=4).nats_per_token == pytest.approx(
+        best, rel=1e-5
+    )
 
 
 class StopAt(Progress):
@@ -237,7 +239,9 @@ def test_the_carried_state_is_detached_and_passed_on(source, tmp_path, monkeypat
     training = seen[-4:]
     assert training[0][0] is None
     for (_, final), (state, _) in zip(training, training[1:], strict=False):
-        assert all(torch.equal(a, b) and not b.requires_grad for a, b in zip(final, state, strict=True))
+        assert all(
+            torch.equal(a, b) and not b.requires_grad for a, b in zip(final, state, strict=True)
+        )
 
 
 @pytest.mark.parametrize(

@@ -74,8 +74,8 @@ def _guarded(verb: str, arguments: list[str]) -> int:
         return _fail(str(error), 2)
     except RecurraError as error:
         return _fail(str(error), 1)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+    except KeyboardInterrupt as error:
+        return _fail(f"interrupted; {error}" if str(error) else "interrupted", 130)
     except BrokenPipeError:
         # Whoever read our output (head, less) has had enough; that is no failure of ours. Python
         # would complain once more when it flushes stdout at exit, so give it somewhere to flush.

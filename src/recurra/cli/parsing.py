@@ -16,7 +16,8 @@ from recurra.errors import ConfigError
 
 Command = TypeVar("Command")
 
-_FRAME = "╭╮╰╯│─ "
+# tyro draws with - and | where the encoding has nothing better.
+_FRAME = "╭╮╰╯│─ |"
 
 
 def parse(command: type[Command], verb: str, arguments: Sequence[str]) -> Command:

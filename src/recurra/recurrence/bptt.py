@@ -2,18 +2,20 @@
 
 Around the loops of `time_loops.py` stands what a layer shares whatever its cell: the projection of
 all inputs at once (a lookup of rows where the inputs are token ids), and one product for each
-weight gradient over all T*B rows. Not twice differentiable; `reference` is.
+weight gradient over all T*B rows. Where a gradient of the gradient is wanted, the backward pass is
+left to `reference`; forward-mode differentiation and torch.func's transforms need it too.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from recurra.recurrence.cells import Cell, LayerParameters, State
+from recurra.recurrence import reference
+from recurra.recurrence.cells import CELLS, Cell, LayerParameters, State
 from recurra.recurrence.reference import project
 from recurra.recurrence.time_loops import LOOPS, LoopGradients, RecurrentWeights, Trace
 from recurra.recurrence.workspace import SHELF, Lease
@@ -32,9 +34,13 @@ def run_layer(
     if cell.num_states == 0:
         # Without a hidden state there is no time to go back through: autograd has it all.
         return torch.tanh(project(inputs, parameters, dtype)), ()
-    outputs, *final = _LayerThroughTime.apply(  # type: ignore[no-untyped-call]
-        cell.name, dtype, recurrent_gradient_scale, inputs, *parameters, *state
-    )
+    apply: Any = _LayerThroughTime.apply
+    if "torch._dynamo" in sys.modules:
+        # torch.compile cannot follow buffers that are used again. To ask it to stand aside imports
+        # it, which takes a second; so it is asked only where somebody has imported it already.
+        compiler: Any = torch.compiler
+        apply = compiler.disable(apply)
+    outputs, *final = apply(cell.name, dtype, recurrent_gradient_scale, inputs, *parameters, *state)
     return outputs, tuple(final)
 
 
@@ -56,22 +62,52 @@ class _LayerThroughTime(torch.autograd.Function):
         projected = _project(inputs, parameters, dtype, fold_bias=loop.folds_bias_hh)
         state = parameters_and_state[split:]
         final, trace = loop.forward(projected, state, _recurrent_weights(parameters, dtype))
-        ctx.loop, ctx.dtype, ctx.scale, ctx.leases = loop, dtype, scale, trace.leases
-        ctx.save_for_backward(inputs, trace.hidden, *parameters)
+        ctx.name, ctx.dtype, ctx.scale, ctx.leases = name, dtype, scale, trace.leases
+        ctx.save_for_backward(trace.hidden, inputs, *parameters, *state)
         return (trace.hidden[1:], *final)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_outputs: Tensor, *grad_final: Tensor) -> tuple[Any, ...]:
-        inputs, hidden, *saved = ctx.saved_tensors
-        parameters = LayerParameters(*saved)
+        hidden, inputs, *saved = ctx.saved_tensors
+        parameters = LayerParameters(*saved[: len(LayerParameters._fields)])
+        if torch.is_grad_enabled():
+            state = tuple(saved[len(LayerParameters._fields) :])
+            grads = (grad_outputs, *grad_final)
+            return (None, None, None, *_backward_with_graph(ctx, inputs, parameters, state, grads))
         weights = _recurrent_weights(parameters, ctx.dtype)
         trace = Trace(hidden, ctx.leases)
-        gradients = ctx.loop.backward(trace, grad_outputs, grad_final, weights, ctx.scale)
+        gradients = LOOPS[ctx.name].backward(trace, grad_outputs, grad_final, weights, ctx.scale)
         grad_inputs, *grad_parameters = _parameter_gradients(
             gradients, inputs, hidden, parameters, ctx.dtype, ctx.needs_input_grad[3]
         )
         return (None, None, None, grad_inputs, *grad_parameters, *gradients.initial)
+
+
+def _backward_with_graph(
+    ctx: Any,
+    inputs: Tensor,
+    parameters: LayerParameters,
+    state: State,
+    grads: tuple[Tensor, ...],
+) -> list[Tensor | None]:
+    """The same gradients by `reference`, with a graph of their own to differentiate again."""
+    # Aliases, so that a way from one of them to another outside this layer is not counted twice.
+    given: list[Any] = [None if t is None else t.view_as(t) for t in (inputs, *parameters, *state)]
+    first, rest = 1 + len(parameters), given[1:]
+    outputs, final = reference.run_layer(
+        CELLS[ctx.name],
+        given[0],
+        tuple(given[first:]),
+        LayerParameters(*rest[: len(parameters)]),
+        dtype=ctx.dtype,
+        recurrent_gradient_scale=ctx.scale,
+    )
+    needed = ctx.needs_input_grad[3:]
+    wanted = [alias for alias, need in zip(given, needed, strict=True) if need]
+    found = iter(
+        torch.autograd.grad((outputs, *final), wanted, grads, create_graph=True, allow_unused=True)
+    )
+    return [next(found) if need else None for need in needed]
 
 
 def _recurrent_weights(parameters: LayerParameters, dtype: torch.dtype) -> RecurrentWeights:

@@ -75,12 +75,15 @@ def run(
 def choose_backend(cell: str, device: torch.device, recurrent_gradient_scale: float = 1.0) -> str:
     """What `auto` takes: the fastest that can do it, by the figures of docs/results/book.md.
 
-    On a CPU the hand-written pass is ahead of torch.nn's; elsewhere launching one kernel per
-    operation costs more than the arithmetic, and torch's fused kernels win.
+    On a CPU the hand-written pass is ahead of torch.nn's, except for the LSTM, which oneDNN has a
+    fused kernel for. Elsewhere launching one kernel per operation costs more than the arithmetic,
+    and torch's fused kernels win.
     """
-    if device.type == "cpu" or recurrent_gradient_scale != 1.0:
+    if recurrent_gradient_scale != 1.0:
         return "bptt"
-    return "library"
+    has_fused_lstm: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    fused = device.type != "cpu" or (cell == "lstm" and has_fused_lstm)
+    return "library" if fused else "bptt"
 
 
 def zero_state(cell: str, batch_size: int, parameters: LayerParameters) -> State:

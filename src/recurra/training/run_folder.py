@@ -20,7 +20,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ class RunFolder:
             raise RunError(
                 f"{self.path} exists already; choose another --out, or --force to replace it"
             )
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        made = _make_folders(self.path.parent)
         staging = Path(tempfile.mkdtemp(prefix=f".{self.path.name}-", dir=self.path.parent))
         try:
             for name in TOKEN_FILES:
@@ -84,6 +84,9 @@ class RunFolder:
             staging.rename(self.path)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+            for folder in made:
+                with suppress(OSError):  # not empty: the run, or somebody else's file, is in it
+                    folder.rmdir()
 
     def write_config(self, config: RunConfig, sources: list[str]) -> None:
         """Write config.json."""
@@ -142,6 +145,13 @@ class RunFolder:
                 text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
                 with replaced(file) as temporary:
                     temporary.write_text(text, encoding="utf-8")
+
+
+def _make_folders(path: Path) -> list[Path]:
+    """Make a folder and those above it; the ones that were missing, the lowest first."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    return missing
 
 
 def _umask() -> int:

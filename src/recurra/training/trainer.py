@@ -125,7 +125,10 @@ class Trainer:
                     self._update(batch)
                     if interrupted():
                         self._save_interrupted()
-                        raise KeyboardInterrupt
+                        raise KeyboardInterrupt(
+                            f"saved in {self.folder.path}; go on with"
+                            f" recurra train --resume {self.folder.path}"
+                        )
                     if self._report_due():
                         self._report()
                 else:
@@ -217,7 +220,13 @@ class Trainer:
                 f" where a blind guess has {blind:.1f}; try a smaller --lr"
                 f" (it is {self.config.lr:g})"
             )
-        evaluation = self._validate()
+        try:
+            evaluation = self._validate()
+        except NonFiniteError as error:
+            raise DivergenceError(
+                f"training diverged by update {memory.step}: {error}; try a smaller --lr"
+                f" (it is {self.config.lr:g})"
+            ) from error
         record = self._record(evaluation)
         # Without a validation part there is nothing to choose by, and the latest is the best.
         nats = record["train_nats"] if evaluation is None else evaluation.nats_per_token
