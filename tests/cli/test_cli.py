@@ -1,4 +1,4 @@
-"""The command line from outside: what it prints where, exit codes, and that nothing half-done stays."""
+"""The command line from outside: what it prints where, exit codes, nothing half-done left."""
 
 import json
 import os
@@ -285,8 +285,9 @@ def test_unknown_character_in_the_prompt(run, source, tmp_path, capsys):
 
 def test_exploding_training_says_so(source, tmp_path, capsys):
     arguments = [
-        "train", source, "--out", tmp_path / "run", "--cell", "rnn-relu", "--lr", "1e6", "--warmup", "0",
-        "--schedule", "constant", "--optimizer", "sgd", "--clip-norm", "None", "--quiet", *QUICK,
+        "train", source, "--out", tmp_path / "run", "--cell", "rnn-relu", "--lr", "1e6",
+        "--warmup", "0", "--schedule", "constant", "--optimizer", "sgd",
+        "--clip-norm", "None", "--quiet", *QUICK,
     ]  # fmt: skip
     fails(capsys, arguments, 1, "--lr")
 

@@ -19,9 +19,7 @@ LYRICS = "雨落在屋顶\n我听见雨\r\n雨听见我\n" * 30
 
 
 @pytest.fixture(autouse=True)
-def _repeatable(_few_threads: None) -> None:
-    # These models are so small that a second thread only waits for the first.
-    torch.set_num_threads(1)
+def _repeatable() -> None:
     random.seed(3)
     torch.manual_seed(3)
 

@@ -13,12 +13,6 @@ from recurra.model import RecurrentLM
 from recurra.text.vocabulary import ByteVocabulary, CharVocabulary, Vocabulary
 
 
-@pytest.fixture(autouse=True)
-def _few_threads() -> None:
-    # In place of the common fixture: a second thread only delays models of twelve units.
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def characters() -> Callable[[str], Vocabulary]:
     """Makes a char vocabulary of the characters of a text, in order, `<unk>` first."""

@@ -1,5 +1,6 @@
 """The loop: it learns, reports, saves, stops when told, and resumes bit for bit."""
 
+import itertools
 import json
 import math
 import os
@@ -48,7 +49,7 @@ def test_every_cell_learns_a_simple_text(source, tmp_path, cell):
 def test_the_cell_without_state_learns_only_pairs(source, tmp_path):
     lm = run(source, tmp_path / "run", cell="none", epochs=25)
     pairs, singles = {}, {}
-    for a, b in zip(TEXT, TEXT[1:], strict=False):
+    for a, b in itertools.pairwise(TEXT):
         pairs[a, b] = pairs.get((a, b), 0) + 1
         singles[a] = singles.get(a, 0) + 1
     total = sum(pairs.values())
@@ -238,7 +239,7 @@ def test_the_carried_state_is_detached_and_passed_on(source, tmp_path, monkeypat
     run(source, tmp_path / "run", steps=4, report_every=100, cell="lstm")
     training = seen[-4:]
     assert training[0][0] is None
-    for (_, final), (state, _) in zip(training, training[1:], strict=False):
+    for (_, final), (state, _) in itertools.pairwise(training):
         assert all(
             torch.equal(a, b) and not b.requires_grad for a, b in zip(final, state, strict=True)
         )

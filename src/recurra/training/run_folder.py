@@ -75,7 +75,7 @@ class RunFolder:
         try:
             for name in TOKEN_FILES:
                 if taken and (self.path / name).is_file():
-                    shutil.copyfile(self.path / name, staging / name)
+                    _link_or_copy(self.path / name, staging / name)
             yield RunFolder(staging)
             if self.path.exists():
                 shutil.rmtree(self.path)
@@ -152,6 +152,14 @@ def _make_folders(path: Path) -> list[Path]:
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     return missing
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name; copy it where the file system cannot."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _umask() -> int:
