@@ -132,6 +132,7 @@ class Learner:
             cell=row.cell,
             hidden_size=row.hidden_size,
             vocab_size=vocab_size,
+            embedding_size=0,
             init=row.init,
             backend=backend,
         )

@@ -15,7 +15,7 @@ CELLS = ["rnn", "rnn-relu", "gru", "lstm", "none"]
 
 def make(device="cpu", **options):
     torch.manual_seed(0)
-    settings = {"cell": "lstm", "hidden_size": 12, "vocab_size": 9} | options
+    settings = {"cell": "lstm", "hidden_size": 12, "vocab_size": 9, "embedding_size": 0} | options
     return RecurrentLM(ModelConfig(**settings)).to(device)
 
 

@@ -97,8 +97,8 @@ class ModelConfig:
     num_layers: int = 1
     """Recurrent layers, one above the other."""
 
-    embedding_size: int = 0
-    """Width of the learned input embedding; 0 feeds the one-hot vector."""
+    embedding_size: int = 64
+    """Width of the learned input embedding; 0 feeds the one-hot vector, as the book does."""
 
     dropout: float = 0.0
     """Probability of dropping a unit between two layers."""

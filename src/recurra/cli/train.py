@@ -61,6 +61,7 @@ def run(arguments: Sequence[str]) -> int:
     _check(command)
     from recurra import api
     from recurra.training.budget import Clock
+    from recurra.training.progress import describe
     from recurra.training.run_folder import RunFolder
 
     progress, clock = _progress(command), Clock(main.STARTED)
@@ -71,11 +72,11 @@ def run(arguments: Sequence[str]) -> int:
         folder = api.choose_folder(command.out, command.sources, config)
         lm = api.start_run(command.sources, config, folder, progress, clock, force=command.force)
     assert lm.path is not None
+    best = RunFolder(lm.path).best_metrics()
     if command.json:
-        best = RunFolder(lm.path).best_metrics()
         print(json.dumps({"run": str(lm.path), **best}, ensure_ascii=False))
-    elif not command.quiet:
-        progress.message(f"saved in {lm.path}; try: recurra generate {lm.path} --prompt TEXT")
+    progress.message(f"best     {describe(best)}")
+    progress.message(f"saved in {lm.path}; try: recurra generate {lm.path} --prompt TEXT")
     return 0
 
 
