@@ -31,7 +31,9 @@ def make_model() -> Callable[..., RecurrentLM]:
 
     def make(vocab_size: int, cell: Any = "gru", seed: int = 1, **options: Any) -> RecurrentLM:
         torch.manual_seed(seed)
-        config = ModelConfig(cell=cell, vocab_size=vocab_size, hidden_size=12, **options)
+        config = ModelConfig(
+            cell=cell, vocab_size=vocab_size, hidden_size=12, embedding_size=0, **options
+        )
         model = RecurrentLM(config)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -46,7 +48,9 @@ def make_periodic_model() -> Callable[..., RecurrentLM]:
     """Makes a model that is all but certain that id + 1 follows id, and id 0 the last one."""
 
     def make(vocab_size: int, sharpness: float = 40.0) -> RecurrentLM:
-        config = ModelConfig(cell="none", vocab_size=vocab_size, hidden_size=vocab_size)
+        config = ModelConfig(
+            cell="none", vocab_size=vocab_size, hidden_size=vocab_size, embedding_size=0
+        )
         model = RecurrentLM(config)
         with torch.no_grad():
             for parameter in model.parameters():

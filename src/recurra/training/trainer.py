@@ -141,6 +141,8 @@ class Trainer:
         seconds = seconds_per_step(self.model, first)
         lines = describe_plan(self.model, self.stream, self.budget, seconds, len(self.val_ids))
         self.progress.plan(lines)
+        # What the start has cost of a budget in minutes is no reason to report after one update.
+        self.memory.reports = int(self._spent() * REPORTS_PER_RUN)
 
     def _update(self, batch: Batch) -> None:
         started = time.perf_counter()
@@ -279,12 +281,12 @@ class Trainer:
         }
 
     def _sample(self) -> None:
-        settings = GenerationConfig(
-            max_new_tokens=self.config.sample_length,
-            temperature=self.config.sample_temperature,
-            seed=self.config.seed + self.memory.step,
-        )
-        for prompt in self._prompts:
+        for number, prompt in enumerate(self._prompts):
+            settings = GenerationConfig(
+                max_new_tokens=self.config.sample_length,
+                temperature=self.config.sample_temperature,
+                seed=(self.config.seed + self.memory.step + 1_000_003 * number) % 2**63,
+            )
             (text,) = generate(self.model, self.vocabulary, prompt, settings)
             record = {"step": self.memory.step, "prompt": prompt, "text": text}
             append_line(self.folder.samples, record)
