@@ -18,6 +18,7 @@ import torch
 from recurra.config import RunConfig, TrainingConfig, UnknownRule
 from recurra.devices import choose_device
 from recurra.errors import ConfigError, RunError
+from recurra.files import write_json
 from recurra.inference.evaluate import Evaluation, evaluate, evaluate_text
 from recurra.inference.generate import generate, stream
 from recurra.inference.sampling import GenerationConfig
@@ -37,7 +38,7 @@ from recurra.training.budget import Clock
 from recurra.training.checkpoint import load_weights, save_weights
 from recurra.training.curve import require_matplotlib, write_svg
 from recurra.training.progress import ConsoleProgress, Progress
-from recurra.training.run_folder import RunFolder, write_json
+from recurra.training.run_folder import RunFolder
 from recurra.training.trainer import Trainer
 
 Source = str | Path

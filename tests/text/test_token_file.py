@@ -348,11 +348,11 @@ def test_an_interruption_leaves_nothing(book, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda out: (out / "tokens.json").unlink(), "cannot read .*tokens.json: No such file"),
+        (lambda out: (out / "tokens.json").unlink(), "tokens.json is missing"),
         (lambda out: (out / "tokens.bin").unlink(), "has 0 bytes instead of"),
         (lambda out: (out / "tokens.json").write_text("{}"), "damaged: KeyError"),
-        (lambda out: (out / "tokens.json").write_text("[]"), "holds no JSON object"),
-        (lambda out: (out / "tokens.json").write_text("{"), "is not JSON"),
+        (lambda out: (out / "tokens.json").write_text("[]"), "should hold one JSON object"),
+        (lambda out: (out / "tokens.json").write_text("{"), "is damaged: "),
         (lambda out: (out / "tokens.json").write_text('{"version": 99}'), "has format 99"),
         (lambda out: os.truncate(out / "tokens.bin", 3), "has 3 bytes instead of"),
     ],
@@ -365,7 +365,7 @@ def test_loading_says_what_is_damaged(book, tmp_path, change, reason):
 
 
 def test_loading_a_damaged_vocabulary(tmp_path):
-    with pytest.raises(RunError, match=r"cannot read .*vocabulary\.json"):
+    with pytest.raises(RunError, match=r"vocabulary\.json"):
         load_vocabulary(tmp_path)
     (tmp_path / "vocabulary.json").write_text('{"kind": "char", "tokens": []}')
     with pytest.raises(RunError, match=r"vocabulary\.json is damaged: .*'tokens'"):

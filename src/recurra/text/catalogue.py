@@ -15,7 +15,6 @@ import io
 import logging
 import os
 import sys
-import tempfile
 import urllib.error
 import urllib.request
 import zipfile
@@ -24,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recurra.errors import CorpusError
+from recurra.files import replaced
 
 DEFAULT_CORPUS = "english-story"
 """What is read when no source is given."""
@@ -209,7 +209,8 @@ def _download(corpus: Corpus) -> Path:
             f" {corpus.sha256}, so it was thrown away; {_by_hand(corpus, target)}"
         )
     try:
-        _write_whole(target, text)
+        with replaced(target) as temporary:
+            temporary.write_bytes(text)
     except OSError as error:
         raise CorpusError(f"cannot keep {corpus.name} at {target}: {error.strerror}") from error
     _logger.info("%s was downloaded to %s", corpus.name, target)
@@ -227,21 +228,6 @@ def _fetch(corpus: Corpus) -> bytes:
         return data
     with zipfile.ZipFile(io.BytesIO(data)) as archive, archive.open(corpus.zip_member) as member:
         return member.read(_LARGEST_DOWNLOAD)
-
-
-def _write_whole(target: Path, data: bytes) -> None:
-    """Write so that a reader sees the whole file or none, even after a power cut."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _by_hand(corpus: Corpus, target: Path) -> str:

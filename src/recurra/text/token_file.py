@@ -8,8 +8,6 @@ folder is used again only if settings and source are still the same. Knows no ba
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -23,6 +21,7 @@ import numpy.typing as npt
 
 from recurra.config import TextConfig
 from recurra.errors import ConfigError, RunError
+from recurra.files import flush, read_json, write_json
 from recurra.text.corpus import byte_chunks, resolve_sources, text_chunks
 from recurra.text.indexing import Extent, index_bpe, index_bytes, index_symbols
 from recurra.text.provisional import smallest_dtype
@@ -119,8 +118,8 @@ def build_token_file(
             "source_complete": reader.complete,
             "vocabulary": vocabulary.fingerprint,
         }
-        _write_json(work / _VOCABULARY, vocabulary.to_dict())
-        _write_json(work / _RECORD, record)
+        write_json(work / _VOCABULARY, vocabulary.to_dict())
+        write_json(work / _RECORD, record)
         _publish(work, folder)
     return load_token_file(folder), vocabulary
 
@@ -131,7 +130,7 @@ def load_token_file(folder: Path) -> TokenFile:
     Raises:
         RunError: it is missing, damaged, or of another version of the format.
     """
-    record = _read_record(folder)
+    record = read_json(folder / _RECORD)
     try:
         if record["version"] != FORMAT_VERSION:
             raise RunError(f"{folder / _RECORD} has format {record['version']}, not 1")
@@ -161,7 +160,7 @@ def load_vocabulary(folder: Path) -> Vocabulary:
     """
     path = folder / _VOCABULARY
     try:
-        return Vocabulary.from_dict(_read_json(path))
+        return Vocabulary.from_dict(read_json(path))
     except ConfigError as error:
         raise RunError(f"{path} is damaged: {error}") from error
 
@@ -186,7 +185,7 @@ def _built_before(
         tokens, vocabulary, record = (
             load_token_file(folder),
             load_vocabulary(folder),
-            _read_record(folder),
+            read_json(folder / _RECORD),
         )
     except RunError:
         return None  # damaged: it is built again
@@ -225,35 +224,8 @@ def _publish(work: Path, folder: Path) -> None:
     So a record on disk always belongs to the ids beside it, wherever a power cut falls.
     """
     for name in (_TOKENS, _VOCABULARY, _RECORD):
-        with (work / name).open("r+b") as file:
-            os.fsync(file.fileno())
+        flush(work / name)
     (folder / _RECORD).unlink(missing_ok=True)
     for name in (_TOKENS, _VOCABULARY, _RECORD):
-        os.replace(work / name, folder / name)
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    text = json.dumps(values, ensure_ascii=False, indent=1)
-    path.write_text(text + "\n", encoding="utf-8", newline="\n")
-
-
-def _read_record(folder: Path) -> dict[str, Any]:
-    return _read_json(folder / _RECORD)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RunError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise RunError(f"{path} is damaged: it is not JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise RunError(f"{path} is damaged: it holds no JSON object")
-    return values
+        (work / name).replace(folder / name)
+    flush(folder)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import recurra
 from recurra.errors import RunError
-from recurra.training.run_folder import replaced
+from recurra.files import replaced
 
 Tensors = dict[str, Tensor]
 

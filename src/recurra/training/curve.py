@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from recurra.errors import MissingExtraError
-from recurra.training.run_folder import replaced
+from recurra.files import replaced
 
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 """Bits of the Braille characters from U+2800: four rows of two dots."""

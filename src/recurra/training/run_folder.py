@@ -27,6 +27,7 @@ from typing import Any
 import recurra
 from recurra.config import RunConfig
 from recurra.errors import ConfigError, RunError
+from recurra.files import read_json, read_lines, replaced, write_json
 
 FORMAT = 1
 TOKEN_FILES = ("tokens.bin", "tokens.json", "vocabulary.json")
@@ -126,7 +127,7 @@ class RunFolder:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; empty when nothing was reported yet."""
-        return list(_read_lines(self.metrics))
+        return list(read_lines(self.metrics))
 
     def best_metrics(self) -> dict[str, Any]:
         """The line of the weights in model.safetensors: the lowest validation loss, or the last
@@ -141,7 +142,7 @@ class RunFolder:
         """Drop the lines of metrics and samples that were written after `step`."""
         for file in (self.metrics, self.samples):
             if file.is_file():
-                kept = [line for line in _read_lines(file) if line["step"] <= step]
+                kept = [line for line in read_lines(file) if line["step"] <= step]
                 text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
                 with replaced(file) as temporary:
                     temporary.write_text(text, encoding="utf-8")
@@ -167,72 +168,3 @@ def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
-
-
-def append_line(file: Path, record: dict[str, Any]) -> None:
-    """Add one line of JSON."""
-    with file.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(record, ensure_ascii=False) + "\n")
-
-
-def write_json(file: Path, record: dict[str, Any]) -> None:
-    """Write JSON for people, whole or not at all."""
-    with replaced(file) as temporary:
-        text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-        temporary.write_text(text, encoding="utf-8")
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        RunError: the file is missing, is not JSON, or holds something other than an object.
-    """
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise RunError(f"{file} is missing") from error
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{file} is damaged: {error}") from error
-    if not isinstance(record, dict):
-        raise RunError(f"{file} is damaged: it should hold one JSON object")
-    return record
-
-
-def _read_lines(file: Path) -> Iterator[dict[str, Any]]:
-    if not file.is_file():
-        return
-    with file.open(encoding="utf-8") as stream:
-        for number, line in enumerate(stream, start=1):
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise RunError(f"{file}, line {number} is damaged: {error}") from error
-
-
-@contextmanager
-def replaced(file: Path) -> Iterator[Path]:
-    """Yield a temporary path; when the block ends well it takes the file's place, flushed to disk.
-
-    When the block fails, the temporary file is removed and the old file is as it was.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        _flush(temporary)
-        temporary.replace(file)
-        _flush(file.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _flush(path: Path) -> None:
-    """Force a file, or a folder's list of names, to the disk (on Windows files only)."""
-    if path.is_dir() and os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from recurra.config import TrainingConfig
 from recurra.errors import DivergenceError, NonFiniteError, RunError
+from recurra.files import append_line
 from recurra.inference.evaluate import Evaluation, evaluate
 from recurra.inference.generate import generate
 from recurra.inference.sampling import GenerationConfig
@@ -36,7 +37,7 @@ from recurra.training.memory import Memory, Tally
 from recurra.training.optimizer import build_optimizer
 from recurra.training.plan import describe_plan, seconds_per_step
 from recurra.training.progress import Moment, Progress, perplexity
-from recurra.training.run_folder import RunFolder, append_line
+from recurra.training.run_folder import RunFolder
 from recurra.training.schedules import learning_rate
 
 REPORTS_PER_RUN = 20
