@@ -40,7 +40,10 @@ Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 
 @dataclass(frozen=True)
 class Row:
-    """One published run. `init` tells scratch (the book's normal 0.01) from concise (torch's)."""
+    """One published run, or one beside them that has no published figure.
+
+    `init` tells the book's cells from scratch (normal 0.01) from the concise ones (torch's).
+    """
 
     name: str
     corpus: str
@@ -79,7 +82,7 @@ def _lyrics(
 ROWS = [
     _time_machine("RNN scratch, sequential", "rnn", 512, "normal", SEQUENTIAL, "1.1", "37,416"),
     _time_machine("RNN scratch, random as called", "rnn", 512, "normal", FRESH, "1.4", "36,557"),
-    _time_machine("RNN scratch, random windows", "rnn", 512, "normal", RANDOM, "1.4"),
+    _time_machine("RNN scratch, random windows", "rnn", 512, "normal", RANDOM, ""),
     _time_machine("RNN concise", "rnn", 256, "uniform", SEQUENTIAL, "1.3", "219,164"),
     _time_machine("GRU scratch", "gru", 256, "normal", SEQUENTIAL, "1.1", "19.9k"),
     _time_machine("GRU concise", "gru", 256, "uniform", SEQUENTIAL, "1.0", "109k"),
@@ -102,11 +105,11 @@ class Result:
     backend: str
 
     @property
-    def reached(self) -> bool:
-        """Whether the perplexity, rounded as the published one is, is as low."""
+    def reached(self) -> bool | None:
+        """Whether the perplexity, rounded as the published one is, is as low; None without one."""
         digits = len(self.row.published.partition(".")[2])
-        if not self.perplexities:
-            return False
+        if not self.perplexities or not self.row.published:
+            return None
         return round(statistics.median(self.perplexities), digits) <= float(self.row.published)
 
 
@@ -201,6 +204,9 @@ def run(row: Row, device: str, seeds: int) -> Result:
     return Result(row, finals, seconds, speeds, fastest)
 
 
+_REACHED = {True: "yes", False: "no", None: "–"}
+
+
 def table(results: list[Result]) -> str:
     """The results in Markdown."""
     lines = [
@@ -214,7 +220,7 @@ def table(results: list[Result]) -> str:
         seconds = "–" if result.seconds is None else f"{result.seconds:.0f}"
         lines.append(
             f"| {result.row.name} (h {result.row.hidden_size}) | {result.row.published} | {ours}"
-            f" | {'yes' if result.reached else 'no'} | {seconds} | {result.row.published_speed}"
+            f" | {_REACHED[result.reached]} | {seconds} | {result.row.published_speed}"
             f" | {speed['reference']:,.0f} | {speed['library']:,.0f} | {speed['bptt']:,.0f}"
             f" | {speed['bptt'] / speed['library']:.2f} |"
         )
@@ -248,7 +254,7 @@ def main() -> int:
             "rows": [asdict(result) for result in results],
         }
         options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    return 0 if options.speed_only or all(result.reached for result in results) else 1
+    return 1 if any(result.reached is False for result in results) else 0
 
 
 if __name__ == "__main__":
