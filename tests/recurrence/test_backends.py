@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from recurra.errors import ConfigError
-from recurra.recurrence import scan
+from recurra.recurrence import scan, workspace
 from recurra.recurrence.cells import CELLS, LayerParameters
 
 RECURRENT = ["rnn", "rnn-relu", "gru", "lstm"]
@@ -63,19 +63,22 @@ def assert_same(actual: list[Tensor], expected: list[Tensor], tolerance: float):
     assert len(actual) == len(expected)
     for index, (a, e) in enumerate(zip(actual, expected, strict=True)):
         assert a is not None, f"tensor {index} has no gradient"
-        scale = max(float(e.detach().abs().max()), 1.0)
+        # Relative to the tensor's own largest entry; a tensor of zeros must be zero to 1e-30.
+        scale = max(float(e.detach().abs().max()), 1e-30)
         assert float((a - e).detach().abs().max()) <= tolerance * scale, f"tensor {index} differs"
 
 
 @pytest.fixture(autouse=True)
 def _poison_buffers(monkeypatch):
-    """Whatever is used before it is written shows as NaN."""
-    taken = scan.bptt.SHELF._take
-
-    def poisoned(numel, like):
-        return taken(numel, like).fill_(float("nan"))
-
-    monkeypatch.setattr(scan.bptt.SHELF, "_take", poisoned)
+    """Whatever is used before it is written shows as NaN: on the shelf, and in fresh memory."""
+    taken = workspace.SHELF._take
+    monkeypatch.setattr(
+        workspace.SHELF, "_take", lambda n, like: taken(n, like).fill_(float("nan"))
+    )
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
@@ -260,4 +263,17 @@ def test_auto_takes_the_backend_that_is_ahead_here():
     assert scan.choose_backend("gru", cpu) == "bptt"
     assert scan.choose_backend("lstm", cpu) == "library"
     assert scan.choose_backend("lstm", cpu, recurrent_gradient_scale=1.5) == "bptt"
+    assert scan.choose_backend("lstm", cpu, steps=1) == "reference"
     assert scan.choose_backend("gru", torch.device("cuda")) == "library"
+
+
+def test_wrong_shapes_are_refused_before_anything_is_computed():
+    layer = make_layer("gru", 3, 4, torch.float32)
+    inputs = torch.zeros(2, 5, 3)
+    for backend in scan.BACKENDS:
+        with pytest.raises(ConfigError, match=r"\(1, 4\).*should have.*\(5, 4\)"):
+            scan.run("gru", inputs, (torch.zeros(1, 4),), layer, backend)
+        with pytest.raises(ConfigError, match="at least one step"):
+            scan.run("gru", inputs[:0], None, layer, backend)
+    with pytest.raises(ConfigError, match="layers"):
+        scan.run_stack("gru", inputs, (torch.zeros(3, 5, 4),), [layer])

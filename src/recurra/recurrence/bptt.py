@@ -18,7 +18,7 @@ from recurra.recurrence import reference
 from recurra.recurrence.cells import CELLS, Cell, LayerParameters, State
 from recurra.recurrence.reference import project
 from recurra.recurrence.time_loops import LOOPS, LoopGradients, RecurrentWeights, Trace
-from recurra.recurrence.workspace import SHELF, Lease
+from recurra.recurrence.workspace import SHELF
 
 
 def run_layer(
@@ -34,6 +34,16 @@ def run_layer(
     if cell.num_states == 0:
         # Without a hidden state there is no time to go back through: autograd has it all.
         return torch.tanh(project(inputs, parameters, dtype)), ()
+    if type(inputs) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_exporting():
+        # Tensors that only stand for others (while a model is exported, say) cannot be written to.
+        return reference.run_layer(
+            cell,
+            inputs,
+            state,
+            parameters,
+            dtype=dtype,
+            recurrent_gradient_scale=recurrent_gradient_scale,
+        )
     apply: Any = _LayerThroughTime.apply
     if "torch._dynamo" in sys.modules:
         # torch.compile cannot follow buffers that are used again. To ask it to stand aside imports
@@ -62,20 +72,22 @@ class _LayerThroughTime(torch.autograd.Function):
         projected = _project(inputs, parameters, dtype, fold_bias=loop.folds_bias_hh)
         state = parameters_and_state[split:]
         final, trace = loop.forward(projected, state, _recurrent_weights(parameters, dtype))
-        ctx.name, ctx.dtype, ctx.scale, ctx.leases = name, dtype, scale, trace.leases
-        ctx.save_for_backward(trace.hidden, inputs, *parameters, *state)
+        ctx.name, ctx.dtype, ctx.scale = name, dtype, scale
+        ctx.num_buffers = len(trace.buffers)
+        ctx.save_for_backward(trace.hidden, *trace.buffers, inputs, *parameters, *state)
         return (trace.hidden[1:], *final)
 
     @staticmethod
     def backward(ctx: Any, grad_outputs: Tensor, *grad_final: Tensor) -> tuple[Any, ...]:
-        hidden, inputs, *saved = ctx.saved_tensors
+        hidden, *saved = ctx.saved_tensors
+        buffers, (inputs, *saved) = saved[: ctx.num_buffers], saved[ctx.num_buffers :]
         parameters = LayerParameters(*saved[: len(LayerParameters._fields)])
         if torch.is_grad_enabled():
             state = tuple(saved[len(LayerParameters._fields) :])
             grads = (grad_outputs, *grad_final)
             return (None, None, None, *_backward_with_graph(ctx, inputs, parameters, state, grads))
         weights = _recurrent_weights(parameters, ctx.dtype)
-        trace = Trace(hidden, ctx.leases)
+        trace = Trace(hidden, tuple(buffers))
         gradients = LOOPS[ctx.name].backward(trace, grad_outputs, grad_final, weights, ctx.scale)
         grad_inputs, *grad_parameters = _parameter_gradients(
             gradients, inputs, hidden, parameters, ctx.dtype, ctx.needs_input_grad[3]
@@ -118,26 +130,26 @@ def _recurrent_weights(parameters: LayerParameters, dtype: torch.dtype) -> Recur
 
 def _project(
     inputs: Tensor, parameters: LayerParameters, dtype: torch.dtype, *, fold_bias: bool
-) -> Lease:
-    """x_t W_ih' and the biases that may be added beforehand, (T, B, G*H), in a leased buffer."""
+) -> Tensor:
+    """x_t W_ih' and the biases that may be added beforehand, (T, B, G*H), in a borrowed buffer."""
     weight = parameters.weight_ih
     bias = parameters.bias_ih
     if bias is not None and fold_bias and parameters.bias_hh is not None:
         bias = bias + parameters.bias_hh
-    lease = SHELF.lease(*inputs.shape[:2], weight.shape[0], like=weight)
-    rows = lease.tensor.flatten(0, 1)
+    projected = SHELF.borrow(*inputs.shape[:2], weight.shape[0], like=weight)
+    rows = projected.flatten(0, 1)
     if not inputs.is_floating_point():
         table = weight.t().contiguous() if bias is None else weight.t() + bias
         torch.index_select(table, 0, inputs.flatten(), out=rows)
-        return lease
+        return projected
     flat = inputs.flatten(0, 1)
     if dtype == weight.dtype and bias is not None:
         torch.addmm(bias, flat, weight.t(), out=rows)
-        return lease
+        return projected
     rows.copy_(torch.mm(flat.to(dtype), weight.t().to(dtype)))
     if bias is not None:
         rows.add_(bias)
-    return lease
+    return projected
 
 
 def _parameter_gradients(

@@ -56,11 +56,13 @@ def run(
     """
     kind = find_cell(cell)
     if backend == "auto":
-        backend = choose_backend(cell, inputs.device, recurrent_gradient_scale)
+        steps = inputs.shape[0]
+        backend = choose_backend(cell, inputs.device, recurrent_gradient_scale, steps)
     if backend not in _RUNNERS:
         raise ConfigError(f"unknown backend {backend!r}; there are auto, {', '.join(BACKENDS)}")
     if state is None:
         state = zero_state(cell, inputs.shape[1], parameters)
+    _check_shapes(cell, inputs, state, parameters)
     weight = parameters.weight_ih
     return _RUNNERS[backend](
         kind,
@@ -72,13 +74,30 @@ def run(
     )
 
 
-def choose_backend(cell: str, device: torch.device, recurrent_gradient_scale: float = 1.0) -> str:
+def _check_shapes(cell: str, inputs: Tensor, state: State, parameters: LayerParameters) -> None:
+    if inputs.shape[0] < 1:
+        raise ConfigError("a sequence needs at least one step")
+    expected = [tuple(s.shape) for s in zero_state(cell, inputs.shape[1], parameters)]
+    found = [tuple(s.shape) for s in state]
+    if found != expected:
+        raise ConfigError(f"the state of {cell} has shapes {found}, and should have {expected}")
+
+
+def choose_backend(
+    cell: str,
+    device: torch.device,
+    recurrent_gradient_scale: float = 1.0,
+    steps: int | None = None,
+) -> str:
     """What `auto` takes: the fastest that can do it, by the figures of docs/results/book.md.
 
     On a CPU the hand-written pass is ahead of torch.nn's, except for the LSTM, which oneDNN has a
     fused kernel for. Elsewhere launching one kernel per operation costs more than the arithmetic,
-    and torch's fused kernels win.
+    and torch's fused kernels win. A single step, as in generation, has no loop to make faster, and
+    oneDNN would pack its weights anew for it: there the plain equations are ahead.
     """
+    if device.type == "cpu" and steps == 1:
+        return "reference"
     if recurrent_gradient_scale != 1.0:
         return "bptt"
     has_fused_lstm: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
@@ -119,6 +138,9 @@ def run_stack(
     Returns:
         The top layer's outputs (T, B, H) and the state, each tensor (L, B, H).
     """
+    if state is not None and any(len(s) != len(layers) for s in state):
+        found = [len(s) for s in state]
+        raise ConfigError(f"the state has {found} layers, and the model {len(layers)}")
     finals = []
     for index, parameters in enumerate(layers):
         if index > 0 and dropout > 0.0:

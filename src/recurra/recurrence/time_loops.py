@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from recurra.recurrence.cells import State
-from recurra.recurrence.workspace import SHELF, Lease
+from recurra.recurrence.workspace import SHELF
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,12 @@ class RecurrentWeights:
 class Trace:
     """What the forward loop leaves for the backward loop.
 
-    `hidden` is (T+1, B, H) and starts with the initial state; `leases` are the cell's own.
+    `hidden` is (T+1, B, H) and starts with the initial state; `buffers` are the cell's own, in the
+    order its two loops agree on.
     """
 
     hidden: Tensor
-    leases: tuple[Lease, ...]
+    buffers: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,14 @@ class LoopGradients:
         hidden_deltas: (T, B, G*H), with respect to h_{t-1} W_hh' + b_hh.
         initial: gradients of the initial state.
         weight_hr: (P, H) or None.
-        leases: keeps the memory of the deltas; hold it as long as they are used.
+        buffer: what the deltas are views of; hold it as long as they are used.
     """
 
     input_deltas: Tensor
     hidden_deltas: Tensor
     initial: State
     weight_hr: Tensor | None
-    leases: tuple[Lease, ...]
+    buffer: Tensor
 
 
 class TimeLoop(ABC):
@@ -69,7 +70,7 @@ class TimeLoop(ABC):
 
     @abstractmethod
     def forward(
-        self, projected: Lease, state: State, weights: RecurrentWeights
+        self, projected: Tensor, state: State, weights: RecurrentWeights
     ) -> tuple[State, Trace]:
         """Run through time, overwriting `projected` (T, B, G*H); the outputs are hidden[1:]."""
 
@@ -107,13 +108,12 @@ class ElmanLoop(TimeLoop):
         """out = grad * phi'(a), with phi' written in terms of h = phi(a)."""
 
     def forward(
-        self, projected: Lease, state: State, weights: RecurrentWeights
+        self, projected: Tensor, state: State, weights: RecurrentWeights
     ) -> tuple[State, Trace]:
-        inputs = projected.tensor
-        hidden = _hidden_buffer(inputs.shape[0], state[0])
+        hidden = _hidden_buffer(projected.shape[0], state[0])
         recurrent = weights.weight_hh.t()
         rows = hidden.unbind()
-        for x, (before, after) in zip(inputs.unbind(), pairwise(rows), strict=True):
+        for x, (before, after) in zip(projected.unbind(), pairwise(rows), strict=True):
             add_product(x, before, recurrent, out=after)
             self.activate(after)
         return (hidden[-1].clone(),), Trace(hidden, ())
@@ -126,8 +126,8 @@ class ElmanLoop(TimeLoop):
         weights: RecurrentWeights,
         scale: float,
     ) -> LoopGradients:
-        lease = SHELF.lease(*grad_outputs.shape, like=trace.hidden)
-        deltas, hidden = lease.tensor.unbind(), trace.hidden.unbind()
+        buffer = SHELF.borrow(*grad_outputs.shape, like=trace.hidden)
+        deltas, hidden = buffer.unbind(), trace.hidden.unbind()
         grads = grad_outputs.unbind()
         grad = grad_final[0] + grads[-1]
         for t in range(len(deltas) - 1, 0, -1):
@@ -136,7 +136,7 @@ class ElmanLoop(TimeLoop):
         self.derive(grad, hidden[1], out=deltas[0])
         initial = torch.zeros_like(grad)
         add_product(initial, deltas[0], weights.weight_hh, out=initial, alpha=scale)
-        return LoopGradients(lease.tensor, lease.tensor, (initial,), None, (lease,))
+        return LoopGradients(buffer, buffer, (initial,), None, buffer)
 
 
 class TanhLoop(ElmanLoop):
@@ -174,24 +174,22 @@ class GruLoop(TimeLoop):
     folds_bias_hh = False
 
     def forward(
-        self, projected: Lease, state: State, weights: RecurrentWeights
+        self, projected: Tensor, state: State, weights: RecurrentWeights
     ) -> tuple[State, Trace]:
-        gates = projected.tensor
+        gates = projected
         hidden = _hidden_buffer(gates.shape[0], state[0])
         width = hidden.shape[2]
-        products = SHELF.lease(*gates.shape, like=gates)
+        products = SHELF.borrow(*gates.shape, like=gates)
         recurrent = weights.weight_hh.t()
         bias = weights.bias_hh if weights.bias_hh is not None else gates.new_zeros(gates.shape[2])
-        steps = zip(
-            gates.unbind(), products.tensor.unbind(), pairwise(hidden.unbind()), strict=True
-        )
+        steps = zip(gates.unbind(), products.unbind(), pairwise(hidden.unbind()), strict=True)
         for gate, product, (before, after) in steps:
             add_product(bias, before, recurrent, out=product)
             r_z, n = gate[:, : 2 * width], gate[:, 2 * width :]
             r_z.add_(product[:, : 2 * width]).sigmoid_()
             n.addcmul_(gate[:, :width], product[:, 2 * width :]).tanh_()
             torch.lerp(n, before, gate[:, width : 2 * width], out=after)
-        return (hidden[-1].clone(),), Trace(hidden, (projected, products))
+        return (hidden[-1].clone(),), Trace(hidden, (gates, products))
 
     def backward(
         self,
@@ -201,10 +199,11 @@ class GruLoop(TimeLoop):
         weights: RecurrentWeights,
         scale: float,
     ) -> LoopGradients:
-        lease = self._local_derivatives(trace)
+        buffer = self._local_derivatives(trace)
         steps, batch, width = grad_outputs.shape
-        deltas, grads = lease.tensor.unbind(), grad_outputs.unbind()
-        z = trace.leases[0].tensor[:, :, width : 2 * width].unbind()
+        deltas, grads = buffer.unbind(), grad_outputs.unbind()
+        gates, _ = trace.buffers
+        z = gates[:, :, width : 2 * width].unbind()
         grad, carried = grad_final[0] + grads[-1], torch.empty_like(grad_final[0])
         for t in range(steps - 1, -1, -1):
             deltas[t].mul_(grad.unsqueeze(1))
@@ -213,23 +212,24 @@ class GruLoop(TimeLoop):
             hidden_delta = deltas[t][:, 1:].reshape(batch, 3 * width)
             add_product(carried, hidden_delta, weights.weight_hh, out=grad, alpha=scale)
         # The inputs' deltas come as [n, r, z]; parameters are ordered r, z, n.
-        inputs = torch.cat([lease.tensor[:, :, 1:3], lease.tensor[:, :, :1]], dim=2)
-        hidden = lease.tensor[:, :, 1:]
+        inputs = torch.cat([buffer[:, :, 1:3], buffer[:, :, :1]], dim=2)
+        hidden = buffer[:, :, 1:]
         shape = (steps, batch, 3 * width)
-        return LoopGradients(inputs.view(shape), hidden.reshape(shape), (grad,), None, (lease,))
+        return LoopGradients(inputs.view(shape), hidden.reshape(shape), (grad,), None, buffer)
 
-    def _local_derivatives(self, trace: Trace) -> Lease:
+    def _local_derivatives(self, trace: Trace) -> Tensor:
         """The factors of g above, (T, B, 4, H) in the order n, r, z, hn."""
-        r, z, n = trace.leases[0].tensor.chunk(3, dim=2)
-        h_n = trace.leases[1].tensor.chunk(3, dim=2)[2]
+        gates, products = trace.buffers
+        r, z, n = gates.chunk(3, dim=2)
+        h_n = products.chunk(3, dim=2)[2]
         before = trace.hidden[:-1]
-        lease = SHELF.lease(*before.shape[:2], 4, before.shape[2], like=before)
-        d_n, d_r, d_z, d_hn = lease.tensor.unbind(2)
+        factors = SHELF.borrow(*before.shape[:2], 4, before.shape[2], like=before)
+        d_n, d_r, d_z, d_hn = factors.unbind(2)
         torch.mul(n, n, out=d_n).neg_().add_(1).mul_(1 - z)
         torch.mul(d_n, r, out=d_hn)
         torch.mul(d_hn, h_n, out=d_r).mul_(1 - r)
         torch.sub(before, n, out=d_z).mul_(z).mul_(1 - z)
-        return lease
+        return factors
 
 
 class LstmLoop(TimeLoop):
@@ -244,23 +244,21 @@ class LstmLoop(TimeLoop):
     """
 
     def forward(
-        self, projected: Lease, state: State, weights: RecurrentWeights
+        self, projected: Tensor, state: State, weights: RecurrentWeights
     ) -> tuple[State, Trace]:
-        gates = projected.tensor
+        gates = projected
         steps, batch, width = gates.shape[0], gates.shape[1], gates.shape[2] // 4
         hidden = _hidden_buffer(steps, state[0])
-        cells = SHELF.lease(steps + 1, batch, width, like=gates)
-        squashed = SHELF.lease(steps, batch, width, like=gates)
+        cells = SHELF.borrow(steps + 1, batch, width, like=gates)
+        squashed = SHELF.borrow(steps, batch, width, like=gates)
         exposed = (
-            SHELF.lease(steps, batch, width, like=gates) if weights.weight_hr is not None else None
+            SHELF.borrow(steps, batch, width, like=gates) if weights.weight_hr is not None else None
         )
-        cells.tensor[0].copy_(state[1])
+        cells[0].copy_(state[1])
         recurrent = weights.weight_hh.t()
-        h, c = hidden.unbind(), cells.tensor.unbind()
-        m = h[1:] if exposed is None else exposed.tensor.unbind()
-        for t, (gate, tanh_c) in enumerate(
-            zip(gates.unbind(), squashed.tensor.unbind(), strict=True)
-        ):
+        h, c = hidden.unbind(), cells.unbind()
+        m = h[1:] if exposed is None else exposed.unbind()
+        for t, (gate, tanh_c) in enumerate(zip(gates.unbind(), squashed.unbind(), strict=True)):
             add_product(gate, h[t], recurrent, out=gate)
             gate[:, : 2 * width].sigmoid_()
             gate[:, 2 * width : 3 * width].tanh_()
@@ -271,8 +269,8 @@ class LstmLoop(TimeLoop):
             torch.mul(o, tanh_c, out=m[t])
             if weights.weight_hr is not None:
                 h[t + 1].copy_(m[t].to(weights.weight_hr.dtype) @ weights.weight_hr.t())
-        leases = (projected, cells, squashed) + (() if exposed is None else (exposed,))
-        return (hidden[-1].clone(), cells.tensor[-1].clone()), Trace(hidden, leases)
+        buffers = (gates, cells, squashed) + (() if exposed is None else (exposed,))
+        return (hidden[-1].clone(), cells[-1].clone()), Trace(hidden, buffers)
 
     def backward(
         self,
@@ -282,10 +280,10 @@ class LstmLoop(TimeLoop):
         weights: RecurrentWeights,
         scale: float,
     ) -> LoopGradients:
-        gates = trace.leases[0].tensor
+        gates = trace.buffers[0]
         steps, batch, width = gates.shape[0], gates.shape[1], gates.shape[2] // 4
         factors, to_cell = self._local_derivatives(trace)
-        deltas, leaks = factors.tensor.unbind(), to_cell.tensor.unbind()
+        deltas, leaks = factors.unbind(), to_cell.unbind()
         forget = gates[:, :, width : 2 * width].unbind()
         grads = grad_outputs.unbind()
         grad_h, grad_c = grad_final[0] + grads[-1], grad_final[1].clone()
@@ -306,28 +304,28 @@ class LstmLoop(TimeLoop):
             add_product(base, rows, weights.weight_hh, out=grad_h, alpha=scale)
         grad_hr = None
         if projected_grads is not None:
-            grad_hr = projected_grads.flatten(0, 1).t() @ trace.leases[3].tensor.flatten(0, 1)
-        flat = factors.tensor.view(steps, batch, 4 * width)
-        return LoopGradients(flat, flat, (grad_h, grad_c), grad_hr, (factors,))
+            grad_hr = projected_grads.flatten(0, 1).t() @ trace.buffers[3].flatten(0, 1)
+        flat = factors.view(steps, batch, 4 * width)
+        return LoopGradients(flat, flat, (grad_h, grad_c), grad_hr, factors)
 
-    def _local_derivatives(self, trace: Trace) -> tuple[Lease, Lease]:
+    def _local_derivatives(self, trace: Trace) -> tuple[Tensor, Tensor]:
         """The factors of dc (i, f, g) and dm (o), (T, B, 4, H); and dm's share of dc, (T, B, H)."""
-        gates, tanh_c = trace.leases[0].tensor, trace.leases[2].tensor
-        before = trace.leases[1].tensor[:-1]
+        gates, cells, tanh_c = trace.buffers[:3]
+        before = cells[:-1]
         i, f, g, o = gates.chunk(4, dim=2)
-        factors = SHELF.lease(*before.shape[:2], 4, before.shape[2], like=before)
-        to_cell = SHELF.lease(*before.shape, like=before)
-        d_i, d_f, d_g, d_o = factors.tensor.unbind(2)
+        factors = SHELF.borrow(*before.shape[:2], 4, before.shape[2], like=before)
+        to_cell = SHELF.borrow(*before.shape, like=before)
+        d_i, d_f, d_g, d_o = factors.unbind(2)
         torch.mul(i, 1 - i, out=d_i).mul_(g)
         torch.mul(f, 1 - f, out=d_f).mul_(before)
         torch.mul(g, g, out=d_g).neg_().add_(1).mul_(i)
         torch.mul(o, 1 - o, out=d_o).mul_(tanh_c)
-        torch.mul(tanh_c, tanh_c, out=to_cell.tensor).neg_().add_(1).mul_(o)
+        torch.mul(tanh_c, tanh_c, out=to_cell).neg_().add_(1).mul_(o)
         return factors, to_cell
 
 
 def _hidden_buffer(steps: int, initial: Tensor) -> Tensor:
-    """(T+1, B, H), the first row filled. Not leased: the caller keeps its rows as outputs."""
+    """(T+1, B, H), the first row filled. Not borrowed: the caller keeps its rows."""
     hidden = initial.new_empty(steps + 1, *initial.shape)
     hidden[0].copy_(initial)
     return hidden

@@ -1,62 +1,74 @@
 """Buffers that are used again instead of being allocated anew.
 
 A fresh tensor of several megabytes costs page faults that take as long as the arithmetic on it. A
-`Lease` holds a buffer for as long as somebody, usually a node of the autograd graph, holds the
-lease; when it is freed the buffer goes back on the shelf. Contents are undefined at every lease.
+borrowed tensor is an ordinary tensor whose memory goes back on the shelf when the tensor itself is
+freed: when autograd lets go of what it saved, say. Its contents are undefined at first.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import deque
 from math import prod
+from threading import Lock
 
 import torch
 from torch import Tensor
 
-_SHELF_BYTES = 256 * 2**20
+SMALLEST_BYTES = 2**16
+"""Smaller buffers are not worth keeping: the allocator has them at hand without page faults."""
+MOST_BYTES = 2**28
+MOST_BUFFERS = 64
 
 
 class Shelf:
     """Free buffers, each a flat tensor, the longest unused first."""
 
-    def __init__(self, max_bytes: int = _SHELF_BYTES) -> None:
-        self.max_bytes = max_bytes
-        self._free: OrderedDict[int, Tensor] = OrderedDict()
+    def __init__(self) -> None:
+        self._free: deque[Tensor] = deque()
+        self._lock = Lock()
+        self.free_bytes = 0
 
-    def lease(self, *shape: int, like: Tensor) -> Lease:
-        """An uninitialised buffer of this shape, with the dtype and device of `like`."""
-        return Lease(self, self._take(prod(shape), like), shape)
+    def borrow(self, *shape: int, like: Tensor) -> Tensor:
+        """An uninitialised tensor of this shape, with the dtype and device of `like`.
 
-    def free_bytes(self) -> int:
-        """Bytes that lie on the shelf unused."""
-        return sum(buffer.nbytes for buffer in list(self._free.values()))
+        Its memory is given to somebody else once the tensor is freed, so no view of it may be
+        kept longer than the tensor.
+        """
+        buffer = self._take(prod(shape), like)
+        tensor = buffer[: prod(shape)].view(shape)
+        if buffer.nbytes >= SMALLEST_BYTES:
+            tensor._recurra_loan = _Loan(self, buffer)  # type: ignore[attr-defined]
+        return tensor
 
     def put(self, buffer: Tensor) -> None:
         """Lay a buffer back; the longest unused ones are dropped when the shelf is full."""
-        self._free[id(buffer)] = buffer
-        while self._free and self.free_bytes() > self.max_bytes:
-            self._free.popitem(last=False)
+        with self._lock:
+            self._free.append(buffer)
+            self.free_bytes += buffer.nbytes
+            while self.free_bytes > MOST_BYTES or len(self._free) > MOST_BUFFERS:
+                self.free_bytes -= self._free.popleft().nbytes
 
     def _take(self, numel: int, like: Tensor) -> Tensor:
-        for key, buffer in reversed(list(self._free.items())):
-            fits = numel <= buffer.numel() <= 2 * numel
-            if fits and buffer.dtype == like.dtype and buffer.device == like.device:
-                # Another thread may have taken it since the list was made.
-                taken = self._free.pop(key, None)
-                if taken is not None:
-                    return taken
+        with self._lock:
+            for index, buffer in enumerate(self._free):
+                fits = numel <= buffer.numel() <= 2 * numel
+                if fits and buffer.dtype == like.dtype and buffer.device == like.device:
+                    del self._free[index]
+                    self.free_bytes -= buffer.nbytes
+                    return buffer
         # A buffer born in inference mode could never be written to by a later training step.
         with torch.inference_mode(False):
             return torch.empty(numel, dtype=like.dtype, device=like.device)
 
 
-class Lease:
-    """A buffer on loan: `tensor` is valid as long as the lease lives."""
+class _Loan:
+    """Lives as long as the borrowed tensor it is attached to, and takes the buffer back."""
 
-    def __init__(self, shelf: Shelf, buffer: Tensor, shape: tuple[int, ...]) -> None:
+    __slots__ = ("_buffer", "_shelf")
+
+    def __init__(self, shelf: Shelf, buffer: Tensor) -> None:
         self._shelf = shelf
         self._buffer = buffer
-        self.tensor = buffer[: prod(shape)].view(shape)
 
     def __del__(self) -> None:
         self._shelf.put(self._buffer)

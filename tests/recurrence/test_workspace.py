@@ -1,0 +1,77 @@
+"""The shelf: memory comes back when it should, stays when it must, and the shelf stays small."""
+
+import gc
+
+import pytest
+import torch
+
+from recurra.nn import GRU, LSTM, RNN
+from recurra.recurrence import workspace
+
+
+@pytest.fixture
+def shelf(monkeypatch):
+    fresh = workspace.Shelf()
+    monkeypatch.setattr("recurra.recurrence.bptt.SHELF", fresh)
+    monkeypatch.setattr("recurra.recurrence.time_loops.SHELF", fresh)
+    return fresh
+
+
+def test_a_buffer_comes_back_and_serves_again(shelf):
+    like = torch.zeros(1)
+    first = shelf.borrow(300, 200, like=like)
+    address = first.data_ptr()
+    assert shelf.free_bytes == 0
+    del first
+    assert shelf.free_bytes == 300 * 200 * 4
+    assert shelf.borrow(200, 300, like=like).data_ptr() == address
+
+
+def test_another_dtype_or_a_much_larger_buffer_does_not_serve(shelf):
+    shelf.borrow(300, 200, like=torch.zeros(1))
+    assert shelf.borrow(300, 200, like=torch.zeros(1).double()).dtype == torch.float64
+    assert shelf.free_bytes >= 300 * 200 * 4
+    small = shelf.borrow(10, like=torch.zeros(1))
+    assert small.untyped_storage().nbytes() == 40
+
+
+def test_the_shelf_stays_small(shelf):
+    like = torch.zeros(1)
+    many = [shelf.borrow(20_000 + n, like=like) for n in range(3 * workspace.MOST_BUFFERS)]
+    many += [shelf.borrow(10, like=like) for _ in range(100)]
+    del many
+    assert len(shelf._free) == workspace.MOST_BUFFERS
+    assert shelf.free_bytes == sum(b.nbytes for b in shelf._free)
+
+
+@pytest.mark.parametrize("kind", [GRU, LSTM])
+def test_memory_is_back_after_backward_though_the_loss_is_held(shelf, kind):
+    layer = kind(64, 64, backend="bptt")
+    loss = layer(torch.randn(20, 16, 64))[0].sum()
+    held = shelf.free_bytes
+    loss.backward()
+    gc.collect()
+    assert shelf.free_bytes > held + 2 * 20 * 16 * 64 * 4
+    assert float(loss.detach()) == float(loss.detach())
+
+
+@pytest.mark.parametrize("kind", [RNN, GRU, LSTM])
+def test_a_retained_graph_keeps_its_buffers(shelf, kind):
+    layer = kind(64, 64, backend="bptt")
+    inputs = torch.randn(20, 16, 64, requires_grad=True)
+    total = layer(inputs)[0].square().sum()
+    first = torch.autograd.grad(total, inputs, retain_graph=True)[0]
+    layer(torch.randn(20, 16, 64))[0].sum().backward()
+    second = torch.autograd.grad(total, inputs)[0]
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("kind", [RNN, GRU, LSTM])
+def test_exported_models_compute_and_leave_no_trace(shelf, kind):
+    ours = kind(4, 8, backend="bptt")
+    theirs = kind.__mro__[2](4, 8)
+    theirs.load_state_dict(ours.state_dict())
+    inputs = torch.randn(5, 3, 4)
+    program = torch.export.export(ours, (inputs,), strict=False)
+    for module in (ours, program.module()):
+        torch.testing.assert_close(module(inputs)[0], theirs(inputs)[0], rtol=1e-5, atol=1e-6)
