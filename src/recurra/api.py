@@ -243,6 +243,8 @@ def start_run(
     """`train` with everything spelled out; the folder is touched only when the text is good."""
     _set_up(config.training)
     device = choose_device(config.training.device)
+    for line in config.ignored():
+        progress.message(f"note: {line}")
     with folder.prepared(force=force) as staging:
         tokens, vocabulary = build_token_file(sources, config.text, staging.path)
         config = _with_vocab_size(config, len(vocabulary))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
@@ -137,6 +138,7 @@ class ModelConfig:
             f"tie_weights needs embedding_size equal to hidden_size"
             f" ({self.embedding_size} and {self.hidden_size})",
         )
+        _require(math.isfinite(self.forget_bias), "forget_bias must be finite")
         _require(
             self.forget_bias == 0.0 or self.cell == "lstm",
             f"forget_bias is for the lstm cell; {self.cell} has no forget gate",
@@ -211,7 +213,8 @@ class TrainingConfig:
     the budget."""
 
     sample_every: int | None = None
-    """Updates between two samples of generated text; by default with every report."""
+    """At least this many updates between two samples of generated text, which come with a report;
+    by default with every one."""
 
     prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """What the samples start from; may be given several times. Without one they start from
@@ -265,7 +268,9 @@ class TrainingConfig:
         )
 
     def _check_rates(self) -> None:
-        _require(self.lr > 0, "lr must be positive")
+        _require(0 < self.lr < math.inf, "lr must be positive and finite")
+        within = all(0.0 <= milestone <= 1.0 for milestone in self.lr_milestones)
+        _require(within, "lr_milestones are shares of the budget, between 0 and 1")
         for name in ("momentum", "warmup", "final_lr"):
             _require(0.0 <= getattr(self, name) <= 1.0, f"{name} must lie between 0 and 1")
         _require(self.weight_decay >= 0, "weight_decay must not be negative")
@@ -277,6 +282,9 @@ class TrainingConfig:
         _require(0 <= self.seed < 2**63, "seed must lie between 0 and 2**63 - 1")
 
 
+_SCHEDULE_OPTIONS = {"final_lr": "cosine", "lr_milestones": "step", "lr_decay": "step"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything needed to rebuild a model and repeat its training."""
@@ -284,6 +292,30 @@ class RunConfig:
     text: TextConfig = field(default_factory=TextConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        _require(
+            self.training.bptt != "randomized" or self.model.backend != "library",
+            "bptt randomized scales gradients, which the library backend cannot; take another",
+        )
+
+    def ignored(self) -> list[str]:
+        """What was set and has no effect beside the other settings, a sentence each."""
+        text, model, training = self.text, self.model, self.training
+        found = []
+        if model.dropout and model.num_layers == 1:
+            found.append("dropout works between layers, and there is only one")
+        if training.momentum and training.optimizer != "sgd":
+            found.append(f"momentum is for sgd; {training.optimizer} has its own")
+        for name, schedule in _SCHEDULE_OPTIONS.items():
+            default = getattr(TrainingConfig(), name)
+            if training.schedule != schedule and getattr(training, name) != default:
+                found.append(f"{name} is for the {schedule} schedule, not for {training.schedule}")
+        if text.tokens == "byte":
+            for name in ("encoding", "newlines"):
+                if getattr(text, name) != getattr(TextConfig(), name):
+                    found.append(f"{name} has no meaning for byte tokens")
+        return found
 
     @classmethod
     def from_options(cls, **options: Any) -> RunConfig:

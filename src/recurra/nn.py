@@ -1,8 +1,8 @@
 """RNN, GRU and LSTM: drop-in replacements for torch.nn's that compute by `recurrence`.
 
 Each class is a subclass of torch.nn's. The constructor, the parameters with their names and first
-values, the state dict, the checks of arguments and their errors are torch's; only the computation
-is ours. Knows no text and no token ids: inputs are numbers, as torch's are.
+values, the state dict, and the checks of arguments with the types of their errors are torch's; only
+the computation is ours. Knows no text and no token ids: inputs are numbers, as torch's are.
 
 T steps, B batch, I input width, H hidden width, L layers, D directions (1 or 2). Inside, time comes
 first, and a batch of sequences of unequal length is a list of segments (t, b, I): stretches of time

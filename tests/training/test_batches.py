@@ -84,6 +84,7 @@ def test_randomized_windows_cover_the_row_without_gap():
     )
     row = np.concatenate([batch.ids[0] for batch in stream.epoch(0)])
     assert np.array_equal(row, np.arange(row[0], row[0] + len(row)))
+    assert row[-1] == row[0] + (1001 - row[0] - 1) // 2 - 1
     lengths = [batch.ids.shape[1] for epoch in range(30) for batch in stream.epoch(epoch)]
     assert np.mean(lengths) == pytest.approx(5, rel=0.1)
     assert min(lengths) == 1

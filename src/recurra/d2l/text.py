@@ -52,7 +52,8 @@ def tokenize(lines: Iterable[str], token: str = "word") -> list[list[str]]:
 
 def count_corpus(tokens: Sequence[Any]) -> collections.Counter[Any]:
     """How often each token occurs in a list of tokens, or in a list of lists of tokens."""
-    if tokens and isinstance(tokens[0], (list, tuple)):
+    # A tuple is a token itself: the bigrams and trigrams of section 8.3.
+    if tokens and isinstance(tokens[0], list):
         return collections.Counter(token for line in tokens for token in line)
     return collections.Counter(tokens)
 

@@ -39,19 +39,28 @@ class Batch:
 
 
 def sequential_windows(
-    ids: Ids, batch_size: int, lengths: Iterator[int], offset: int, skip: int = 0
+    ids: Ids,
+    batch_size: int,
+    lengths: Iterator[int],
+    offset: int,
+    skip: int = 0,
+    *,
+    keep_rest: bool = False,
 ) -> Iterator[Batch]:
     """B contiguous streams read side by side, one window after the other.
 
     The text from `offset` on is cut into `batch_size` equal rows. Window k of row b continues
-    window k - 1 of row b, so the state can be carried; `lengths` gives each window's T, and a
-    window that would pass the rows' end is left out. The first `skip` windows are passed over.
+    window k - 1 of row b, so the state can be carried; `lengths` gives each window's T. A window
+    that would pass the rows' end is left out, or with `keep_rest` cut there. The first `skip`
+    windows are passed over.
     """
     row = (len(ids) - offset - 1) // batch_size
     starts = offset + row * np.arange(batch_size)
     position = 0
     for index, length in enumerate(lengths):
-        if position + length > row:
+        if keep_rest:
+            length = min(length, row - position)
+        if length == 0 or position + length > row:
             return
         if index >= skip:
             yield _cut(ids, starts + position, length, fresh=position == 0)
@@ -118,7 +127,15 @@ class BatchStream:
         size = self.config.batch_size
         if self.config.sampling == "random":
             return random_windows(self.ids, size, self.num_steps, offset, random, start)
-        return sequential_windows(self.ids, size, self._window_lengths(random), offset, start)
+        lengths = self._window_lengths(random)
+        # Left-out ends would bias the random truncation: late tokens would weigh less.
+        keep_rest = self.config.bptt == "randomized"
+        return sequential_windows(self.ids, size, lengths, offset, start, keep_rest=keep_rest)
+
+    def typical_batch(self) -> Batch:
+        """A batch of `num_steps` tokens a row, to time a step on."""
+        lengths = iter([self.num_steps])
+        return next(sequential_windows(self.ids, self.config.batch_size, lengths, 0))
 
     def epoch_length(self) -> int:
         """Batches in an epoch: exact but for the offset, which may cost one; the mean length
@@ -133,7 +150,8 @@ class BatchStream:
         A window ends after each step with probability 1 / num_steps. A gradient that would pass
         that step is lost with this probability, and otherwise multiplied by the inverse of its
         chance to pass, so that its mean is what full BPTT gives: d2l section 8.7, after Tallec and
-        Ollivier 2017.
+        Ollivier 2017. That holds for the gradient at fixed weights; updates between the windows,
+        clipping and Adam act on each window's gradient as they do on any other.
         """
         if self.config.bptt != "randomized":
             return 1.0

@@ -40,7 +40,8 @@ class Memory:
     """Position in the data, counters, the best so far.
 
     `reports` counts the twentieths of the budget that were reported, `position` the batches done in
-    the current epoch; `fingerprint` is that of the text and the settings.
+    the current epoch; `last_sample` is the step of the last samples, `fingerprint` that of the text
+    and the settings.
     """
 
     step: int = 0
@@ -49,6 +50,7 @@ class Memory:
     tokens: int = 0
     seconds: float = 0.0
     reports: int = 0
+    last_sample: int = 0
     best_loss: float = math.inf
     best_step: int = 0
     reports_since_best: int = 0

@@ -11,13 +11,15 @@ import torch
 from recurra.config import ModelConfig, TrainingConfig
 from recurra.model import RecurrentLM
 from recurra.recurrence.cells import find_cell
-from recurra.training.batches import Batch, BatchStream
+from recurra.recurrence.scan import choose_backend
+from recurra.training.batches import BatchStream
 from recurra.training.budget import Budget
 from recurra.training.progress import format_count, format_seconds
 
 
-def seconds_per_step(model: RecurrentLM, batch: Batch) -> float:
+def seconds_per_step(model: RecurrentLM, stream: BatchStream) -> float:
     """Time a forward and backward pass; weights, gradients and random numbers stay untouched."""
+    batch, scale = stream.typical_batch(), stream.recurrent_gradient_scale
     ids = torch.from_numpy(batch.ids).to(model.device)
     targets = torch.from_numpy(batch.targets).to(model.device)
     best = float("inf")
@@ -25,7 +27,7 @@ def seconds_per_step(model: RecurrentLM, batch: Batch) -> float:
         # The first pass pays for memory and code that the later ones find ready.
         for _ in range(3):
             started = time.perf_counter()
-            loss, _ = model.loss(ids, targets)
+            loss, _ = model.loss(ids, targets, recurrent_gradient_scale=scale)
             torch.autograd.backward(loss)
             float(loss.detach())
             best = min(best, time.perf_counter() - started)
@@ -55,6 +57,12 @@ def memory_bytes(model: ModelConfig, training: TrainingConfig, num_steps: int, w
     return 4 * (weights * (2 + averages) + tokens * per_token)
 
 
+def _backend(model: RecurrentLM, stream: BatchStream) -> str:
+    if model.config.backend != "auto":
+        return model.config.backend
+    return choose_backend(model.config.cell, model.device, stream.recurrent_gradient_scale)
+
+
 def describe_plan(
     model: RecurrentLM,
     stream: BatchStream,
@@ -74,7 +82,7 @@ def describe_plan(
     return [
         f"model     {config.cell}, {layers} of {config.hidden_size} units, {width},"
         f" vocabulary {config.vocab_size:,}: {model.num_parameters:,} parameters"
-        f" ({model.backend} on {model.device}, {config.precision})",
+        f" ({_backend(model, stream)} on {model.device}, {config.precision})",
         f"text      {len(stream.ids):,} tokens to learn from, {num_val_tokens:,} to validate on",
         f"training  about {steps:,} updates of {training.batch_size} x {stream.num_steps} tokens,"
         f" {format_count(rate)} tokens/s, {format_seconds(duration)} in all,"

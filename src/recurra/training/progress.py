@@ -180,7 +180,8 @@ def describe(record: dict[str, Any]) -> str:
     parts = [f"step {record['step']:>6,}", f"train {record['train_nats']:.3f}"]
     if record["val_nats"] is not None:
         parts.append(f"validation {record['val_nats']:.3f} nats")
-    parts.append(f"perplexity {record['perplexity']:.2f}")
+    known = record["perplexity"]
+    parts.append("perplexity inf" if known is None else f"perplexity {known:.2f}")
     if record["bits_per_char"] is not None:
         parts.append(f"{record['bits_per_char']:.3f} bits/char")
     parts.append(f"{format_count(record['tokens_per_second'])} tokens/s")

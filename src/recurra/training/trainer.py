@@ -138,8 +138,7 @@ class Trainer:
             return self._conclude()
 
     def _announce(self) -> None:
-        first = next(iter(self.stream.epoch(0)))
-        seconds = seconds_per_step(self.model, first)
+        seconds = seconds_per_step(self.model, self.stream)
         lines = describe_plan(self.model, self.stream, self.budget, seconds, len(self.val_ids))
         self.progress.plan(lines)
         # What the start has cost of a budget in minutes is no reason to report after one update.
@@ -200,8 +199,8 @@ class Trainer:
         return int(self._spent() * REPORTS_PER_RUN) > self.memory.reports
 
     def _sample_due(self) -> bool:
-        every = self.config.sample_every
-        return every is None or self.memory.step % every == 0 or self._done()
+        since = self.memory.step - self.memory.last_sample
+        return since >= (self.config.sample_every or 1) or self._done()
 
     def _show_moment(self) -> None:
         spent, seconds = self._spent(), self.budget.clock.seconds()
@@ -282,6 +281,7 @@ class Trainer:
         }
 
     def _sample(self) -> None:
+        self.memory.last_sample = self.memory.step
         for number, prompt in enumerate(self._prompts):
             settings = GenerationConfig(
                 max_new_tokens=self.config.sample_length,

@@ -1,0 +1,89 @@
+"""Settings: what is refused, what is said to be ignored, and the way to JSON and back."""
+
+import json
+import math
+
+import pytest
+
+from recurra.config import ModelConfig, RunConfig, TextConfig, TrainingConfig
+from recurra.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "words"),
+    [
+        (TextConfig, {"tokens": "syllable"}, "one of char, byte, word, bpe"),
+        (TextConfig, {"val_fraction": 1.0}, "val_fraction"),
+        (TextConfig, {"letters_only": True, "tokens": "byte"}, "letters_only"),
+        (ModelConfig, {"hidden_size": 0}, "hidden_size"),
+        (ModelConfig, {"dropout": 1.0}, "dropout"),
+        (ModelConfig, {"cell": "gru", "forget_bias": 1.0}, "no forget gate"),
+        (ModelConfig, {"forget_bias": math.nan}, "finite"),
+        (TrainingConfig, {"lr": math.inf}, "lr must be positive and finite"),
+        (TrainingConfig, {"lr": math.nan}, "lr"),
+        (TrainingConfig, {"minutes": math.nan}, "minutes"),
+        (TrainingConfig, {"steps": 0}, "steps"),
+        (TrainingConfig, {"epochs": 1, "steps": 1}, "epochs and steps"),
+        (TrainingConfig, {"lr_milestones": (0.5, 7.0)}, "lr_milestones"),
+        (TrainingConfig, {"clip_norm": 0.0}, "clip_norm"),
+        (TrainingConfig, {"seed": -1}, "seed"),
+        (TrainingConfig, {"bptt": "full", "sampling": "random"}, "sequential"),
+    ],
+)
+def test_nonsense_is_refused_by_name(kind, values, words):
+    with pytest.raises(ConfigError, match=words):
+        kind(**values)
+
+
+def test_randomized_and_library_do_not_go_together():
+    with pytest.raises(ConfigError, match="library"):
+        RunConfig.from_options(bptt="randomized", backend="library")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"dropout": 0.5}, "dropout"),
+        ({"momentum": 0.9}, "momentum"),
+        ({"schedule": "constant", "final_lr": 0.5}, "final_lr"),
+        ({"lr_decay": 0.5}, "lr_decay"),
+        ({"tokens": "byte", "encoding": "latin-1"}, "encoding"),
+    ],
+)
+def test_what_has_no_effect_is_said(options, words):
+    (line,) = RunConfig.from_options(**options).ignored()
+    assert words in line
+
+
+def test_nothing_is_said_of_settings_that_work():
+    options = {"dropout": 0.5, "num_layers": 2, "momentum": 0.9, "optimizer": "sgd"}
+    assert RunConfig.from_options(**options).ignored() == []
+    assert RunConfig().ignored() == []
+
+
+def test_flat_options_find_their_sections():
+    config = RunConfig.from_options(vocab_size=99, hidden_size=7, lr=0.5)
+    assert (config.text.vocab_size, config.model.hidden_size, config.training.lr) == (99, 7, 0.5)
+    with pytest.raises(ConfigError, match="did you mean hidden_size"):
+        RunConfig.from_options(hiden_size=3)
+
+
+def test_json_and_back():
+    config = RunConfig.from_options(tokens="word", cell="gru", prompt=("a", "b"), epochs=2.5)
+    assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda v: v.pop("model"),
+        lambda v: v["model"].update(cells="gru"),
+        lambda v: v["model"].update(cell="tree"),
+        lambda v: v.update(text=[]),
+    ],
+)
+def test_damaged_json_is_refused(damage):
+    values = RunConfig().to_dict()
+    damage(values)
+    with pytest.raises(ConfigError):
+        RunConfig.from_dict(values)
