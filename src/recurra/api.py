@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,13 @@ import torch
 
 from recurra.config import RunConfig, TrainingConfig, UnknownRule
 from recurra.devices import choose_device
-from recurra.errors import ConfigError, RunError
+from recurra.errors import (
+    ConfigError,
+    DivergenceError,
+    RunError,
+    SourceError,
+    UnknownTokenError,
+)
 from recurra.files import write_json
 from recurra.inference.evaluate import Evaluation, evaluate, evaluate_text
 from recurra.inference.generate import generate, stream
@@ -121,6 +128,23 @@ class LanguageModel:
         prepared = prepare_text(text, self.config.text)
         return evaluate_text(self.model, self.vocabulary, prepared, window=window, unknown=unknown)
 
+    def validate(self, *, window: int | None = None) -> Evaluation:
+        """`evaluate` on the part of the run's own text that was never trained on.
+
+        Raises:
+            RunError: the model belongs to no run, or the run kept nothing for validation.
+        """
+        tokens = self._own_tokens()
+        num_chars, num_bytes = _predicted_sizes(tokens, self.vocabulary)
+        return evaluate(
+            self.model,
+            tokens.val,
+            window=window,
+            num_chars=num_chars,
+            num_bytes=num_bytes,
+            unknown_id=self.vocabulary.unknown_id,
+        )
+
     def _evaluate_bytes(self, data: bytes, window: int | None) -> Evaluation:
         if not isinstance(self.vocabulary, ByteVocabulary):
             raise ConfigError(f"this model reads {self.config.text.tokens} tokens, not bytes")
@@ -153,7 +177,6 @@ class LanguageModel:
             save_weights(staging.model, self.model, {})
             sources = RunFolder(self.path).read_sources() if self.path else []
             staging.write_config(self.config, sources)
-        self.path = folder.path
 
     def read(self, sources: Source | Sequence[Source] = ()) -> str | bytes:
         """A text prepared as the training text was: what `evaluate` and `score` take.
@@ -176,12 +199,16 @@ class LanguageModel:
             return read_bytes(sources, self.config.text)
         return read_text(sources, self.config.text)
 
-    def _validation_part(self) -> str | bytes:
+    def _own_tokens(self) -> TokenFile:
         if self.path is None:
             raise RunError("this model belongs to no run, so there is no validation part")
-        ids = load_token_file(self.path).val
-        if len(ids) < 2:
+        tokens = load_token_file(self.path)
+        if len(tokens.val) < 2:
             raise RunError(f"{self.path} kept no text for validation; name a text to read")
+        return tokens
+
+    def _validation_part(self) -> str | bytes:
+        ids = self._own_tokens().val
         if isinstance(self.vocabulary, ByteVocabulary):
             return ids.astype(np.uint8).tobytes()
         return self.vocabulary.decode(ids)
@@ -242,7 +269,7 @@ def start_run(
 ) -> LanguageModel:
     """`train` with everything spelled out; the folder is touched only when the text is good."""
     _set_up(config.training)
-    device = choose_device(config.training.device)
+    choose_device(config.training.device)
     for line in config.ignored():
         progress.message(f"note: {line}")
     with folder.prepared(force=force) as staging:
@@ -250,30 +277,27 @@ def start_run(
         config = _with_vocab_size(config, len(vocabulary))
         # Whatever is wrong shall show before the folder changes.
         BatchStream(tokens.train, config.training)
-        for prompt in config.training.prompt:
-            vocabulary.encode(prepare_text(prompt, config.text))
+        _check_prompts(vocabulary, config)
         staging.write_config(config, [str(source) for source in sources])
+        model = _first_model(config)
         del tokens
-    torch.manual_seed(config.training.seed)
-    model = RecurrentLM(config.model).to(device)
     trainer = _trainer(model, vocabulary, config, folder, progress, clock)
     return _fit(trainer, vocabulary, config, folder)
 
 
 def resume_run(path: Source, progress: Progress, clock: Clock) -> LanguageModel:
-    """Go on with an interrupted run as if it never had been.
+    """Go on with an interrupted run as if it never had been; from the start if it is not begun.
 
     Raises:
-        RunError: there is no run, no checkpoint, or it does not fit its text and settings.
+        RunError: there is no run, or its checkpoint does not fit its text and settings.
     """
     folder = RunFolder(path)
     config = folder.read_config()
     _set_up(config.training)
     vocabulary = load_vocabulary(folder.path)
-    torch.manual_seed(config.training.seed)
-    model = RecurrentLM(config.model).to(choose_device(config.training.device))
-    trainer = _trainer(model, vocabulary, config, folder, progress, clock)
-    trainer.resume()
+    trainer = _trainer(_first_model(config), vocabulary, config, folder, progress, clock)
+    if folder.last.is_file():
+        trainer.resume()
     return _fit(trainer, vocabulary, config, folder)
 
 
@@ -298,6 +322,37 @@ def load(path: Source, device: str = "cpu") -> LanguageModel:
 
 def _as_list(source: Source | Sequence[Source]) -> list[Source]:
     return [source] if isinstance(source, (str, Path)) else list(source)
+
+
+def _predicted_sizes(tokens: TokenFile, vocabulary: Vocabulary) -> tuple[int, int]:
+    """Characters and UTF-8 bytes of the validation part without its first token, which is only
+    read; that one counts as a character where it is <unk>."""
+    first = vocabulary.decode(tokens.val[:1])
+    return tokens.val_chars - len(first), tokens.val_bytes - len(first.encode("utf-8"))
+
+
+def _first_model(config: RunConfig) -> RecurrentLM:
+    torch.manual_seed(config.training.seed)
+    try:
+        return RecurrentLM(config.model).to(choose_device(config.training.device))
+    except (RuntimeError, MemoryError) as error:
+        size = f"{config.model.num_layers} x {config.model.hidden_size}"
+        raise ConfigError(f"there is not the memory for a model of {size} units") from error
+
+
+def _check_prompts(vocabulary: Vocabulary, config: RunConfig) -> None:
+    for prompt in _prompts(config):
+        try:
+            vocabulary.encode(prompt)
+        except UnknownTokenError as error:
+            raise SourceError(
+                f"the prompt {prompt!r} has {error.symbol!r} at position {error.position}, which"
+                " the training part of the text never has"
+            ) from error
+
+
+def _prompts(config: RunConfig) -> tuple[str, ...]:
+    return tuple(prepare_text(prompt, config.text) for prompt in config.training.prompt)
 
 
 def _set_up(config: TrainingConfig) -> None:
@@ -326,6 +381,8 @@ def _trainer(
         model,
         tokens.train,
         tokens.val,
+        _predicted_sizes(tokens, vocabulary),
+        _prompts(config),
         vocabulary,
         config.training,
         folder,
@@ -344,7 +401,13 @@ def _fingerprint(config: RunConfig, tokens: TokenFile) -> str:
 def _fit(
     trainer: Trainer, vocabulary: Vocabulary, config: RunConfig, folder: RunFolder
 ) -> LanguageModel:
-    records = trainer.fit()
+    try:
+        records = trainer.fit()
+    except DivergenceError:
+        if not folder.model.is_file():
+            # Nothing was learned, so there is nothing to keep.
+            shutil.rmtree(folder.path)
+        raise
     if config.training.plot:
         write_svg(records, folder.curve, title=folder.path.name)
     return LanguageModel(trainer.model, vocabulary, config, folder.path)

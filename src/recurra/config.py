@@ -10,7 +10,8 @@ import dataclasses
 import difflib
 import math
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, get_args
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -36,6 +37,32 @@ def _require_choices(config: Any, **choices: Any) -> None:
             value in allowed,
             f"{name} is {value!r}; it must be one of {', '.join(map(str, allowed))}",
         )
+
+
+def _require_types(config: Any) -> None:
+    """Refuse a value of another type than its field's: from Python or from a config.json."""
+    for name, hint in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        allowed = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        if get_origin(allowed[0]) is not Literal:
+            _require(
+                any(_is_a(value, kind) for kind in allowed),
+                f"{name} is {value!r}; it must be {_in_words(allowed)}",
+            )
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is tuple:
+        item = get_args(kind)[0]
+        return isinstance(value, tuple) and all(_is_a(each, item) for each in value)
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _in_words(kinds: tuple[Any, ...]) -> str:
+    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    return " or ".join(words.get(kind, "None" if kind is NoneType else "several") for kind in kinds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +98,7 @@ class TextConfig:
     """What stands between two files when the source is several."""
 
     def __post_init__(self) -> None:
+        _require_types(self)
         _require_choices(self, tokens=TokenKind, newlines=Literal["unify", "keep"])
         _require(self.vocab_size is None or self.vocab_size >= 2, "vocab_size must be at least 2")
         _require(self.min_freq >= 1, "min_freq must be at least 1")
@@ -121,6 +149,7 @@ class ModelConfig:
     """Number format of the matrix products; states, gradients and weights stay fp32."""
 
     def __post_init__(self) -> None:
+        _require_types(self)
         _require_choices(
             self,
             cell=CellName,
@@ -239,6 +268,10 @@ class TrainingConfig:
     """Write loss.svg beside the run (plot extra)."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.prompt, str):
+            # One prompt is as clear as a tuple of one.
+            object.__setattr__(self, "prompt", (self.prompt,))
+        _require_types(self)
         _require_choices(
             self,
             sampling=Sampling,
@@ -251,7 +284,7 @@ class TrainingConfig:
         given = [n for n in ("epochs", "steps", "minutes") if getattr(self, n) is not None]
         _require(len(given) <= 1, f"one budget, please, not several: {' and '.join(given)}")
         for name in given:
-            _require(getattr(self, name) > 0, f"{name} must be positive")
+            _require(0 < getattr(self, name) < math.inf, f"{name} must be positive and finite")
         _require(
             self.bptt == "truncated" or self.sampling == "sequential",
             f"bptt {self.bptt} follows the text through time; it needs sequential sampling",
@@ -260,6 +293,7 @@ class TrainingConfig:
     def _check_sizes(self) -> None:
         for name in ("batch_size", "num_steps", "sample_length"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1")
+        _require(self.threads is None or self.threads <= 1024, "threads must be at most 1024")
         for name in ("patience", "report_every", "sample_every", "threads"):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"{name} must be at least 1")
@@ -273,12 +307,13 @@ class TrainingConfig:
         _require(within, "lr_milestones are shares of the budget, between 0 and 1")
         for name in ("momentum", "warmup", "final_lr"):
             _require(0.0 <= getattr(self, name) <= 1.0, f"{name} must lie between 0 and 1")
-        _require(self.weight_decay >= 0, "weight_decay must not be negative")
+        _require(0 <= self.weight_decay < math.inf, "weight_decay must be finite, not negative")
         _require(self.lr_decay > 0, "lr_decay must be positive")
         for name in ("clip_norm", "clip_value"):
             value = getattr(self, name)
             _require(value is None or value > 0, f"{name} must be positive, or None")
-        _require(self.sample_temperature >= 0, "sample_temperature must not be negative")
+        temperature = self.sample_temperature
+        _require(0 <= temperature < math.inf, "sample_temperature must be finite, not negative")
         _require(0 <= self.seed < 2**63, "seed must lie between 0 and 2**63 - 1")
 
 

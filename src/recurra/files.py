@@ -28,6 +28,10 @@ def replaced(file: Path) -> Iterator[Path]:
         flush(temporary)
         temporary.replace(file)
         flush(file.parent)
+    except OSError as error:
+        # A full disk, for one, does not say which file it had no room for.
+        error.filename = error.filename or str(file)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -47,7 +51,8 @@ def write_json(file: Path, record: dict[str, Any]) -> None:
     """Write JSON for people, whole or not at all."""
     with replaced(file) as temporary:
         text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-        temporary.write_text(text, encoding="utf-8")
+        # A file name may hold what is not UTF-8; as \\udcff it is JSON all the same.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -70,7 +75,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_lines(file: Path) -> Iterator[dict[str, Any]]:
-    """The records of a file of JSON lines; none where there is no file.
+    """The reports in a file of JSON lines; none where there is no file.
 
     Raises:
         RunError: a line is not JSON.
@@ -79,10 +84,15 @@ def read_lines(file: Path) -> Iterator[dict[str, Any]]:
         return
     with file.open(encoding="utf-8") as stream:
         for number, line in enumerate(stream, start=1):
+            if not line.endswith("\n"):
+                return  # half a line: its writing was cut off, so it was never a record
             try:
-                yield json.loads(line)
+                record = json.loads(line)
             except ValueError as error:
                 raise RunError(f"{file}, line {number} is damaged: {error}") from error
+            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+                raise RunError(f"{file}, line {number} is damaged: it is no report")
+            yield record
 
 
 def append_line(file: Path, record: dict[str, Any]) -> None:

@@ -343,3 +343,48 @@ def test_a_reader_that_leaves_early_is_no_failure(run):
 @pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
 def test_a_full_disk_is_one_line(run, capsys):
     fails(capsys, ["score", run, "--html", "/dev/full"], 1, "No space left")
+
+
+def test_closed_and_narrow_streams(run, source, tmp_path):
+    def shell(command, **environment):
+        done = subprocess.run(
+            ["bash", "-c", command], capture_output=True, timeout=60, env=os.environ | environment
+        )
+        assert b"Traceback" not in done.stderr, done.stderr
+        return done
+
+    recurra = f"{sys.executable} -m recurra"
+    assert shell(f"{recurra} generate {run} --prompt - <&-").returncode == 1
+    assert shell(f"{recurra} train - --out {tmp_path}/new <&-").returncode == 1
+    assert shell(f"{recurra} runs {tmp_path} >&-").returncode == 0
+    assert shell(f"printf 'a\\xff' | {recurra} generate {run} --prompt -").returncode == 1
+    zh = tmp_path / "zh.txt"
+    zh.write_text("雨落在屋顶我听见雨" * 60, "utf-8")
+    quick = " ".join(QUICK)
+    done = shell(
+        f"{recurra} train {zh} --out {tmp_path}/zh {quick} && {recurra} generate {tmp_path}/zh",
+        PYTHONIOENCODING="ascii",
+    )
+    assert done.returncode == 0
+    assert b"\\u" in done.stdout
+
+
+def test_training_goes_on_when_nobody_reads(source, tmp_path):
+    folder = tmp_path / "run"
+    command = f"{sys.executable} -m recurra train {source} --out {folder} --json {' '.join(QUICK)}"
+    options = "--steps 40 --report-every 2"
+    subprocess.run(["bash", "-c", f"{command} {options} 2>&1 | head -n 2"], timeout=60, check=True)
+    for _ in range(100):
+        if len((folder / "metrics.jsonl").read_text("utf-8").splitlines()) == 20:
+            break
+        time.sleep(0.1)
+    assert main(["eval", str(folder)]) == 0
+
+
+def test_a_folder_of_texts_with_a_run_in_it_reads_the_texts_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text(TEXT, "utf-8")
+    for number in (1, 2):
+        assert main(["train", ".", "--out", f"runs/{number}", "--quiet", *QUICK]) == 0
+    record = json.loads((tmp_path / "runs" / "2" / "tokens.json").read_text("utf-8"))
+    assert record["num_chars"] == len(TEXT)

@@ -15,6 +15,7 @@ from recurra.config import ModelConfig, RunConfig
 from recurra.errors import DivergenceError, NonFiniteError, RunError
 from recurra.model import RecurrentLM
 from recurra.recurrence import scan
+from recurra.text.token_file import load_token_file
 from recurra.training.batches import BatchStream
 from recurra.training.budget import Clock
 from recurra.training.progress import Progress
@@ -251,3 +252,95 @@ def test_other_tokens_train_report_and_load(source, tmp_path, tokens, extra):
     record = lines(folder)[-1]
     assert record["bits_per_char"] > 0
     assert RunFolder(folder).best_metrics()["step"] <= 10
+
+
+def test_bits_per_char_count_the_text_and_not_its_unknown_tokens(tmp_path):
+    """Rare words are read as <unk>, but the characters they stand for are still there."""
+    file = tmp_path / "text.txt"
+    words = ["alpha", "beta", "gamma", "delta"]
+    file.write_text(" ".join(words[n % 4] if n % 5 else f"rare{n}" for n in range(900)), "utf-8")
+    folder = tmp_path / "run"
+    lm = run(file, folder, tokens="word", min_freq=3, steps=20, report_every=20)
+    val = file.read_text("utf-8")[-load_token_file(folder).val_chars :]
+    expected, found = lm.evaluate(val), lm.validate()
+    assert found.num_unknown > 10
+    assert found.total_nats == pytest.approx(expected.total_nats, rel=1e-4)
+    # The first token, which is only read, counts as one character where it is unknown.
+    assert found.bits_per_char == pytest.approx(expected.bits_per_char, rel=0.02)
+    assert lines(folder)[-1]["bits_per_char"] == pytest.approx(found.bits_per_char, rel=0.02)
+
+
+@pytest.mark.parametrize("stop", [4, 8])
+def test_an_interrupt_at_a_report_loses_no_report(source, tmp_path, stop):
+    options = {"steps": 12, "report_every": 4}
+    with pytest.raises(KeyboardInterrupt):
+        run(source, tmp_path / "run", StopAt(stop), **options)
+    api.resume_run(tmp_path / "run", Progress(), Clock())
+    assert [m["step"] for m in lines(tmp_path / "run")] == [4, 8, 12]
+
+
+def test_a_run_that_never_began_is_resumed_from_its_start(source, tmp_path):
+    run(source, tmp_path / "whole", steps=8)
+    run(source, tmp_path / "cut", steps=8)
+    for name in (
+        "model.safetensors",
+        "metrics.jsonl",
+        "samples.jsonl",
+        "checkpoints/last.safetensors",
+    ):
+        (tmp_path / "cut" / name).unlink()
+    api.resume_run(tmp_path / "cut", Progress(), Clock())
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut")]
+    assert files[0] == files[1]
+
+
+def test_half_a_line_of_metrics_is_no_line(source, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(source, tmp_path / "run", StopAt(6), steps=9, report_every=2)
+    with (tmp_path / "run" / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 6, "trai')
+    api.resume_run(tmp_path / "run", Progress(), Clock())
+    assert [m["step"] for m in lines(tmp_path / "run")] == [2, 4, 6, 8, 9]
+
+
+def test_prompts_are_prepared_as_the_text_is(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text(TEXT, "utf-8")
+    run(file, tmp_path / "run", letters_only=True, prompt="The CAT!", steps=3)
+    assert {s["prompt"] for s in lines(tmp_path / "run", "samples.jsonl")} == {"the cat"}
+
+
+def test_a_budget_smaller_than_the_start_still_leaves_a_model(source, tmp_path):
+    lm = run(source, tmp_path / "run", minutes=1e-6)
+    assert [m["step"] for m in lines(tmp_path / "run")] == [1]
+    assert isinstance(lm.generate("the ", max_new_tokens=3), str)
+
+
+def test_force_replaces_only_what_a_run_wrote(source, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    run(source, folder, steps=2)
+    (folder / "notes.txt").write_text("mine", "utf-8")
+    with pytest.raises(RunError, match=r"notes\.txt, which no run wrote"):
+        run(source, folder, steps=2, force=True)
+    (folder / "notes.txt").unlink()
+    monkeypatch.chdir(folder)
+    with pytest.raises(RunError, match="the folder you are in"):
+        run(source, ".", steps=2, force=True)
+    api.load(folder)
+    monkeypatch.chdir(tmp_path)
+    run(source, "run", steps=3, force=True)
+    assert lines(folder)[-1]["step"] == 3
+    foreign = tmp_path / "other"
+    foreign.mkdir()
+    (foreign / "config.json").write_text('{"architectures": []}', "utf-8")
+    with pytest.raises(RunError, match="not a run"):
+        run(source, foreign, steps=2, force=True)
+
+
+def test_a_failure_before_the_first_report_leaves_no_folder(source, tmp_path):
+    with pytest.raises(DivergenceError):
+        run(
+            source, tmp_path / "run", cell="rnn-relu", optimizer="sgd", clip_norm=None,
+            lr=1e30, warmup=0.0, schedule="constant", steps=100, report_every=100,
+        )  # fmt: skip
+    assert not (tmp_path / "run").exists()

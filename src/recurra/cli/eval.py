@@ -48,8 +48,11 @@ def run(arguments: Sequence[str]) -> int:
     from recurra.api import load
 
     lm = load(command.run, command.device)
-    text = lm.read(command.sources)
-    result = lm.evaluate(text, window=command.window, unknown=command.unknown)
+    if command.sources:
+        text = lm.read(command.sources)
+        result = lm.evaluate(text, window=command.window, unknown=command.unknown)
+    else:
+        result = lm.validate(window=command.window)
     if command.json:
         print(json.dumps(result.to_dict()))
         return 0

@@ -12,6 +12,7 @@ import tyro
 
 from recurra.cli.parsing import parse
 from recurra.config import UnknownRule
+from recurra.errors import SourceError
 from recurra.inference.sampling import GenerationConfig
 
 if TYPE_CHECKING:
@@ -65,7 +66,12 @@ def run(arguments: Sequence[str]) -> int:
 def _read_prompt(prompt: str) -> str:
     if prompt != "-":
         return prompt
-    return sys.stdin.buffer.read().decode("utf-8")
+    if sys.stdin is None:
+        raise SourceError("standard input is closed")
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise SourceError(f"the prompt is not UTF-8 at byte {error.start}") from error
 
 
 def _print_stream(lm: LanguageModel, prompt: str, command: Generate) -> None:

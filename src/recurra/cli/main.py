@@ -42,6 +42,7 @@ Start with: recurra train
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    _open_streams()
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(help_text(), end="", file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
@@ -55,6 +56,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"there is no verb {verb!r}; there are {', '.join(VERBS)}", 2)
     logging.basicConfig(format="recurra: %(message)s", level=logging.INFO)
     return _guarded(verb, rest)
+
+
+def _open_streams() -> None:
+    """Standard streams that are there and can print any character (as \\u732b if need be)."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell: >&-
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        reconfigure = getattr(getattr(sys, name), "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
 
 
 def help_text() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -95,7 +96,9 @@ def _progress(command: Train) -> Progress:
         """Prints every report as a line of JSON on stdout."""
 
         def report(self, record: dict[str, Any]) -> None:
-            print(json.dumps(record, ensure_ascii=False), flush=True)
+            # A reader that has had enough shall not end the training.
+            with contextlib.suppress(BrokenPipeError):
+                print(json.dumps(record, ensure_ascii=False), flush=True)
 
     shown = Progress() if command.quiet else ConsoleProgress()
     return Several(shown, JsonLines()) if command.json else shown

@@ -74,7 +74,7 @@ class GenerationConfig:
             "repetition_penalty must be positive (1 is none)",
         )
         _require(all(stop), "a stop string must not be empty")
-        _require(self.num_samples >= 1, "num_samples must be at least 1")
+        _require(1 <= self.num_samples <= 100_000, "num_samples must lie between 1 and 100,000")
         _require(
             self.seed is None or 0 <= self.seed < 2**63, "seed must lie between 0 and 2**63 - 1"
         )
@@ -98,7 +98,9 @@ class Sampler:
             raise ConfigError("every token of the vocabulary is banned; there is nothing to write")
         self._config = config
         self._banned = list(banned_ids)
-        self._random = np.random.default_rng(config.seed)
+        # One generator for each sample, so that the first of four is the only one of one.
+        seeds = np.random.SeedSequence(config.seed).spawn(config.num_samples)
+        self._randoms = [np.random.default_rng(seed) for seed in seeds]
         self._seen: Mask | None = None
         if config.repetition_penalty != 1.0:
             self._seen = np.zeros((config.num_samples, vocab_size), dtype=np.bool_)
@@ -122,7 +124,8 @@ class Sampler:
         if config.greedy or config.temperature == 0:
             chosen: Ids = logits.argmax(axis=-1)
         else:
-            chosen = draw(warp(logits, config), self._random.random(len(logits)))
+            uniforms = np.array([random.random() for random in self._randoms])
+            chosen = draw(warp(logits, config), uniforms)
         if self._seen is not None:
             self._seen[np.arange(len(chosen)), chosen] = True
         return chosen

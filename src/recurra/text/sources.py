@@ -64,6 +64,8 @@ class RawSource:
     def _read(self) -> Iterator[bytes]:
         if self.path is None:
             # read1 gives what has arrived: a slow pipe is cut by max_tokens without waiting.
+            if sys.stdin is None:
+                raise SourceError("standard input is closed")
             pipe = cast(io.BufferedReader, sys.stdin.buffer)
             while chunk := pipe.read1(CHUNK_BYTES):
                 yield chunk
@@ -188,6 +190,10 @@ def _visible_files(folder: Path) -> Iterator[Path]:
         raise SourceError(f"cannot read {error.filename}: {error.strerror}") from error
 
     for parent, folders, files in os.walk(folder, onerror=refuse):
+        if "tokens.bin" in files and "config.json" in files:
+            _logger.info("%s is skipped: it is a run", parent)
+            folders.clear()
+            continue
         # os.walk goes into what is left in the list.
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:

@@ -132,9 +132,9 @@ class BatchStream:
         keep_rest = self.config.bptt == "randomized"
         return sequential_windows(self.ids, size, lengths, offset, start, keep_rest=keep_rest)
 
-    def typical_batch(self) -> Batch:
-        """A batch of `num_steps` tokens a row, to time a step on."""
-        lengths = iter([self.num_steps])
+    def typical_batch(self, max_steps: int) -> Batch:
+        """A batch of `num_steps` tokens a row, but at most `max_steps`, to time a step on."""
+        lengths = iter([min(self.num_steps, max_steps)])
         return next(sequential_windows(self.ids, self.config.batch_size, lengths, 0))
 
     def epoch_length(self) -> int:

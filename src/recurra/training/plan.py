@@ -16,10 +16,13 @@ from recurra.training.batches import BatchStream
 from recurra.training.budget import Budget
 from recurra.training.progress import format_count, format_seconds
 
+LONGEST_TRIAL = 512
+"""Steps of a timed batch; full BPTT's, which may take minutes, is judged by a part of it."""
+
 
 def seconds_per_step(model: RecurrentLM, stream: BatchStream) -> float:
     """Time a forward and backward pass; weights, gradients and random numbers stay untouched."""
-    batch, scale = stream.typical_batch(), stream.recurrent_gradient_scale
+    batch, scale = stream.typical_batch(LONGEST_TRIAL), stream.recurrent_gradient_scale
     ids = torch.from_numpy(batch.ids).to(model.device)
     targets = torch.from_numpy(batch.targets).to(model.device)
     best = float("inf")
@@ -33,7 +36,7 @@ def seconds_per_step(model: RecurrentLM, stream: BatchStream) -> float:
             best = min(best, time.perf_counter() - started)
             if best > 1.0:
                 break
-    return best
+    return float(best * stream.num_steps / batch.ids.shape[1])
 
 
 @contextmanager

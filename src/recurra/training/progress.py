@@ -64,11 +64,17 @@ class Progress:
         """The training ended; all records of the run."""
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        # rich would end the program; a training goes on when nobody watches any more.
+        self.quiet = True
+
+
 class ConsoleProgress(Progress):
     """Draws on stderr; colour and motion only on a terminal, and no colour with NO_COLOR."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or _Console(stderr=True, highlight=False)
         self._bar = Bar(
             BarColumn(bar_width=24),
             TextColumn("{task.description}"),

@@ -49,7 +49,10 @@ class RunFolder:
     @property
     def is_run(self) -> bool:
         """Whether the folder holds a run."""
-        return self.config.is_file()
+        try:
+            return {"format", "text", "model", "training"} <= read_json(self.config).keys()
+        except RunError:
+            return False
 
     @contextmanager
     def prepared(self, *, force: bool) -> Iterator[RunFolder]:
@@ -63,31 +66,51 @@ class RunFolder:
             RunError: the folder exists and is not empty, and either `force` is off or what lies
                 there is not a run.
         """
-        taken = self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir()))
-        if taken and not self.is_run:
-            what = "is not a run of recurra" if self.path.is_dir() else "is a file"
-            raise RunError(f"{self.path} {what}; choose another --out")
-        if taken and not force:
-            raise RunError(
-                f"{self.path} exists already; choose another --out, or --force to replace it"
-            )
-        made = _make_folders(self.path.parent)
-        staging = Path(tempfile.mkdtemp(prefix=f".{self.path.name}-", dir=self.path.parent))
+        place = self.path.resolve()
+        self._check_free(force=force)
+        made = _make_folders(place.parent)
+        staging = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
         try:
             for name in TOKEN_FILES:
-                if taken and (self.path / name).is_file():
-                    _link_or_copy(self.path / name, staging / name)
+                if (place / name).is_file():
+                    _link_or_copy(place / name, staging / name)
             yield RunFolder(staging)
-            if self.path.exists():
-                shutil.rmtree(self.path)
+            # Somebody may have come while the text was read.
+            self._check_free(force=force)
             # mkdtemp makes folders that only their owner may enter; a run is a folder like others.
             staging.chmod(0o777 & ~_umask())
-            staging.rename(self.path)
+            _take_place(staging, place)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
             for folder in made:
                 with suppress(OSError):  # not empty: the run, or somebody else's file, is in it
                     folder.rmdir()
+
+    def _check_free(self, *, force: bool) -> None:
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise RunError(f"{self.path} is a file; --out needs a folder")
+        if self.path.resolve() == Path.cwd():
+            raise RunError(f"{self.path} is the folder you are in; choose another --out")
+        if not any(self.path.iterdir()):
+            return
+        if not self.is_run:
+            raise RunError(f"{self.path} is not a run of recurra; choose another --out")
+        if not force:
+            raise RunError(
+                f"{self.path} exists already; choose another --out, or --force to replace it"
+            )
+        there = (p for p in self.path.rglob("*") if not p.is_dir() and not p.name.startswith("."))
+        foreign = sorted(str(p.relative_to(self.path)) for p in there if p not in self._files())
+        if foreign:
+            raise RunError(
+                f"{self.path} holds {foreign[0]}, which no run wrote; --force will not remove it"
+            )
+
+    def _files(self) -> set[Path]:
+        named = {self.config, self.model, self.metrics, self.samples, self.last, self.curve}
+        return named | {self.path / name for name in TOKEN_FILES}
 
     def write_config(self, config: RunConfig, sources: list[str]) -> None:
         """Write config.json."""
@@ -115,7 +138,7 @@ class RunFolder:
         return sources
 
     def _read_record(self) -> dict[str, Any]:
-        if not self.is_run:
+        if not self.config.is_file():
             raise RunError(f"{self.path} holds no run (there is no {self.config.name} in it)")
         record = read_json(self.config)
         if record.get("format") != FORMAT:
@@ -153,6 +176,20 @@ def _make_folders(path: Path) -> list[Path]:
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     return missing
+
+
+def _take_place(staging: Path, place: Path) -> None:
+    """Move a folder to its place; what was there goes only when the new one is in."""
+    if not place.exists():
+        staging.rename(place)
+        return
+    with tempfile.TemporaryDirectory(prefix=f".{place.name}-old-", dir=place.parent) as aside:
+        old = place.rename(Path(aside, place.name))
+        try:
+            staging.rename(place)
+        except OSError:
+            old.rename(place)
+            raise
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -11,7 +11,6 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,7 +52,9 @@ class Trainer:
     Args:
         model: on its device already; trained in place, and left with the best weights.
         train_ids, val_ids: the two parts of the text; the second may be empty.
-        vocabulary: for the samples; it knows every symbol of their prompts.
+        val_sizes: characters and UTF-8 bytes of the second, without its first token.
+        prompts: of the samples, prepared as the text was.
+        vocabulary: knows every symbol of the prompts.
         config: how to train.
         folder: where reports, weights and checkpoints go.
         progress: who is told.
@@ -69,6 +70,8 @@ class Trainer:
         model: RecurrentLM,
         train_ids: Ids,
         val_ids: Ids,
+        val_sizes: tuple[int, int],
+        prompts: tuple[str, ...],
         vocabulary: Vocabulary,
         config: TrainingConfig,
         folder: RunFolder,
@@ -79,13 +82,13 @@ class Trainer:
         self.model, self.vocabulary, self.config = model, vocabulary, config
         self.folder, self.progress = folder, progress
         self.stream = BatchStream(train_ids, config)
-        self.val_ids = val_ids[: MAX_VALIDATION_TOKENS + 1]
+        self.val_ids, self.val_sizes = val_ids, val_sizes
         self.budget = Budget(config, self.stream.epoch_length(), clock)
         self.memory = Memory(fingerprint=fingerprint)
         self.optimizer = build_optimizer(model, config)
         self.state: tuple[Tensor, ...] | None = None
-        self._val_sizes = _sizes_of(self.val_ids, vocabulary)
-        self._prompts = config.prompt or ("",)
+        self._prompts = prompts or ("",)
+        self._next_report = 0.0
 
     def resume(self) -> None:
         """Take up the training where its last checkpoint left it.
@@ -118,20 +121,21 @@ class Trainer:
         with self.progress, deferred_interrupt() as interrupted:
             if self.memory.step == 0:
                 self._announce()
+                self._save_checkpoint()
             self.model.train()
             while not self._done():
                 for batch in self.stream.epoch(self.memory.epoch, self.memory.position):
                     if self._done():
                         break
                     self._update(batch)
+                    if self._report_due():
+                        self._report()
                     if interrupted():
                         self._save_interrupted()
                         raise KeyboardInterrupt(
                             f"saved in {self.folder.path}; go on with"
                             f" recurra train --resume {self.folder.path}"
                         )
-                    if self._report_due():
-                        self._report()
                 else:
                     self.memory.epoch += 1
                     self.memory.position = 0
@@ -139,6 +143,9 @@ class Trainer:
 
     def _announce(self) -> None:
         seconds = seconds_per_step(self.model, self.stream)
+        # Until the first report has shown it: reading forward takes a third of a training step.
+        share = len(self.val_ids) / (self.config.batch_size * self.stream.num_steps)
+        self.budget.reserve = seconds * min(share, MAX_VALIDATION_TOKENS) / 3 + 0.5
         lines = describe_plan(self.model, self.stream, self.budget, seconds, len(self.val_ids))
         self.progress.plan(lines)
         # What the start has cost of a budget in minutes is no reason to report after one update.
@@ -189,6 +196,8 @@ class Trainer:
         return self.budget.spent(self.memory.step, self.memory.epoch, self.memory.position)
 
     def _done(self) -> bool:
+        if self.memory.step == 0:
+            return False  # however small the budget, one update is made and reported
         patience = self.config.patience
         stalled = patience is not None and self.memory.reports_since_best >= patience
         return self.memory.finished or stalled or self._spent() >= 1.0
@@ -196,6 +205,9 @@ class Trainer:
     def _report_due(self) -> bool:
         if self.config.report_every is not None:
             return self.memory.step % self.config.report_every == 0
+        # Reports shall not eat a budget in minutes: five times as long is spent on learning.
+        if self.budget.minutes is not None and time.perf_counter() < self._next_report:
+            return False
         return int(self._spent() * REPORTS_PER_RUN) > self.memory.reports
 
     def _sample_due(self) -> bool:
@@ -247,12 +259,14 @@ class Trainer:
         memory.reports = int(self._spent() * REPORTS_PER_RUN)
         self._save_checkpoint()
         # Time must be left for one more of these when the budget ends.
-        self.budget.reserve = 1.2 * (time.perf_counter() - started) + 0.2
+        cost = time.perf_counter() - started
+        self.budget.reserve = 1.2 * cost + 0.2
+        self._next_report = time.perf_counter() + 5.0 * cost
 
     def _validate(self) -> Evaluation | None:
         if len(self.val_ids) < 2:
             return None
-        num_chars, num_bytes = self._val_sizes
+        num_chars, num_bytes = self.val_sizes
         return evaluate(
             self.model,
             self.val_ids,
@@ -260,6 +274,7 @@ class Trainer:
             num_bytes=num_bytes,
             unknown_id=self.vocabulary.unknown_id,
             num_streams=self.config.batch_size,
+            max_tokens=MAX_VALIDATION_TOKENS,
         )
 
     def _record(self, evaluation: Evaluation | None) -> dict[str, Any]:
@@ -316,9 +331,3 @@ class Trainer:
         records = self.folder.read_metrics()
         self.progress.finished(records)
         return records
-
-
-def _sizes_of(ids: Ids, vocabulary: Vocabulary) -> tuple[int, int]:
-    """Characters and UTF-8 bytes of all tokens but the first, which is only read."""
-    text = vocabulary.decode(np.asarray(ids[1:], dtype=np.int64))
-    return len(text), len(text.encode("utf-8", "replace"))
