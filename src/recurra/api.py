@@ -1,6 +1,5 @@
-"""What a person holds: `train()`, `load()` and the `LanguageModel` they return.
+"""`train()` and `load()`: from a text, or from a run's folder, to a `LanguageModel`.
 
-A language model here is a network, the vocabulary it speaks and the settings it was trained with.
 This module only joins the rooms below it; nothing is computed here.
 """
 
@@ -9,14 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from recurra.config import RunConfig, TrainingConfig, UnknownRule
+from recurra.config import RunConfig, TrainingConfig
 from recurra.devices import choose_device
 from recurra.errors import (
     ConfigError,
@@ -25,193 +23,26 @@ from recurra.errors import (
     SourceError,
     UnknownTokenError,
 )
-from recurra.files import write_json
-from recurra.inference.evaluate import Evaluation, evaluate, evaluate_text
-from recurra.inference.generate import generate, stream
-from recurra.inference.sampling import GenerationConfig
-from recurra.inference.score import Score, score_text
+from recurra.language_model import LanguageModel, Source, as_list, predicted_sizes
 from recurra.model import RecurrentLM
 from recurra.text.catalogue import DEFAULT_CORPUS
-from recurra.text.corpus import prepare_text, read_bytes, read_text
+from recurra.text.corpus import prepare_text
 from recurra.text.token_file import (
     TokenFile,
     build_token_file,
     load_token_file,
     load_vocabulary,
 )
-from recurra.text.vocabulary import ByteVocabulary, Vocabulary
+from recurra.text.vocabulary import Vocabulary
 from recurra.training.batches import BatchStream
 from recurra.training.budget import Clock
-from recurra.training.checkpoint import load_weights, save_weights
+from recurra.training.checkpoint import load_weights
 from recurra.training.curve import require_matplotlib, write_svg
 from recurra.training.progress import ConsoleProgress, Progress
 from recurra.training.run_folder import RunFolder
 from recurra.training.trainer import Trainer
 
-Source = str | Path
-
-
-class LanguageModel:
-    """A trained network with the vocabulary it speaks.
-
-    Attributes:
-        model: the `RecurrentLM`, a torch.nn.Module.
-        vocabulary: text to ids and back.
-        config: all settings of the run.
-        path: the run's folder, or None.
-    """
-
-    def __init__(
-        self,
-        model: RecurrentLM,
-        vocabulary: Vocabulary,
-        config: RunConfig,
-        path: Path | None = None,
-    ) -> None:
-        self.model = model
-        self.vocabulary = vocabulary
-        self.config = config
-        self.path = path
-
-    def __repr__(self) -> str:
-        model = self.config.model
-        return (
-            f"LanguageModel({model.cell}, {model.num_layers} x {model.hidden_size},"
-            f" {self.config.text.tokens} vocabulary of {len(self.vocabulary)},"
-            f" {self.model.num_parameters:,} parameters)"
-        )
-
-    def generate(
-        self, prompt: str = "", *, unknown: UnknownRule = "error", **settings: Any
-    ) -> str | list[str]:
-        """Continue a prompt.
-
-        Args:
-            prompt: read first; may be empty.
-            unknown: `error`, or `replace` to read symbols that are not in the vocabulary as <unk>.
-            settings: fields of `GenerationConfig`: max_new_tokens, temperature, top_k, top_p,
-                min_p, repetition_penalty, stop, num_samples, seed, greedy.
-
-        Returns:
-            The new text without the prompt; a list of texts when num_samples is above 1.
-
-        Raises:
-            UnknownTokenError, ConfigError: the prompt or a setting will not do.
-        """
-        config = GenerationConfig(**settings)
-        prepared = prepare_text(prompt, self.config.text)
-        texts = generate(self.model, self.vocabulary, prepared, config, unknown)
-        return texts if config.num_samples > 1 else texts[0]
-
-    def stream(
-        self, prompt: str = "", *, unknown: UnknownRule = "error", **settings: Any
-    ) -> Iterator[str]:
-        """Continue a prompt piece by piece; arguments and errors as in `generate`."""
-        config = GenerationConfig(**settings)
-        prepared = prepare_text(prompt, self.config.text)
-        return stream(self.model, self.vocabulary, prepared, config, unknown)
-
-    def evaluate(
-        self, text: str | bytes, *, window: int | None = None, unknown: UnknownRule = "replace"
-    ) -> Evaluation:
-        """How well the model predicts a text: perplexity, bits per token, character and byte.
-
-        Args:
-            text: prepared as the training text was (newlines, letters_only); bytes only for a
-                model of bytes, which reads them as they are.
-            window: read windows of this many tokens from the zero state instead of carrying the
-                state through the whole text.
-            unknown: what to do with symbols that are not in the vocabulary.
-        """
-        if isinstance(text, bytes):
-            return self._evaluate_bytes(text, window)
-        prepared = prepare_text(text, self.config.text)
-        return evaluate_text(self.model, self.vocabulary, prepared, window=window, unknown=unknown)
-
-    def validate(self, *, window: int | None = None) -> Evaluation:
-        """`evaluate` on the part of the run's own text that was never trained on.
-
-        Raises:
-            RunError: the model belongs to no run, or the run kept nothing for validation.
-        """
-        tokens = self._own_tokens()
-        num_chars, num_bytes = _predicted_sizes(tokens, self.vocabulary)
-        return evaluate(
-            self.model,
-            tokens.val,
-            window=window,
-            num_chars=num_chars,
-            num_bytes=num_bytes,
-            unknown_id=self.vocabulary.unknown_id,
-        )
-
-    def _evaluate_bytes(self, data: bytes, window: int | None) -> Evaluation:
-        if not isinstance(self.vocabulary, ByteVocabulary):
-            raise ConfigError(f"this model reads {self.config.text.tokens} tokens, not bytes")
-        ids = self.vocabulary.encode_bytes(data)
-        # A character counts where its first byte stands; the others look like 0b10xxxxxx.
-        num_chars = int(np.count_nonzero((ids[1:] & 0xC0) != 0x80))
-        return evaluate(self.model, ids, window=window, num_chars=num_chars, num_bytes=len(ids) - 1)
-
-    def score(self, text: str | bytes, *, unknown: UnknownRule = "replace") -> Score:
-        """The surprise of each character, in bits, given those before it.
-
-        The first is judged from the zero state. The text is prepared as the training text was;
-        `Score.text` is what was scored. Bytes that are not UTF-8 are scored as U+FFFD, since only
-        characters can be shown.
-        """
-        if isinstance(text, bytes):
-            text = text.decode("utf-8", "replace")
-        prepared = prepare_text(text, self.config.text)
-        return score_text(self.model, self.vocabulary, prepared, unknown)
-
-    def save(self, path: Source) -> None:
-        """Write the model to a folder that `load` reads; without the state of its training.
-
-        Raises:
-            RunError: the folder exists and is not empty.
-        """
-        folder = RunFolder(path)
-        with folder.prepared(force=False) as staging:
-            write_json(staging.vocabulary, self.vocabulary.to_dict())
-            save_weights(staging.model, self.model, {})
-            sources = RunFolder(self.path).read_sources() if self.path else []
-            staging.write_config(self.config, sources)
-
-    def read(self, sources: Source | Sequence[Source] = ()) -> str | bytes:
-        """A text prepared as the training text was: what `evaluate` and `score` take.
-
-        Args:
-            sources: files, folders, `-` or corpus names; without any, the part of the run's own
-                text that was never trained on.
-
-        Returns:
-            The text; bytes for a model of bytes.
-
-        Raises:
-            SourceError, CorpusError: a source cannot be read.
-            RunError: the model belongs to no run, or the run kept nothing for validation.
-        """
-        sources = _as_list(sources)
-        if not sources:
-            return self._validation_part()
-        if isinstance(self.vocabulary, ByteVocabulary):
-            return read_bytes(sources, self.config.text)
-        return read_text(sources, self.config.text)
-
-    def _own_tokens(self) -> TokenFile:
-        if self.path is None:
-            raise RunError("this model belongs to no run, so there is no validation part")
-        tokens = load_token_file(self.path)
-        if len(tokens.val) < 2:
-            raise RunError(f"{self.path} kept no text for validation; name a text to read")
-        return tokens
-
-    def _validation_part(self) -> str | bytes:
-        ids = self._own_tokens().val
-        if isinstance(self.vocabulary, ByteVocabulary):
-            return ids.astype(np.uint8).tobytes()
-        return self.vocabulary.decode(ids)
+__all__ = ["LanguageModel", "load", "train"]
 
 
 def train(
@@ -240,7 +71,7 @@ def train(
     """
     clock = Clock()
     config = RunConfig.from_options(**options)
-    sources = _as_list(source)
+    sources = as_list(source)
     folder = choose_folder(out, sources, config)
     return start_run(sources, config, folder, progress or ConsoleProgress(), clock, force=force)
 
@@ -320,17 +151,6 @@ def load(path: Source, device: str = "cpu") -> LanguageModel:
     return LanguageModel(model.to(choose_device(device)).eval(), vocabulary, config, folder.path)
 
 
-def _as_list(source: Source | Sequence[Source]) -> list[Source]:
-    return [source] if isinstance(source, (str, Path)) else list(source)
-
-
-def _predicted_sizes(tokens: TokenFile, vocabulary: Vocabulary) -> tuple[int, int]:
-    """Characters and UTF-8 bytes of the validation part without its first token, which is only
-    read; that one counts as a character where it is <unk>."""
-    first = vocabulary.decode(tokens.val[:1])
-    return tokens.val_chars - len(first), tokens.val_bytes - len(first.encode("utf-8"))
-
-
 def _first_model(config: RunConfig) -> RecurrentLM:
     torch.manual_seed(config.training.seed)
     try:
@@ -381,7 +201,7 @@ def _trainer(
         model,
         tokens.train,
         tokens.val,
-        _predicted_sizes(tokens, vocabulary),
+        predicted_sizes(tokens, vocabulary),
         _prompts(config),
         vocabulary,
         config.training,

@@ -10,11 +10,11 @@ import dataclasses
 import difflib
 import math
 from dataclasses import dataclass, field
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
 import tyro
 
+from recurra.checks import require, require_choices, require_types
 from recurra.errors import ConfigError
 
 CellName = Literal["rnn", "rnn-relu", "gru", "lstm", "none"]
@@ -23,46 +23,6 @@ Precision = Literal["fp32", "bf16"]
 TokenKind = Literal["char", "byte", "word", "bpe"]
 Sampling = Literal["sequential", "random"]
 UnknownRule = Literal["error", "replace"]
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
-def _require_choices(config: Any, **choices: Any) -> None:
-    for name, literal in choices.items():
-        value, allowed = getattr(config, name), get_args(literal)
-        _require(
-            value in allowed,
-            f"{name} is {value!r}; it must be one of {', '.join(map(str, allowed))}",
-        )
-
-
-def _require_types(config: Any) -> None:
-    """Refuse a value of another type than its field's: from Python or from a config.json."""
-    for name, hint in get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        allowed = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-        if get_origin(allowed[0]) is not Literal:
-            _require(
-                any(_is_a(value, kind) for kind in allowed),
-                f"{name} is {value!r}; it must be {_in_words(allowed)}",
-            )
-
-
-def _is_a(value: Any, kind: Any) -> bool:
-    if get_origin(kind) is tuple:
-        item = get_args(kind)[0]
-        return isinstance(value, tuple) and all(_is_a(each, item) for each in value)
-    if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-
-
-def _in_words(kinds: tuple[Any, ...]) -> str:
-    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    return " or ".join(words.get(kind, "None" if kind is NoneType else "several") for kind in kinds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,13 +58,13 @@ class TextConfig:
     """What stands between two files when the source is several."""
 
     def __post_init__(self) -> None:
-        _require_types(self)
-        _require_choices(self, tokens=TokenKind, newlines=Literal["unify", "keep"])
-        _require(self.vocab_size is None or self.vocab_size >= 2, "vocab_size must be at least 2")
-        _require(self.min_freq >= 1, "min_freq must be at least 1")
-        _require(self.max_tokens is None or self.max_tokens >= 2, "max_tokens must be at least 2")
-        _require(0.0 <= self.val_fraction < 1.0, "val_fraction must be at least 0 and below 1")
-        _require(
+        require_types(self)
+        require_choices(self, tokens=TokenKind, newlines=Literal["unify", "keep"])
+        require(self.vocab_size is None or self.vocab_size >= 2, "vocab_size must be at least 2")
+        require(self.min_freq >= 1, "min_freq must be at least 1")
+        require(self.max_tokens is None or self.max_tokens >= 2, "max_tokens must be at least 2")
+        require(0.0 <= self.val_fraction < 1.0, "val_fraction must be at least 0 and below 1")
+        require(
             not (self.letters_only and self.tokens == "byte"),
             "letters_only cleans text, and byte tokens are not text; choose one of the two",
         )
@@ -149,26 +109,26 @@ class ModelConfig:
     """Number format of the matrix products; states, gradients and weights stay fp32."""
 
     def __post_init__(self) -> None:
-        _require_types(self)
-        _require_choices(
+        require_types(self)
+        require_choices(
             self,
             cell=CellName,
             backend=BackendName,
             precision=Precision,
             init=Literal["uniform", "normal", "orthogonal"],
         )
-        _require(self.hidden_size >= 1, "hidden_size must be at least 1")
-        _require(self.vocab_size >= 1, "vocab_size must be at least 1")
-        _require(self.num_layers >= 1, "num_layers must be at least 1")
-        _require(self.embedding_size >= 0, "embedding_size must be 0 (one-hot) or positive")
-        _require(0.0 <= self.dropout < 1.0, "dropout must be at least 0 and below 1")
-        _require(
+        require(self.hidden_size >= 1, "hidden_size must be at least 1")
+        require(self.vocab_size >= 1, "vocab_size must be at least 1")
+        require(self.num_layers >= 1, "num_layers must be at least 1")
+        require(self.embedding_size >= 0, "embedding_size must be 0 (one-hot) or positive")
+        require(0.0 <= self.dropout < 1.0, "dropout must be at least 0 and below 1")
+        require(
             not self.tie_weights or self.embedding_size == self.hidden_size,
             f"tie_weights needs embedding_size equal to hidden_size"
             f" ({self.embedding_size} and {self.hidden_size})",
         )
-        _require(math.isfinite(self.forget_bias), "forget_bias must be finite")
-        _require(
+        require(math.isfinite(self.forget_bias), "forget_bias must be finite")
+        require(
             self.forget_bias == 0.0 or self.cell == "lstm",
             f"forget_bias is for the lstm cell; {self.cell} has no forget gate",
         )
@@ -271,8 +231,8 @@ class TrainingConfig:
         if isinstance(self.prompt, str):
             # One prompt is as clear as a tuple of one.
             object.__setattr__(self, "prompt", (self.prompt,))
-        _require_types(self)
-        _require_choices(
+        require_types(self)
+        require_choices(
             self,
             sampling=Sampling,
             bptt=Literal["truncated", "full", "randomized"],
@@ -282,39 +242,37 @@ class TrainingConfig:
         self._check_sizes()
         self._check_rates()
         given = [n for n in ("epochs", "steps", "minutes") if getattr(self, n) is not None]
-        _require(len(given) <= 1, f"one budget, please, not several: {' and '.join(given)}")
+        require(len(given) <= 1, f"one budget, please, not several: {' and '.join(given)}")
         for name in given:
-            _require(0 < getattr(self, name) < math.inf, f"{name} must be positive and finite")
-        _require(
+            require(0 < getattr(self, name) < math.inf, f"{name} must be positive and finite")
+        require(
             self.bptt == "truncated" or self.sampling == "sequential",
             f"bptt {self.bptt} follows the text through time; it needs sequential sampling",
         )
 
     def _check_sizes(self) -> None:
         for name in ("batch_size", "num_steps", "sample_length"):
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1")
-        _require(self.threads is None or self.threads <= 1024, "threads must be at most 1024")
+            require(getattr(self, name) >= 1, f"{name} must be at least 1")
+        require(self.threads is None or self.threads <= 1024, "threads must be at most 1024")
         for name in ("patience", "report_every", "sample_every", "threads"):
             value = getattr(self, name)
-            _require(value is None or value >= 1, f"{name} must be at least 1")
-        _require(
-            self.bptt != "randomized" or self.num_steps >= 2, "randomized needs num_steps >= 2"
-        )
+            require(value is None or value >= 1, f"{name} must be at least 1")
+        require(self.bptt != "randomized" or self.num_steps >= 2, "randomized needs num_steps >= 2")
 
     def _check_rates(self) -> None:
-        _require(0 < self.lr < math.inf, "lr must be positive and finite")
+        require(0 < self.lr < math.inf, "lr must be positive and finite")
         within = all(0.0 <= milestone <= 1.0 for milestone in self.lr_milestones)
-        _require(within, "lr_milestones are shares of the budget, between 0 and 1")
+        require(within, "lr_milestones are shares of the budget, between 0 and 1")
         for name in ("momentum", "warmup", "final_lr"):
-            _require(0.0 <= getattr(self, name) <= 1.0, f"{name} must lie between 0 and 1")
-        _require(0 <= self.weight_decay < math.inf, "weight_decay must be finite, not negative")
-        _require(self.lr_decay > 0, "lr_decay must be positive")
+            require(0.0 <= getattr(self, name) <= 1.0, f"{name} must lie between 0 and 1")
+        require(0 <= self.weight_decay < math.inf, "weight_decay must be finite, not negative")
+        require(self.lr_decay > 0, "lr_decay must be positive")
         for name in ("clip_norm", "clip_value"):
             value = getattr(self, name)
-            _require(value is None or value > 0, f"{name} must be positive, or None")
+            require(value is None or value > 0, f"{name} must be positive, or None")
         temperature = self.sample_temperature
-        _require(0 <= temperature < math.inf, "sample_temperature must be finite, not negative")
-        _require(0 <= self.seed < 2**63, "seed must lie between 0 and 2**63 - 1")
+        require(0 <= temperature < math.inf, "sample_temperature must be finite, not negative")
+        require(0 <= self.seed < 2**63, "seed must lie between 0 and 2**63 - 1")
 
 
 _SCHEDULE_OPTIONS = {"final_lr": "cosine", "lr_milestones": "step", "lr_decay": "step"}
@@ -329,7 +287,7 @@ class RunConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.training.bptt != "randomized" or self.model.backend != "library",
             "bptt randomized scales gradients, which the library backend cannot; take another",
         )
@@ -395,7 +353,7 @@ class RunConfig:
                 raise ConfigError(f"config section {name!r} is missing")
             known = {f.name for f in dataclasses.fields(kind)}
             unknown = set(section) - known
-            _require(not unknown, f"config section {name!r} has unknown fields {sorted(unknown)}")
+            require(not unknown, f"config section {name!r} has unknown fields {sorted(unknown)}")
             # JSON has lists where the dataclasses have tuples.
             tidy = {k: tuple(v) if isinstance(v, list) else v for k, v in section.items()}
             try:

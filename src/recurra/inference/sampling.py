@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from recurra.checks import require
 from recurra.errors import ConfigError, NonFiniteError
 
 Ids: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
@@ -64,18 +65,18 @@ class GenerationConfig:
         # A single string, or the list that JSON has, is as clear as a tuple.
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         object.__setattr__(self, "stop", stop)
-        _require(self.max_new_tokens >= 1, "max_new_tokens must be at least 1")
-        _require(_finite(self.temperature, 0.0), "temperature must be 0 (greedy) or positive")
-        _require(self.top_k is None or self.top_k >= 1, "top_k must be at least 1")
-        _require(self.top_p is None or 0 < self.top_p <= 1, "top_p must be above 0 and at most 1")
-        _require(self.min_p is None or 0 <= self.min_p <= 1, "min_p must lie between 0 and 1")
-        _require(
+        require(self.max_new_tokens >= 1, "max_new_tokens must be at least 1")
+        require(_finite(self.temperature, 0.0), "temperature must be 0 (greedy) or positive")
+        require(self.top_k is None or self.top_k >= 1, "top_k must be at least 1")
+        require(self.top_p is None or 0 < self.top_p <= 1, "top_p must be above 0 and at most 1")
+        require(self.min_p is None or 0 <= self.min_p <= 1, "min_p must lie between 0 and 1")
+        require(
             _finite(self.repetition_penalty, 0.0) and self.repetition_penalty > 0,
             "repetition_penalty must be positive (1 is none)",
         )
-        _require(all(stop), "a stop string must not be empty")
-        _require(1 <= self.num_samples <= 100_000, "num_samples must lie between 1 and 100,000")
-        _require(
+        require(all(stop), "a stop string must not be empty")
+        require(1 <= self.num_samples <= 100_000, "num_samples must lie between 1 and 100,000")
+        require(
             self.seed is None or 0 <= self.seed < 2**63, "seed must lie between 0 and 2**63 - 1"
         )
 
@@ -203,8 +204,3 @@ def draw(logits: Logits, uniforms: Logits) -> Ids:
 
 def _finite(value: float, least: float) -> bool:
     return math.isfinite(value) and value >= least
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)

@@ -1,0 +1,50 @@
+"""Checks that the dataclasses of settings share; each raises ConfigError in one clear sentence."""
+
+from __future__ import annotations
+
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from recurra.errors import ConfigError
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ConfigError with this message unless the condition holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def require_choices(config: Any, **choices: Any) -> None:
+    """Refuse a value that is not among its field's choices, given as a Literal by field name."""
+    for name, literal in choices.items():
+        value, allowed = getattr(config, name), get_args(literal)
+        require(
+            value in allowed,
+            f"{name} is {value!r}; it must be one of {', '.join(map(str, allowed))}",
+        )
+
+
+def require_types(config: Any) -> None:
+    """Refuse a value of another type than its field's: from Python or from a config.json."""
+    for name, hint in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        allowed = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        if get_origin(allowed[0]) is not Literal:
+            require(
+                any(_is_a(value, kind) for kind in allowed),
+                f"{name} is {value!r}; it must be {_in_words(allowed)}",
+            )
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is tuple:
+        item = get_args(kind)[0]
+        return isinstance(value, tuple) and all(_is_a(each, item) for each in value)
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _in_words(kinds: tuple[Any, ...]) -> str:
+    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    return " or ".join(words.get(kind, "None" if kind is NoneType else "several") for kind in kinds)

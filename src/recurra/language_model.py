@@ -1,0 +1,200 @@
+"""What a person holds: a network, the vocabulary it speaks and the settings it was trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recurra.config import RunConfig, UnknownRule
+from recurra.errors import ConfigError, RunError
+from recurra.files import write_json
+from recurra.inference.evaluate import Evaluation, evaluate, evaluate_text
+from recurra.inference.generate import generate, stream
+from recurra.inference.sampling import GenerationConfig
+from recurra.inference.score import Score, score_text
+from recurra.model import RecurrentLM
+from recurra.text.corpus import prepare_text, read_bytes, read_text
+from recurra.text.token_file import TokenFile, load_token_file
+from recurra.text.vocabulary import ByteVocabulary, Vocabulary
+from recurra.training.checkpoint import save_weights
+from recurra.training.run_folder import RunFolder
+
+Source = str | Path
+
+
+class LanguageModel:
+    """A trained network with the vocabulary it speaks.
+
+    Attributes:
+        model: the `RecurrentLM`, a torch.nn.Module.
+        vocabulary: text to ids and back.
+        config: all settings of the run.
+        path: the run's folder, or None.
+    """
+
+    def __init__(
+        self,
+        model: RecurrentLM,
+        vocabulary: Vocabulary,
+        config: RunConfig,
+        path: Path | None = None,
+    ) -> None:
+        self.model = model
+        self.vocabulary = vocabulary
+        self.config = config
+        self.path = path
+
+    def __repr__(self) -> str:
+        model = self.config.model
+        return (
+            f"LanguageModel({model.cell}, {model.num_layers} x {model.hidden_size},"
+            f" {self.config.text.tokens} vocabulary of {len(self.vocabulary)},"
+            f" {self.model.num_parameters:,} parameters)"
+        )
+
+    def generate(
+        self, prompt: str = "", *, unknown: UnknownRule = "error", **settings: Any
+    ) -> str | list[str]:
+        """Continue a prompt.
+
+        Args:
+            prompt: read first; may be empty.
+            unknown: `error`, or `replace` to read symbols that are not in the vocabulary as <unk>.
+            settings: fields of `GenerationConfig`: max_new_tokens, temperature, top_k, top_p,
+                min_p, repetition_penalty, stop, num_samples, seed, greedy.
+
+        Returns:
+            The new text without the prompt; a list of texts when num_samples is above 1.
+
+        Raises:
+            UnknownTokenError, ConfigError: the prompt or a setting will not do.
+        """
+        config = GenerationConfig(**settings)
+        prepared = prepare_text(prompt, self.config.text)
+        texts = generate(self.model, self.vocabulary, prepared, config, unknown)
+        return texts if config.num_samples > 1 else texts[0]
+
+    def stream(
+        self, prompt: str = "", *, unknown: UnknownRule = "error", **settings: Any
+    ) -> Iterator[str]:
+        """Continue a prompt piece by piece; arguments and errors as in `generate`."""
+        config = GenerationConfig(**settings)
+        prepared = prepare_text(prompt, self.config.text)
+        return stream(self.model, self.vocabulary, prepared, config, unknown)
+
+    def evaluate(
+        self, text: str | bytes, *, window: int | None = None, unknown: UnknownRule = "replace"
+    ) -> Evaluation:
+        """How well the model predicts a text: perplexity, bits per token, character and byte.
+
+        Args:
+            text: prepared as the training text was (newlines, letters_only); bytes only for a
+                model of bytes, which reads them as they are.
+            window: read windows of this many tokens from the zero state instead of carrying the
+                state through the whole text.
+            unknown: what to do with symbols that are not in the vocabulary.
+        """
+        if isinstance(text, bytes):
+            return self._evaluate_bytes(text, window)
+        prepared = prepare_text(text, self.config.text)
+        return evaluate_text(self.model, self.vocabulary, prepared, window=window, unknown=unknown)
+
+    def validate(self, *, window: int | None = None) -> Evaluation:
+        """`evaluate` on the part of the run's own text that was never trained on.
+
+        Raises:
+            RunError: the model belongs to no run, or the run kept nothing for validation.
+        """
+        tokens = self._own_tokens()
+        num_chars, num_bytes = predicted_sizes(tokens, self.vocabulary)
+        return evaluate(
+            self.model,
+            tokens.val,
+            window=window,
+            num_chars=num_chars,
+            num_bytes=num_bytes,
+            unknown_id=self.vocabulary.unknown_id,
+        )
+
+    def _evaluate_bytes(self, data: bytes, window: int | None) -> Evaluation:
+        if not isinstance(self.vocabulary, ByteVocabulary):
+            raise ConfigError(f"this model reads {self.config.text.tokens} tokens, not bytes")
+        ids = self.vocabulary.encode_bytes(data)
+        # A character counts where its first byte stands; the others look like 0b10xxxxxx.
+        num_chars = int(np.count_nonzero((ids[1:] & 0xC0) != 0x80))
+        return evaluate(self.model, ids, window=window, num_chars=num_chars, num_bytes=len(ids) - 1)
+
+    def score(self, text: str | bytes, *, unknown: UnknownRule = "replace") -> Score:
+        """The surprise of each character, in bits, given those before it.
+
+        The first is judged from the zero state. The text is prepared as the training text was;
+        `Score.text` is what was scored. Bytes that are not UTF-8 are scored as U+FFFD, since only
+        characters can be shown.
+        """
+        if isinstance(text, bytes):
+            text = text.decode("utf-8", "replace")
+        prepared = prepare_text(text, self.config.text)
+        return score_text(self.model, self.vocabulary, prepared, unknown)
+
+    def save(self, path: Source) -> None:
+        """Write the model to a folder that `load` reads; without the state of its training.
+
+        Raises:
+            RunError: the folder exists and is not empty.
+        """
+        folder = RunFolder(path)
+        with folder.prepared(force=False) as staging:
+            write_json(staging.vocabulary, self.vocabulary.to_dict())
+            save_weights(staging.model, self.model, {})
+            sources = RunFolder(self.path).read_sources() if self.path else []
+            staging.write_config(self.config, sources)
+
+    def read(self, sources: Source | Sequence[Source] = ()) -> str | bytes:
+        """A text prepared as the training text was: what `evaluate` and `score` take.
+
+        Args:
+            sources: files, folders, `-` or corpus names; without any, the part of the run's own
+                text that was never trained on.
+
+        Returns:
+            The text; bytes for a model of bytes.
+
+        Raises:
+            SourceError, CorpusError: a source cannot be read.
+            RunError: the model belongs to no run, or the run kept nothing for validation.
+        """
+        sources = as_list(sources)
+        if not sources:
+            return self._validation_part()
+        if isinstance(self.vocabulary, ByteVocabulary):
+            return read_bytes(sources, self.config.text)
+        return read_text(sources, self.config.text)
+
+    def _own_tokens(self) -> TokenFile:
+        if self.path is None:
+            raise RunError("this model belongs to no run, so there is no validation part")
+        tokens = load_token_file(self.path)
+        if len(tokens.val) < 2:
+            raise RunError(f"{self.path} kept no text for validation; name a text to read")
+        return tokens
+
+    def _validation_part(self) -> str | bytes:
+        ids = self._own_tokens().val
+        if isinstance(self.vocabulary, ByteVocabulary):
+            return ids.astype(np.uint8).tobytes()
+        return self.vocabulary.decode(ids)
+
+
+def as_list(source: Source | Sequence[Source]) -> list[Source]:
+    """One source or several, as a list."""
+    return [source] if isinstance(source, (str, Path)) else list(source)
+
+
+def predicted_sizes(tokens: TokenFile, vocabulary: Vocabulary) -> tuple[int, int]:
+    """Characters and UTF-8 bytes of the validation part without its first token, which is only
+    read; that one counts as a character where it is <unk>."""
+    first = vocabulary.decode(tokens.val[:1])
+    return tokens.val_chars - len(first), tokens.val_bytes - len(first.encode("utf-8"))
