@@ -146,6 +146,11 @@ def load(path: Source, device: str = "cpu") -> LanguageModel:
             f"{folder.vocabulary} has {len(vocabulary)} tokens, but {folder.config} says"
             f" {config.model.vocab_size}"
         )
+    if not folder.model.exists():
+        raise RunError(
+            f"{folder.model} is missing: the run was stopped before it had learned anything;"
+            f" recurra train --resume {folder.path} goes on"
+        )
     model = RecurrentLM(config.model)
     load_weights(folder.model, model)
     return LanguageModel(model.to(choose_device(device)).eval(), vocabulary, config, folder.path)
@@ -223,6 +228,11 @@ def _fit(
 ) -> LanguageModel:
     try:
         records = trainer.fit()
+    except KeyboardInterrupt as interrupt:
+        if interrupt.args:
+            raise
+        # Not at the end of a step: before the first one, or by a second Ctrl-C.
+        raise KeyboardInterrupt(f"go on with recurra train --resume {folder.path}") from None
     except DivergenceError:
         if not folder.model.is_file():
             # Nothing was learned, so there is nothing to keep.

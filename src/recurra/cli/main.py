@@ -54,8 +54,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb, *rest = arguments
     if verb not in VERBS:
         return _fail(f"there is no verb {verb!r}; there are {', '.join(VERBS)}", 2)
-    logging.basicConfig(format="recurra: %(message)s", level=logging.INFO)
+    _show_log()
     return _guarded(verb, rest)
+
+
+def _show_log() -> None:
+    """Show what recurra itself logs; other libraries' remarks are not for this program's user."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("recurra: %(message)s"))
+    logger = logging.getLogger("recurra")
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
 
 
 def _open_streams() -> None:

@@ -168,7 +168,7 @@ def _all_names() -> str:
 
 def _text_files(folder: Path, nul_is_text: bool) -> list[RawSource]:
     """The text files below a folder, by sorted path; hidden, empty and binary ones are left out."""
-    found = []
+    found, binary = [], []
     for path in sorted(_visible_files(folder), key=lambda path: path.parts):
         source = RawSource(str(path), path)
         try:
@@ -177,11 +177,14 @@ def _text_files(folder: Path, nul_is_text: bool) -> list[RawSource]:
         except OSError as error:
             raise SourceError(f"cannot read {path}: {error.strerror}") from error
         if b"\0" in head and not nul_is_text:
-            _logger.warning("%s is skipped: it contains NUL bytes, so it is not text", path)
+            binary.append(path)
         elif head:
             found.append(source)
     if not found:
-        raise SourceError(f"the folder {folder} has no text files")
+        others = f" ({len(binary)} with NUL bytes in them are none)" if binary else ""
+        raise SourceError(f"the folder {folder} has no text files{others}")
+    for path in binary:
+        _logger.warning("%s is skipped: it contains NUL bytes, so it is not text", path)
     return found
 
 

@@ -119,6 +119,8 @@ class Trainer:
             NonFiniteError, DivergenceError: training failed; the best weights so far are on disk.
         """
         with self.progress, deferred_interrupt() as interrupted:
+            if self.memory.finished:
+                self.progress.message("this run had finished already")
             if self.memory.step == 0:
                 self._announce()
                 self._save_checkpoint()
