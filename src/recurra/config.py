@@ -24,6 +24,13 @@ TokenKind = Literal["char", "byte", "word", "bpe"]
 Sampling = Literal["sequential", "random"]
 UnknownRule = Literal["error", "replace"]
 
+MAX_UNITS = 2**16
+"""Largest width of a layer or an embedding; a file that asks for more is not from here."""
+MAX_LAYERS = 256
+MAX_VOCABULARY = 2**20
+MAX_BATCH = 2**24
+"""Largest number of rows, and of steps, of one batch."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
@@ -60,7 +67,10 @@ class TextConfig:
     def __post_init__(self) -> None:
         require_types(self)
         require_choices(self, tokens=TokenKind, newlines=Literal["unify", "keep"])
-        require(self.vocab_size is None or self.vocab_size >= 2, "vocab_size must be at least 2")
+        require(
+            self.vocab_size is None or 2 <= self.vocab_size <= MAX_VOCABULARY,
+            f"vocab_size must lie between 2 and {MAX_VOCABULARY}",
+        )
         require(self.min_freq >= 1, "min_freq must be at least 1")
         require(self.max_tokens is None or self.max_tokens >= 2, "max_tokens must be at least 2")
         require(0.0 <= self.val_fraction < 1.0, "val_fraction must be at least 0 and below 1")
@@ -117,10 +127,7 @@ class ModelConfig:
             precision=Precision,
             init=Literal["uniform", "normal", "orthogonal"],
         )
-        require(self.hidden_size >= 1, "hidden_size must be at least 1")
-        require(self.vocab_size >= 1, "vocab_size must be at least 1")
-        require(self.num_layers >= 1, "num_layers must be at least 1")
-        require(self.embedding_size >= 0, "embedding_size must be 0 (one-hot) or positive")
+        self._check_sizes()
         require(0.0 <= self.dropout < 1.0, "dropout must be at least 0 and below 1")
         require(
             not self.tie_weights or self.embedding_size == self.hidden_size,
@@ -133,13 +140,27 @@ class ModelConfig:
             f"forget_bias is for the lstm cell; {self.cell} has no forget gate",
         )
 
+    def _check_sizes(self) -> None:
+        require(self.hidden_size >= 1, "hidden_size must be at least 1")
+        require(self.vocab_size >= 1, "vocab_size must be at least 1")
+        require(self.num_layers >= 1, "num_layers must be at least 1")
+        require(self.embedding_size >= 0, "embedding_size must be 0 (one-hot) or positive")
+        largest = {
+            "hidden_size": MAX_UNITS,
+            "embedding_size": MAX_UNITS,
+            "num_layers": MAX_LAYERS,
+            "vocab_size": MAX_VOCABULARY,
+        }
+        for name, limit in largest.items():
+            require(getattr(self, name) <= limit, f"{name} must be at most {limit:,}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """How the model learns, and for how long."""
 
     batch_size: int = 32
-    """Streams (sequential) or windows (random) in one batch."""
+    """Streams (sequential) or windows (random) in one batch; several processes share them."""
 
     num_steps: int = 64
     """Tokens in one window, through which the gradient flows back."""
@@ -201,6 +222,14 @@ class TrainingConfig:
     """Updates between two reports (validation, checkpoint); by default one for each twentieth of
     the budget."""
 
+    checkpoint_every: int | None = None
+    """Updates between two checkpoints; by default one at reports and every half minute, but never
+    more than a hundredth of the time."""
+
+    on_nan: Literal["stop", "rollback"] = "stop"
+    """What to do when a loss or gradient is NaN or infinite: stop before the update, or go back to
+    the last report's checkpoint with half the learning rate, three times at most."""
+
     sample_every: int | None = None
     """At least this many updates between two samples of generated text, which come with a report;
     by default with every one."""
@@ -238,6 +267,7 @@ class TrainingConfig:
             bptt=Literal["truncated", "full", "randomized"],
             optimizer=Literal["sgd", "adam", "adamw"],
             schedule=Literal["constant", "step", "cosine"],
+            on_nan=Literal["stop", "rollback"],
         )
         self._check_sizes()
         self._check_rates()
@@ -253,8 +283,9 @@ class TrainingConfig:
     def _check_sizes(self) -> None:
         for name in ("batch_size", "num_steps", "sample_length"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1")
+            require(getattr(self, name) <= MAX_BATCH, f"{name} must be at most {MAX_BATCH:,}")
         require(self.threads is None or self.threads <= 1024, "threads must be at most 1024")
-        for name in ("patience", "report_every", "sample_every", "threads"):
+        for name in ("patience", "report_every", "sample_every", "checkpoint_every", "threads"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} must be at least 1")
         require(self.bptt != "randomized" or self.num_steps >= 2, "randomized needs num_steps >= 2")

@@ -1,27 +1,51 @@
-"""Which device computes."""
+"""Which device computes, and what it is called."""
 
 from __future__ import annotations
+
+import platform
+import re
+from pathlib import Path
 
 import torch
 
 from recurra.errors import ConfigError
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
     """The device of this name; `auto` is a CUDA GPU, else Apple's, else the CPU.
+
+    Args:
+        name: auto, cpu, cuda, cuda:N or mps.
+        local_rank: which of the processes on this machine asks; `auto` and `cuda` give each its
+            own GPU.
 
     Raises:
         ConfigError: no such device on this machine.
     """
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return choose_device("cuda", local_rank)
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        device = torch.device(f"cuda:{local_rank}" if name == "cuda" and local_rank else name)
         if device.type not in ("cpu", "cuda", "mps"):
             raise ConfigError(f"device {name!r} is not one of auto, cpu, cuda, cuda:N, mps")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {name!r} is not to be had on this machine") from error
     return device
+
+
+def device_name(device: torch.device) -> str:
+    """What a person calls a device: a GPU's model, or cpu."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def processor_name() -> str:
+    """The processor's model and the instruction set that torch uses on it."""
+    name = platform.processor() or platform.machine()
+    described = Path("/proc/cpuinfo")
+    if described.is_file():
+        found = re.search(r"^model name\s*: (.*)$", described.read_text(), re.MULTILINE)
+        name = found[1] if found else name
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"

@@ -7,9 +7,14 @@
         ├── UnknownTokenError  ValueError       a symbol is not in the vocabulary
         ├── CorpusError        LookupError      a named corpus is unknown, unreachable or damaged
         ├── RunError           RuntimeError     a run folder is missing, taken or damaged
+        ├── LostProcessError   RuntimeError     another process of the training is gone
+        ├── PeerError          RuntimeError     the first process of the training failed
         ├── DivergenceError    ArithmeticError  training no longer learns
         │   └── NonFiniteError                  a loss or gradient became NaN or infinite
         └── MissingExtraError  ImportError      an optional dependency is not installed
+
+    KeyboardInterrupt
+    └── TrainingInterrupted                    a signal stopped the training; exits 128 + its number
 
 The third column is the built-in class that each one is too.
 
@@ -52,6 +57,14 @@ class RunError(RecurraError, RuntimeError):
     """A run folder is missing, already taken, incomplete or damaged."""
 
 
+class LostProcessError(RecurraError, RuntimeError):
+    """Another process of a training in several processes is gone, or cannot be reached."""
+
+
+class PeerError(RecurraError, RuntimeError):
+    """The first process of a training in several failed, and has said why; this one ends too."""
+
+
 class DivergenceError(RecurraError, ArithmeticError):
     """Training no longer learns: the loss is far above that of a blind guess."""
 
@@ -65,3 +78,14 @@ class MissingExtraError(RecurraError, ImportError):
 
     def __init__(self, feature: str, extra: str) -> None:
         super().__init__(f"{feature} needs the '{extra}' extra: pip install 'recurra[{extra}]'")
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """A signal stopped the training; its text says what was saved and how to go on.
+
+    Attributes: `signum`, the signal's number.
+    """
+
+    def __init__(self, signum: int, message: str = "") -> None:
+        self.signum = signum
+        super().__init__(*([message] if message else []))

@@ -19,8 +19,8 @@ from recurra.model import RecurrentLM
 from recurra.text.corpus import prepare_text, read_bytes, read_text
 from recurra.text.token_file import TokenFile, load_token_file
 from recurra.text.vocabulary import ByteVocabulary, Vocabulary
-from recurra.training.checkpoint import save_weights
 from recurra.training.run_folder import RunFolder
+from recurra.training.weights import save_weights
 
 Source = str | Path
 
@@ -151,6 +151,7 @@ class LanguageModel:
             save_weights(staging.model, self.model, {})
             sources = RunFolder(self.path).read_sources() if self.path else []
             staging.write_config(self.config, sources)
+        folder.unlock()
 
     def read(self, sources: Source | Sequence[Source] = ()) -> str | bytes:
         """A text prepared as the training text was: what `evaluate` and `score` take.
@@ -179,6 +180,7 @@ class LanguageModel:
         tokens = load_token_file(self.path)
         if len(tokens.val) < 2:
             raise RunError(f"{self.path} kept no text for validation; name a text to read")
+        tokens.check_ids(len(self.vocabulary))
         return tokens
 
     def _validation_part(self) -> str | bytes:

@@ -14,9 +14,34 @@ from torch.nn.functional import cross_entropy, linear
 
 from recurra.config import ModelConfig
 from recurra.recurrence.cells import LayerParameters, State, find_cell
-from recurra.recurrence.scan import choose_backend, run_stack
+from recurra.recurrence.scan import Rows, choose_backend, run_stack
+from recurra.tensor_file import TensorSpec
 
 _LAYER_NAMES = LayerParameters._fields[:4]
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter of a `RecurrentLM`, in their order."""
+    cell = find_cell(config.cell)
+    vocab, hidden, width = config.vocab_size, config.hidden_size, config.embedding_size
+    shapes: dict[str, tuple[int, ...]] = {"embedding": (vocab, width)} if width else {}
+    gates = cell.num_gates * hidden
+    for layer in range(config.num_layers):
+        inputs = hidden if layer else width or vocab
+        shapes[f"weight_ih_l{layer}"] = (gates, inputs)
+        shapes[f"bias_ih_l{layer}"] = (gates,)
+        if cell.num_states:
+            shapes[f"weight_hh_l{layer}"] = (gates, hidden)
+            shapes[f"bias_hh_l{layer}"] = (gates,)
+    if not config.tie_weights:
+        shapes["head_weight"] = (vocab, hidden)
+    return shapes | {"head_bias": (vocab,)}
+
+
+def parameter_specs(config: ModelConfig) -> dict[str, TensorSpec]:
+    """What a file must hold of each parameter; nothing of that size is made."""
+    shapes = parameter_shapes(config)
+    return {name: TensorSpec(torch.float32, shape) for name, shape in shapes.items()}
 
 
 class RecurrentLM(nn.Module):
@@ -31,24 +56,15 @@ class RecurrentLM(nn.Module):
         config: sizes, cell, backend, precision and initialisation.
     """
 
+    embedding: nn.Parameter
+    head_weight: nn.Parameter
+    head_bias: nn.Parameter
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        cell = find_cell(config.cell)
-        vocab, hidden, width = config.vocab_size, config.hidden_size, config.embedding_size
-        if width:
-            self.embedding = nn.Parameter(torch.empty(vocab, width))
-        gates = cell.num_gates * hidden
-        for layer in range(config.num_layers):
-            inputs = hidden if layer else width or vocab
-            shapes = {"weight_ih": (gates, inputs), "bias_ih": (gates,)}
-            if cell.num_states:
-                shapes |= {"weight_hh": (gates, hidden), "bias_hh": (gates,)}
-            for name, shape in shapes.items():
-                self.register_parameter(f"{name}_l{layer}", nn.Parameter(torch.empty(shape)))
-        if not config.tie_weights:
-            self.head_weight = nn.Parameter(torch.empty(vocab, hidden))
-        self.head_bias = nn.Parameter(torch.empty(vocab))
+        for name, shape in parameter_shapes(config).items():
+            self.register_parameter(name, nn.Parameter(torch.empty(shape)))
         self.reset_parameters()
 
     @property
@@ -107,7 +123,12 @@ class RecurrentLM(nn.Module):
         return tuple(self.head_bias.new_zeros(shape) for _ in range(num_states))
 
     def hidden(
-        self, ids: Tensor, state: State | None = None, *, recurrent_gradient_scale: float = 1.0
+        self,
+        ids: Tensor,
+        state: State | None = None,
+        *,
+        recurrent_gradient_scale: float = 1.0,
+        rows: Rows | None = None,
     ) -> tuple[Tensor, State]:
         """The top layer's outputs, time first.
 
@@ -115,6 +136,7 @@ class RecurrentLM(nn.Module):
             ids: (B, T) int64.
             state: as `zero_state` gives it; None is zero.
             recurrent_gradient_scale: see `scan.run`.
+            rows: see `scan.run_stack`.
 
         Returns:
             (T, B, H), and the state after the last step.
@@ -131,6 +153,7 @@ class RecurrentLM(nn.Module):
             dropout=self.config.dropout if self.training else 0.0,
             precision=self.config.precision,
             recurrent_gradient_scale=recurrent_gradient_scale,
+            rows=rows,
         )
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -165,6 +188,7 @@ class RecurrentLM(nn.Module):
         state: State | None = None,
         *,
         recurrent_gradient_scale: float = 1.0,
+        rows: Rows | None = None,
     ) -> tuple[Tensor, State]:
         """Mean cross-entropy in nats per token, and the state after the last token.
 
@@ -172,7 +196,10 @@ class RecurrentLM(nn.Module):
             ids, targets: (B, T) int64; `targets[b, t]` is what follows `ids[b, t]`.
             state: as in `forward`.
             recurrent_gradient_scale: see `scan.run`.
+            rows: see `scan.run_stack`.
         """
-        hidden, state = self.hidden(ids, state, recurrent_gradient_scale=recurrent_gradient_scale)
+        hidden, state = self.hidden(
+            ids, state, recurrent_gradient_scale=recurrent_gradient_scale, rows=rows
+        )
         logits = self.logits(hidden).flatten(0, 1)
         return cross_entropy(logits, targets.t().flatten()), state

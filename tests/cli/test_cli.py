@@ -182,7 +182,6 @@ assert 'torch' not in sys.modules
         (["train", "--hidden-size", "0"], ["hidden_size must be at least 1"]),
         (["train", "--cell", "tree"], ["tree", "lstm"]),
         (["train", "--epochs", "1", "--minutes", "1"], ["epochs and minutes"]),
-        (["train", "--resume", "x", "--lr", "1"], ["--resume"]),
         (["train", "--tie-weights"], ["tie_weights", "embedding_size"]),
         (["train", "--bptt", "full", "--sampling", "random"], ["sequential"]),
         (["train", "--device", "gpu9"], ["gpu9"]),
@@ -283,6 +282,22 @@ def test_unknown_character_in_the_prompt(run, source, tmp_path, capsys):
     assert not out.exists()
 
 
+def test_a_resumed_run_refuses_other_settings_and_texts_by_name(run, source, tmp_path, capsys):
+    resume = ["train", "--resume", run]
+    fails(capsys, [*resume, "--lr", "1"], 2, "training.lr is 1.0, and was 0.004")
+    fails(capsys, [*resume, "--hidden-size", "13"], 2, "model.hidden_size is 13, and was 12")
+    fails(capsys, [*resume, "--minutes", "3", "--steps", "None"], 2, "steps", "and was 6")
+    fails(capsys, [*resume, "--out", tmp_path / "other"], 2, "--out")
+    other = tmp_path / "other.txt"
+    other.write_text(TEXT, "utf-8")
+    fails(capsys, [*resume, other], 1, "other.txt", source)
+    assert main([*resume, source, "--threads", "1", "--checkpoint-every", "3", "--quiet"]) == 0
+    Path(source).write_text(TEXT + "more", "utf-8")
+    fails(capsys, [*resume, source, "--quiet"], 1, "text.txt has changed", "SHA-256")
+    assert main(resume) == 0
+    assert "note: " in capsys.readouterr().err
+
+
 def test_exploding_training_says_so(source, tmp_path, capsys):
     arguments = [
         "train", source, "--out", tmp_path / "run", "--cell", "rnn-relu", "--lr", "1e6",
@@ -327,7 +342,7 @@ def test_ctrl_c_saves_and_leaves_with_130(source, tmp_path):
     assert process.returncode == 130
     assert b"Traceback" not in err
     assert b"--resume" in err
-    assert (folder / "checkpoints" / "last.safetensors").is_file()
+    assert any((folder / "checkpoints").glob("step-*/manifest.sha256"))
     assert main(["generate", str(folder), "--max-new-tokens", "3"]) == 0
 
 

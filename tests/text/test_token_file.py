@@ -350,7 +350,16 @@ def test_an_interruption_leaves_nothing(book, tmp_path, monkeypatch):
     [
         (lambda out: (out / "tokens.json").unlink(), "tokens.json is missing"),
         (lambda out: (out / "tokens.bin").unlink(), "has 0 bytes instead of"),
-        (lambda out: (out / "tokens.json").write_text("{}"), "damaged: KeyError"),
+        (lambda out: (out / "tokens.json").write_text("{}"), "has format None"),
+        (lambda out: edit(out, dtype="object"), "damaged: dtype is 'object'"),
+        (lambda out: edit(out, num_tokens=-5), "damaged: num_tokens is '-5'"),
+        (lambda out: edit(out, num_tokens=True), "damaged: num_tokens is 'True'"),
+        (lambda out: edit(out, num_train=10**9), "damaged: num_train"),
+        (lambda out: edit(out, num_train=0), "damaged: num_train"),
+        (lambda out: edit(out, val_chars=10**9), "damaged: val_chars"),
+        (lambda out: edit(out, sources="book.txt"), "damaged: sources"),
+        (lambda out: edit(out, sha256=3), "damaged: sha256"),
+        (lambda out: edit(out, text=None), "damaged: text"),
         (lambda out: (out / "tokens.json").write_text("[]"), "should hold one JSON object"),
         (lambda out: (out / "tokens.json").write_text("{"), "is damaged: "),
         (lambda out: (out / "tokens.json").write_text('{"version": 99}'), "has format 99"),
@@ -362,6 +371,25 @@ def test_loading_says_what_is_damaged(book, tmp_path, change, reason):
     change(tmp_path / "out")
     with pytest.raises(RunError, match=reason):
         load_token_file(tmp_path / "out")
+
+
+def edit(folder, **fields):
+    file = folder / "tokens.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+
+def test_other_ids_than_were_written_are_noticed(book, tmp_path):
+    tokens, vocabulary = build_token_file([book], TextConfig(), tmp_path / "out")
+    tokens.verify()
+    tokens.check_ids(len(vocabulary))
+    data = bytearray(tokens.path.read_bytes())
+    data[5] = 255
+    tokens.path.write_bytes(data)
+    changed = load_token_file(tmp_path / "out")
+    with pytest.raises(RunError, match=r"tokens\.bin has changed: its SHA-256 is"):
+        changed.verify()
+    with pytest.raises(RunError, match="it has the id 255, and the vocabulary ends at"):
+        changed.check_ids(len(vocabulary))
 
 
 def test_loading_a_damaged_vocabulary(tmp_path):

@@ -4,13 +4,14 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 
 import numpy as np
 import pytest
 import torch
 
-from recurra import api
+from recurra import api, launch
 from recurra.config import ModelConfig, RunConfig
 from recurra.errors import DivergenceError, NonFiniteError, RunError
 from recurra.model import RecurrentLM
@@ -61,10 +62,18 @@ def test_the_cell_without_state_learns_only_pairs(source, tmp_path):
 def test_a_run_is_a_folder_of_readable_files(source, tmp_path):
     folder = tmp_path / "run"
     run(source, folder, steps=40, prompt=("the ", "a"), plot=True)
-    names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    files = (p for p in folder.rglob("*") if p.is_file() and p.name != ".lock")
+    names = {str(p.relative_to(folder)) for p in files}
     assert names == {
         "config.json", "vocabulary.json", "tokens.bin", "tokens.json", "model.safetensors",
-        "metrics.jsonl", "samples.jsonl", "checkpoints/last.safetensors", "loss.svg",
+        "metrics.jsonl", "samples.jsonl", "loss.svg",
+    } | {
+        f"checkpoints/{name}/{file}"
+        for name in ("step-00000040", "step-00000040-final")
+        for file in (
+            "state.safetensors", "training.json", "session.json", "best.safetensors",
+            "metrics.jsonl", "samples.jsonl", "manifest.sha256",
+        )
     }  # fmt: skip
     metrics = lines(folder)
     assert [m["step"] for m in metrics] == list(range(2, 41, 2))
@@ -110,7 +119,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(source, tmp_path, sampling, stop
     with pytest.raises(KeyboardInterrupt):
         run(source, tmp_path / "parts", StopAt(stop), **options)
     api.load(tmp_path / "parts")
-    api.resume_run(tmp_path / "parts", Progress(), Clock())
+    launch.resume_run(tmp_path / "parts", Progress(), Clock())
     for name in ("model.safetensors", "samples.jsonl", "config.json"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
     timed = ("seconds", "tokens_per_second")
@@ -123,17 +132,8 @@ def test_an_interrupted_run_goes_on_bit_for_bit(source, tmp_path, sampling, stop
 def test_resuming_a_finished_run_changes_nothing(source, tmp_path):
     run(source, tmp_path / "run", steps=10)
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    api.resume_run(tmp_path / "run", Progress(), Clock())
+    launch.resume_run(tmp_path / "run", Progress(), Clock())
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
-
-
-def test_a_checkpoint_of_other_settings_is_refused(source, tmp_path):
-    run(source, tmp_path / "run", steps=10)
-    config = json.loads((tmp_path / "run" / "config.json").read_text("utf-8"))
-    config["training"]["lr"] = 0.5
-    (tmp_path / "run" / "config.json").write_text(json.dumps(config), "utf-8")
-    with pytest.raises(RunError, match="other settings"):
-        api.resume_run(tmp_path / "run", Progress(), Clock())
 
 
 def test_same_seed_same_run_other_seed_other_run(source, tmp_path):
@@ -170,6 +170,12 @@ def test_a_non_finite_gradient_stops_before_the_update(source, tmp_path, monkeyp
     monkeypatch.setattr(RecurrentLM, "reset_parameters", lambda self: _fill(self, 1e30))
     with pytest.raises(NonFiniteError, match="before update 1"):
         run(source, tmp_path / "run", steps=5, cell="rnn-relu")
+    (failure,) = lines(tmp_path / "run", "failures.jsonl")
+    assert (failure["step"], failure["epoch"], failure["batch"]) == (0, 0, 0)
+    assert "weight" in failure["reason"] or "the loss is" in failure["reason"]
+    train = TEXT[: load_token_file(tmp_path / "run").num_train]
+    for start, text in zip(failure["starts"], failure["text"], strict=True):
+        assert text == train[start : start + SMALL["num_steps"]]
 
 
 def _fill(model, value):
@@ -275,23 +281,19 @@ def test_an_interrupt_at_a_report_loses_no_report(source, tmp_path, stop):
     options = {"steps": 12, "report_every": 4}
     with pytest.raises(KeyboardInterrupt):
         run(source, tmp_path / "run", StopAt(stop), **options)
-    api.resume_run(tmp_path / "run", Progress(), Clock())
+    launch.resume_run(tmp_path / "run", Progress(), Clock())
     assert [m["step"] for m in lines(tmp_path / "run")] == [4, 8, 12]
 
 
 def test_a_run_that_never_began_is_resumed_from_its_start(source, tmp_path):
     run(source, tmp_path / "whole", steps=8)
     run(source, tmp_path / "cut", steps=8)
-    for name in (
-        "model.safetensors",
-        "metrics.jsonl",
-        "samples.jsonl",
-        "checkpoints/last.safetensors",
-    ):
-        (tmp_path / "cut" / name).unlink()
-    api.resume_run(tmp_path / "cut", Progress(), Clock())
+    (tmp_path / "cut" / "model.safetensors").unlink()
+    shutil.rmtree(tmp_path / "cut" / "checkpoints")
+    launch.resume_run(tmp_path / "cut", Progress(), Clock())
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut")]
     assert files[0] == files[1]
+    assert [m["step"] for m in lines(tmp_path / "cut")] == list(range(1, 9))
 
 
 def test_half_a_line_of_metrics_is_no_line(source, tmp_path):
@@ -299,7 +301,7 @@ def test_half_a_line_of_metrics_is_no_line(source, tmp_path):
         run(source, tmp_path / "run", StopAt(6), steps=9, report_every=2)
     with (tmp_path / "run" / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"step": 6, "trai')
-    api.resume_run(tmp_path / "run", Progress(), Clock())
+    launch.resume_run(tmp_path / "run", Progress(), Clock())
     assert [m["step"] for m in lines(tmp_path / "run")] == [2, 4, 6, 8, 9]
 
 
@@ -337,10 +339,13 @@ def test_force_replaces_only_what_a_run_wrote(source, tmp_path, monkeypatch):
         run(source, foreign, steps=2, force=True)
 
 
-def test_a_failure_before_the_first_report_leaves_no_folder(source, tmp_path):
+def test_a_failure_before_the_first_report_leaves_its_record_and_the_start(source, tmp_path):
     with pytest.raises(DivergenceError):
         run(
             source, tmp_path / "run", cell="rnn-relu", optimizer="sgd", clip_norm=None,
             lr=1e30, warmup=0.0, schedule="constant", steps=100, report_every=100,
         )  # fmt: skip
-    assert not (tmp_path / "run").exists()
+    assert lines(tmp_path / "run", "failures.jsonl")
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000000"]
+    with pytest.raises(RunError, match="stopped before it had learned anything"):
+        api.load(tmp_path / "run")

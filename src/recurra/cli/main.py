@@ -1,11 +1,13 @@
 """The door of the command line: finds the verb, and turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 it failed, 2 wrong usage, 130 interrupted. The library is imported by the
+Exit codes: 0 done, 1 it failed, 2 wrong usage, 130 interrupted (143 by SIGTERM, 129 by a closed
+terminal). The library is imported by the
 verb that needs it, so that `--help` answers at once.
 """
 
 from __future__ import annotations
 
+import codecs
 import importlib
 import logging
 import os
@@ -69,12 +71,21 @@ def _show_log() -> None:
 
 def _open_streams() -> None:
     """Standard streams that are there and can print any character (as \\u732b if need be)."""
+    codecs.register_error("recurra.escaped", _escaped)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell: >&-
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         reconfigure = getattr(getattr(sys, name), "reconfigure", None)
         if reconfigure is not None:
-            reconfigure(errors="backslashreplace")
+            reconfigure(errors="recurra.escaped")
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """What the encoding lacks, as JSON writes it: Python's own \\xe9 would spoil lines of JSON."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{unit}" for unit in lacking.hex(" ", 2).split()), error.end
 
 
 def help_text() -> str:
@@ -84,7 +95,7 @@ def help_text() -> str:
 
 
 def _guarded(verb: str, arguments: list[str]) -> int:
-    from recurra.errors import ConfigError, RecurraError
+    from recurra.errors import ConfigError, PeerError, RecurraError, TrainingInterrupted
 
     try:
         command = importlib.import_module(f"recurra.cli.{verb}")
@@ -92,8 +103,12 @@ def _guarded(verb: str, arguments: list[str]) -> int:
         sys.stdout.flush()
     except ConfigError as error:
         return _fail(str(error), 2)
+    except PeerError:
+        return 1  # the process that failed has said why
     except RecurraError as error:
         return _fail(str(error), 1)
+    except TrainingInterrupted as stop:
+        return _fail(f"interrupted; {stop}" if str(stop) else "interrupted", 128 + stop.signum)
     except KeyboardInterrupt as error:
         return _fail(f"interrupted; {error}" if str(error) else "interrupted", 130)
     except BrokenPipeError:
@@ -109,7 +124,8 @@ def _guarded(verb: str, arguments: list[str]) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"recurra: {message}", file=sys.stderr)
+    # One line, even when a file's name is two.
+    print("recurra:", message.replace("\n", "\\n"), file=sys.stderr)
     return code
 
 

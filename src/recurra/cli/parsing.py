@@ -6,8 +6,9 @@ import contextlib
 import io
 import os
 import re
-import sys
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from itertools import dropwhile
 from typing import TypeVar
 
 import tyro
@@ -18,24 +19,32 @@ Command = TypeVar("Command")
 
 # tyro draws with - and | where the encoding has nothing better.
 _FRAME = "╭╮╰╯│─ |"
+# In a terminal of one column tyro would never come to an end.
+_LEAST_COLUMNS, _USUAL_COLUMNS, _COMPLAINT_COLUMNS = 40, 100, 1_000_000
 
 
-def parse(command: type[Command], verb: str, arguments: Sequence[str]) -> Command:
+def parse(
+    command: type[Command],
+    verb: str,
+    arguments: Sequence[str],
+    *,
+    default: Command | None = None,
+) -> Command:
     """Read the options of a verb into its dataclass; `--help` prints and leaves with 0.
+
+    What is not given is as in `default`, or else as the dataclass has it.
 
     Raises:
         ConfigError: an unknown option, or a value that will not do, in one line.
     """
-    if not sys.stdout.isatty():
-        # tyro draws its frames as wide as it believes the terminal to be.
-        os.environ.setdefault("COLUMNS", "100")
     complaint = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(complaint), _columns(arguments):
             return tyro.cli(
                 command,
                 prog=f"recurra {verb}",
                 args=list(arguments),
+                default=tyro.MISSING_NONPROP if default is None else default,
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
             )
     except SystemExit as leaving:
@@ -45,9 +54,40 @@ def parse(command: type[Command], verb: str, arguments: Sequence[str]) -> Comman
         raise ConfigError(message) from leaving
 
 
+def typed(argument: str) -> str:
+    """A text from the command line; read as UTF-8 where the locale (C, say) could not read it."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        with contextlib.suppress(UnicodeError):
+            return os.fsencode(argument).decode("utf-8")
+    return argument
+
+
+@contextlib.contextmanager
+def _columns(arguments: Sequence[str]) -> Iterator[None]:
+    """Tell tyro how wide the terminal is, by which it draws its frames.
+
+    Help is for a person. A complaint is taken apart here, so nothing in it may be folded.
+    """
+    before, columns = os.environ.get("COLUMNS"), _COMPLAINT_COLUMNS
+    if {"-h", "--help"}.intersection(arguments):
+        columns = max(shutil.get_terminal_size((_USUAL_COLUMNS, 24)).columns, _LEAST_COLUMNS)
+    os.environ["COLUMNS"] = str(columns)
+    try:
+        yield
+    finally:
+        os.environ.pop("COLUMNS", None)
+        if before is not None:
+            os.environ["COLUMNS"] = before
+
+
 def _in_one_line(complaint: str) -> str:
     """What tyro draws in a frame: its first paragraph, and the options it suggests."""
-    rows = [re.sub(r"\x1b\[[0-9;]*m", "", row).strip(_FRAME) for row in complaint.splitlines()[1:]]
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", complaint)
+    # Its rules are rows of hyphens where it has no better, and there the title has one, too.
+    stripped = [re.sub("^-+$", "", row.strip(_FRAME)) for row in plain.split("\n")[1:]]
+    rows = list(dropwhile(lambda row: not row, stripped))
     first = rows[: rows.index("")] if "" in rows else rows
     rest = rows[len(first) :]
     message = re.sub(r"^Error parsing \w+: ", "", " ".join(first))

@@ -26,7 +26,7 @@ class Train:
     """Learn a model from a text; leave it in a folder that every other verb reads.
 
     While it learns it reports the validation loss and what it would write. Ctrl-C saves; --resume
-    goes on.
+    goes on. Several processes train one model: torchrun --nproc-per-node N -m recurra train ...
     """
 
     sources: Annotated[
@@ -39,8 +39,8 @@ class Train:
     """The run's folder; by default a new one under runs/."""
 
     resume: Path | None = None
-    """Go on with the interrupted run in this folder; of the other options only --json and --quiet
-    go with it."""
+    """Go on with the interrupted run in this folder. It keeps its text and its settings: others
+    are refused, but for --threads, --device, --plot, --checkpoint-every and --on-nan."""
 
     force: bool = False
     """Replace an older run in the folder."""
@@ -59,19 +59,26 @@ class Train:
 def run(arguments: Sequence[str]) -> int:
     """Train or resume."""
     command = parse(Train, "train", arguments)
-    _check(command)
-    from recurra import api
+    if command.resume is not None:
+        command = _with_own_settings(command.resume, arguments)
+    from recurra import launch
+    from recurra.processes import started_rank
     from recurra.training.budget import Clock
     from recurra.training.progress import describe
     from recurra.training.run_folder import RunFolder
 
     progress, clock = _progress(command), Clock(main.STARTED)
+    config = RunConfig(text=command.text, model=command.model, training=command.training)
     if command.resume is not None:
-        lm = api.resume_run(command.resume, progress, clock)
+        lm = launch.resume_run(
+            command.resume, progress, clock, given=config, sources=command.sources
+        )
     else:
-        config = RunConfig(text=command.text, model=command.model, training=command.training)
-        folder = api.choose_folder(command.out, command.sources, config)
-        lm = api.start_run(command.sources, config, folder, progress, clock, force=command.force)
+        lm = launch.start_run(
+            command.sources, config, command.out, progress, clock, force=command.force
+        )
+    if started_rank() > 0:
+        return 0  # the first process speaks for all
     assert lm.path is not None
     best = RunFolder(lm.path).best_metrics()
     if command.json:
@@ -81,12 +88,22 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _check(command: Train) -> None:
-    if command.resume is None:
-        return
-    given = dataclasses.replace(command, resume=None, json=False, quiet=False)
-    if given != Train():
-        raise ConfigError("--resume goes on with the run's own text and settings; drop the others")
+def _with_own_settings(folder: Path, arguments: Sequence[str]) -> Train:
+    """The command as it reads when the run's own settings are the defaults."""
+    from recurra.training.run_folder import RunFolder
+
+    own = RunFolder(folder).read_config()
+    # Prompts that are given add to the default.
+    training = dataclasses.replace(own.training, prompt=())
+    default = Train(text=own.text, model=own.model, training=training)
+    command = parse(Train, "train", arguments, default=default)
+    if command.out is not None or command.force:
+        raise ConfigError("--resume goes on in the run's own folder; drop --out and --force")
+    if not command.training.prompt:
+        command = dataclasses.replace(
+            command, training=dataclasses.replace(command.training, prompt=own.training.prompt)
+        )
+    return command
 
 
 def _progress(command: Train) -> Progress:

@@ -19,6 +19,7 @@ from recurra.config import UnknownRule
 from recurra.errors import ConfigError, NonFiniteError, SourceError
 from recurra.inference.reading import IdArray, as_id_array, read_nats
 from recurra.inference.spans import character_sizes, characters_completed
+from recurra.processes import ALONE, Processes
 
 if TYPE_CHECKING:
     from recurra.model import RecurrentLM
@@ -107,6 +108,7 @@ def evaluate(
     num_streams: int = 1,
     chunk: int = 512,
     max_tokens: int | None = None,
+    processes: Processes = ALONE,
 ) -> Evaluation:
     """Predict ids[1:] from ids[:-1] and sum the surprisal, in float64, every target once.
 
@@ -124,6 +126,7 @@ def evaluate(
         chunk: most steps in one call of the model; changes memory and speed, not the result.
         max_tokens: predict only this many tokens, from the start. The two counts are then reduced
             in proportion.
+        processes: share the streams or windows; all of them get the whole sum.
 
     Raises:
         SourceError: fewer than 2 ids, so there is nothing to predict.
@@ -141,6 +144,8 @@ def evaluate(
     total = available if max_tokens is None else min(available, max_tokens)
     rows_at_once = num_streams if window is None else WINDOWS_PER_BATCH
     starts, lengths = _windows(total, window) if window else _streams(total, num_streams)
+    own = processes.share(len(starts))
+    starts, lengths = starts[own], lengths[own]
     nats, num_unknown = 0.0, 0
     for first in range(0, len(starts), rows_at_once):
         batch = slice(first, first + rows_at_once)
@@ -150,6 +155,7 @@ def evaluate(
             nats += float(surprisal.sum())
             if unknown_id is not None:
                 num_unknown += int(np.count_nonzero(targets == unknown_id))
+    nats, unknown = processes.sum([nats, num_unknown])
     if not math.isfinite(nats):
         raise NonFiniteError("the model's predictions are NaN or infinite; its weights are damaged")
     return Evaluation(
@@ -157,7 +163,7 @@ def evaluate(
         num_tokens=total,
         num_chars=_in_proportion(num_chars, total, available),
         num_bytes=_in_proportion(num_bytes, total, available),
-        num_unknown=num_unknown,
+        num_unknown=int(unknown),
     )
 
 

@@ -6,7 +6,7 @@ All backends share this signature and are held against `reference` by one test.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,14 @@ _RUNNERS: dict[str, Callable[..., tuple[Tensor, State]]] = {
     "bptt": bptt.run_layer,
     "library": library.run_layer,
 }
+
+
+class Rows(NamedTuple):
+    """The rows that are here, of a batch of `total`."""
+
+    own: slice
+    total: int
+
 
 BACKENDS = tuple(_RUNNERS)
 """Names of the backends that exist, `auto` aside."""
@@ -125,6 +133,7 @@ def run_stack(
     backend: str = "auto",
     *,
     dropout: float = 0.0,
+    rows: Rows | None = None,
     **options: Any,
 ) -> tuple[Tensor, State]:
     """Layers one above the other, with dropout between them (never after the last).
@@ -134,6 +143,7 @@ def run_stack(
         state: each tensor (L, B, H), or None.
         layers: the parameters of each layer, the lowest first.
         dropout: probability of dropping a unit; pass 0 when not training.
+        rows: which rows of a larger batch these inputs are, where several processes share it.
 
     Returns:
         The top layer's outputs (T, B, H) and the state, each tensor (L, B, H).
@@ -144,8 +154,15 @@ def run_stack(
     finals = []
     for index, parameters in enumerate(layers):
         if index > 0 and dropout > 0.0:
-            inputs = drop(inputs, dropout)
+            inputs = drop(inputs, dropout) if rows is None else _drop(inputs, dropout, rows)
         initial = None if state is None else tuple(s[index] for s in state)
         inputs, final = run(cell, inputs, initial, parameters, backend, **options)
         finals.append(final)
     return inputs, tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
+
+
+def _drop(inputs: Tensor, probability: float, rows: Rows) -> Tensor:
+    """Dropout of some rows of a batch, with the mask that the whole batch would have drawn."""
+    steps, _, units = inputs.shape
+    mask = inputs.new_empty(steps, rows.total, units).bernoulli_(1.0 - probability)
+    return inputs * mask[:, rows.own].div_(1.0 - probability)

@@ -8,6 +8,9 @@ folder is used again only if settings and source are still the same. Knows no ba
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,16 +23,17 @@ import numpy as np
 import numpy.typing as npt
 
 from recurra.config import TextConfig
-from recurra.errors import ConfigError, RunError
+from recurra.errors import ConfigError, RunError, SourceError
 from recurra.files import flush, read_json, write_json
 from recurra.text.corpus import byte_chunks, resolve_sources, text_chunks
 from recurra.text.indexing import Extent, index_bpe, index_bytes, index_symbols
-from recurra.text.provisional import smallest_dtype
+from recurra.text.provisional import CHUNK_IDS, smallest_dtype
 from recurra.text.sources import RawSource, SourceReader, digest_of, source_names
 from recurra.text.vocabulary import Vocabulary
 
 FORMAT_VERSION = 1
 _TOKENS, _RECORD, _VOCABULARY = "tokens.bin", "tokens.json", "vocabulary.json"
+_EXTENT = tuple(field.name for field in dataclasses.fields(Extent))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +71,9 @@ class TokenFile:
     sha256: str
     """Of the raw bytes that were read: of a single file, the file's own."""
 
+    tokens_sha256: str
+    """Of the file of ids itself, as it was written."""
+
     vocabulary_fingerprint: str
     """Of the vocabulary that the ids belong to."""
 
@@ -84,6 +91,32 @@ class TokenFile:
     def val(self) -> npt.NDArray[Any]:
         """The validation part, (num_tokens - num_train,), a view; it may be empty."""
         return self.ids[self.num_train :]
+
+    def verify(self) -> None:
+        """Hold the file of ids against what was written.
+
+        Raises:
+            RunError: its bytes are others.
+        """
+        digest = _digest(self.path)
+        if digest != self.tokens_sha256:
+            raise RunError(
+                f"{self.path} has changed: its SHA-256 is {digest}, and was {self.tokens_sha256}"
+            )
+
+    def check_ids(self, vocab_size: int) -> None:
+        """See to it that every id is one of a vocabulary of this size.
+
+        Raises:
+            RunError: one is not.
+        """
+        for start in range(0, self.num_tokens, CHUNK_IDS):
+            largest = int(self.ids[start : start + CHUNK_IDS].max())
+            if largest >= vocab_size:
+                raise RunError(
+                    f"{self.path} is damaged: it has the id {largest}, and the vocabulary ends at"
+                    f" {vocab_size - 1}"
+                )
 
 
 def build_token_file(
@@ -116,6 +149,7 @@ def build_token_file(
             "sha256": reader.sha256,
             "source_bytes": reader.num_bytes,
             "source_complete": reader.complete,
+            "tokens_sha256": _digest(work / _TOKENS),
             "vocabulary": vocabulary.fingerprint,
         }
         write_json(work / _VOCABULARY, vocabulary.to_dict())
@@ -131,24 +165,54 @@ def load_token_file(folder: Path) -> TokenFile:
         RunError: it is missing, damaged, or of another version of the format.
     """
     record = read_json(folder / _RECORD)
-    try:
-        if record["version"] != FORMAT_VERSION:
-            raise RunError(f"{folder / _RECORD} has format {record['version']}, not 1")
-        tokens = TokenFile(
-            path=folder / _TOKENS,
-            dtype=np.dtype(record["dtype"]).newbyteorder("<"),
-            **{field.name: int(record[field.name]) for field in dataclasses.fields(Extent)},
-            sources=tuple(record["sources"]),
-            sha256=record["sha256"],
-            vocabulary_fingerprint=record["vocabulary"],
+    if record.get("version") != FORMAT_VERSION:
+        raise RunError(
+            f"{folder / _RECORD} has format {record.get('version')!r}, and this version of recurra"
+            f" reads {FORMAT_VERSION}"
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{folder / _RECORD} is damaged: {error!r}") from error
+    _check_record(record, folder / _RECORD)
+    tokens = TokenFile(
+        path=folder / _TOKENS,
+        dtype=np.dtype(record["dtype"]).newbyteorder("<"),
+        **{name: record[name] for name in _EXTENT},
+        sources=tuple(record["sources"]),
+        sha256=record["sha256"],
+        tokens_sha256=record["tokens_sha256"],
+        vocabulary_fingerprint=record["vocabulary"],
+    )
     expected = tokens.num_tokens * tokens.dtype.itemsize
     found = tokens.path.stat().st_size if tokens.path.is_file() else 0
     if found != expected:
         raise RunError(f"{tokens.path} is damaged: it has {found} bytes instead of {expected}")
     return tokens
+
+
+def _check_record(record: dict[str, Any], file: Path) -> None:
+    """Refuse what no call of `build_token_file` wrote.
+
+    Raises:
+        RunError: names the field.
+    """
+
+    def require(name: str, holds: bool) -> None:
+        if not holds:
+            raise RunError(f"{file} is damaged: {name} is {str(record.get(name))[:80]!r}")
+
+    # numpy knows types that are not numbers, objects among them.
+    require("dtype", record.get("dtype") in ("uint8", "uint16", "uint32"))
+    for name in _EXTENT:
+        value = record.get(name)
+        require(name, type(value) is int and 0 <= value < 2**62)
+    require("num_train", 1 <= record["num_train"] <= record["num_tokens"])
+    for part, whole in (("val_chars", "num_chars"), ("val_bytes", "num_bytes")):
+        require(part, record[part] <= record[whole])
+    sources = record.get("sources")
+    is_list = isinstance(sources, list) and all(isinstance(name, str) for name in sources)
+    require("sources", is_list)
+    for name in ("sha256", "tokens_sha256", "vocabulary"):
+        require(name, re.fullmatch("[0-9a-f]{64}", str(record.get(name))) is not None)
+    text = record.get("text")
+    require("text", isinstance(text, dict) and isinstance(text.get("encoding"), str))
 
 
 def load_vocabulary(folder: Path) -> Vocabulary:
@@ -195,6 +259,38 @@ def _built_before(
         and _same_bytes(streams, record)
     )
     return (tokens, vocabulary) if same else None
+
+
+def source_change(folder: Path) -> str | None:
+    """How the sources of a folder differ now from what was read then, in words.
+
+    None when they are the same, and where that cannot be told: of standard input, of files that
+    are gone, of corpora that would have to be fetched.
+
+    Raises:
+        RunError: the folder's record is missing or damaged.
+    """
+    tokens, record = load_token_file(folder), read_json(folder / _RECORD)
+    config = TextConfig(encoding=str(record["text"]["encoding"]))
+    if not all(os.path.exists(name) for name in tokens.sources):
+        return None
+    try:
+        streams = resolve_sources(tokens.sources, config)
+        if not all(stream.rereadable for stream in streams):
+            return None
+        limit = None if record.get("source_complete") else record.get("source_bytes")
+        digest = digest_of(streams, limit)
+    except (SourceError, ConfigError) as error:
+        return f"the source can no longer be read: {error}"
+    if digest == tokens.sha256:
+        return None
+    names = ", ".join(tokens.sources)
+    return f"{names} has changed: its SHA-256 is {digest}, and was {tokens.sha256}"
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _same_bytes(streams: Sequence[RawSource], record: dict[str, Any]) -> bool:

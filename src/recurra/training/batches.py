@@ -2,8 +2,9 @@
 
 Both follow d2l section 8.3: every epoch starts at a fresh random offset below `num_steps`. Here
 the offset and the order of an epoch are drawn from (seed, epoch) alone, so a position in the data
-is just the pair (epoch, index of the batch) and resuming needs nothing else. Works on any integer
-array, memory-mapped ones of any size included; knows no torch and no model.
+is just the pair (epoch, index of the batch) and resuming needs nothing else, whatever the number of
+processes that share the batches. Works on any integer array, memory-mapped ones of any size
+included; knows no model.
 """
 
 from __future__ import annotations
@@ -15,27 +16,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recurra.checks import require
 from recurra.config import TrainingConfig
 from recurra.errors import SourceError
+from recurra.processes import ALONE, Processes
 
 Ids = NDArray[Any]
+ALL_ROWS = slice(None)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """`ids` and `targets`, (B, T) int64, the targets one token later in the text.
+    """`ids` and `targets`, (rows, T) int64, the targets one token later in the text.
 
-    `fresh` says that the state before it is zero: nothing is carried into this batch.
+    `starts`, (B,), is where each row of the whole batch begins in the text; this process has the
+    `rows` of them. `fresh` says that the state before it is zero: nothing is carried into it.
     """
 
     ids: NDArray[np.int64]
     targets: NDArray[np.int64]
     fresh: bool
+    starts: NDArray[np.int64]
 
     @property
     def num_tokens(self) -> int:
-        """Targets in the batch."""
-        return self.targets.size
+        """Targets in the whole batch."""
+        steps: int = self.targets.shape[1]
+        return len(self.starts) * steps
 
 
 def sequential_windows(
@@ -45,6 +52,7 @@ def sequential_windows(
     offset: int,
     skip: int = 0,
     *,
+    rows: slice = ALL_ROWS,
     keep_rest: bool = False,
 ) -> Iterator[Batch]:
     """B contiguous streams read side by side, one window after the other.
@@ -52,7 +60,7 @@ def sequential_windows(
     The text from `offset` on is cut into `batch_size` equal rows. Window k of row b continues
     window k - 1 of row b, so the state can be carried; `lengths` gives each window's T. A window
     that would pass the rows' end is left out, or with `keep_rest` cut there. The first `skip`
-    windows are passed over.
+    windows are passed over; of each batch only `rows` are read.
     """
     row = (len(ids) - offset - 1) // batch_size
     starts = offset + row * np.arange(batch_size)
@@ -63,7 +71,7 @@ def sequential_windows(
         if length == 0 or position + length > row:
             return
         if index >= skip:
-            yield _cut(ids, starts + position, length, fresh=position == 0)
+            yield _cut(ids, starts + position, length, rows, fresh=position == 0)
         position += length
 
 
@@ -74,24 +82,28 @@ def random_windows(
     offset: int,
     random: np.random.Generator,
     skip: int = 0,
+    *,
+    rows: slice = ALL_ROWS,
 ) -> Iterator[Batch]:
     """Windows of `num_steps` in random order, each used once.
 
-    An incomplete last batch is left out; the first `skip` batches are passed over.
+    An incomplete last batch is left out; the first `skip` batches are passed over; of each batch
+    only `rows` are read.
     """
     count = (len(ids) - offset - 1) // num_steps
     order = np.arange(count, dtype=np.uint32 if count < 2**32 else np.int64)
     random.shuffle(order)
     for first in range(skip * batch_size, count - batch_size + 1, batch_size):
         starts = offset + order[first : first + batch_size].astype(np.int64) * num_steps
-        yield _cut(ids, starts, num_steps, fresh=True)
+        yield _cut(ids, starts, num_steps, rows, fresh=True)
 
 
-def _cut(ids: Ids, starts: NDArray[np.int64], length: int, *, fresh: bool) -> Batch:
-    rows = np.empty((len(starts), length + 1), dtype=np.int64)
-    for row, start in zip(rows, starts, strict=True):
+def _cut(ids: Ids, starts: NDArray[np.int64], length: int, rows: slice, *, fresh: bool) -> Batch:
+    own = starts[rows]
+    tokens = np.empty((len(own), length + 1), dtype=np.int64)
+    for row, start in zip(tokens, own, strict=True):
         row[:] = ids[start : start + length + 1]
-    return Batch(rows[:, :-1], rows[:, 1:], fresh)
+    return Batch(tokens[:, :-1], tokens[:, 1:], fresh, starts)
 
 
 class BatchStream:
@@ -100,13 +112,20 @@ class BatchStream:
     Args:
         ids: the training part, one-dimensional.
         config: batch size, window, sampling, kind of BPTT and seed.
+        processes: those that share each batch; every one reads its own rows of it.
 
     Raises:
         SourceError: the text does not fill one batch.
+        ConfigError: there are more processes than rows.
     """
 
-    def __init__(self, ids: Ids, config: TrainingConfig) -> None:
+    def __init__(self, ids: Ids, config: TrainingConfig, processes: Processes = ALONE) -> None:
+        require(
+            processes.count <= config.batch_size,
+            f"batch_size {config.batch_size} cannot be shared by {processes.count} processes",
+        )
         self.ids = ids
+        self.rows = processes.share(config.batch_size)
         self.config = config
         self.num_steps = config.num_steps
         if config.bptt == "full":
@@ -126,16 +145,22 @@ class BatchStream:
         offset = int(random.integers(0, self._max_offset + 1))
         size = self.config.batch_size
         if self.config.sampling == "random":
-            return random_windows(self.ids, size, self.num_steps, offset, random, start)
+            return random_windows(
+                self.ids, size, self.num_steps, offset, random, start, rows=self.rows
+            )
         lengths = self._window_lengths(random)
         # Left-out ends would bias the random truncation: late tokens would weigh less.
         keep_rest = self.config.bptt == "randomized"
-        return sequential_windows(self.ids, size, lengths, offset, start, keep_rest=keep_rest)
+        return sequential_windows(
+            self.ids, size, lengths, offset, start, rows=self.rows, keep_rest=keep_rest
+        )
 
     def typical_batch(self, max_steps: int) -> Batch:
         """A batch of `num_steps` tokens a row, but at most `max_steps`, to time a step on."""
         lengths = iter([min(self.num_steps, max_steps)])
-        return next(sequential_windows(self.ids, self.config.batch_size, lengths, 0))
+        return next(
+            sequential_windows(self.ids, self.config.batch_size, lengths, 0, rows=self.rows)
+        )
 
     def epoch_length(self) -> int:
         """Batches in an epoch: exact but for the offset, which may cost one; the mean length

@@ -72,6 +72,7 @@ def describe_plan(
     budget: Budget,
     step_seconds: float,
     num_val_tokens: int,
+    num_processes: int = 1,
 ) -> list[str]:
     """Three lines: the model, the text, the cost."""
     config, training = model.config, stream.config
@@ -81,13 +82,14 @@ def describe_plan(
     memory = memory_bytes(config, training, stream.num_steps, model.num_parameters)
     per_step = training.batch_size * stream.num_steps
     rate = per_step / step_seconds
+    shared = f" by {num_processes} processes" if num_processes > 1 else ""
     duration = budget.minutes * 60 if budget.minutes is not None else steps * step_seconds
     return [
         f"model     {config.cell}, {layers} of {config.hidden_size} units, {width},"
         f" vocabulary {config.vocab_size:,}: {model.num_parameters:,} parameters"
         f" ({_backend(model, stream)} on {model.device}, {config.precision})",
         f"text      {len(stream.ids):,} tokens to learn from, {num_val_tokens:,} to validate on",
-        f"training  about {steps:,} updates of {training.batch_size} x {stream.num_steps} tokens,"
-        f" {format_count(rate)} tokens/s, {format_seconds(duration)} in all,"
+        f"training  about {steps:,} updates of {training.batch_size} x {stream.num_steps} tokens"
+        f"{shared}, {format_count(rate)} tokens/s, {format_seconds(duration)} in all,"
         f" {memory / 2**20:,.0f} MB",
     ]

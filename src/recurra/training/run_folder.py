@@ -6,16 +6,18 @@
     model.safetensors    the best weights by validation loss
     metrics.jsonl        one line per report
     samples.jsonl        what the model wrote at each report
-    checkpoints/         the last moment of the training, to go on from
+    failures.jsonl       the batches on which the numbers became NaN or infinite, if any
+    checkpoints/         the last moments of the training, to go on from; see checkpoints.py
     loss.svg             with --plot
+    .lock                held by the process that trains
 
 Knows where things lie and how they are written so that a reader never sees half a file; what is
-in them is the business of `checkpoint.py` and the trainer.
+in them is the business of `moment.py`, `weights.py` and the reporter.
 """
 
 from __future__ import annotations
 
-import json
+import glob
 import os
 import shutil
 import tempfile
@@ -24,12 +26,24 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 import recurra
 from recurra.config import RunConfig
 from recurra.errors import ConfigError, RunError
-from recurra.files import read_json, read_lines, replaced, write_json
+from recurra.files import UNFINISHED, flush, read_json, read_lines, remove_unfinished, write_json
 
 FORMAT = 1
+LOCK = ".lock"
+METRICS = {
+    "seconds": False,
+    "train_nats": False,
+    "tokens_per_second": False,
+    "val_nats": True,
+    "bits_per_char": True,
+    "perplexity": True,
+}
+"""What every line of metrics.jsonl has that others rely on, and whether it may be null."""
 TOKEN_FILES = ("tokens.bin", "tokens.json", "vocabulary.json")
 
 
@@ -43,8 +57,10 @@ class RunFolder:
         self.model = self.path / "model.safetensors"
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples.jsonl"
-        self.last = self.path / "checkpoints" / "last.safetensors"
+        self.failures = self.path / "failures.jsonl"
+        self.checkpoints = self.path / "checkpoints"
         self.curve = self.path / "loss.svg"
+        self._lock = FileLock(self.path / LOCK)
 
     @property
     def is_run(self) -> bool:
@@ -55,36 +71,108 @@ class RunFolder:
             return False
 
     @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Be the only process that trains here; a process that died holds nothing.
+
+        Raises:
+            RunError: another process trains here, or there is no such folder.
+        """
+        if not self.path.is_dir():
+            raise RunError(f"{self.path} holds no run (there is no such folder)")
+        try:
+            # `prepared` hands a new run over locked.
+            if not self._lock.is_locked:
+                self._lock.acquire(blocking=False)
+        except Timeout:
+            raise RunError(f"{self.path} is in use: another process trains in it") from None
+        try:
+            yield
+        finally:
+            self.unlock()
+
+    def unlock(self) -> None:
+        """Let others train here."""
+        self._lock.release()
+
+    def remove_unfinished(self) -> None:
+        """Remove what processes that were killed left half-written, here and beside this folder."""
+        place = self.path.resolve()
+        if (aside := _aside(place)).is_dir():
+            # Killed while --force put a new run in the old one's place.
+            if place.exists():
+                shutil.rmtree(aside)
+            else:
+                aside.rename(place)
+        for staging in place.parent.glob(f".{glob.escape(place.name)}-*{UNFINISHED}"):
+            _remove_if_abandoned(staging)
+        if place.is_dir():
+            remove_unfinished(place)
+
+    @contextmanager
     def prepared(self, *, force: bool) -> Iterator[RunFolder]:
         """Yield a folder beside this one to prepare a new run in; it takes this one's place at the
-        end of the block. When the block fails it is removed, and what was here is as it was.
+        end of the block, locked. When the block fails it is removed, and what was here is as it
+        was.
 
         With `force` an older run is replaced; its token file is offered to the new one, which uses
         it again if the text and its options are the same.
 
         Raises:
             RunError: the folder exists and is not empty, and either `force` is off or what lies
-                there is not a run.
+                there is not a run, or another process trains in it.
         """
         place = self.path.resolve()
+        self.remove_unfinished()
         self._check_free(force=force)
         made = _make_folders(place.parent)
-        staging = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
+        prefix = f".{place.name}-"
+        staging = RunFolder(tempfile.mkdtemp(prefix=prefix, suffix=UNFINISHED, dir=place.parent))
         try:
-            for name in TOKEN_FILES:
-                if (place / name).is_file():
-                    _link_or_copy(place / name, staging / name)
-            yield RunFolder(staging)
-            # Somebody may have come while the text was read.
-            self._check_free(force=force)
-            # mkdtemp makes folders that only their owner may enter; a run is a folder like others.
-            staging.chmod(0o777 & ~_umask())
-            _take_place(staging, place)
+            with staging.locked(), self._kept_free():
+                for name in TOKEN_FILES:
+                    if (place / name).is_file():
+                        _link_or_copy(place / name, staging.path / name)
+                yield staging
+                # Somebody may have come while the text was read.
+                self._check_free(force=force)
+                # mkdtemp makes folders that only their owner may enter; a run is one like others.
+                staging.path.chmod(0o777 & ~_umask())
+                self._take_place(staging, place)
         finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            shutil.rmtree(staging.path, ignore_errors=True)
             for folder in made:
                 with suppress(OSError):  # not empty: the run, or somebody else's file, is in it
                     folder.rmdir()
+
+    @contextmanager
+    def _kept_free(self) -> Iterator[None]:
+        """See to it that nobody trains in the older run that a new one replaces."""
+        if not self.is_run:
+            yield
+            return
+        with RunFolder(self.path).locked():
+            yield
+
+    def _take_place(self, staging: RunFolder, place: Path) -> None:
+        """Move a folder to its place; what was there goes only when the new one is in."""
+        if os.name == "nt":
+            # Windows moves no folder that has an open file in it.
+            staging._lock.release()
+        aside = _aside(place)
+        if place.exists():
+            place.rename(aside)
+        try:
+            staging.path.rename(place)
+        except OSError:
+            if aside.exists():
+                aside.rename(place)
+            raise
+        flush(place.parent)
+        shutil.rmtree(aside, ignore_errors=True)
+        if os.name != "nt":
+            # The lock has moved with its file.
+            self._lock = staging._lock
+        self._lock.acquire(blocking=False)
 
     def _check_free(self, *, force: bool) -> None:
         if not self.path.exists():
@@ -102,15 +190,20 @@ class RunFolder:
                 f"{self.path} exists already; choose another --out, or --force to replace it"
             )
         there = (p for p in self.path.rglob("*") if not p.is_dir() and not p.name.startswith("."))
-        foreign = sorted(str(p.relative_to(self.path)) for p in there if p not in self._files())
+        foreign = sorted(str(p.relative_to(self.path)) for p in there if not self._is_own(p))
         if foreign:
             raise RunError(
                 f"{self.path} holds {foreign[0]}, which no run wrote; --force will not remove it"
             )
 
-    def _files(self) -> set[Path]:
-        named = {self.config, self.model, self.metrics, self.samples, self.last, self.curve}
-        return named | {self.path / name for name in TOKEN_FILES}
+    def _is_own(self, file: Path) -> bool:
+        named = {self.config, self.model, *self.histories(), self.curve}
+        named |= {self.path / name for name in TOKEN_FILES}
+        return file in named or file.parent.parent == self.checkpoints
+
+    def histories(self) -> tuple[Path, ...]:
+        """The files that grow by a line at a time."""
+        return self.metrics, self.samples, self.failures
 
     def write_config(self, config: RunConfig, sources: list[str]) -> None:
         """Write config.json."""
@@ -149,8 +242,18 @@ class RunFolder:
         return record
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; empty when nothing was reported yet."""
-        return list(read_lines(self.metrics))
+        """The lines of metrics.jsonl; empty when nothing was reported yet.
+
+        Raises:
+            RunError: a line is not what it should be.
+        """
+        records = list(read_lines(self.metrics))
+        for record in records:
+            for name, may_be_none in METRICS.items():
+                value = record.get(name)
+                if not (isinstance(value, (int, float)) or (value is None and may_be_none)):
+                    raise RunError(f"{self.metrics} is damaged: {name} is {str(value)[:80]!r}")
+        return records
 
     def best_metrics(self) -> dict[str, Any]:
         """The line of the weights in model.safetensors: the lowest validation loss, or the last
@@ -161,15 +264,6 @@ class RunFolder:
             return min(validated, key=lambda record: float(record["val_nats"]))
         return records[-1] if records else {}
 
-    def cut_after(self, step: int) -> None:
-        """Drop the lines of metrics and samples that were written after `step`."""
-        for file in (self.metrics, self.samples):
-            if file.is_file():
-                kept = [line for line in read_lines(file) if line["step"] <= step]
-                text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
-                with replaced(file) as temporary:
-                    temporary.write_text(text, encoding="utf-8")
-
 
 def _make_folders(path: Path) -> list[Path]:
     """Make a folder and those above it; the ones that were missing, the lowest first."""
@@ -178,18 +272,16 @@ def _make_folders(path: Path) -> list[Path]:
     return missing
 
 
-def _take_place(staging: Path, place: Path) -> None:
-    """Move a folder to its place; what was there goes only when the new one is in."""
-    if not place.exists():
-        staging.rename(place)
-        return
-    with tempfile.TemporaryDirectory(prefix=f".{place.name}-old-", dir=place.parent) as aside:
-        old = place.rename(Path(aside, place.name))
-        try:
-            staging.rename(place)
-        except OSError:
-            old.rename(place)
-            raise
+def _aside(place: Path) -> Path:
+    """Where an older run waits while a new one takes its place."""
+    return place.with_name(f".{place.name}.old{UNFINISHED}")
+
+
+def _remove_if_abandoned(staging: Path) -> None:
+    """Remove a folder that a run was prepared in, unless its process is still at it."""
+    if (staging / LOCK).is_file():
+        with suppress(RunError), RunFolder(staging).locked():
+            shutil.rmtree(staging)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -1,49 +1,57 @@
 """The training loop: batches in, better weights out, reports and checkpoints along the way.
 
 Knows neither files of text nor the command line. Everything random comes from the seed, and
-everything the loop remembers is in `Memory`, so that a checkpoint can hold it.
+everything the loop remembers is in `Memory`, so that a checkpoint can hold it. Between two updates
+nothing is half done: there the loop reports, saves, and obeys signals.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from dataclasses import asdict
-from typing import Any
-
-import torch
-from torch import Tensor
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 from recurra.config import TrainingConfig
-from recurra.errors import DivergenceError, NonFiniteError, RunError
+from recurra.errors import LostProcessError, NonFiniteError, TrainingInterrupted
 from recurra.files import append_line
-from recurra.inference.evaluate import Evaluation, evaluate
-from recurra.inference.generate import generate
-from recurra.inference.sampling import GenerationConfig
 from recurra.model import RecurrentLM
+from recurra.processes import Processes
 from recurra.text.vocabulary import Vocabulary
 from recurra.training.batches import Batch, BatchStream, Ids
 from recurra.training.budget import Budget, Clock
-from recurra.training.checkpoint import (
-    load_checkpoint,
-    load_weights,
-    save_checkpoint,
-    save_weights,
-)
-from recurra.training.clipping import clip_gradients
-from recurra.training.interruption import deferred_interrupt
-from recurra.training.memory import Memory, Tally
-from recurra.training.optimizer import build_optimizer
+from recurra.training.failures import describe_failure
+from recurra.training.interruption import SIGNALS, StopSignals
+from recurra.training.memory import Memory, Timing
 from recurra.training.plan import describe_plan, seconds_per_step
-from recurra.training.progress import Moment, Progress, perplexity
+from recurra.training.progress import Moment, Progress
+from recurra.training.reporter import MAX_VALIDATION_TOKENS, Reporter
 from recurra.training.run_folder import RunFolder
+from recurra.training.saver import Saver
 from recurra.training.schedules import learning_rate
+from recurra.training.updater import Updater
+from recurra.training.weights import load_weights, save_weights
 
 REPORTS_PER_RUN = 20
-MAX_VALIDATION_TOKENS = 2**18
-"""Reports validate on this many tokens at most; `recurra eval` takes the whole part."""
-HOPELESS = 10.0
-"""A loss this many times that of a blind guess will not come back."""
+MAX_ROLLBACKS = 3
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a training is surrounded by.
+
+    Attributes:
+        progress: who is told.
+        clock: started when the run's time began.
+        processes: those that train together.
+        signals: what a person wants meanwhile.
+    """
+
+    progress: Progress
+    clock: Clock
+    processes: Processes
+    signals: StopSignals
 
 
 class Trainer:
@@ -56,10 +64,9 @@ class Trainer:
         prompts: of the samples, prepared as the text was.
         vocabulary: knows every symbol of the prompts.
         config: how to train.
+        identity: what a checkpoint must have in common with this run, see `identity.py`.
         folder: where reports, weights and checkpoints go.
-        progress: who is told.
-        clock: started when the run's time began.
-        fingerprint: of text and settings; a checkpoint with another one is refused.
+        around: see `Surroundings`.
 
     Raises:
         SourceError: the text does not fill one batch.
@@ -74,262 +81,298 @@ class Trainer:
         prompts: tuple[str, ...],
         vocabulary: Vocabulary,
         config: TrainingConfig,
+        identity: dict[str, Any],
         folder: RunFolder,
-        progress: Progress,
-        clock: Clock,
-        fingerprint: str = "",
+        around: Surroundings,
     ) -> None:
         self.model, self.vocabulary, self.config = model, vocabulary, config
-        self.folder, self.progress = folder, progress
-        self.stream = BatchStream(train_ids, config)
-        self.val_ids, self.val_sizes = val_ids, val_sizes
-        self.budget = Budget(config, self.stream.epoch_length(), clock)
-        self.memory = Memory(fingerprint=fingerprint)
-        self.optimizer = build_optimizer(model, config)
-        self.state: tuple[Tensor, ...] | None = None
-        self._prompts = prompts or ("",)
-        self._next_report = 0.0
+        self.folder, self.progress = folder, around.progress
+        self.processes, self.signals = around.processes, around.signals
+        self.memory, self.timing = Memory(), Timing()
+        self.stream = BatchStream(train_ids, config, self.processes)
+        self.budget = Budget(config, self.stream.epoch_length(), around.clock)
+        self.updater = Updater(model, config, self.stream, self.processes)
+        self.reporter = Reporter(
+            model, vocabulary, val_ids, val_sizes, prompts, config, self.folder, self.progress,
+            self.processes,
+        )  # fmt: skip
+        self.saver = Saver(self.folder, config, identity, self.progress, self.processes)
+        self._spent = 0.0
+        self._save_due = False
+        self._stop_signal = 0
+        self._is_whole = True
+        self._batch: Batch | None = None
 
     def resume(self) -> None:
-        """Take up the training where its last checkpoint left it.
+        """Take up the training where its newest whole checkpoint left it.
 
         Raises:
-            RunError: there is no checkpoint, it is damaged, or it belongs to another text or
+            RunError: there is no checkpoint, all are damaged, or it belongs to another text or
                 other settings.
         """
-        self.state, record = load_checkpoint(self.folder.last, self.model, self.optimizer)
-        try:
-            memory = Memory.from_dict(record["memory"])
-        except (KeyError, TypeError) as error:
-            raise RunError(f"{self.folder.last} is damaged: its record is not complete") from error
-        if memory.fingerprint != self.memory.fingerprint:
-            raise RunError(f"{self.folder.last} belongs to another text or other settings")
-        self.memory = memory
-        self.budget.clock.rewind(memory.seconds)
-        self.folder.cut_after(memory.step)
+        self.memory, self.timing = self.saver.restore(self.updater, self.reporter)
+        self.budget.clock.rewind(self.timing.seconds)
+        self.budget.reserve = self.timing.reserve
 
     def fit(self) -> list[dict[str, Any]]:
-        """Train until the budget is spent, early stopping says so, or Ctrl-C.
+        """Train until the budget is spent, early stopping says so, or a signal comes.
 
         Returns:
             All lines of metrics.jsonl. The model holds the best weights.
 
         Raises:
-            KeyboardInterrupt: after Ctrl-C, when everything is saved.
-            NonFiniteError, DivergenceError: training failed; the best weights so far are on disk.
+            TrainingInterrupted: after a signal, when everything is saved.
+            NonFiniteError, DivergenceError: training failed; the last good checkpoint and the best
+                weights so far are on disk.
+            LostProcessError: another process is gone; the last checkpoint is on disk.
         """
-        with self.progress, deferred_interrupt() as interrupted:
-            if self.memory.finished:
-                self.progress.message("this run had finished already")
-            if self.memory.step == 0:
-                self._announce()
-                self._save_checkpoint()
-            self.model.train()
-            while not self._done():
-                for batch in self.stream.epoch(self.memory.epoch, self.memory.position):
-                    if self._done():
-                        break
-                    self._update(batch)
-                    if self._report_due():
-                        self._report()
-                    if interrupted():
-                        self._save_interrupted()
-                        raise KeyboardInterrupt(
-                            f"saved in {self.folder.path}; go on with"
-                            f" recurra train --resume {self.folder.path}"
-                        )
-                else:
-                    self.memory.epoch += 1
-                    self.memory.position = 0
-            return self._conclude()
+        with self.progress, self.signals.deferred():
+            self.signals.on_first = self._tell_signal
+            try:
+                self._begin()
+                while not self._train():
+                    pass
+                return self._conclude()
+            except TrainingInterrupted as stop:
+                self._leave(stop)
+            except LostProcessError as error:
+                raise LostProcessError(f"{error}; {self._how_to_go_on()}") from error
+
+    def _begin(self) -> None:
+        self._agree()
+        if self.memory.finished:
+            self.progress.message("this run had finished already")
+        if self.memory.step == 0:
+            self._announce()
+            self._start_afresh()
+        self.model.train()
 
     def _announce(self) -> None:
         seconds = seconds_per_step(self.model, self.stream)
         # Until the first report has shown it: reading forward takes a third of a training step.
-        share = len(self.val_ids) / (self.config.batch_size * self.stream.num_steps)
+        num_val = len(self.reporter.val_ids)
+        share = num_val / (self.config.batch_size * self.stream.num_steps)
         self.budget.reserve = seconds * min(share, MAX_VALIDATION_TOKENS) / 3 + 0.5
-        lines = describe_plan(self.model, self.stream, self.budget, seconds, len(self.val_ids))
+        lines = describe_plan(
+            self.model, self.stream, self.budget, seconds, num_val, self.processes.count
+        )
         self.progress.plan(lines)
+        self._agree()
         # What the start has cost of a budget in minutes is no reason to report after one update.
-        self.memory.reports = int(self._spent() * REPORTS_PER_RUN)
+        self.memory.reports = int(self._spent * REPORTS_PER_RUN)
+
+    def _start_afresh(self) -> None:
+        if self.processes.is_first:
+            for file in self.folder.histories():
+                file.unlink(missing_ok=True)
+        # Too small a disk shows now, and not after the first report.
+        self._save()
+        self._agree()
+
+    def _train(self) -> bool:
+        """Go on until the budget is spent; False when it has gone back to a checkpoint."""
+        self._batch = None
+        batches = self._batches()
+        try:
+            while not self._done():
+                if self._report_due():
+                    self._report()
+                    continue
+                if self._save_due:
+                    self._save()
+                if self._stop_signal:
+                    raise TrainingInterrupted(self._stop_signal)
+                self._batch = next(batches)
+                if self._batch is not None:
+                    self._update(self._batch)
+                self._batch = None
+            return True
+        except NonFiniteError as error:
+            self._fail(error)
+            return False
+
+    def _batches(self) -> Iterator[Batch | None]:
+        """All batches from here on; None at the end of an epoch."""
+        while True:
+            yield from self.stream.epoch(self.memory.epoch, self.memory.position)
+            self.memory.epoch += 1
+            self.memory.position = 0
+            self._agree()
+            yield None
 
     def _update(self, batch: Batch) -> None:
         started = time.perf_counter()
-        memory, spent = self.memory, self._spent()
-        ids = torch.from_numpy(batch.ids).to(self.model.device)
-        targets = torch.from_numpy(batch.targets).to(self.model.device)
-        loss, state = self.model.loss(
-            ids,
-            targets,
-            None if batch.fresh else self.state,
-            recurrent_gradient_scale=self.stream.recurrent_gradient_scale,
-        )
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss * self.stream.loss_weight(batch))
-        norm = self._clip(float(loss.detach()))
-        lr = learning_rate(self.config, spent)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        self.state = tuple(s.detach() for s in state)
+        memory, lr = self.memory, self._learning_rate()
+        self._is_whole = False
+        nats, norm = self.updater.update(batch, lr)
         memory.step += 1
         memory.position += 1
         memory.tokens += batch.num_tokens
-        seconds = time.perf_counter() - started
-        self.memory.since_report.add(float(loss.detach()), batch.num_tokens, seconds, norm, lr)
+        memory.since_report.add(nats, batch.num_tokens, norm, lr)
+        self._is_whole = True
+        self.timing.updates += time.perf_counter() - started
+        self._agree()
         self._show_moment()
 
-    def _clip(self, loss: float) -> float:
-        try:
-            if not math.isfinite(loss):
-                raise NonFiniteError(f"the loss is {loss}")
-            return clip_gradients(
-                self.model.named_parameters(),
-                max_norm=self.config.clip_norm,
-                max_value=self.config.clip_value,
-            )
-        except NonFiniteError as error:
-            raise NonFiniteError(
-                f"training stopped before update {self.memory.step + 1}: {error};"
-                f" try a smaller --lr (it is {self.config.lr:g})"
-            ) from error
+    def _learning_rate(self) -> float:
+        return learning_rate(self.config, self._spent) * self.memory.lr_scale
 
-    def _spent(self) -> float:
-        return self.budget.spent(self.memory.step, self.memory.epoch, self.memory.position)
+    def _agree(self) -> None:
+        """Let the first process's clock, and a signal to any of them, count for all."""
+        memory, first = self.memory, self.processes.is_first
+        spent = self.budget.spent(memory.step, memory.epoch, memory.position)
+        save_due = self.saver.is_due(memory)
+        own = [spent if first else 0.0, float(first and save_due)]
+        flags = [float(self.signals.received == number) for number in SIGNALS]
+        self._spent, due, *flags = self.processes.sum([*own, *flags])
+        self._save_due = bool(due)
+        came = [number for number, flag in zip(SIGNALS, flags, strict=True) if flag]
+        self._stop_signal = int(came[0]) if came else 0
 
     def _done(self) -> bool:
         if self.memory.step == 0:
             return False  # however small the budget, one update is made and reported
         patience = self.config.patience
         stalled = patience is not None and self.memory.reports_since_best >= patience
-        return self.memory.finished or stalled or self._spent() >= 1.0
+        return self.memory.finished or stalled or self._spent >= 1.0
 
     def _report_due(self) -> bool:
-        if self.config.report_every is not None:
-            return self.memory.step % self.config.report_every == 0
-        # Reports shall not eat a budget in minutes: five times as long is spent on learning.
-        if self.budget.minutes is not None and time.perf_counter() < self._next_report:
+        memory = self.memory
+        if not memory.since_report.tokens:
             return False
-        return int(self._spent() * REPORTS_PER_RUN) > self.memory.reports
+        if self.config.report_every is not None:
+            return memory.step % self.config.report_every == 0
+        due = int(self._spent * REPORTS_PER_RUN) > memory.reports
+        if self.budget.minutes is None or not due:
+            return due
+        # Reports shall not eat a budget in minutes: five times as long is spent on learning.
+        waiting = self.budget.clock.seconds() < self.timing.next_report
+        return not self.processes.sum([float(waiting and self.processes.is_first)])[0]
+
+    def _report(self) -> None:
+        memory, timing, clock = self.memory, self.timing, self.budget.clock
+        started = clock.seconds()
+        timing.seconds = started
+        with self._interruptible():
+            report = self.reporter.compute(
+                memory, timing, self.stream.epoch_length(), with_samples=self._sample_due()
+            )
+        if self._sample_due():
+            memory.last_sample = memory.step
+        self.reporter.publish(report, memory)
+        self._agree()
+        memory.reports = int(self._spent * REPORTS_PER_RUN)
+        timing.updates = 0.0
+        if self._save_due:
+            self._save()
+        # Time must be left for one more of these when the budget ends.
+        cost = clock.seconds() - started
+        self.budget.reserve = timing.reserve = 1.2 * cost + 0.2
+        timing.next_report = clock.seconds() + 5.0 * cost
+        self._agree()
+
+    def _interruptible(self) -> AbstractContextManager[None]:
+        # A process that left alone would leave the others waiting for it.
+        alone = self.processes.count == 1
+        return self.signals.obeyed_at_once() if alone else self.signals.deferred()
 
     def _sample_due(self) -> bool:
         since = self.memory.step - self.memory.last_sample
         return since >= (self.config.sample_every or 1) or self._done()
 
     def _show_moment(self) -> None:
-        spent, seconds = self._spent(), self.budget.clock.seconds()
+        spent, seconds = self._spent, self.budget.clock.seconds()
         tally = self.memory.since_report
-        left = seconds / spent * (1.0 - spent) if spent > 0 else math.inf
+        left = seconds / spent * (1.0 - spent) if spent > 0 else float("inf")
         if self.budget.minutes is not None:
             left = self.budget.minutes * 60 - seconds
-        self.progress.moment(
-            Moment(spent, self.memory.step, tally.mean_nats, tally.tokens_per_second, left)
-        )
+        speed = tally.tokens / max(self.timing.updates, 1e-9)
+        self.progress.moment(Moment(spent, self.memory.step, tally.mean_nats, speed, left))
 
-    def _report(self) -> None:
-        started = time.perf_counter()
-        tally, memory = self.memory.since_report, self.memory
-        blind = math.log(len(self.vocabulary))
-        if tally.mean_nats > HOPELESS * max(blind, 1.0):
-            raise DivergenceError(
-                f"training diverged by update {memory.step}: {tally.mean_nats:.1f} nats per token,"
-                f" where a blind guess has {blind:.1f}; try a smaller --lr"
-                f" (it is {self.config.lr:g})"
-            )
-        try:
-            evaluation = self._validate()
-        except NonFiniteError as error:
-            raise DivergenceError(
-                f"training diverged by update {memory.step}: {error}; try a smaller --lr"
-                f" (it is {self.config.lr:g})"
+    def _save(self) -> None:
+        self.timing.seconds = self.budget.clock.seconds()
+        with self.signals.protected():
+            self.saver.save(self.memory, self.timing, self.updater, self.reporter.best)
+
+    def _fail(self, error: NonFiniteError) -> None:
+        """Record the batch; go back to the last report's checkpoint if that is wished for.
+
+        Raises:
+            NonFiniteError, DivergenceError: it is not wished for, or was done three times.
+        """
+        memory, lr = self.memory, self._learning_rate()
+        record = describe_failure(error, self._batch, memory, lr, self.stream.ids, self.vocabulary)
+        what = f"before update {memory.step + 1}: {error}"
+        again = self.config.on_nan == "rollback" and memory.rollbacks < MAX_ROLLBACKS
+        if again:
+            self._roll_back(what)
+        if self.processes.is_first:
+            append_line(self.folder.failures, record)
+        if not again:
+            tried = f" after {memory.rollbacks} rollbacks" if memory.rollbacks else ""
+            raise NonFiniteError(
+                f"training stopped{tried} {what}; try a smaller --lr (it is {lr:g});"
+                f" the batch is recorded in {self.folder.failures}"
             ) from error
-        record = self._record(evaluation)
-        # Without a validation part there is nothing to choose by, and the latest is the best.
-        nats = record["train_nats"] if evaluation is None else evaluation.nats_per_token
-        if evaluation is None or nats < memory.best_loss:
-            memory.best_loss = nats
-            memory.best_step, memory.reports_since_best = memory.step, 0
-            # No times in the file: the same run shall give the same bytes.
-            save_weights(self.folder.model, self.model, {"step": memory.step, "nats": nats})
-        else:
-            memory.reports_since_best += 1
-        append_line(self.folder.metrics, record)
-        self.progress.report(record)
-        if self._sample_due():
-            self._sample()
-        memory.since_report = Tally()
-        memory.reports = int(self._spent() * REPORTS_PER_RUN)
-        self._save_checkpoint()
-        # Time must be left for one more of these when the budget ends.
-        cost = time.perf_counter() - started
-        self.budget.reserve = 1.2 * cost + 0.2
-        self._next_report = time.perf_counter() + 5.0 * cost
+        self._is_whole = True
 
-    def _validate(self) -> Evaluation | None:
-        if len(self.val_ids) < 2:
-            return None
-        num_chars, num_bytes = self.val_sizes
-        return evaluate(
-            self.model,
-            self.val_ids,
-            num_chars=num_chars,
-            num_bytes=num_bytes,
-            unknown_id=self.vocabulary.unknown_id,
-            num_streams=self.config.batch_size,
-            max_tokens=MAX_VALIDATION_TOKENS,
+    def _roll_back(self, what: str) -> None:
+        rollbacks, scale, seconds = (
+            self.memory.rollbacks + 1,
+            self.memory.lr_scale / 2,
+            self.budget.clock.seconds(),
+        )
+        self.memory, self.timing = self.saver.roll_back(self.memory, self.updater, self.reporter)
+        self.memory.rollbacks, self.memory.lr_scale = rollbacks, scale
+        self.timing.seconds = seconds
+        self._agree()
+        self.progress.message(
+            f"{what}; back to step {self.memory.step:,} with half the learning rate"
+            f" ({self._learning_rate():.3g} now), rollback {rollbacks} of {MAX_ROLLBACKS}"
         )
 
-    def _record(self, evaluation: Evaluation | None) -> dict[str, Any]:
-        tally, memory = self.memory.since_report, self.memory
-        nats = evaluation.nats_per_token if evaluation else tally.mean_nats
-        known = perplexity(nats)
-        return {
-            "step": memory.step,
-            "epoch": round(memory.epoch + memory.position / self.stream.epoch_length(), 4),
-            "tokens": memory.tokens,
-            "seconds": round(self.budget.clock.seconds(), 3),
-            "train_nats": tally.mean_nats,
-            "val_nats": evaluation.nats_per_token if evaluation else None,
-            "bits_per_char": evaluation.bits_per_char if evaluation else None,
-            "perplexity": known if math.isfinite(known) else None,
-            "lr": tally.lr,
-            "grad_norm": tally.grad_norm,
-            "tokens_per_second": round(tally.tokens_per_second, 1),
-        }
+    def _tell_signal(self) -> None:
+        self.progress.message("finishing this step, then saving")
 
-    def _sample(self) -> None:
-        self.memory.last_sample = self.memory.step
-        for number, prompt in enumerate(self._prompts):
-            settings = GenerationConfig(
-                max_new_tokens=self.config.sample_length,
-                temperature=self.config.sample_temperature,
-                seed=(self.config.seed + self.memory.step + 1_000_003 * number) % 2**63,
-            )
-            (text,) = generate(self.model, self.vocabulary, prompt, settings)
-            record = {"step": self.memory.step, "prompt": prompt, "text": text}
-            append_line(self.folder.samples, record)
-            self.progress.sample(prompt, text)
+    def _leave(self, stop: TrainingInterrupted) -> NoReturn:
+        """Save, if nothing is half done, and say how to go on.
 
-    def _save_checkpoint(self) -> None:
-        self.memory.seconds = self.budget.clock.seconds()
-        record = {"memory": asdict(self.memory)}
-        save_checkpoint(self.folder.last, self.model, self.optimizer, self.state, record)
-
-    def _save_interrupted(self) -> None:
-        self._save_checkpoint()
-        if not self.folder.model.is_file():
+        Raises:
+            TrainingInterrupted: always.
+        """
+        if not self._is_whole:
+            raise TrainingInterrupted(
+                stop.signum, f"in the middle of an update; {self._how_to_go_on()}"
+            ) from None
+        self._save()
+        if self.processes.is_first and not self.folder.model.is_file():
             # Stopped before the first report: what was learned so far is the best there is.
             save_weights(self.folder.model, self.model, {"step": self.memory.step, "nats": None})
+        # Nobody leaves before it is on disk: torchrun would end those that are left.
+        self.processes.sum([0.0])
+        raise TrainingInterrupted(
+            stop.signum, f"saved in {self.folder.path}; {self._how_to_go_on()}"
+        ) from None
+
+    def _how_to_go_on(self) -> str:
+        step = f"step {self.saver.last_step:,}"
+        return f"recurra train --resume {self.folder.path} goes on from {step}"
 
     def _conclude(self) -> list[dict[str, Any]]:
         if self.memory.since_report.tokens:
             self._report()
         if not self.memory.finished:
+            # Two of the same step in every run: one to go back to, and one that says the end.
+            if not self.saver.holds(self.memory):
+                self._save()
             self.memory.finished = True
-            self._save_checkpoint()
+            self._save()
+        # The other processes read what the first one wrote.
+        self.processes.sum([0.0])
         if self.folder.model.is_file():
             load_weights(self.folder.model, self.model)
         self.model.eval()
         records = self.folder.read_metrics()
+        self.saver.tell_cost(self.budget.clock.seconds())
         self.progress.finished(records)
         return records

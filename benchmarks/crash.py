@@ -1,0 +1,163 @@
+"""Kill trainings with SIGKILL at random times, resume them, and compare with one nobody touched.
+
+    python benchmarks/crash.py [--kills 200] [--steps 600] [--seed 1] [--folder DIR] [--json FILE]
+
+For each kind of sampling a small model with dropout is trained once undisturbed. Then the same
+command runs again and is killed, now at a random time, now as soon as a checkpoint is being written
+(and a few milliseconds later), resumed, killed again, until the run is finished; that is repeated
+until there were enough kills. In the end every file must be the same, byte for byte; in
+metrics.jsonl all but the two readings of the clock, and of the checkpoints session.json aside,
+which holds the clock, and the manifest, which holds its digest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+from recurra.text import catalogue
+
+CLOCK_FIELDS = ("seconds", "tokens_per_second")
+OF_ITS_OWN = ("session.json", "manifest.sha256")
+"""Files of a checkpoint that differ from run to run."""
+# Longer than a life needs to begin and to finish; what runs on is killed there.
+LONGEST_LIFE = 60.0
+
+
+def train_command(text: Path, out: Path, sampling: str, steps: int) -> list[str]:
+    return [
+        sys.executable, "-m", "recurra", "train", str(text), "--out", str(out),
+        "--sampling", sampling, "--steps", str(steps), "--num-layers", "2", "--dropout", "0.3",
+        "--hidden-size", "32", "--embedding-size", "16", "--batch-size", "8", "--num-steps", "16",
+        "--report-every", "20", "--checkpoint-every", "7", "--sample-length", "20",
+        "--threads", "1", "--device", "cpu", "--quiet",
+    ]  # fmt: skip
+
+
+def readable(folder: Path) -> dict[str, bytes]:
+    """What must be equal in two runs: each file's bytes, without the readings of the clock."""
+    found = {}
+    for file in sorted(folder.rglob("*")):
+        if not file.is_file() or file.name == ".lock" or file.name in OF_ITS_OWN:
+            continue
+        data = file.read_bytes()
+        if file.name == "metrics.jsonl":
+            data = b"\n".join(map(_without_clock, data.splitlines()))
+        found[str(file.relative_to(folder))] = data
+    return found
+
+
+def _without_clock(line: bytes) -> bytes:
+    record = json.loads(line)
+    return json.dumps({k: v for k, v in record.items() if k not in CLOCK_FIELDS}).encode()
+
+
+def differences(whole: Path, parts: Path) -> list[str]:
+    """The names of files that two runs do not have in common."""
+    a, b = readable(whole), readable(parts)
+    return [name for name in sorted({*a, *b}) if a.get(name) != b.get(name)]
+
+
+class Killer:
+    """Lets one run live and die until it is finished, again and again."""
+
+    def __init__(self, text: Path, folder: Path, sampling: str, steps: int, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.counts: Counter[str] = Counter()
+        self.different: list[str] = []
+        self.folder, self.sampling = folder, sampling
+        self._text, self._steps = text, steps
+
+    def run(self, kills: int) -> None:
+        whole = self.folder / "whole"
+        started = time.monotonic()
+        subprocess.run(train_command(self._text, whole, self.sampling, self._steps), check=True)
+        longest = time.monotonic() - started
+        while sum(self.counts[how] for how in ("random time", "inside a save")) < kills:
+            parts = self.folder / f"parts-{self.counts['finished runs']}"
+            while not self._live(parts, longest, kills):
+                pass
+            self.counts["finished runs"] += 1
+            self.different += differences(whole, parts)
+            strays = [p.name for p in self.folder.iterdir() if p.name.startswith(".")]
+            self.different += strays
+
+    def _live(self, parts: Path, longest: float, kills: int) -> bool:
+        """One life; whether the run is finished."""
+        command = train_command(self._text, parts, self.sampling, self._steps)
+        if (parts / "config.json").is_file():
+            command = [*command[:4], "--resume", str(parts), "--quiet"]
+        process = subprocess.Popen(command)
+        enough = sum(self.counts[how] for how in ("random time", "inside a save")) >= kills
+        how = "left alone" if enough else self.random.choice(["random time", "inside a save"])
+        self._wait(process, parts, how, longest)
+        process.kill()
+        code = process.wait()
+        if code == 0:
+            return True
+        if code != -9:
+            raise SystemExit(f"a life ended by itself, with {code}")
+        self.counts[how] += 1
+        return False
+
+    def _wait(
+        self, process: subprocess.Popen[bytes], parts: Path, how: str, longest: float
+    ) -> None:
+        deadline = time.monotonic() + (
+            self.random.uniform(0.0, longest) if how == "random time" else LONGEST_LIFE
+        )
+        saves = self.random.randint(1, 30) if how == "inside a save" else -1
+        was_saving = False
+        while process.poll() is None and time.monotonic() < deadline:
+            is_saving = any(parts.glob("checkpoints/.step-*"))
+            saves -= is_saving and not was_saving
+            was_saving = is_saving
+            if saves == 0:
+                time.sleep(self.random.uniform(0.0, 0.01))
+                return
+            time.sleep(0.0002 if saves > 0 else 0.01)
+
+
+def crash(kills: int, steps: int, seed: int, folder: Path) -> dict[str, dict[str, object]]:
+    """Kill `kills` lives of each kind of sampling, both at the same time; what came of it."""
+    text = folder / "text.txt"
+    text.write_bytes(catalogue.locate("english-story").read_bytes()[:12_000])
+    killers = []
+    for sampling in ("sequential", "random"):
+        (folder / sampling).mkdir()
+        killers.append(Killer(text, folder / sampling, sampling, steps, seed))
+    threads = [threading.Thread(target=killer.run, args=(kills,)) for killer in killers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return {k.sampling: {**k.counts, "different files": k.different} for k in killers}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=200, help="of both kinds of sampling together")
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--folder", type=Path, default=None)
+    parser.add_argument("--json", type=Path, default=None)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        found = crash((options.kills + 1) // 2, options.steps, options.seed, Path(folder))
+    for sampling, counts in found.items():
+        print(sampling, json.dumps(counts))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    sys.exit(any(counts["different files"] for counts in found.values()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+"""Starting a run, and taking one up again: text, folder, processes, signals and trainer together.
+
+This module only joins the rooms below it; nothing is computed here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+
+from recurra.config import RunConfig, TrainingConfig
+from recurra.devices import choose_device
+from recurra.errors import (
+    ConfigError,
+    RunError,
+    SourceError,
+    TrainingInterrupted,
+    UnknownTokenError,
+)
+from recurra.language_model import LanguageModel, Source, predicted_sizes
+from recurra.model import RecurrentLM
+from recurra.processes import (
+    Processes,
+    is_restart,
+    joined_processes,
+    local_rank,
+    may_be_restarted,
+)
+from recurra.text.catalogue import DEFAULT_CORPUS
+from recurra.text.corpus import prepare_text
+from recurra.text.token_file import (
+    TokenFile,
+    build_token_file,
+    load_token_file,
+    load_vocabulary,
+    source_change,
+)
+from recurra.text.vocabulary import Vocabulary
+from recurra.training.batches import BatchStream
+from recurra.training.budget import Clock
+from recurra.training.checkpoints import Checkpoints
+from recurra.training.curve import require_matplotlib, write_svg
+from recurra.training.identity import FREE_SETTINGS, differences, identity
+from recurra.training.interruption import stop_signals
+from recurra.training.progress import Progress
+from recurra.training.run_folder import RunFolder
+from recurra.training.trainer import Surroundings, Trainer
+
+
+def start_run(
+    sources: Sequence[Source],
+    config: RunConfig,
+    out: Source | None,
+    progress: Progress,
+    clock: Clock,
+    *,
+    force: bool = False,
+) -> LanguageModel:
+    """`recurra.train` with everything spelled out; the folder is touched only when the text is
+    good.
+
+    When torchrun has started this again after a process died, the run goes on instead.
+    """
+    if may_be_restarted() and out is None:
+        raise ConfigError("torchrun may restart this training; name its folder with --out")
+    with _surrounded(config.training, progress, clock) as around:
+        path = around.processes.first_does(lambda: str(_choose_path(out, sources, config)))
+        folder = RunFolder(path)
+        if is_restart() and folder.is_run:
+            _refuse_other_settings(folder, config)
+            return _run(folder, config.training, around, resumed=True)
+        for line in config.ignored():
+            around.progress.message(f"note: {line}")
+        around.processes.first_does(
+            lambda: _prepare(folder, sources, config, around.processes, force=force)
+        )
+        return _run(folder, config.training, around, resumed=False)
+
+
+def resume_run(
+    path: Source,
+    progress: Progress,
+    clock: Clock,
+    *,
+    given: RunConfig | None = None,
+    sources: Sequence[Source] = (),
+) -> LanguageModel:
+    """Go on with an interrupted run as if it never had been; from the start if it is not begun.
+
+    Args:
+        given: settings that the run should have, by default its own; only those may differ that
+            change nothing of what it computes.
+        sources: the text that it should have; by default its own.
+
+    Raises:
+        ConfigError, RunError: there is no run, another process trains in it, its checkpoints are
+            damaged, or text or settings differ.
+    """
+    folder = RunFolder(path)
+    config = given or folder.read_config()
+    with _surrounded(config.training, progress, clock) as around:
+        _refuse_other_settings(folder, config)
+        change = source_change(folder.path)
+        _refuse_other_text(folder, sources, change)
+        if change:
+            around.progress.message(f"note: {change}; the run goes on with the text it began with")
+        return _run(folder, config.training, around, resumed=True)
+
+
+@contextmanager
+def _surrounded(
+    training: TrainingConfig, progress: Progress, clock: Clock
+) -> Iterator[Surroundings]:
+    if training.threads is not None:
+        torch.set_num_threads(training.threads)
+    if training.plot:
+        require_matplotlib()
+    device = choose_device(training.device, local_rank())
+    with stop_signals() as signals, joined_processes(device) as processes:
+        shown = progress if processes.is_first else Progress()
+        yield Surroundings(shown, clock, processes, signals)
+
+
+def _choose_path(out: Source | None, sources: Sequence[Source], config: RunConfig) -> Path:
+    """The folder `out`, or else a new one: runs/<text>-<cell>, with a number when that is taken."""
+    if out is not None:
+        return Path(out)
+    first = str(sources[0]) if sources else DEFAULT_CORPUS
+    name = f"{'text' if first == '-' else Path(first).stem or 'text'}-{config.model.cell}"
+    path, number = Path("runs") / name, 1
+    while path.exists():
+        number += 1
+        path = Path("runs") / f"{name}-{number}"
+    return path
+
+
+def _prepare(
+    folder: RunFolder,
+    sources: Sequence[Source],
+    config: RunConfig,
+    processes: Processes,
+    *,
+    force: bool,
+) -> str:
+    """Make a new run up to its first step, and its folder's name."""
+    with folder.prepared(force=force) as staging:
+        tokens, vocabulary = build_token_file(sources, config.text, staging.path)
+        config = _with_vocab_size(config, len(vocabulary))
+        # Whatever is wrong shall show before the folder changes.
+        BatchStream(tokens.train, config.training, processes)
+        _check_prompts(vocabulary, config)
+        staging.write_config(config, [str(source) for source in sources])
+        _first_model(config, processes.device)
+    return str(folder.path)
+
+
+def _refuse_other_settings(folder: RunFolder, config: RunConfig) -> None:
+    """See to it that the settings are the run's, but for those that change no result."""
+    saved, given = folder.read_config().to_dict(), config.to_dict()
+    for settings in (saved, given):
+        for name in FREE_SETTINGS:
+            del settings["training"][name]
+        # The text decides it.
+        del settings["model"]["vocab_size"]
+    if found := differences(saved, given):
+        raise ConfigError(
+            f"{folder.path} goes on with its own settings, and these differ: {'; '.join(found)}"
+        )
+
+
+def _refuse_other_text(folder: RunFolder, sources: Sequence[Source], change: str | None) -> None:
+    if not sources:
+        return
+    saved, given = folder.read_sources(), [str(source) for source in sources]
+    if saved != given:
+        change = f"sources is {given}, and was {saved}"
+    if change:
+        raise RunError(f"{folder.path} goes on with its own text, and this differs: {change}")
+
+
+def _run(
+    folder: RunFolder, training: TrainingConfig, around: Surroundings, *, resumed: bool
+) -> LanguageModel:
+    """Train what lies in the folder, from its newest checkpoint if there is one."""
+    with _locked(folder, around.processes):
+        config = dataclasses.replace(folder.read_config(), training=training)
+        vocabulary = load_vocabulary(folder.path)
+        tokens = load_token_file(folder.path)
+        if resumed:
+            around.processes.first_does(lambda: _check_text(tokens, vocabulary, config))
+        trainer = Trainer(
+            _first_model(config, around.processes.device),
+            tokens.train,
+            tokens.val,
+            predicted_sizes(tokens, vocabulary),
+            _prompts(config),
+            vocabulary,
+            config.training,
+            identity(config, tokens),
+            folder,
+            around,
+        )
+        try:
+            if Checkpoints(folder.checkpoints).names():
+                trainer.resume()
+            records = trainer.fit()
+        except TrainingInterrupted as stop:
+            if stop.args:
+                raise
+            how = f"go on with recurra train --resume {folder.path}"
+            raise TrainingInterrupted(stop.signum, how) from None
+        if training.plot and around.processes.is_first:
+            write_svg(records, folder.curve, title=folder.path.name)
+    return LanguageModel(trainer.model, vocabulary, config, folder.path)
+
+
+@contextmanager
+def _locked(folder: RunFolder, processes: Processes) -> Iterator[None]:
+    """Hold the folder, through the first process, for all of them."""
+    with ExitStack() as stack:
+
+        def lock() -> str:
+            stack.enter_context(folder.locked())
+            folder.remove_unfinished()
+            Checkpoints(folder.checkpoints).remove_unfinished()
+            return ""
+
+        processes.first_does(lock)
+        yield
+
+
+def _check_text(tokens: TokenFile, vocabulary: Vocabulary, config: RunConfig) -> str:
+    """Hold the run's own text against what was written when it was made."""
+    if vocabulary.fingerprint != tokens.vocabulary_fingerprint:
+        raise RunError(
+            f"{tokens.path.parent / 'vocabulary.json'} is not the vocabulary of {tokens.path}: its"
+            f" fingerprint is {vocabulary.fingerprint}, and was {tokens.vocabulary_fingerprint}"
+        )
+    if len(vocabulary) != config.model.vocab_size:
+        raise RunError(
+            f"config.json of {tokens.path.parent} is not of this text: model.vocab_size is"
+            f" {config.model.vocab_size}, and the vocabulary has {len(vocabulary)}"
+        )
+    tokens.verify()
+    tokens.check_ids(len(vocabulary))
+    return ""
+
+
+def _first_model(config: RunConfig, device: torch.device) -> RecurrentLM:
+    torch.manual_seed(config.training.seed)
+    try:
+        return RecurrentLM(config.model).to(device)
+    except (RuntimeError, MemoryError) as error:
+        size = f"{config.model.num_layers} x {config.model.hidden_size}"
+        raise ConfigError(f"there is not the memory for a model of {size} units") from error
+
+
+def _check_prompts(vocabulary: Vocabulary, config: RunConfig) -> None:
+    for prompt in _prompts(config):
+        try:
+            vocabulary.encode(prompt)
+        except UnknownTokenError as error:
+            raise SourceError(
+                f"the prompt {prompt!r} has {error.symbol!r} at position {error.position}, which"
+                " the training part of the text never has"
+            ) from error
+
+
+def _prompts(config: RunConfig) -> tuple[str, ...]:
+    return tuple(prepare_text(prompt, config.text) for prompt in config.training.prompt)
+
+
+def _with_vocab_size(config: RunConfig, size: int) -> RunConfig:
+    values = config.to_dict()
+    values["model"]["vocab_size"] = size
+    return RunConfig.from_dict(values)

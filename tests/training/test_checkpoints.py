@@ -1,0 +1,175 @@
+"""Checkpoints on disk: whole or not there, whatever fails, whatever is damaged."""
+
+import errno
+import hashlib
+import itertools
+import os
+import subprocess
+
+import pytest
+
+from recurra.errors import RunError
+from recurra.training.checkpoints import MANIFEST, Checkpoints, name_of, step_of
+
+FILES = {"state.safetensors": bytes(range(256)), "training.json": b"{}\n", "empty": b""}
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Checkpoints(tmp_path / "checkpoints")
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_what_was_written_is_there_with_a_manifest_that_sha256sum_reads(store):
+    cost = store.write(name_of(7), FILES)
+    place = store.folder / "step-00000007"
+    assert cost.num_bytes == sum(map(len, FILES.values()))
+    assert {p.name: p.read_bytes() for p in place.iterdir() if p.name != MANIFEST} == FILES
+    lines = (place / MANIFEST).read_text().splitlines()
+    assert lines == [f"{hashlib.sha256(FILES[n]).hexdigest()}  {n}" for n in sorted(FILES)]
+    subprocess.run(["sha256sum", "--check", "--strict", MANIFEST], cwd=place, check=True)
+
+
+def test_names_sort_by_step_and_the_final_one_last(store):
+    for name in (name_of(100_000_000), name_of(20, final=True), name_of(3), name_of(20)):
+        store.write(name, FILES)
+    (store.folder / "step-x").mkdir()
+    (store.folder / "step-00000001").touch()
+    assert store.names() == [
+        "step-00000003", "step-00000020", "step-00000020-final", "step-100000000",
+    ]  # fmt: skip
+    assert [step_of(name) for name in store.names()] == [3, 20, 20, 100_000_000]
+
+
+def test_every_flipped_byte_and_every_truncation_is_found(store):
+    name = name_of(1)
+    store.write(name, FILES)
+    place = store.folder / name
+    for file in [*FILES, MANIFEST]:
+        whole = (place / file).read_bytes()
+        for position in range(len(whole)):
+            for bit in (0x01, 0x80):
+                damaged = bytearray(whole)
+                damaged[position] ^= bit
+                (place / file).write_bytes(damaged)
+                with pytest.raises(RunError, match="damaged"):
+                    store.verify(name)
+            (place / file).write_bytes(whole[:position])
+            with pytest.raises(RunError, match="damaged"):
+                store.verify(name)
+        (place / file).write_bytes(whole + b"\n")
+        with pytest.raises(RunError, match="damaged"):
+            store.verify(name)
+        (place / file).unlink()
+        with pytest.raises(RunError):
+            store.verify(name)
+        (place / file).write_bytes(whole)
+    store.verify(name)
+    (place / "more").touch()
+    with pytest.raises(RunError, match="damaged"):
+        store.verify(name)
+
+
+def test_special_files_are_refused_and_not_waited_for(store):
+    store.write(name_of(1), FILES)
+    place = store.folder / name_of(1)
+    (place / "empty").unlink()
+    os.mkfifo(place / "empty")
+    with pytest.raises(RunError, match="not a file"):
+        store.verify(name_of(1))
+
+
+class FailAt:
+    """Lets the k-th call of some functions of `os` fail, the others pass."""
+
+    def __init__(self, monkeypatch, names, k, code):
+        self.left, self.code, self.failed = k, code, False
+        for name in names:
+            original = getattr(os, name)
+            monkeypatch.setattr(os, name, self.wrapped(original))
+
+    def wrapped(self, original):
+        def call(*args, **kwargs):
+            self.left -= 1
+            if self.left == 0:
+                self.failed = True
+                raise OSError(self.code, os.strerror(self.code))
+            return original(*args, **kwargs)
+
+        return call
+
+
+KINDS = {
+    "write": (["write"], errno.ENOSPC),
+    "fsync": (["fsync"], errno.EIO),
+    "rename": (["rename", "replace"], errno.EIO),
+    "mkdir": (["mkdir"], errno.ENOSPC),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("again", [False, True], ids=["new", "same step"])
+def test_whatever_call_fails_the_older_checkpoint_stays(store, monkeypatch, kind, again):
+    """For every k: the k-th write, fsync, rename or mkdir of a save fails, until none does."""
+    store.write(name_of(1), FILES)
+    if again:
+        store.write(name_of(2), FILES)
+    before = contents(store.folder)
+    new = {**FILES, "training.json": b"[]\n"}
+    for k in itertools.count(1):
+        names, code = KINDS[kind]
+        with monkeypatch.context() as patch:
+            fault = FailAt(patch, names, k, code)
+            failure = None
+            try:
+                store.write(name_of(2), new)
+            except OSError as error:
+                failure = error.errno
+        assert fault.failed == (failure == code)
+        if failure is None:
+            break
+        assert contents(store.folder) == before
+        store.verify(name_of(1))
+        store.remove_unfinished()
+        assert {p.name for p in store.folder.iterdir()} == set(store.names())
+    assert k > 1
+    assert not fault.failed
+    store.verify(name_of(2))
+    assert (store.folder / name_of(2) / "training.json").read_bytes() == b"[]\n"
+
+
+def test_a_disk_that_gives_back_other_bytes_is_noticed(store, monkeypatch):
+    store.write(name_of(1), FILES)
+    original = os.rename
+
+    def rename(source, target):
+        original(source, target)
+        if ".new" in str(source):
+            (target / "training.json").write_bytes(b"{]\n")
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(RunError, match="damaged"):
+        store.write(name_of(2), FILES)
+    assert store.names() == [name_of(1)]
+
+
+def test_what_a_killed_process_left_is_removed_and_what_it_moved_aside_comes_back(store):
+    store.write(name_of(1), FILES)
+    store.write(name_of(2), FILES)
+    (store.folder / name_of(2)).rename(store.folder / f".{name_of(2)}.old.tmp")
+    half = store.folder / f".{name_of(3)}.new.tmp"
+    half.mkdir()
+    (half / "state.safetensors").write_bytes(b"half")
+    store.remove_unfinished()
+    assert {p.name for p in store.folder.iterdir()} == {name_of(1), name_of(2)}
+    store.verify(name_of(2))
+
+
+def test_only_the_named_ones_are_kept(store):
+    for step in (1, 2, 3):
+        store.write(name_of(step), FILES)
+    store.keep_only({name_of(1), name_of(3)})
+    assert store.names() == [name_of(1), name_of(3)]
