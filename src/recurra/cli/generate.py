@@ -6,11 +6,11 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from recurra.cli.parsing import parse
+from recurra.cli.parsing import parse, typed
 from recurra.config import UnknownRule
 from recurra.errors import SourceError
 from recurra.inference.sampling import GenerationConfig
@@ -65,7 +65,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _read_prompt(prompt: str) -> str:
     if prompt != "-":
-        return prompt
+        return typed(prompt)
     if sys.stdin is None:
         raise SourceError("standard input is closed")
     try:
@@ -74,8 +74,13 @@ def _read_prompt(prompt: str) -> str:
         raise SourceError(f"the prompt is not UTF-8 at byte {error.start}") from error
 
 
+def _settings(command: Generate) -> dict[str, Any]:
+    settings = asdict(command.settings)
+    return settings | {"stop": tuple(map(typed, command.settings.stop))}
+
+
 def _print_stream(lm: LanguageModel, prompt: str, command: Generate) -> None:
-    pieces = lm.stream(prompt, unknown=command.unknown, **asdict(command.settings))
+    pieces = lm.stream(prompt, unknown=command.unknown, **_settings(command))
     if not command.only_new:
         sys.stdout.write(prompt)
     for piece in pieces:
@@ -85,7 +90,7 @@ def _print_stream(lm: LanguageModel, prompt: str, command: Generate) -> None:
 
 
 def _samples(lm: LanguageModel, prompt: str, command: Generate) -> list[str]:
-    texts = lm.generate(prompt, unknown=command.unknown, **asdict(command.settings))
+    texts = lm.generate(prompt, unknown=command.unknown, **_settings(command))
     return [texts] if isinstance(texts, str) else texts
 
 
@@ -99,6 +104,6 @@ def _print_json(lm: LanguageModel, prompt: str, command: Generate) -> None:
     record = {
         "prompt": prompt,
         "samples": _samples(lm, prompt, command),
-        "settings": asdict(command.settings),
+        "settings": _settings(command),
     }
     print(json.dumps(record, ensure_ascii=False))

@@ -58,7 +58,9 @@ def run(arguments: Sequence[str]) -> int:
     lm = load(command.run, command.device)
     score = lm.score(lm.read(command.sources), unknown=command.unknown)
     if command.html is not None:
-        command.html.write_text(score_html(score, title=command.html.stem), encoding="utf-8")
+        page = score_html(score, title=command.html.stem)
+        # The file's own name may hold what is not UTF-8.
+        command.html.write_text(page, encoding="utf-8", errors="replace")
     for line in score.lines if command.top is None else score.top(command.top):
         _print_line(line, command)
     if command.json:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from recurra.cli import main
-from recurra.cli.parsing import parse
+from recurra.cli.parsing import parse, typed
 from recurra.config import ModelConfig, RunConfig, TextConfig, TrainingConfig
 from recurra.errors import ConfigError
 
@@ -68,7 +68,7 @@ def run(arguments: Sequence[str]) -> int:
     from recurra.training.run_folder import RunFolder
 
     progress, clock = _progress(command), Clock(main.STARTED)
-    config = RunConfig(text=command.text, model=command.model, training=command.training)
+    config = _config(command)
     if command.resume is not None:
         lm = launch.resume_run(
             command.resume, progress, clock, given=config, sources=command.sources
@@ -86,6 +86,13 @@ def run(arguments: Sequence[str]) -> int:
     progress.message(f"best     {describe(best)}")
     progress.message(f"saved in {lm.path}; try: recurra generate {lm.path} --prompt TEXT")
     return 0
+
+
+def _config(command: Train) -> RunConfig:
+    text = dataclasses.replace(command.text, separator=typed(command.text.separator))
+    prompts = tuple(map(typed, command.training.prompt))
+    training = dataclasses.replace(command.training, prompt=prompts)
+    return RunConfig(text=text, model=command.model, training=training)
 
 
 def _with_own_settings(folder: Path, arguments: Sequence[str]) -> Train:

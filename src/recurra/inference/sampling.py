@@ -11,6 +11,7 @@ Shapes: S samples, V entries of the vocabulary.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -23,6 +24,8 @@ from recurra.errors import ConfigError, NonFiniteError
 Ids: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 Logits: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 Mask: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
+
+_MAX = sys.float_info.max
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,9 +122,9 @@ class Sampler:
         if not np.isfinite(logits.max(axis=-1)).all():
             raise NonFiniteError("a logit is NaN or infinite; the model's weights are damaged")
         config = self._config
-        logits[:, self._banned] = -np.inf
         if self._seen is not None:
             logits = penalize(logits, self._seen, config.repetition_penalty)
+        logits[:, self._banned] = -np.inf
         if config.greedy or config.temperature == 0:
             chosen: Ids = logits.argmax(axis=-1)
         else:
@@ -148,7 +151,9 @@ def warp(logits: Logits, config: GenerationConfig) -> Logits:
 
 def penalize(logits: Logits, seen: Mask, penalty: float) -> Logits:
     """The repetition penalty of CTRL (Keskar et al. 2019): a seen token's logit moves down."""
-    lowered = np.where(logits > 0, logits / penalty, logits * penalty)
+    # An extreme penalty must not make every token impossible, nor one infinitely likely.
+    with np.errstate(over="ignore"):
+        lowered = np.where(logits > 0, logits / penalty, logits * penalty).clip(-_MAX, _MAX)
     return np.where(seen, lowered, logits)
 
 
