@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ def write_svg(records: Sequence[dict[str, Any]], file: Path, title: str) -> None
         MissingExtraError: matplotlib is not installed.
     """
     require_matplotlib()
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
@@ -86,8 +88,14 @@ def write_svg(records: Sequence[dict[str, Any]], file: Path, title: str) -> None
         points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
         if points:
             axes.plot(*zip(*points, strict=True), label=label)
-    axes.set(xlabel="update", ylabel="nats per token", title=title)
+    axes.set(xlabel="update", ylabel="nats per token")
+    # A folder's name is no formula, and may hold bytes that are no characters.
+    axes.set_title(title.encode("utf-8", "replace").decode("utf-8"), parse_math=False)
     axes.grid(alpha=0.3)
     axes.legend()
-    with replaced(file) as temporary:
-        figure.savefig(temporary, format="svg")
+    # Text stays text, for the viewer's fonts to draw; the same curve gives the same bytes.
+    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "recurra"}
+    with replaced(file) as temporary, rc_context(style), warnings.catch_warnings():
+        # That matplotlib's own font, which measures the text, lacks a character is no matter.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(temporary, format="svg", metadata={"Date": None})

@@ -74,7 +74,7 @@ class ConsoleProgress(Progress):
     """Draws on stderr; colour and motion only on a terminal, and no colour with NO_COLOR."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or _Console(stderr=True, highlight=False)
+        self.console = console or _Console(stderr=True, highlight=False, emoji=False)
         self._bar = Bar(
             BarColumn(bar_width=24),
             TextColumn("{task.description}"),

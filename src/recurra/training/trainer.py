@@ -180,8 +180,7 @@ class Trainer:
                     continue
                 if self._save_due:
                     self._save()
-                if self._stop_signal:
-                    raise TrainingInterrupted(self._stop_signal)
+                self._obey_signals()
                 self._batch = next(batches)
                 if self._batch is not None:
                     self._update(self._batch)
@@ -228,6 +227,12 @@ class Trainer:
         self._save_due = bool(due)
         came = [number for number, flag in zip(SIGNALS, flags, strict=True) if flag]
         self._stop_signal = int(came[0]) if came else 0
+
+    def _obey_signals(self) -> None:
+        if self.processes.count == 1:
+            self.signals.obey()
+        elif self._stop_signal:
+            raise TrainingInterrupted(self._stop_signal)
 
     def _done(self) -> bool:
         if self.memory.step == 0:

@@ -1,0 +1,79 @@
+"""A small text, a small model, and what the files of two runs have in common."""
+
+import importlib.util
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from recurra import api
+from recurra.training.progress import Progress
+
+TEXT = "the cat sat on the mat and the dog sat on the log. " * 40
+SMALL = {"hidden_size": 24, "batch_size": 4, "num_steps": 16, "lr": 1e-2, "sample_length": 20}
+
+
+def _benchmark(name):
+    path = Path(__file__).parents[2] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def crash():
+    """benchmarks/crash.py, whose comparison of two runs the tests share."""
+    return _benchmark("crash")
+
+
+@pytest.fixture
+def source(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text(TEXT, encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def run(source):
+    """Train the small model into a folder."""
+
+    def train(folder, progress=None, **options):
+        return api.train(source, out=folder, progress=progress or Progress(), **SMALL | options)
+
+    return train
+
+
+@pytest.fixture
+def lines():
+    """The lines of a file of a run."""
+
+    def read(folder, name="metrics.jsonl"):
+        return [json.loads(line) for line in (folder / name).read_text("utf-8").splitlines()]
+
+    return read
+
+
+class Listener(Progress):
+    """Writes down what a person would be told, and sends itself a signal after an update."""
+
+    def __init__(self, stop_at=None, signum=signal.SIGINT):
+        self.messages, self.plans = [], []
+        self._stop_at, self._signum = stop_at, signum
+
+    def message(self, text):
+        self.messages.append(text)
+
+    def plan(self, lines):
+        self.plans += lines
+
+    def moment(self, moment):
+        if moment.step == self._stop_at:
+            os.kill(os.getpid(), self._signum)
+
+
+@pytest.fixture
+def listener():
+    return Listener
