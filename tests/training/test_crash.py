@@ -1,0 +1,19 @@
+"""Killed at random times, and in the midst of a save, a run ends as if nothing had happened.
+
+The small form of benchmarks/crash.py.
+"""
+
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+
+
+def test_killed_runs_end_like_undisturbed_ones(crash, tmp_path):
+    found = crash.crash(kills=3, steps=150, seed=3, folder=tmp_path)
+    assert found.keys() == {"sequential", "random"}
+    for counts in found.values():
+        assert counts.pop("different files") == []
+        assert counts["random time"] + counts["inside a save"] == 3
+        assert counts["finished runs"] >= 1

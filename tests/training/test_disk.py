@@ -1,0 +1,90 @@
+"""Real disks that end: a small file system, and a limit on the size of files."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from recurra.training.checkpoints import Checkpoints
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs")
+
+OPTIONS = [
+    "--steps", "8", "--report-every", "2", "--hidden-size", "16", "--batch-size", "4",
+    "--num-steps", "16", "--sample-length", "5", "--quiet", "--device", "cpu", "--threads", "1",
+]  # fmt: skip
+
+
+def recurra(*arguments, limit=None):
+    shell = "" if limit is None else f"ulimit -f {limit}; "
+    words = " ".join(str(a) for a in arguments)
+    done = subprocess.run(
+        ["bash", "-c", f"{shell}exec {sys.executable} -m recurra {words}"],
+        capture_output=True, timeout=120,
+    )  # fmt: skip
+    assert b"Traceback" not in done.stderr, done.stderr
+    assert done.stderr.count(b"\n") <= 1
+    return done
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mounts a tmpfs of so many KiB; it goes with the test."""
+    mounted = []
+
+    def mount(kilobytes):
+        place = tmp_path / f"disk-{kilobytes}"
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(place)]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("only root may mount a file system")
+        mounted.append(place)
+        return place
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_leaves_a_run_that_goes_on_when_there_is_room(
+    source, tmp_path, small_disk, crash
+):
+    whole = tmp_path / "whole"
+    assert recurra("train", source, "--out", whole, *OPTIONS).returncode == 0
+    failed = 0
+    for kilobytes in (16, 60, 100, 140):
+        disk = small_disk(kilobytes)
+        run = disk / "run"
+        done = recurra("train", source, "--out", run, *OPTIONS)
+        if done.returncode == 0:
+            continue
+        failed += 1
+        assert done.returncode == 1
+        assert b"No space left on device" in done.stderr
+        names = [p.name for p in disk.iterdir()]
+        assert names in ([], ["run"])
+        if not names:
+            continue
+        for name in (checkpoints := Checkpoints(run / "checkpoints")).names():
+            checkpoints.verify(name)
+        subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
+        assert recurra("train", "--resume", run, "--quiet").returncode == 0
+        assert crash.differences(whole, run) == []
+        assert not [p for p in run.rglob(".*") if p.name != ".lock"]
+    assert failed >= 2
+
+
+def test_a_limit_on_the_size_of_files_is_a_full_disk(source, tmp_path, crash):
+    whole = tmp_path / "whole"
+    assert recurra("train", source, "--out", whole, *OPTIONS).returncode == 0
+    state = next(whole.glob("checkpoints/*-final/state.safetensors"))
+    run = tmp_path / "run"
+    # Large enough for the weights, and for a checkpoint without the optimiser's averages.
+    limit = os.path.getsize(state) // 1024 - 8
+    done = recurra("train", source, "--out", run, *OPTIONS, limit=limit)
+    assert done.returncode == 1
+    assert b"File too large" in done.stderr
+    assert Checkpoints(run / "checkpoints").names() == ["step-00000000"]
+    assert recurra("train", "--resume", run, "--quiet").returncode == 0
+    assert crash.differences(whole, run) == []

@@ -1,0 +1,163 @@
+"""Numbers that are not finite: stopped before the update, recorded, or gone back from."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from recurra import launch
+from recurra.errors import NonFiniteError, TrainingInterrupted
+from recurra.text.token_file import load_token_file
+from recurra.training.batches import BatchStream
+from recurra.training.budget import Clock
+from recurra.training.checkpoints import Checkpoints
+from recurra.training.progress import Progress
+from recurra.training.run_folder import RunFolder
+from recurra.training.updater import Updater
+
+OPTIONS = {"steps": 24, "report_every": 6, "num_layers": 2, "dropout": 0.2, "schedule": "constant"}
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Makes a weight's gradient infinite in some updates, by their number in the whole run."""
+
+    def poison(*numbers, times=1):
+        original, seen = Updater.update, {}
+
+        def update(self, batch, lr):
+            number = int(self.optimizer.state_dict()["state"].get(0, {"step": 0})["step"]) + 1
+            seen[number] = seen.get(number, 0) + 1
+            if number in numbers and seen[number] <= times:
+                handle = self.model.head_weight.register_hook(lambda g: g + math.inf)
+                try:
+                    return original(self, batch, lr)
+                finally:
+                    handle.remove()
+            return original(self, batch, lr)
+
+        monkeypatch.setattr(Updater, "update", update)
+
+    return poison
+
+
+def test_it_stops_before_the_update_and_keeps_what_was_good(run, tmp_path, lines, poisoned):
+    poisoned(15, times=99)
+    with pytest.raises(NonFiniteError, match=r"before update 15: .*head_weight.*failures\.jsonl"):
+        run(tmp_path / "run", **OPTIONS, checkpoint_every=4)
+    (failure,) = lines(tmp_path / "run", "failures.jsonl")
+    assert failure["step"] == 14
+    assert failure["rollbacks"] == 0
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    assert checkpoints.names() == ["step-00000008", "step-00000012"]
+    for name in checkpoints.names():
+        checkpoints.verify(name)
+
+
+def test_the_record_is_the_batch(run, tmp_path, lines, poisoned):
+    poisoned(15, times=99)
+    with pytest.raises(NonFiniteError):
+        run(tmp_path / "run", **OPTIONS)
+    (failure,) = lines(tmp_path / "run", "failures.jsonl")
+    config = RunFolder(tmp_path / "run").read_config().training
+    ids = load_token_file(tmp_path / "run").train
+    batches = BatchStream(ids, config).epoch(failure["epoch"], failure["batch"])
+    batch = next(batches)
+    assert failure["starts"] == batch.starts.tolist()
+    assert failure["num_steps"] == batch.ids.shape[1]
+    rows = [ids[s : s + failure["num_steps"]] for s in failure["starts"]]
+    assert np.array_equal(rows, batch.ids)
+
+
+def test_rollback_halves_the_learning_rate_and_says_so(
+    run, tmp_path, lines, listener, poisoned, crash
+):
+    poisoned(15)
+    told = listener()
+    run(tmp_path / "run", told, **OPTIONS, on_nan="rollback")
+    (message,) = [m for m in told.messages if "rollback 1 of 3" in m]
+    assert "before update 15" in message
+    assert "back to step 12" in message
+    metrics = lines(tmp_path / "run")
+    assert [m["step"] for m in metrics] == [6, 12, 18, 24]
+    assert [m["lr"] for m in metrics] == [1e-2, 1e-2, 5e-3, 5e-3]
+    assert len(lines(tmp_path / "run", "failures.jsonl")) == 1
+    training = tmp_path / "run" / "checkpoints" / "step-00000024" / "training.json"
+    memory = json.loads(training.read_text("utf-8"))["memory"]
+    assert (memory["rollbacks"], memory["lr_scale"]) == (1, 0.5)
+
+
+def test_rollback_happens_three_times_at_most(run, tmp_path, lines, listener, poisoned):
+    poisoned(15, times=99)
+    told = listener()
+    with pytest.raises(NonFiniteError, match="stopped after 3 rollbacks before update 15"):
+        run(tmp_path / "run", told, **OPTIONS, on_nan="rollback")
+    assert sum("half the learning rate" in m for m in told.messages) == 3
+    failures = lines(tmp_path / "run", "failures.jsonl")
+    assert [f["rollbacks"] for f in failures] == [0, 1, 2, 3]
+    assert [f["lr"] for f in failures] == [1e-2, 5e-3, 2.5e-3, 1.25e-3]
+
+
+def test_a_rollback_does_not_depend_on_when_checkpoints_were_made(run, tmp_path, poisoned, crash):
+    """It goes to the last report, whatever was saved since."""
+    poisoned(15)
+    run(tmp_path / "a", **OPTIONS, on_nan="rollback", checkpoint_every=14)
+    poisoned(15)
+    run(tmp_path / "b", **OPTIONS, on_nan="rollback", checkpoint_every=5)
+    found = crash.differences(tmp_path / "a", tmp_path / "b")
+    assert found == ["config.json"]
+
+
+@pytest.mark.parametrize("stop", [13, 14, 16, 20])
+def test_a_run_stopped_around_a_rollback_ends_the_same(
+    run, tmp_path, listener, monkeypatch, crash, stop
+):
+    def diverge_at_full_rate(self, batch, lr):
+        # What makes it fail is in the checkpoint: step and learning rate.
+        number = int(self.optimizer.state_dict()["state"].get(0, {"step": 0})["step"]) + 1
+        if number == 15 and lr == 1e-2:
+            raise NonFiniteError("the loss is nan")
+        return original(self, batch, lr)
+
+    original = Updater.update
+    monkeypatch.setattr(Updater, "update", diverge_at_full_rate)
+    options = OPTIONS | {"on_nan": "rollback", "checkpoint_every": 1}
+    run(tmp_path / "whole", **options)
+    with pytest.raises(TrainingInterrupted):
+        run(tmp_path / "parts", listener(stop_at=stop), **options)
+    launch.resume_run(tmp_path / "parts", Progress(), Clock())
+    assert crash.differences(tmp_path / "whole", tmp_path / "parts") == []
+
+
+def test_a_damaged_target_is_told_and_an_older_one_taken(
+    run, tmp_path, lines, listener, poisoned, monkeypatch
+):
+    poisoned(15)
+    told = listener()
+    original = Checkpoints.write
+
+    def write(self, name, files):
+        cost = original(self, name, files)
+        if name == "step-00000012":
+            (self.folder / name / "state.safetensors").write_bytes(b"rot")
+        return cost
+
+    monkeypatch.setattr(Checkpoints, "write", write)
+    run(tmp_path / "run", told, **OPTIONS, on_nan="rollback")
+    assert any("step-00000012" in m and "damaged" in m for m in told.messages)
+    assert any("back to step 6" in m for m in told.messages)
+    assert [m["step"] for m in lines(tmp_path / "run")] == [6, 12, 18, 24]
+
+
+def test_a_real_explosion_is_survived(run, tmp_path, listener):
+    """A ReLU recurrence with a learning rate that is too large by a factor of a few."""
+    options = {"cell": "rnn-relu", "optimizer": "sgd", "clip_norm": None, "schedule": "constant"}
+    options |= {"steps": 300, "warmup": 0.0, "lr": 3.0, "report_every": 10}
+    torch.manual_seed(0)
+    with pytest.raises(NonFiniteError):
+        run(tmp_path / "stopped", **options)
+    told = listener()
+    run(tmp_path / "survived", told, **options, on_nan="rollback")
+    assert any("half the learning rate" in m for m in told.messages)

@@ -1,0 +1,93 @@
+"""Signals from outside: the step is finished, everything saved, the exit code is the signal's."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from recurra.training.checkpoints import Checkpoints
+
+LONG = [
+    "--steps", "1000000", "--hidden-size", "24", "--batch-size", "4", "--num-steps", "16",
+    "--report-every", "50", "--device", "cpu", "--threads", "1",
+]  # fmt: skip
+SECONDS_TO_STOP = 5.0
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+
+
+class Training:
+    """`recurra train` in a process of its own, once it has reported."""
+
+    def __init__(self, source, folder, *options, prefix=()):
+        command = [sys.executable, "-m", "recurra", "train", str(source), "--out", str(folder)]
+        self.process = subprocess.Popen(
+            [*prefix, *command, *LONG, *options], stderr=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        self.folder = folder
+        deadline = time.monotonic() + 60
+        while not (folder / "metrics.jsonl").is_file():
+            # Another process writes the file; there is nothing to wait on but the clock.
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    def send(self, *signals):
+        started = time.monotonic()
+        for signum in signals:
+            self.process.send_signal(signum)
+        _, err = self.process.communicate(timeout=60)
+        assert time.monotonic() - started < SECONDS_TO_STOP
+        assert b"Traceback" not in err, err
+        return self.process.returncode, err.decode()
+
+    def is_whole(self):
+        checkpoints = Checkpoints(self.folder / "checkpoints")
+        names = checkpoints.names()
+        for name in names:
+            checkpoints.verify(name)
+        return bool(names) and not list((self.folder / "checkpoints").glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("signals", "code"),
+    [
+        ([signal.SIGTERM], 143),
+        ([signal.SIGHUP], 129),
+        ([signal.SIGINT] * 30, 130),
+        ([signal.SIGTERM] * 30, 143),
+    ],
+)
+def test_a_signal_saves_and_more_of_them_do_no_harm(source, tmp_path, signals, code):
+    training = Training(source, tmp_path / "run")
+    returned, err = training.send(*signals)
+    assert returned == code
+    assert "saved in" in err
+    assert f"--resume {tmp_path / 'run'}" in err
+    assert training.is_whole()
+
+
+def test_a_signal_that_was_ignored_stays_ignored(source, tmp_path):
+    training = Training(source, tmp_path / "run", prefix=["nohup"])
+    training.process.send_signal(signal.SIGHUP)
+    time.sleep(0.3)  # it would have ended by then
+    assert training.process.poll() is None
+    assert training.send(signal.SIGTERM)[0] == 143
+
+
+def test_a_signal_before_the_training_leaves_nothing(tmp_path):
+    folder = tmp_path / "runs" / "new"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "recurra", "train", "-", "--out", str(folder)],
+        stdin=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not folder.parent.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == 143
+    assert err == b"recurra: interrupted\n"
+    assert not folder.parent.exists()
