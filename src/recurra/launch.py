@@ -213,6 +213,8 @@ def _run(
                 raise
             how = f"go on with recurra train --resume {folder.path}"
             raise TrainingInterrupted(stop.signum, how) from None
+        finally:
+            trainer.updater.close()
         if training.plot and around.processes.is_first:
             write_svg(records, folder.curve, title=folder.path.name)
     return LanguageModel(trainer.model, vocabulary, config, folder.path)

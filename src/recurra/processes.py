@@ -8,6 +8,7 @@ passes between them is a pickle. Knows no model and no text.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -185,6 +186,8 @@ def joined_processes(device: torch.device) -> Iterator[Processes]:
     try:
         yield Processes(distributed.get_rank(), distributed.get_world_size(), device)
     finally:
+        # What still holds the group (torch's engine, in cycles of references) must go before it.
+        gc.collect()
         distributed.destroy_process_group()
 
 

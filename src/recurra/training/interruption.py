@@ -36,6 +36,7 @@ class StopSignals:
         self._since = 0.0
         self._deferred = False
         self._protected = False
+        self._closed = False
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -65,8 +66,14 @@ class StopSignals:
         if self.received is not None:
             raise TrainingInterrupted(self.received)
 
+    def close(self) -> None:
+        """Ignore signals from here on: the work ends already, for a reason of its own."""
+        self._closed = True
+
     def note(self, signum: int, frame: FrameType | None) -> None:
         """Handle a signal."""
+        if self._closed:
+            return
         if self.received is None:
             self.received, self._since = signum, time.monotonic()
             if not self._deferred:

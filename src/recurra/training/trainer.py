@@ -136,6 +136,8 @@ class Trainer:
             except TrainingInterrupted as stop:
                 self._leave(stop)
             except LostProcessError as error:
+                # torchrun sends those that are left a signal.
+                self.signals.close()
                 raise LostProcessError(f"{error}; {self._how_to_go_on()}") from error
 
     def _begin(self) -> None:

@@ -98,6 +98,10 @@ class Updater:
         self.state = tuple(s.detach() for s in state)
         return Update(nats, norm)
 
+    def close(self) -> None:
+        """Let go of the other processes; nothing can be learned any more."""
+        del self._objective
+
     def _weight(self, batch: Batch) -> float:
         """What the mean loss of these rows is multiplied by, so that the mean over the processes
         is the mean over the batch, however the rows are shared."""

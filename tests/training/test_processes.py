@@ -1,0 +1,204 @@
+"""Several processes train one model: as one would, whatever their number, and when one dies."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from recurra import launch
+from recurra.config import ModelConfig, TrainingConfig
+from recurra.errors import ConfigError
+from recurra.model import RecurrentLM
+from recurra.processes import Processes
+from recurra.recurrence.scan import Rows
+from recurra.training.batches import BatchStream
+from recurra.training.budget import Clock
+
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_gloo_available(), reason="this torch has no gloo"
+)
+
+# Nine streams, so that the two processes have four and five.
+OPTIONS = [
+    "--steps", "40", "--num-layers", "2", "--dropout", "0.2", "--hidden-size", "32",
+    "--batch-size", "9", "--num-steps", "16", "--report-every", "10", "--checkpoint-every", "8",
+    "--sample-length", "10", "--threads", "1", "--device", "cpu",
+]  # fmt: skip
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+RELATIVE = 1e-5
+
+
+def one_process(source, folder, *options):
+    command = [sys.executable, "-m", "recurra", "train", str(source), "--out", str(folder)]
+    subprocess.run([*command, *OPTIONS, "--quiet", *options], check=True, timeout=120)
+
+
+def start(*arguments, restarts=0):
+    command = [*TORCHRUN, "--max-restarts", str(restarts), "-m", "recurra", *map(str, arguments)]
+    # A session of its own, so that nothing of it is left when the test ends.
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+
+
+def finish(process, seconds=120):
+    try:
+        out, err = process.communicate(timeout=seconds)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, out.decode(), err.decode()
+
+
+def two_processes(*arguments):
+    code, out, err = finish(start(*arguments))
+    assert code == 0, err
+    return out, err
+
+
+def newest(folder):
+    return load_file(sorted(folder.glob("checkpoints/*-final/state.safetensors"))[-1])
+
+
+def relative(a, b):
+    return float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-12))
+
+
+def assert_the_same_but_for_rounding(folder, other):
+    a, b = newest(folder), newest(other)
+    assert a.keys() == b.keys()
+    assert torch.equal(a.pop("random.cpu"), b.pop("random.cpu"))
+    for name in a:
+        assert relative(a[name], b[name]) < RELATIVE, name
+    for line, expected in zip(metrics(folder), metrics(other), strict=True):
+        for name in ("train_nats", "val_nats", "grad_norm"):
+            assert line[name] == pytest.approx(expected[name], rel=RELATIVE)
+        assert line["tokens"] == expected["tokens"]
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("sampling", ["sequential", "random"])
+def test_two_processes_give_the_result_of_one(source, tmp_path, sampling):
+    one_process(source, tmp_path / "one", "--sampling", sampling)
+    options = [*OPTIONS, "--sampling", sampling, "--json", "--quiet"]
+    out, _ = two_processes("train", source, "--out", tmp_path / "two", *options)
+    assert_the_same_but_for_rounding(tmp_path / "two", tmp_path / "one")
+    # Only the first process speaks.
+    assert len(out.splitlines()) == 4 + 1
+    assert json.loads(out.splitlines()[-1])["run"] == str(tmp_path / "two")
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_one_is_killed_the_job_restarts_and_ends_as_if_undisturbed(
+    source, tmp_path, crash, victim
+):
+    two_processes("train", source, "--out", tmp_path / "whole", *OPTIONS, "--steps", "160")
+    job = start(
+        "train", source, "--out", tmp_path / "parts", *OPTIONS, "--steps", "160", restarts=2
+    )
+    wait_for(tmp_path / "parts" / "checkpoints" / "step-00000040")
+    os.kill(process_of_rank(victim, tmp_path / "parts"), signal.SIGKILL)
+    code, _, err = finish(job)
+    assert code == 0, err
+    assert "another process of this training is gone" in err
+    assert "goes on from step" in err
+    assert crash.differences(tmp_path / "whole", tmp_path / "parts") == []
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def process_of_rank(rank, folder):
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            command, environment = (
+                (entry / "cmdline").read_bytes(),
+                (entry / "environ").read_bytes(),
+            )
+        except OSError:
+            continue  # it has ended meanwhile
+        if str(folder).encode() in command and f"RANK={rank}".encode() in environment.split(b"\0"):
+            return int(entry.name)
+    raise AssertionError(f"no process of rank {rank}")
+
+
+def test_another_number_of_processes_goes_on_with_the_same_data(source, tmp_path, run, listener):
+    one_process(source, tmp_path / "one")
+    job = start("train", source, "--out", tmp_path / "parts", *OPTIONS, "--steps", "40")
+    wait_for(tmp_path / "parts" / "checkpoints" / "step-00000016")
+    job.send_signal(signal.SIGTERM)
+    finish(job)
+    told = listener()
+    launch.resume_run(tmp_path / "parts", told, Clock())
+    if told.messages[0] != "this run had finished already":
+        assert any("processes is 1, and was 2" in m for m in told.messages)
+    assert_the_same_but_for_rounding(tmp_path / "parts", tmp_path / "one")
+
+
+def test_what_is_wrong_is_said_once_and_leaves_nothing(tmp_path):
+    code, _, err = finish(start("train", tmp_path / "no.txt", "--out", tmp_path / "runs" / "new"))
+    assert code == 1
+    assert err.count("recurra: ") == 1
+    assert "no.txt" in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_job_that_may_restart_needs_the_name_of_its_folder(monkeypatch, run):
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    with pytest.raises(ConfigError, match="--out"):
+        run(None)
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(ConfigError, match="WORLD_SIZE is 'two'"):
+        run("runs/x", steps=1)
+
+
+@pytest.mark.parametrize(("total", "count"), [(9, 2), (8, 3), (5, 5), (2, 4)])
+def test_every_stream_has_one_process(total, count):
+    rows = list(range(total))
+    shares = [rows[Processes(rank, count).share(total)] for rank in range(count)]
+    assert [row for share in shares for row in share] == rows
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_the_shares_of_a_batch_are_the_batch():
+    ids = torch.arange(500).numpy()
+    for sampling in ("sequential", "random"):
+        config = TrainingConfig(batch_size=5, num_steps=7, sampling=sampling)
+        whole = list(BatchStream(ids, config).epoch(1))
+        parts = [list(BatchStream(ids, config, Processes(r, 2)).epoch(1)) for r in (0, 1)]
+        for batch, *shared in zip(whole, *parts, strict=True):
+            assert [*shared[0].ids.tolist(), *shared[1].ids.tolist()] == batch.ids.tolist()
+            assert shared[0].num_tokens == batch.num_tokens
+    with pytest.raises(ConfigError, match="batch_size 5 cannot be shared by 6 processes"):
+        BatchStream(ids, config, Processes(0, 6))
+
+
+def test_rows_of_a_batch_are_dropped_as_the_batch_would_be():
+    model = RecurrentLM(ModelConfig(hidden_size=8, vocab_size=5, num_layers=3, dropout=0.5))
+    ids = torch.randint(0, 5, (5, 6))
+    torch.manual_seed(3)
+    whole, _ = model.hidden(ids)
+    for rows in (slice(0, 2), slice(2, 5)):
+        torch.manual_seed(3)
+        part, _ = model.hidden(ids[rows], rows=Rows(rows, 5))
+        torch.testing.assert_close(part, whole[:, rows])
+
+
+def test_alone_nothing_is_sent():
+    alone = Processes()
+    assert alone.sum([1.0, 2.0]) == [1.0, 2.0]
+    assert alone.first_does(lambda: "done") == "done"
