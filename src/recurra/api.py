@@ -63,6 +63,11 @@ def load(path: Source, device: str = "cpu") -> LanguageModel:
     folder = RunFolder(path)
     config = folder.read_config()
     vocabulary = load_vocabulary(folder.path)
+    if vocabulary.kind != config.text.tokens:
+        raise RunError(
+            f"{folder.vocabulary} has {vocabulary.kind} tokens, but {folder.config} says"
+            f" {config.text.tokens}"
+        )
     if len(vocabulary) != config.model.vocab_size:
         raise RunError(
             f"{folder.vocabulary} has {len(vocabulary)} tokens, but {folder.config} says"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from reprlib import repr as shortened
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -20,7 +21,7 @@ def require_choices(config: Any, **choices: Any) -> None:
         value, allowed = getattr(config, name), get_args(literal)
         require(
             value in allowed,
-            f"{name} is {value!r}; it must be one of {', '.join(map(str, allowed))}",
+            f"{name} is {shortened(value)}; it must be one of {', '.join(map(str, allowed))}",
         )
 
 
@@ -32,7 +33,7 @@ def require_types(config: Any) -> None:
         if get_origin(allowed[0]) is not Literal:
             require(
                 any(_is_a(value, kind) for kind in allowed),
-                f"{name} is {value!r}; it must be {_in_words(allowed)}",
+                f"{name} is {shortened(value)}; it must be {_in_words(allowed)}",
             )
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import math
 from dataclasses import dataclass, field
+from reprlib import repr as shortened
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -384,7 +385,7 @@ class RunConfig:
                 raise ConfigError(f"config section {name!r} is missing")
             known = {f.name for f in dataclasses.fields(kind)}
             unknown = set(section) - known
-            require(not unknown, f"config section {name!r} has unknown fields {sorted(unknown)}")
+            require(not unknown, f"config section {name!r} has unknown fields {shortened(unknown)}")
             # JSON has lists where the dataclasses have tuples.
             tidy = {k: tuple(v) if isinstance(v, list) else v for k, v in section.items()}
             try:

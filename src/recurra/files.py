@@ -13,9 +13,10 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from reprlib import repr as shortened
-from typing import Any, BinaryIO
+from typing import Any
 
 from recurra.errors import RunError
 
@@ -29,6 +30,8 @@ MAX_LINE_BYTES = 1 << 20
 MAX_LINES_BYTES = 1 << 26
 """Of one line, and of a whole file of JSON lines."""
 _INT_DIGITS = 20
+_QUOTED = re.compile(rb'"[^"]*"')
+_NO_BRACKETS = bytes(set(range(256)) - set(b'[]{}"'))
 # Of bytes in UTF-8, or of an escape: a character that Python keeps in four bytes, or in two.
 _FOUR_BYTES = re.compile(rb"[\xf0-\xff]|\\u[dD]")
 _TWO_BYTES = re.compile(rb"[\x80-\xff]|\\u")
@@ -112,7 +115,7 @@ def write_json(file: Path, record: dict[str, Any]) -> None:
 
 
 @contextmanager
-def opened_regular(file: Path) -> Iterator[BinaryIO]:
+def opened_regular(file: Path) -> Iterator[BufferedReader]:
     """Open a file to read; a folder, a device or a pipe, which may never end, is refused.
 
     Raises:
@@ -155,14 +158,16 @@ def parse_json(data: bytes, file: Path) -> dict[str, Any]:
     values will take is bounded before they are made, and a key may stand only once in its object.
 
     Raises:
-        RunError: it is not JSON, or not an object; it is nested too deeply or has too many values;
-            a key stands twice; a number is not finite, or an integer is beyond 64 bits.
+        RunError: it is not JSON, or not an object; it is too deep or its values take too much; a
+            key stands twice; a number is not finite, or an integer is beyond 64 bits.
     """
     if (memory := _memory_of(data)) > MAX_JSON_MEMORY:
         raise RunError(
-            f"{file} has too many values: they would take {memory:,} bytes of memory, and the most"
-            f" is {MAX_JSON_MEMORY:,}"
+            f"{file} is too large: its values would take {memory:,} bytes of memory, and may take"
+            f" {MAX_JSON_MEMORY:,}"
         )
+    if _is_deep(data):
+        raise RunError(f"{file} is damaged: it is nested too deeply")
     try:
         record = json.loads(
             data.decode("utf-8"),
@@ -171,14 +176,10 @@ def parse_json(data: bytes, file: Path) -> dict[str, Any]:
             parse_float=_finite,
             parse_int=_whole,
         )
-    except RecursionError as error:
-        raise RunError(f"{file} is damaged: it is nested too deeply") from error
     except ValueError as error:
         raise RunError(f"{file} is damaged: {error}") from error
     if not isinstance(record, dict):
         raise RunError(f"{file} is damaged: it should hold one JSON object")
-    if _is_deep(record):
-        raise RunError(f"{file} is damaged: it is nested too deeply")
     return record
 
 
@@ -191,13 +192,17 @@ def _memory_of(data: bytes) -> int:
     return len(data) * (1 + 2 * width) + values
 
 
-def _is_deep(record: dict[str, Any]) -> bool:
-    """Whether a record has more levels than any of ours; what prints a value recurses."""
-    level: list[Any] = [record]
+def _is_deep(data: bytes) -> bool:
+    """Whether JSON has more levels than any of ours, found without the recursion of a parser.
+
+    What is in quotes goes, then the innermost brackets, again and again; of a file that was cut
+    off, as many may be left as it was deep there.
+    """
+    brackets = data.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NO_BRACKETS)
+    brackets = _QUOTED.sub(b"", brackets.replace(b'""', b""))
     for _ in range(MAX_JSON_DEPTH):
-        children = (each.values() if isinstance(each, dict) else each for each in level)
-        level = [child for each in children for child in each if isinstance(child, (dict, list))]
-    return bool(level)
+        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+    return len(brackets) > MAX_JSON_DEPTH
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -258,5 +263,5 @@ def read_lines(file: Path, max_bytes: int = MAX_LINES_BYTES) -> Iterator[dict[st
 
 def append_line(file: Path, record: dict[str, Any]) -> None:
     """Add one line of JSON."""
-    line = json.dumps(record, ensure_ascii=False) + "\n"
+    line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
     write_bytes(file, line.encode("utf-8", "backslashreplace"), append=True)

@@ -198,5 +198,9 @@ def as_list(source: Source | Sequence[Source]) -> list[Source]:
 def predicted_sizes(tokens: TokenFile, vocabulary: Vocabulary) -> tuple[int, int]:
     """Characters and UTF-8 bytes of the validation part without its first token, which is only
     read; that one counts as a character where it is <unk>."""
+    if isinstance(vocabulary, ByteVocabulary):
+        # A byte that goes on a character completes none by itself.
+        begins = int(np.count_nonzero((tokens.val[:1] & 0xC0) != 0x80))
+        return tokens.val_chars - begins, tokens.val_bytes - len(tokens.val[:1])
     first = vocabulary.decode(tokens.val[:1])
     return tokens.val_chars - len(first), tokens.val_bytes - len(first.encode("utf-8"))

@@ -13,7 +13,7 @@ import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from reprlib import repr as shortened
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -89,27 +89,33 @@ def read_tensor_file(
         wanted = _LENGTH_BYTES + length + _check_entries(entries, expected, optional, file)
         if size != wanted:
             raise RunError(f"{file} is damaged: it has {size:,} bytes, and should have {wanted:,}")
-        try:
-            stream.seek(0)
-            data = stream.read(wanted)
-            # Somebody may write into the file while it is read.
-            if not data.startswith(start + header):
-                raise RunError(f"{file} has changed while it was read")
-            tensors: Tensors = load(data)
-        except SafetensorError as error:
-            raise RunError(f"{file} is damaged: {error}") from error
-        except MemoryError as error:
-            raise RunError(f"there is not the memory for the {size:,} bytes of {file}") from error
+        tensors = _load(stream, start + header, size, file)
     _check_finite(tensors, file)
     return tensors, record
 
 
+def _load(stream: BinaryIO, beginning: bytes, size: int, file: Path) -> Tensors:
+    """Read the whole file, whose header was checked."""
+    try:
+        stream.seek(0)
+        data = stream.read(size)
+        # Somebody may write into the file while it is read.
+        if not data.startswith(beginning):
+            raise RunError(f"{file} has changed while it was read")
+        return load(data)
+    except SafetensorError as error:
+        raise RunError(f"{file} is damaged: {error}") from error
+    except MemoryError as error:
+        raise RunError(f"there is not the memory for the {size:,} bytes of {file}") from error
+
+
 def _header_length(start: bytes, file: Path) -> int:
-    if start.startswith(_PICKLES):
-        raise RunError(f"{file} looks like a pickle of PyTorch's; recurra never reads one")
     if len(start) < _LENGTH_BYTES:
         raise RunError(f"{file} is no safetensors file: it has only {len(start)} bytes")
     length = int.from_bytes(start, "little")
+    # A length may begin like a pickle, but then it is a small number.
+    if length > MAX_HEADER_BYTES and start.startswith(_PICKLES):
+        raise RunError(f"{file} looks like a pickle of PyTorch's; recurra never reads one")
     if length > MAX_HEADER_BYTES:
         raise RunError(
             f"{file} is no safetensors file: its header would have {length:,} bytes, and the most"
@@ -146,10 +152,10 @@ def _check_entries(
 
 
 def _record(metadata: Any, file: Path) -> dict[str, Any]:
-    text = metadata.get("record", "{}") if isinstance(metadata, dict) else "{}"
-    if not isinstance(text, str):
-        raise RunError(f"{file} is damaged: its record is not text")
-    return parse_json(text.encode("utf-8", "surrogatepass"), file)
+    texts = metadata if isinstance(metadata, dict) else {}
+    if metadata not in (None, texts) or not all(isinstance(v, str) for v in texts.values()):
+        raise RunError(f"{file} is damaged: {_METADATA} in its header must hold texts")
+    return parse_json(texts.get("record", "{}").encode("utf-8", "surrogatepass"), file)
 
 
 def _start(entry: Any) -> int:
@@ -171,14 +177,14 @@ def _check_entry(name: str, entry: Any, spec: TensorSpec, position: int, file: P
         if not _is_same(found.get(field), value):
             raise RunError(
                 f"{file} does not fit its config.json: {field} of tensor {name!r} is"
-                f" {shortened(found.get(field))}, and should be {value}"
+                f" {shortened(found.get(field))}, and should be {value!r}"
             )
     if found.keys() != wanted.keys():
         raise RunError(f"{file} is damaged: tensor {name!r} has unknown fields")
     return position + spec.num_bytes
 
 
-def _is_same(found: Any, wanted: str | list[int]) -> bool:
+def _is_same(found: Any, wanted: object) -> bool:
     """Whether a value of the header is the wanted one: in Python True equals 1, and 2.0 two."""
     if isinstance(found, list) and not all(map(_is_size, found)):
         return False
@@ -195,4 +201,6 @@ def _check_finite(tensors: Tensors, file: Path) -> None:
         if tensor.is_floating_point() and tensor.numel():
             extremes = torch.stack(torch.aminmax(tensor))
             if not bool(torch.isfinite(extremes).all()):
-                raise RunError(f"{file} is damaged: tensor {name!r} has numbers that are not finite")
+                raise RunError(
+                    f"{file} is damaged: tensor {name!r} has numbers that are not finite"
+                )

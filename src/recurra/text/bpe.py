@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from reprlib import repr as shortened
 from typing import TYPE_CHECKING, Any, Self, final
 
 import numpy as np
 
-from recurra.config import UnknownRule
+from recurra.config import MAX_VOCABULARY, UnknownRule
 from recurra.errors import ConfigError, MissingExtraError
 from recurra.text.decoding import IncrementalDecoder, Utf8Decoder, decode_utf8
 from recurra.text.unicode import label_bytes, utf8
@@ -64,8 +65,7 @@ class BpeVocabulary(Vocabulary):
                 " one merge"
             )
         library = _tokenizers()
-        tokenizer = library.Tokenizer(library.models.BPE())
-        tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer = _tokenizer(library, {}, [])
         trainer = library.trainers.BpeTrainer(
             vocab_size=size,
             min_frequency=max(2, min_freq),
@@ -116,20 +116,78 @@ class BpeVocabulary(Vocabulary):
 
     @classmethod
     def _from_values(cls, values: Mapping[str, Any]) -> Self:
-        library = _tokenizers()
-        try:
-            tokenizer = library.Tokenizer.from_str(json.dumps(values.get("tokenizer")))
-        # The library raises nothing more precise.
-        except Exception as error:
+        """Build the tokenizer anew from its names and merges alone.
+
+        Whatever else its JSON says has no effect, and none of it reaches the library unchecked: on
+        some of what a stranger may write there it aborts instead of raising.
+        """
+        tokenizer = values.get("tokenizer")
+        model = tokenizer.get("model") if isinstance(tokenizer, dict) else None
+        if not isinstance(model, dict):
+            raise ConfigError("vocabulary field 'tokenizer' has no model")
+        names = _checked_names(model.get("vocab"))
+        return cls(_tokenizer(_tokenizers(), names, _checked_merges(model.get("merges"), names)))
+
+
+def _tokenizer(library: Any, names: dict[str, int], merges: list[tuple[str, str]]) -> Any:
+    """A byte-level tokenizer of the library's."""
+    tokenizer = library.Tokenizer(library.models.BPE(vocab=names, merges=merges))
+    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return tokenizer
+
+
+def _checked_names(names: Any) -> dict[str, int]:
+    """The id of each token, by the name the library gives it: a letter for each byte.
+
+    Raises:
+        ConfigError: a name is not byte-level, a byte has none, or the ids are not 0 to n - 1.
+    """
+    if not isinstance(names, dict) or not len(_BYTE_OF_LETTER) <= len(names) <= MAX_VOCABULARY:
+        raise ConfigError(
+            f"vocabulary field 'tokenizer.model.vocab' must have {len(_BYTE_OF_LETTER)} to"
+            f" {MAX_VOCABULARY:,} tokens"
+        )
+    taken = bytearray(len(names))
+    for name, token_id in names.items():
+        if not name or not _BYTE_OF_LETTER.keys() >= set(name):
             raise ConfigError(
-                f"vocabulary field 'tokenizer' is not a tokenizer's JSON: {error}"
-            ) from error
-        try:
-            return cls(tokenizer)
-        except KeyError as error:
+                f"vocabulary field 'tokenizer.model.vocab' is not byte-level: {shortened(name)}"
+            )
+        if type(token_id) is not int or not 0 <= token_id < len(names) or taken[token_id]:
             raise ConfigError(
-                f"vocabulary field 'tokenizer' is not byte-level: it has the letter {error}"
-            ) from error
+                f"vocabulary field 'tokenizer.model.vocab' gives {shortened(name)} the id"
+                f" {shortened(token_id)}, and the ids are the numbers below {len(names)}, each once"
+            )
+        taken[token_id] = True
+    for letter, value in _BYTE_OF_LETTER.items():
+        if letter not in names:
+            raise ConfigError(f"vocabulary field 'tokenizer.model.vocab' lacks the byte {value}")
+    return names
+
+
+def _checked_merges(merges: Any, names: dict[str, int]) -> list[tuple[str, str]]:
+    """The pairs that are joined, in this order.
+
+    Raises:
+        ConfigError: one is no pair of known names, or what it makes has no name.
+    """
+    if not isinstance(merges, list):
+        raise ConfigError("vocabulary field 'tokenizer.model.merges' is not a list")
+    checked = []
+    for pair in merges:
+        is_pair = isinstance(pair, list) and len(pair) == 2
+        if not is_pair or not all(isinstance(name, str) and name in names for name in pair):
+            raise ConfigError(
+                f"vocabulary field 'tokenizer.model.merges' has {shortened(pair)}, which is no pair"
+                " of tokens"
+            )
+        if "".join(pair) not in names:
+            raise ConfigError(
+                f"vocabulary field 'tokenizer.model.merges' has {shortened(pair)}, which makes no"
+                " token"
+            )
+        checked.append((pair[0], pair[1]))
+    return checked
 
 
 def _tokenizers() -> Any:

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ import numpy.typing as npt
 
 from recurra.config import TextConfig
 from recurra.errors import ConfigError, RunError, SourceError
-from recurra.files import flush, read_json, write_json
+from recurra.files import flush, opened_regular, read_json, write_json
 from recurra.text.corpus import byte_chunks, resolve_sources, text_chunks
 from recurra.text.indexing import Extent, index_bpe, index_bytes, index_symbols
 from recurra.text.provisional import CHUNK_IDS, smallest_dtype
@@ -34,6 +35,13 @@ from recurra.text.vocabulary import Vocabulary
 FORMAT_VERSION = 1
 _TOKENS, _RECORD, _VOCABULARY = "tokens.bin", "tokens.json", "vocabulary.json"
 _EXTENT = tuple(field.name for field in dataclasses.fields(Extent))
+# Every character has one byte at least; of bytes, not every one begins a character.
+_PARTS = (
+    ("num_chars", "num_bytes"),
+    ("val_chars", "num_chars"),
+    ("val_chars", "val_bytes"),
+    ("val_bytes", "num_bytes"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +160,7 @@ def build_token_file(
             "tokens_sha256": _digest(work / _TOKENS),
             "vocabulary": vocabulary.fingerprint,
         }
-        write_json(work / _VOCABULARY, vocabulary.to_dict())
+        _write_vocabulary(vocabulary, work / _VOCABULARY)
         write_json(work / _RECORD, record)
         _publish(work, folder)
     return load_token_file(folder), vocabulary
@@ -167,8 +175,8 @@ def load_token_file(folder: Path) -> TokenFile:
     record = read_json(folder / _RECORD)
     if record.get("version") != FORMAT_VERSION:
         raise RunError(
-            f"{folder / _RECORD} has format {record.get('version')!r}, and this version of recurra"
-            f" reads {FORMAT_VERSION}"
+            f"{folder / _RECORD} has format {shortened(record.get('version'))}, and this version of"
+            f" recurra reads {FORMAT_VERSION}"
         )
     _check_record(record, folder / _RECORD)
     tokens = TokenFile(
@@ -196,7 +204,7 @@ def _check_record(record: dict[str, Any], file: Path) -> None:
 
     def require(name: str, holds: bool) -> None:
         if not holds:
-            raise RunError(f"{file} is damaged: {name} is {str(record.get(name))[:80]!r}")
+            raise RunError(f"{file} is damaged: {name} is {shortened(record.get(name))}")
 
     # numpy knows types that are not numbers, objects among them.
     require("dtype", record.get("dtype") in ("uint8", "uint16", "uint32"))
@@ -204,7 +212,7 @@ def _check_record(record: dict[str, Any], file: Path) -> None:
         value = record.get(name)
         require(name, type(value) is int and 0 <= value < 2**62)
     require("num_train", 1 <= record["num_train"] <= record["num_tokens"])
-    for part, whole in (("val_chars", "num_chars"), ("val_bytes", "num_bytes")):
+    for part, whole in _PARTS:
         require(part, record[part] <= record[whole])
     sources = record.get("sources")
     is_list = isinstance(sources, list) and all(isinstance(name, str) for name in sources)
@@ -213,6 +221,9 @@ def _check_record(record: dict[str, Any], file: Path) -> None:
         require(name, re.fullmatch("[0-9a-f]{64}", str(record.get(name))) is not None)
     text = record.get("text")
     require("text", isinstance(text, dict) and isinstance(text.get("encoding"), str))
+    source_bytes = record.get("source_bytes")
+    require("source_bytes", type(source_bytes) is int and source_bytes >= 0)
+    require("source_complete", isinstance(record.get("source_complete"), bool))
 
 
 def load_vocabulary(folder: Path) -> Vocabulary:
@@ -227,6 +238,22 @@ def load_vocabulary(folder: Path) -> Vocabulary:
         return Vocabulary.from_dict(read_json(path))
     except ConfigError as error:
         raise RunError(f"{path} is damaged: {error}") from error
+
+
+def _write_vocabulary(vocabulary: Vocabulary, file: Path) -> None:
+    """Write a vocabulary, and see to it that it is one which can be read again.
+
+    Raises:
+        SourceError: it is too large.
+    """
+    write_json(file, vocabulary.to_dict())
+    try:
+        read_json(file)
+    except RunError as error:
+        raise SourceError(
+            f"the vocabulary is too large to be saved: {len(vocabulary):,} tokens; a smaller"
+            " --vocab-size or a larger --min-freq leaves out the rare ones"
+        ) from error
 
 
 def _index(reader: SourceReader, config: TextConfig, work: Path) -> tuple[Vocabulary, Extent]:
@@ -278,8 +305,7 @@ def source_change(folder: Path) -> str | None:
         streams = resolve_sources(tokens.sources, config)
         if not all(stream.rereadable for stream in streams):
             return None
-        limit = None if record.get("source_complete") else record.get("source_bytes")
-        digest = digest_of(streams, limit)
+        digest = digest_of(streams, _digest_limit(record))
     except (SourceError, ConfigError) as error:
         return f"the source can no longer be read: {error}"
     if digest == tokens.sha256:
@@ -289,14 +315,19 @@ def source_change(folder: Path) -> str | None:
 
 
 def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
+    with opened_regular(file) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _same_bytes(streams: Sequence[RawSource], record: dict[str, Any]) -> bool:
     """Whether the part of the sources that was read then has the same digest now."""
-    limit = None if record.get("source_complete") else record.get("source_bytes")
-    return digest_of(streams, limit) == str(record["sha256"])
+    return digest_of(streams, _digest_limit(record)) == str(record["sha256"])
+
+
+def _digest_limit(record: dict[str, Any]) -> int:
+    """How much of the sources decides whether they are the same: what was read then, and, where
+    that was all, one byte more, which must not be there."""
+    return int(record["source_bytes"]) + int(record["source_complete"])
 
 
 @contextmanager

@@ -9,21 +9,24 @@ from __future__ import annotations
 import abc
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from reprlib import repr as shortened
 from typing import Any, ClassVar, Self, final
 
 import numpy as np
 import numpy.typing as npt
 
-from recurra.config import TokenKind, UnknownRule
-from recurra.errors import ConfigError, UnknownTokenError
+from recurra.config import MAX_VOCABULARY, TokenKind, UnknownRule
+from recurra.errors import ConfigError, SourceError, UnknownTokenError
 from recurra.text.decoding import IncrementalDecoder, SymbolDecoder, Utf8Decoder, decode_utf8
 from recurra.text.unicode import code_points, label_bytes, printable, utf8
 from recurra.text.words import split_words
 
 Ids = npt.NDArray[np.int64]
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 UNKNOWN = "<unk>"
 """Name of the token that stands for every symbol the vocabulary does not have."""
@@ -102,7 +105,9 @@ class Vocabulary(abc.ABC):
         for known in (CharVocabulary, WordVocabulary, ByteVocabulary):
             if kind == known.kind:
                 return known._from_values(values)
-        raise ConfigError(f"vocabulary field 'kind' is {kind!r}; it must be char, word, byte, bpe")
+        raise ConfigError(
+            f"vocabulary field 'kind' is {shortened(kind)}; it must be char, word, byte, bpe"
+        )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -140,6 +145,7 @@ class SymbolVocabulary(Vocabulary):
 
         Raises:
             ConfigError: no symbol is left.
+            SourceError: more than `MAX_VOCABULARY` are left.
         """
         kept = [symbol for symbol, count in counts.items() if count >= max(min_freq, 1)]
         if not kept:
@@ -148,6 +154,11 @@ class SymbolVocabulary(Vocabulary):
                 f"min_freq {min_freq} leaves no token: the most frequent is seen {most} times"
             )
         kept.sort(key=lambda symbol: (-counts[symbol], symbol))
+        if vocab_size is None and len(kept) >= MAX_VOCABULARY:
+            raise SourceError(
+                f"the text has {len(kept):,} different tokens, and a vocabulary at most"
+                f" {MAX_VOCABULARY:,}; --vocab-size or --min-freq leaves out the rare ones"
+            )
         return cls(kept if vocab_size is None else kept[: vocab_size - 1])
 
     @classmethod
@@ -188,19 +199,29 @@ class SymbolVocabulary(Vocabulary):
     @classmethod
     def _from_values(cls, values: Mapping[str, Any]) -> Self:
         tokens = values.get("tokens")
-        if (
-            not isinstance(tokens, list)
-            or tokens[:1] != [UNKNOWN]
-            or not all(
-                isinstance(token, str) and len(cls.split(token)) == 1 for token in tokens[1:]
-            )
-            or len(set(tokens)) < len(tokens)
-        ):
+        if not isinstance(tokens, list) or not 2 <= len(tokens) <= MAX_VOCABULARY:
             raise ConfigError(
-                f"vocabulary field 'tokens' must be a list of different {cls.kind} tokens"
-                f" after {UNKNOWN!r}"
+                f"vocabulary field 'tokens' must be a list of 2 to {MAX_VOCABULARY:,} tokens"
             )
+        if tokens[0] != UNKNOWN:
+            raise ConfigError(f"vocabulary field 'tokens' must begin with {UNKNOWN!r}")
+        for token in tokens[1:]:
+            if not cls._is_token(token):
+                raise ConfigError(
+                    f"vocabulary field 'tokens' has {shortened(token)}, which is no {cls.kind}"
+                )
+        if len(set(tokens)) < len(tokens):
+            raise ConfigError("vocabulary field 'tokens' has one of its tokens twice")
         return cls(tokens[1:])
+
+    @classmethod
+    def _is_token(cls, value: Any) -> bool:
+        # Half a character, which JSON can write, could never be printed.
+        return (
+            isinstance(value, str)
+            and len(cls.split(value)) == 1
+            and _SURROGATE.search(value) is None
+        )
 
 
 @final
@@ -289,13 +310,21 @@ class ByteVocabulary(Vocabulary):
         """Any bytes as ids, (len(data),) int64."""
         return np.frombuffer(data, dtype=np.uint8).astype(np.int64)
 
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes of some ids, valid UTF-8 or not; the inverse of `encode_bytes`.
+
+        Raises:
+            IndexError: an id is outside the vocabulary.
+        """
+        return checked_ids(ids, len(self)).astype(np.uint8).tobytes()
+
     def byte_lengths(self, text: str, unknown: UnknownRule = "error") -> Ids:
         """A one for each byte."""
         return np.ones(len(utf8(text)), dtype=np.int64)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The bytes read as UTF-8."""
-        return decode_utf8(checked_ids(ids, 256).astype(np.uint8).tobytes())
+        return decode_utf8(self.decode_bytes(ids))
 
     def decoder(self) -> IncrementalDecoder:
         """A decoder that keeps the bytes of unfinished characters."""

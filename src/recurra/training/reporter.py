@@ -167,7 +167,8 @@ def _record(
         "seconds": round(timing.seconds, 3),
         "train_nats": tally.mean_nats,
         "val_nats": evaluation.nats_per_token if evaluation else None,
-        "bits_per_char": evaluation.bits_per_char if evaluation else None,
+        # Not known where no character is completed.
+        "bits_per_char": evaluation.to_dict()["bits_per_char"] if evaluation else None,
         "perplexity": known if math.isfinite(known) else None,
         "lr": tally.lr,
         "grad_norm": tally.grad_norm,

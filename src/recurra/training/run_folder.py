@@ -24,6 +24,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -236,7 +237,7 @@ class RunFolder:
         record = read_json(self.config)
         if record.get("format") != FORMAT:
             raise RunError(
-                f"{self.config}: format {record.get('format')!r} is not one this version"
+                f"{self.config}: format {shortened(record.get('format'))} is not one this version"
                 f" ({recurra.__version__}) reads; it reads {FORMAT}"
             )
         return record
@@ -251,7 +252,8 @@ class RunFolder:
         for record in records:
             for name, may_be_none in METRICS.items():
                 value = record.get(name)
-                if not (isinstance(value, (int, float)) or (value is None and may_be_none)):
+                is_null = value is None and may_be_none and name in record
+                if not (isinstance(value, (int, float)) or is_null):
                     raise RunError(f"{self.metrics} is damaged: {name} is {str(value)[:80]!r}")
         return records
 
