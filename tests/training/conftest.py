@@ -77,3 +77,30 @@ class Listener(Progress):
 @pytest.fixture
 def listener():
     return Listener
+
+
+class FailAt:
+    """Lets the k-th call of some functions of `os` fail, and the others pass.
+
+    Attributes: `failed`, whether there was a k-th call.
+    """
+
+    def __init__(self, monkeypatch, names, k, code):
+        self.left, self.failed = k, False
+        for name in names:
+            monkeypatch.setattr(os, name, self._wrapped(getattr(os, name), code))
+
+    def _wrapped(self, original, code):
+        def call(*args, **kwargs):
+            self.left -= 1
+            if self.left == 0:
+                self.failed = True
+                raise OSError(code, os.strerror(code))
+            return original(*args, **kwargs)
+
+        return call
+
+
+@pytest.fixture
+def fail_at():
+    return FailAt

@@ -82,26 +82,6 @@ def test_special_files_are_refused_and_not_waited_for(store):
         store.verify(name_of(1))
 
 
-class FailAt:
-    """Lets the k-th call of some functions of `os` fail, the others pass."""
-
-    def __init__(self, monkeypatch, names, k, code):
-        self.left, self.code, self.failed = k, code, False
-        for name in names:
-            original = getattr(os, name)
-            monkeypatch.setattr(os, name, self.wrapped(original))
-
-    def wrapped(self, original):
-        def call(*args, **kwargs):
-            self.left -= 1
-            if self.left == 0:
-                self.failed = True
-                raise OSError(self.code, os.strerror(self.code))
-            return original(*args, **kwargs)
-
-        return call
-
-
 KINDS = {
     "write": (["write"], errno.ENOSPC),
     "fsync": (["fsync"], errno.EIO),
@@ -112,7 +92,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("again", [False, True], ids=["new", "same step"])
-def test_whatever_call_fails_the_older_checkpoint_stays(store, monkeypatch, kind, again):
+def test_whatever_call_fails_the_older_checkpoint_stays(store, monkeypatch, fail_at, kind, again):
     """For every k: the k-th write, fsync, rename or mkdir of a save fails, until none does."""
     store.write(name_of(1), FILES)
     if again:
@@ -122,7 +102,7 @@ def test_whatever_call_fails_the_older_checkpoint_stays(store, monkeypatch, kind
     for k in itertools.count(1):
         names, code = KINDS[kind]
         with monkeypatch.context() as patch:
-            fault = FailAt(patch, names, k, code)
+            fault = fail_at(patch, names, k, code)
             failure = None
             try:
                 store.write(name_of(2), new)

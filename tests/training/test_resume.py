@@ -299,32 +299,13 @@ def test_a_run_that_was_moved_aside_when_the_process_died_comes_back(run, tmp_pa
     api.load(tmp_path / "run")
 
 
-class FailAt:
-    """Lets the k-th call of some functions of `os` fail, below one folder."""
-
-    def __init__(self, monkeypatch, names, k, code):
-        self.left, self.failed = k, False
-        for name in names:
-            monkeypatch.setattr(os, name, self._wrapped(getattr(os, name), code))
-
-    def _wrapped(self, original, code):
-        def call(*args, **kwargs):
-            self.left -= 1
-            if self.left == 0:
-                self.failed = True
-                raise OSError(code, os.strerror(code))
-            return original(*args, **kwargs)
-
-        return call
-
-
 @pytest.mark.parametrize(
     ("names", "code"),
     [(["write"], errno.ENOSPC), (["fsync"], errno.EIO), (["rename", "replace"], errno.EIO)],
     ids=["write", "fsync", "rename"],
 )
 def test_whatever_call_fails_the_last_checkpoint_stays_and_the_run_goes_on(
-    run, tmp_path, listener, crash, monkeypatch, names, code
+    run, tmp_path, crash, monkeypatch, fail_at, names, code
 ):
     """For every k: the k-th call of a training fails, until none does; then it is resumed."""
     options = {"steps": 3, "report_every": 2, "checkpoint_every": 1, "hidden_size": 4}
@@ -333,7 +314,7 @@ def test_whatever_call_fails_the_last_checkpoint_stays_and_the_run_goes_on(
         folder = tmp_path / f"run-{k}"
         kept = {}
         with monkeypatch.context() as patch:
-            fault = FailAt(patch, names, k, code)
+            fault = fail_at(patch, names, k, code)
             patch.setattr(
                 "recurra.training.saver.Saver.save", _remembering(kept, folder / "checkpoints")
             )

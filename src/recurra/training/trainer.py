@@ -22,7 +22,7 @@ from recurra.text.vocabulary import Vocabulary
 from recurra.training.batches import Batch, BatchStream, Ids
 from recurra.training.budget import Budget, Clock
 from recurra.training.failures import describe_failure
-from recurra.training.interruption import SIGNALS, StopSignals
+from recurra.training.interruption import PATIENCE, SIGNALS, StopSignals
 from recurra.training.memory import Memory, Timing
 from recurra.training.plan import describe_plan, seconds_per_step
 from recurra.training.progress import Moment, Progress
@@ -339,7 +339,9 @@ class Trainer:
         )
 
     def _tell_signal(self) -> None:
-        self.progress.message("finishing this step, then saving")
+        self.progress.message(
+            f"finishing this step, then saving (again after {PATIENCE:.0f} s: stop at once)"
+        )
 
     def _leave(self, stop: TrainingInterrupted) -> NoReturn:
         """Save, if nothing is half done, and say how to go on.
