@@ -78,5 +78,15 @@ def load(path: Source, device: str = "cpu") -> LanguageModel:
             f"{folder.model} is missing: the run was stopped before it had learned anything;"
             f" recurra train --resume {folder.path} goes on"
         )
-    model = load_model(folder.model, config.model)
+    try:
+        model = load_model(folder.model, config.model)
+    except RunError as error:
+        raise RunError(f"{error}{_remedy(folder)}") from error
     return LanguageModel(model.to(choose_device(device)).eval(), vocabulary, config, folder.path)
+
+
+def _remedy(folder: RunFolder) -> str:
+    """What to do about damaged weights: a checkpoint has a copy of them."""
+    if not folder.has_copy_of_model:
+        return ""
+    return f"; recurra train --resume {folder.path} puts back those of its last checkpoint"

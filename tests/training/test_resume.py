@@ -234,6 +234,17 @@ def test_best_weights_and_histories_come_back_with_the_checkpoint(
     assert crash.differences(tmp_path / "whole", tmp_path / "parts") == []
 
 
+def test_damaged_weights_of_a_finished_run_come_back_from_its_checkpoint(run, tmp_path):
+    run(tmp_path / "run", steps=6)
+    model = tmp_path / "run" / "model.safetensors"
+    whole = model.read_bytes()
+    model.write_bytes(whole[:-1])
+    with pytest.raises(RunError, match=r"model\.safetensors is damaged: .*--resume .* puts back"):
+        api.load(tmp_path / "run")
+    resume(tmp_path / "run")
+    assert model.read_bytes() == whole
+
+
 def test_only_one_trains_in_a_folder(run, tmp_path, listener):
     stop(run, listener, tmp_path / "run", 9)
     with RunFolder(tmp_path / "run").locked():

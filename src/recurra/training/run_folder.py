@@ -71,6 +71,11 @@ class RunFolder:
         except RunError:
             return False
 
+    @property
+    def has_copy_of_model(self) -> bool:
+        """Whether a checkpoint keeps the best weights."""
+        return any(self.checkpoints.glob("step-*/best.safetensors"))
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Be the only process that trains here; a process that died holds nothing.
