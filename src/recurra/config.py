@@ -224,8 +224,8 @@ class TrainingConfig:
     the budget."""
 
     checkpoint_every: int | None = None
-    """Updates between two checkpoints; by default one at reports and every half minute, but never
-    more than a hundredth of the time."""
+    """Updates between two checkpoints; by default one at reports and every half minute, but so that
+    they take no more than about a hundredth of the time."""
 
     on_nan: Literal["stop", "rollback"] = "stop"
     """What to do when a loss or gradient is NaN or infinite: stop before the update, or go back to

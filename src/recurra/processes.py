@@ -134,7 +134,7 @@ def losses_named() -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, RecurraError) or not _is_about_peers(error):
             raise
-        raise LostProcessError(f"another process of this training is gone ({error})") from error
+        raise LostProcessError("another process of this training is gone") from error
 
 
 def _is_about_peers(error: RuntimeError) -> bool:

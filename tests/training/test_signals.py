@@ -68,6 +68,15 @@ def test_a_signal_saves_and_more_of_them_do_no_harm(source, tmp_path, signals, c
     assert training.is_whole()
 
 
+def test_the_exit_code_is_right_when_nobody_reads_the_errors(source, tmp_path):
+    training = Training(source, tmp_path / "run")
+    training.process.stderr.close()
+    training.process.send_signal(signal.SIGTERM)
+    assert training.process.wait(timeout=60) == 143
+    training.process.stdout.close()
+    assert training.is_whole()
+
+
 def test_a_signal_that_was_ignored_stays_ignored(source, tmp_path):
     training = Training(source, tmp_path / "run", prefix=["nohup"])
     training.process.send_signal(signal.SIGHUP)

@@ -108,6 +108,10 @@ def _guarded(verb: str, arguments: list[str]) -> int:
     except RecurraError as error:
         return _fail(str(error), 1)
     except TrainingInterrupted as stop:
+        from recurra.processes import started_rank
+
+        if started_rank() > 0:
+            return 128 + stop.signum  # the first process speaks for all
         return _fail(f"interrupted; {stop}" if str(stop) else "interrupted", 128 + stop.signum)
     except KeyboardInterrupt as error:
         return _fail(f"interrupted; {error}" if str(error) else "interrupted", 130)
@@ -125,7 +129,12 @@ def _guarded(verb: str, arguments: list[str]) -> int:
 
 def _fail(message: str, code: int) -> int:
     # One line, even when a file's name is two.
-    print("recurra:", message.replace("\n", "\\n"), file=sys.stderr)
+    try:
+        print("recurra:", message.replace("\n", "\\n"), file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        # Nobody reads our errors any more; the exit code still says it. Python would complain
+        # once more when it flushes at exit, so give it somewhere to flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     return code
 
 

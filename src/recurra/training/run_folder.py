@@ -193,7 +193,8 @@ class RunFolder:
             raise RunError(f"{self.path} is not a run of recurra; choose another --out")
         if not force:
             raise RunError(
-                f"{self.path} exists already; choose another --out, or --force to replace it"
+                f"{self.path} exists already; choose another --out, or replace it by --force"
+                " (from Python: force=True)"
             )
         there = (p for p in self.path.rglob("*") if not p.is_dir() and not p.name.startswith("."))
         foreign = sorted(str(p.relative_to(self.path)) for p in there if not self._is_own(p))

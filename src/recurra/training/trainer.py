@@ -113,6 +113,8 @@ class Trainer:
         self.memory, self.timing = self.saver.restore(self.updater, self.reporter)
         self.budget.clock.rewind(self.timing.seconds)
         self.budget.reserve = self.timing.reserve
+        if not self.memory.finished:
+            self.progress.message(f"going on from step {self.memory.step:,}")
 
     def fit(self) -> list[dict[str, Any]]:
         """Train until the budget is spent, early stopping says so, or a signal comes.
