@@ -87,3 +87,14 @@ def test_damaged_json_is_refused(damage):
     damage(values)
     with pytest.raises(ConfigError):
         RunConfig.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"clip_norm": math.inf}, {"clip_value": 1e300}, {"lr_decay": math.inf}, {"minutes": 1e308},
+     {"epochs": 1e308}, {"report_every": 10**30}, {"patience": 10**30}, {"steps": 10**30},
+     {"forget_bias": 1e300}, {"hidden_size": 10**9}],
+)  # fmt: skip
+def test_numbers_that_nothing_can_hold_are_refused(options):
+    with pytest.raises(ConfigError):
+        RunConfig.from_options(**options)

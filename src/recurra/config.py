@@ -29,6 +29,10 @@ MAX_UNITS = 2**16
 """Largest width of a layer or an embedding; a file that asks for more is not from here."""
 MAX_LAYERS = 256
 MAX_VOCABULARY = 2**20
+MAX_FLOAT = 3.4028234e38
+"""The largest number of fp32."""
+MAX_BUDGET = 10**12
+"""Largest number of updates, epochs or minutes."""
 MAX_BATCH = 2**24
 """Largest number of rows, and of steps, of one batch."""
 
@@ -135,7 +139,7 @@ class ModelConfig:
             f"tie_weights needs embedding_size equal to hidden_size"
             f" ({self.embedding_size} and {self.hidden_size})",
         )
-        require(math.isfinite(self.forget_bias), "forget_bias must be finite")
+        require(abs(self.forget_bias) <= MAX_FLOAT, "forget_bias must be finite")
         require(
             self.forget_bias == 0.0 or self.cell == "lstm",
             f"forget_bias is for the lstm cell; {self.cell} has no forget gate",
@@ -275,7 +279,7 @@ class TrainingConfig:
         given = [n for n in ("epochs", "steps", "minutes") if getattr(self, n) is not None]
         require(len(given) <= 1, f"one budget, please, not several: {' and '.join(given)}")
         for name in given:
-            require(0 < getattr(self, name) < math.inf, f"{name} must be positive and finite")
+            require(0 < getattr(self, name) <= MAX_BUDGET, f"{name} must lie between 0 and 1e12")
         require(
             self.bptt == "truncated" or self.sampling == "sequential",
             f"bptt {self.bptt} follows the text through time; it needs sequential sampling",
@@ -289,6 +293,7 @@ class TrainingConfig:
         for name in ("patience", "report_every", "sample_every", "checkpoint_every", "threads"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} must be at least 1")
+            require(value is None or value <= MAX_BUDGET, f"{name} must be at most 1e12")
         require(self.bptt != "randomized" or self.num_steps >= 2, "randomized needs num_steps >= 2")
 
     def _check_rates(self) -> None:
@@ -298,10 +303,13 @@ class TrainingConfig:
         for name in ("momentum", "warmup", "final_lr"):
             require(0.0 <= getattr(self, name) <= 1.0, f"{name} must lie between 0 and 1")
         require(0 <= self.weight_decay < math.inf, "weight_decay must be finite, not negative")
-        require(self.lr_decay > 0, "lr_decay must be positive")
+        require(0 < self.lr_decay <= MAX_FLOAT, "lr_decay must be positive and finite")
         for name in ("clip_norm", "clip_value"):
             value = getattr(self, name)
-            require(value is None or value > 0, f"{name} must be positive, or None")
+            require(
+                value is None or 0 < value <= MAX_FLOAT,
+                f"{name} must be positive and at most {MAX_FLOAT:.4g}, or None",
+            )
         temperature = self.sample_temperature
         require(0 <= temperature < math.inf, "sample_temperature must be finite, not negative")
         require(0 <= self.seed < 2**63, "seed must lie between 0 and 2**63 - 1")

@@ -26,6 +26,7 @@ from recurra.model import RecurrentLM
 from recurra.processes import (
     Processes,
     is_restart,
+    job_name,
     joined_processes,
     local_rank,
     may_be_restarted,
@@ -70,7 +71,8 @@ def start_run(
     with _surrounded(config.training, progress, clock) as around:
         path = around.processes.first_does(lambda: str(_choose_path(out, sources, config)))
         folder = RunFolder(path)
-        if is_restart() and folder.is_run:
+        made = around.processes.first_does(lambda: str(folder.is_made_by(job_name())))
+        if is_restart() and made == str(True):
             _refuse_other_settings(folder, config)
             return _run(folder, config.training, around, resumed=True)
         for line in config.ignored():
@@ -154,6 +156,8 @@ def _prepare(
         BatchStream(tokens.train, config.training, processes)
         _check_prompts(vocabulary, config)
         staging.write_config(config, [str(source) for source in sources])
+        if may_be_restarted():
+            staging.claim(job_name())
         _first_model(config, processes.device)
     return str(folder.path)
 

@@ -157,6 +157,12 @@ def is_restart() -> bool:
     return _environment_number("TORCHELASTIC_RESTART_COUNT", 0) > 0
 
 
+def job_name() -> str:
+    """What tells this job of torchrun's from others: its name, its agent's process and port."""
+    names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
+    return " ".join([str(os.getppid()), *(os.environ.get(name, "") for name in names)])
+
+
 def may_be_restarted() -> bool:
     """Whether torchrun would start this process again."""
     return _environment_number("TORCHELASTIC_MAX_RESTARTS", 0) > 0

@@ -289,8 +289,10 @@ def test_modes_follow_the_umask(run, tmp_path, umask, file, folder):
 
 
 def test_what_a_killed_start_left_beside_the_run_goes_at_the_next(run, tmp_path):
-    abandoned, busy = tmp_path / ".run-abc.tmp", tmp_path / ".run-def.tmp"
-    for folder in (abandoned, busy):
+    abandoned, busy = tmp_path / ".run-abcdefgh.tmp", tmp_path / ".run-a_345678.tmp"
+    # Another run's, which was moved aside when its process was killed.
+    other = tmp_path / ".run-2.old.tmp"
+    for folder in (abandoned, busy, other):
         folder.mkdir()
         (folder / ".lock").touch()
     (tmp_path / ".run-mine").mkdir()
@@ -298,6 +300,7 @@ def test_what_a_killed_start_left_beside_the_run_goes_at_the_next(run, tmp_path)
         run(tmp_path / "run", steps=1)
     assert not abandoned.exists()
     assert busy.exists()
+    assert other.exists()
     assert (tmp_path / ".run-mine").exists()
 
 

@@ -161,3 +161,12 @@ def test_a_real_explosion_is_survived(run, tmp_path, listener):
     told = listener()
     run(tmp_path / "survived", told, **options, on_nan="rollback")
     assert any("half the learning rate" in m for m in told.messages)
+
+
+def test_the_last_report_is_gone_back_from_too(run, tmp_path, lines, listener):
+    options = {"steps": 1, "report_every": 1, "lr": 3e38, "warmup": 0.0, "schedule": "constant"}
+    options |= {"optimizer": "sgd", "clip_norm": None}
+    told = listener()
+    with pytest.raises(NonFiniteError, match="stopped after 3 rollbacks after update 1"):
+        run(tmp_path / "run", told, **options, on_nan="rollback")
+    assert len(lines(tmp_path / "run", "failures.jsonl")) == 4

@@ -1,5 +1,7 @@
 """Signals from outside: the step is finished, everything saved, the exit code is the signal's."""
 
+import os
+import select
 import signal
 import subprocess
 import sys
@@ -100,3 +102,26 @@ def test_a_signal_before_the_training_leaves_nothing(tmp_path):
     assert process.returncode == 143
     assert err == b"recurra: interrupted\n"
     assert not folder.parent.exists()
+
+
+@pytest.mark.parametrize("quiet", [[], ["--quiet"]])
+def test_a_closed_terminal_saves_too(source, tmp_path, quiet):
+    """The kernel sends SIGHUP, and every write to the terminal fails from then on."""
+    pty = pytest.importorskip("pty")
+    folder = tmp_path / "run"
+    command = ["train", str(source), "--out", str(folder), *LONG, *quiet]
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(sys.executable, [sys.executable, "-m", "recurra", *command])
+    deadline = time.monotonic() + 60
+    while not (folder / "metrics.jsonl").is_file():
+        assert time.monotonic() < deadline
+        # Somebody must read, or the terminal's buffer fills and the training waits.
+        if select.select([terminal], [], [], 0.05)[0]:
+            os.read(terminal, 1 << 16)
+    os.close(terminal)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 129
+    newest = Checkpoints(folder / "checkpoints").names()[-1]
+    assert newest != "step-00000000"
+    Checkpoints(folder / "checkpoints").verify(newest)

@@ -332,6 +332,12 @@ def test_force_replaces_only_what_a_run_wrote(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run(source, "run", steps=3, force=True)
     assert lines(folder)[-1]["step"] == 3
+    for name in (".notes", "checkpoints/mine/thesis.txt"):
+        (tmp_path / "run" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "run" / name).write_text("mine", "utf-8")
+        with pytest.raises(RunError, match="which no run wrote"):
+            run(source, "run", steps=3, force=True)
+        (tmp_path / "run" / name).unlink()
     foreign = tmp_path / "other"
     foreign.mkdir()
     (foreign / "config.json").write_text('{"architectures": []}', "utf-8")

@@ -8,12 +8,13 @@ verb that needs it, so that `--help` answers at once.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import importlib
 import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 STARTED = time.monotonic()
 """When the command began: a budget in minutes counts from here."""
@@ -56,17 +57,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb, *rest = arguments
     if verb not in VERBS:
         return _fail(f"there is no verb {verb!r}; there are {', '.join(VERBS)}", 2)
-    _show_log()
-    return _guarded(verb, rest)
+    with _log_shown():
+        return _guarded(verb, rest)
 
 
-def _show_log() -> None:
+@contextlib.contextmanager
+def _log_shown() -> Iterator[None]:
     """Show what recurra itself logs; other libraries' remarks are not for this program's user."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("recurra: %(message)s"))
     logger = logging.getLogger("recurra")
-    logger.handlers[:] = [handler]
+    before = logger.level
+    logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 def _open_streams() -> None:
@@ -131,9 +139,9 @@ def _fail(message: str, code: int) -> int:
     # One line, even when a file's name is two.
     try:
         print("recurra:", message.replace("\n", "\\n"), file=sys.stderr, flush=True)
-    except BrokenPipeError:
-        # Nobody reads our errors any more; the exit code still says it. Python would complain
-        # once more when it flushes at exit, so give it somewhere to flush.
+    except OSError:
+        # Nobody reads our errors any more (a pipe, a closed terminal); the exit code still says it.
+        # Python would complain once more when it flushes at exit, so give it somewhere to flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     return code
 

@@ -121,7 +121,7 @@ def _progress(command: Train) -> Progress:
 
         def report(self, record: dict[str, Any]) -> None:
             # A reader that has had enough shall not end the training.
-            with contextlib.suppress(BrokenPipeError):
+            with contextlib.suppress(OSError):
                 print(json.dumps(record, ensure_ascii=False), flush=True)
 
     shown = Progress() if command.quiet else ConsoleProgress()

@@ -42,6 +42,11 @@ def name_of(step: int, *, final: bool = False) -> str:
     return f"step-{step:08}" + ("-final" if final else "")
 
 
+def is_name(name: str) -> bool:
+    """Whether a checkpoint's folder may be called this."""
+    return _NAME.fullmatch(name) is not None
+
+
 def step_of(name: str) -> int:
     """After how many updates a checkpoint of this name was made."""
     found = _NAME.fullmatch(name)

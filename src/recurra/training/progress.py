@@ -69,6 +69,13 @@ class _Console(Console):
         # rich would end the program; a training goes on when nobody watches any more.
         self.quiet = True
 
+    def _write_buffer(self) -> None:
+        try:
+            super()._write_buffer()
+        except OSError:
+            # The terminal was closed: nothing can be shown there, and what it was is no loss.
+            self.quiet = True
+
 
 class ConsoleProgress(Progress):
     """Draws on stderr; colour and motion only on a terminal, and no colour with NO_COLOR."""

@@ -10,6 +10,7 @@
     checkpoints/         the last moments of the training, to go on from; see checkpoints.py
     loss.svg             with --plot
     .lock                held by the process that trains
+    .job                 which job of torchrun's made the run, if one did that may restart
 
 Knows where things lie and how they are written so that a reader never sees half a file; what is
 in them is the business of `moment.py`, `weights.py` and the reporter.
@@ -17,8 +18,8 @@ in them is the business of `moment.py`, `weights.py` and the reporter.
 
 from __future__ import annotations
 
-import glob
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -32,10 +33,19 @@ from filelock import FileLock, Timeout
 import recurra
 from recurra.config import RunConfig
 from recurra.errors import ConfigError, RunError
-from recurra.files import UNFINISHED, flush, read_json, read_lines, remove_unfinished, write_json
+from recurra.files import (
+    UNFINISHED,
+    flush,
+    read_json,
+    read_lines,
+    remove_unfinished,
+    write_bytes,
+    write_json,
+)
+from recurra.training.checkpoints import is_name
 
 FORMAT = 1
-LOCK = ".lock"
+LOCK, JOB = ".lock", ".job"
 METRICS = {
     "seconds": False,
     "train_nats": False,
@@ -70,6 +80,15 @@ class RunFolder:
             return {"format", "text", "model", "training"} <= read_json(self.config).keys()
         except RunError:
             return False
+
+    def claim(self, job: str) -> None:
+        """Write down which job of torchrun's makes this run."""
+        write_bytes(self.path / JOB, job.encode())
+
+    def is_made_by(self, job: str) -> bool:
+        """Whether that job made it."""
+        file = self.path / JOB
+        return file.is_file() and file.read_bytes() == job.encode()
 
     @property
     def has_copy_of_model(self) -> bool:
@@ -109,8 +128,12 @@ class RunFolder:
                 shutil.rmtree(aside)
             else:
                 aside.rename(place)
-        for staging in place.parent.glob(f".{glob.escape(place.name)}-*{UNFINISHED}"):
-            _remove_if_abandoned(staging)
+        # Eight letters of mkdtemp's, and no run whose name begins like this one's.
+        name = re.compile(rf"\.{re.escape(place.name)}-\w{{8}}{re.escape(UNFINISHED)}")
+        if place.parent.is_dir():
+            for staging in place.parent.iterdir():
+                if name.fullmatch(staging.name):
+                    _remove_if_abandoned(staging)
         if place.is_dir():
             remove_unfinished(place)
 
@@ -196,7 +219,7 @@ class RunFolder:
                 f"{self.path} exists already; choose another --out, or replace it by --force"
                 " (from Python: force=True)"
             )
-        there = (p for p in self.path.rglob("*") if not p.is_dir() and not p.name.startswith("."))
+        there = (p for p in self.path.rglob("*") if not p.is_dir())
         foreign = sorted(str(p.relative_to(self.path)) for p in there if not self._is_own(p))
         if foreign:
             raise RunError(
@@ -206,7 +229,10 @@ class RunFolder:
     def _is_own(self, file: Path) -> bool:
         named = {self.config, self.model, *self.histories(), self.curve}
         named |= {self.path / name for name in TOKEN_FILES}
-        return file in named or file.parent.parent == self.checkpoints
+        if file.name.startswith("."):
+            return file.name in (LOCK, JOB) or file.name.endswith(UNFINISHED)
+        is_checkpoint = file.parent.parent == self.checkpoints and is_name(file.parent.name)
+        return file in named or is_checkpoint or file.parent.name.endswith(UNFINISHED)
 
     def histories(self) -> tuple[Path, ...]:
         """The files that grow by a line at a time."""

@@ -128,7 +128,7 @@ class Trainer:
                 weights so far are on disk.
             LostProcessError: another process is gone; the last checkpoint is on disk.
         """
-        with self.progress, self.signals.deferred():
+        with self.progress, self._deferred():
             self.signals.on_first = self._tell_signal
             try:
                 self._begin()
@@ -189,6 +189,8 @@ class Trainer:
                 if self._batch is not None:
                     self._update(self._batch)
                 self._batch = None
+            if self.memory.since_report.tokens:
+                self._report()
             return True
         except NonFiniteError as error:
             self._fail(error)
@@ -283,7 +285,12 @@ class Trainer:
     def _interruptible(self) -> AbstractContextManager[None]:
         # A process that left alone would leave the others waiting for it.
         alone = self.processes.count == 1
-        return self.signals.obeyed_at_once() if alone else self.signals.deferred()
+        return self.signals.obeyed_at_once() if alone else self._deferred()
+
+    def _deferred(self) -> AbstractContextManager[None]:
+        # Of several processes none may leave on its own, however impatient the signals are.
+        alone = self.processes.count == 1
+        return self.signals.deferred() if alone else self.signals.protected()
 
     def _sample_due(self) -> bool:
         since = self.memory.step - self.memory.last_sample
@@ -311,7 +318,10 @@ class Trainer:
         """
         memory, lr = self.memory, self._learning_rate()
         record = describe_failure(error, self._batch, memory, lr, self.stream.ids, self.vocabulary)
-        what = f"before update {memory.step + 1}: {error}"
+        # Without a batch it is the report after an update that failed.
+        step = memory.step
+        where = f"after update {step}" if self._batch is None else f"before update {step + 1}"
+        what = f"{where}: {error}"
         again = self.config.on_nan == "rollback" and memory.rollbacks < MAX_ROLLBACKS
         if again:
             self._roll_back(what)
@@ -356,7 +366,7 @@ class Trainer:
                 stop.signum, f"in the middle of an update; {self._how_to_go_on()}"
             ) from None
         self._save()
-        if self.processes.is_first and not self.folder.model.is_file():
+        if self.processes.is_first and self.memory.best_loss is None:
             # Stopped before the first report: what was learned so far is the best there is.
             save_weights(self.folder.model, self.model, {"step": self.memory.step, "nats": None})
         # Nobody leaves before it is on disk: torchrun would end those that are left.
@@ -370,8 +380,6 @@ class Trainer:
         return f"recurra train --resume {self.folder.path} goes on from {step}"
 
     def _conclude(self) -> list[dict[str, Any]]:
-        if self.memory.since_report.tokens:
-            self._report()
         if not self.memory.finished:
             # Two of the same step in every run: one to go back to, and one that says the end.
             if not self.saver.holds(self.memory):
