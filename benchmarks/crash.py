@@ -26,8 +26,8 @@ from pathlib import Path
 from recurra.text import catalogue
 
 CLOCK_FIELDS = ("seconds", "tokens_per_second")
-OF_ITS_OWN = ("session.json", "manifest.sha256")
-"""Files of a checkpoint that differ from run to run."""
+OF_ITS_OWN = ("session.json", "manifest.sha256", ".lock", ".job")
+"""Files that differ from run to run: of a checkpoint, and what tells whose the folder is."""
 # Longer than a life needs to begin and to finish; what runs on is killed there.
 LONGEST_LIFE = 60.0
 
@@ -46,7 +46,7 @@ def readable(folder: Path) -> dict[str, bytes]:
     """What must be equal in two runs: each file's bytes, without the readings of the clock."""
     found = {}
     for file in sorted(folder.rglob("*")):
-        if not file.is_file() or file.name == ".lock" or file.name in OF_ITS_OWN:
+        if not file.is_file() or file.name in OF_ITS_OWN:
             continue
         data = file.read_bytes()
         if file.name == "metrics.jsonl":

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from recurra import launch
 from recurra.config import ModelConfig, TrainingConfig
-from recurra.errors import ConfigError
+from recurra.errors import ConfigError, RunError
 from recurra.model import RecurrentLM
 from recurra.processes import Processes
 from recurra.recurrence.scan import Rows
@@ -155,6 +155,19 @@ def test_what_is_wrong_is_said_once_and_leaves_nothing(tmp_path):
     assert err.count("recurra: ") == 1
     assert "no.txt" in err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_restarted_job_goes_on_with_its_own_run_alone(source, tmp_path, run, monkeypatch):
+    run(tmp_path / "keep", steps=2)
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "2")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    with pytest.raises(RunError, match="exists already"):
+        run(tmp_path / "keep", steps=2)
+    run(tmp_path / "own", steps=2)
+    run(tmp_path / "own", steps=2)
+    monkeypatch.setenv("MASTER_PORT", "12345")
+    with pytest.raises(RunError, match="exists already"):
+        run(tmp_path / "own", steps=2)
 
 
 def test_a_job_that_may_restart_needs_the_name_of_its_folder(monkeypatch, run):
