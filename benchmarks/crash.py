@@ -121,8 +121,10 @@ class Killer:
             saves -= is_saving and not was_saving
             was_saving = is_saving
             if saves == 0:
+                # Writing and verifying this checkpoint takes about so long: anywhere inside it.
                 time.sleep(self.random.uniform(0.0, 0.01))
                 return
+            # A save lasts milliseconds, and must be seen to be hit.
             time.sleep(0.0002 if saves > 0 else 0.01)
 
 

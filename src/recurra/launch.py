@@ -71,8 +71,10 @@ def start_run(
     with _surrounded(config.training, progress, clock) as around:
         path = around.processes.first_does(lambda: str(_choose_path(out, sources, config)))
         folder = RunFolder(path)
-        made = around.processes.first_does(lambda: str(folder.is_made_by(job_name())))
-        if is_restart() and made == str(True):
+        own = around.processes.first_does(
+            lambda: job_name() if folder.is_made_by(job_name()) else ""
+        )
+        if is_restart() and own:
             _refuse_other_settings(folder, config)
             return _run(folder, config.training, around, resumed=True)
         for line in config.ignored():

@@ -118,6 +118,7 @@ def test_when_one_is_killed_the_job_restarts_and_ends_as_if_undisturbed(
 def wait_for(path):
     deadline = time.monotonic() + 60
     while not path.exists():
+        # Another process writes it; there is nothing to wait on but the clock.
         assert time.monotonic() < deadline
         time.sleep(0.01)
 

@@ -82,8 +82,14 @@ def test_the_exit_code_is_right_when_nobody_reads_the_errors(source, tmp_path):
 def test_a_signal_that_was_ignored_stays_ignored(source, tmp_path):
     training = Training(source, tmp_path / "run", prefix=["nohup"])
     training.process.send_signal(signal.SIGHUP)
-    time.sleep(0.3)  # it would have ended by then
-    assert training.process.poll() is None
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    reported = len(metrics.read_bytes().splitlines())
+    deadline = time.monotonic() + 60
+    # It would have ended at the next update, and there are fifty between two reports.
+    while len(metrics.read_bytes().splitlines()) < reported + 3:
+        assert training.process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     assert training.send(signal.SIGTERM)[0] == 143
 
 
