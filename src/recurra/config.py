@@ -19,7 +19,7 @@ from recurra.checks import require, require_choices, require_types
 from recurra.errors import ConfigError
 
 CellName = Literal["rnn", "rnn-relu", "gru", "lstm", "none"]
-BackendName = Literal["auto", "reference", "bptt", "library"]
+BackendName = Literal["auto", "reference", "bptt", "library", "native"]
 Precision = Literal["fp32", "bf16"]
 TokenKind = Literal["char", "byte", "word", "bpe"]
 Sampling = Literal["sequential", "random"]

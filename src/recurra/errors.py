@@ -11,6 +11,7 @@
         ├── PeerError          RuntimeError     the first process of the training failed
         ├── DivergenceError    ArithmeticError  training no longer learns
         │   └── NonFiniteError                  a loss or gradient became NaN or infinite
+        ├── KernelError        RuntimeError     the compiled kernels cannot be built or loaded
         └── MissingExtraError  ImportError      an optional dependency is not installed
 
     KeyboardInterrupt
@@ -71,6 +72,10 @@ class DivergenceError(RecurraError, ArithmeticError):
 
 class NonFiniteError(DivergenceError):
     """A loss, a gradient or a logit became NaN or infinite; the weights were not touched."""
+
+
+class KernelError(RecurraError, RuntimeError):
+    """The compiled kernels cannot be built or loaded; the text says why."""
 
 
 class MissingExtraError(RecurraError, ImportError):

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
@@ -35,6 +36,19 @@ _NO_BRACKETS = bytes(set(range(256)) - set(b'[]{}"'))
 # Of bytes in UTF-8, or of an escape: a character that Python keeps in four bytes, or in two.
 _FOUR_BYTES = re.compile(rb"[\xf0-\xff]|\\u[dD]")
 _TWO_BYTES = re.compile(rb"[\x80-\xff]|\\u")
+
+
+def cache_folder() -> Path:
+    """Where downloads and built kernels are kept: `RECURRA_CACHE`, or the platform's place."""
+    if chosen := os.environ.get("RECURRA_CACHE"):
+        return Path(chosen)
+    if sys.platform == "win32":
+        local = os.environ.get("LOCALAPPDATA")
+        return (Path(local) if local else Path.home() / "AppData" / "Local") / "recurra" / "Cache"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "recurra"
+    xdg = os.environ.get("XDG_CACHE_HOME")
+    return (Path(xdg) if xdg else Path.home() / ".cache") / "recurra"
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from recurra.errors import ConfigError
+from recurra.kernels import library
 from recurra.recurrence import scan, workspace
 from recurra.recurrence.cells import CELLS, LayerParameters
 
@@ -173,7 +174,7 @@ def test_bptt_passes_gradcheck(cell):
     assert torch.autograd.gradcheck(function, (inputs, *present, *state))
 
 
-@pytest.mark.parametrize("backend", scan.BACKENDS)
+@pytest.mark.parametrize("backend", ["reference", "bptt", "library"])
 @pytest.mark.parametrize("cell", list(CELLS))
 def test_two_halves_equal_the_whole(cell, backend, device):
     torch.manual_seed(5)
@@ -277,3 +278,71 @@ def test_wrong_shapes_are_refused_before_anything_is_computed():
             scan.run("gru", inputs[:0], None, layer, backend)
     with pytest.raises(ConfigError, match="layers"):
         scan.run_stack("gru", inputs, (torch.zeros(3, 5, 4),), [layer])
+
+
+needs_kernels = pytest.mark.skipif(not library.is_available(), reason="no compiler for the kernels")
+# Without the single unit: where its gate saturates, 1 - z is rounding, and there is no other unit's
+# gradient to measure it by.
+NATIVE_SHAPES = [*SHAPES[1:], (5, 33, 7, 100), (6, 32, 10, 64), (4, 2, 3, 256), (3, 19, 8, 129)]
+
+
+@needs_kernels
+@pytest.mark.parametrize("reads", ["numbers", "ids"])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("shape", NATIVE_SHAPES, ids=str)
+@pytest.mark.parametrize("cell", list(CELLS))
+def test_native_equals_reference(cell, shape, threads, reads):
+    torch.set_num_threads(threads)
+    steps, batch, input_size, hidden_size = shape
+    torch.manual_seed(0)
+    widths = [input_size, hidden_size]
+    layers = [make_layer(cell, w, hidden_size, torch.float32, bias=threads > 1) for w in widths]
+    states = [make_state(cell, batch, p) for p in layers]
+    state = tuple(torch.stack(s).detach().requires_grad_() for s in zip(*states, strict=True))
+    inputs = torch.randn(steps, batch, input_size).requires_grad_()
+    if reads == "ids":
+        inputs = torch.randint(input_size, (batch, steps)).t()
+    options = {} if cell == "none" else {"recurrent_gradient_scale": 0.75}
+    expected = outcome(cell, inputs, state, layers, "reference", **options)
+    assert_same(outcome(cell, inputs, state, layers, "native", **options), expected, 1e-5)
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", NATIVE_SHAPES, ids=str)
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_native_bf16_gradients_stay_near_those_of_fp32(cell, shape):
+    steps, batch, input_size, hidden_size = shape
+    torch.manual_seed(0)
+    layers = [make_layer(cell, input_size, hidden_size, torch.float32)]
+    state = tuple(s.detach()[None].requires_grad_() for s in make_state(cell, batch, layers[0]))
+    inputs = torch.randn(steps, batch, input_size, requires_grad=True)
+    expected = outcome(cell, inputs, state, layers, "reference")
+    actual = outcome(cell, inputs, state, layers, "native", precision="bf16")
+    assert_same(actual, expected, 0.1)
+
+
+@needs_kernels
+def test_native_refuses_what_it_cannot_do():
+    inputs = torch.zeros(2, 1, 3)
+    with pytest.raises(ConfigError, match="fp32"):
+        scan.run("rnn", inputs.double(), None, make_layer("rnn", 3, 4, torch.float64), "native")
+    layer = make_layer("lstm", 3, 4, torch.float32, proj_size=2)
+    with pytest.raises(ConfigError, match="projected"):
+        scan.run("lstm", inputs, None, layer, "native")
+
+
+@needs_kernels
+@pytest.mark.parametrize("cell", RECURRENT)
+def test_native_gradients_of_gradients_equal_reference(cell):
+    torch.manual_seed(9)
+    layer = make_layer(cell, 3, 4, torch.float32)
+    state = make_state(cell, 2, layer)
+    inputs = torch.randn(5, 2, 3, requires_grad=True)
+    leaves = [inputs, *(p for p in layer if p is not None), *state]
+    results = []
+    for backend in ("native", "reference"):
+        outputs, _ = scan.run(cell, inputs, state, layer, backend)
+        (slope,) = torch.autograd.grad(outputs.square().sum(), inputs, create_graph=True)
+        penalty = outputs.sum() + slope.square().sum()
+        results.append(torch.autograd.grad(penalty, leaves))
+    assert_same(list(results[0]), list(results[1]), 1e-5)

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from recurra.errors import CorpusError
+from recurra.files import cache_folder
 from recurra.text import catalogue
-from recurra.text.catalogue import Corpus, cache_folder, describe, locate, names, nearest
+from recurra.text.catalogue import Corpus, describe, locate, names, nearest
 
 TEXT = "a small text, 中\r\n".encode()
 SHA256 = hashlib.sha256(TEXT).hexdigest()

@@ -63,9 +63,10 @@ def _get(name: str, as_json: bool) -> None:
 
 
 def _where(as_json: bool) -> None:
+    from recurra.files import cache_folder
     from recurra.text import catalogue
 
-    data, cache = catalogue.data_folder(), catalogue.cache_folder()
+    data, cache = catalogue.data_folder(), cache_folder()
     if as_json:
         folder = None if data is None else str(data)
         print(json.dumps({"RECURRA_DATA": folder, "cache": str(cache)}))

@@ -79,9 +79,10 @@ def _extras() -> dict[str, str]:
 
 
 def _places() -> dict[str, str]:
+    from recurra.files import cache_folder
     from recurra.text import catalogue
 
-    cache = catalogue.cache_folder()
+    cache = cache_folder()
     data = catalogue.data_folder()
     free = shutil.disk_usage(Path.cwd()).free
     there = "" if data is None or data.is_dir() else " (there is no such folder)"

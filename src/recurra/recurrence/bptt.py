@@ -85,7 +85,7 @@ class _LayerThroughTime(torch.autograd.Function):
         if torch.is_grad_enabled():
             state = tuple(saved[len(LayerParameters._fields) :])
             grads = (grad_outputs, *grad_final)
-            return (None, None, None, *_backward_with_graph(ctx, inputs, parameters, state, grads))
+            return (None, None, None, *backward_with_graph(ctx, inputs, parameters, state, grads))
         weights = _recurrent_weights(parameters, ctx.dtype)
         trace = Trace(hidden, tuple(buffers))
         gradients = LOOPS[ctx.name].backward(trace, grad_outputs, grad_final, weights, ctx.scale)
@@ -95,7 +95,7 @@ class _LayerThroughTime(torch.autograd.Function):
         return (None, None, None, grad_inputs, *grad_parameters, *gradients.initial)
 
 
-def _backward_with_graph(
+def backward_with_graph(
     ctx: Any,
     inputs: Tensor,
     parameters: LayerParameters,

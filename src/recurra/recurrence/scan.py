@@ -13,13 +13,14 @@ from torch import Tensor
 from torch.nn.functional import dropout as drop
 
 from recurra.errors import ConfigError
-from recurra.recurrence import bptt, library, reference
+from recurra.recurrence import bptt, library, native, reference
 from recurra.recurrence.cells import CELLS, LayerParameters, State, find_cell
 
 _RUNNERS: dict[str, Callable[..., tuple[Tensor, State]]] = {
     "reference": reference.run_layer,
     "bptt": bptt.run_layer,
     "library": library.run_layer,
+    "native": native.run_layer,
 }
 
 

@@ -14,7 +14,6 @@ import importlib.resources
 import io
 import logging
 import os
-import sys
 import urllib.error
 import urllib.request
 import zipfile
@@ -23,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recurra.errors import CorpusError
-from recurra.files import replaced
+from recurra.files import cache_folder, replaced
 
 DEFAULT_CORPUS = "english-story"
 """What is read when no source is given."""
@@ -150,19 +149,6 @@ def data_folder() -> Path | None:
     """The folder that `RECURRA_DATA` names, searched before any download; None when unset."""
     value = os.environ.get("RECURRA_DATA")
     return Path(value) if value else None
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: `RECURRA_CACHE`, or the platform's place for caches."""
-    if chosen := os.environ.get("RECURRA_CACHE"):
-        return Path(chosen)
-    if sys.platform == "win32":
-        local = os.environ.get("LOCALAPPDATA")
-        return (Path(local) if local else Path.home() / "AppData" / "Local") / "recurra" / "Cache"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "recurra"
-    xdg = os.environ.get("XDG_CACHE_HOME")
-    return (Path(xdg) if xdg else Path.home() / ".cache") / "recurra"
 
 
 def _find_in_data_folder(corpus: Corpus) -> Path | None:

@@ -1,0 +1,185 @@
+"""Compiles the kernels, once for each version of the sources, torch, and type of machine.
+
+What was built lies in the cache folder under a name made of all three, so that a binary made for
+another machine is never loaded, and a change of any of them builds anew. Knows nothing of what the
+kernels compute.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+
+from recurra.errors import KernelError
+from recurra.files import cache_folder, flush, replace_bytes
+
+SOURCES = Path(__file__).parent / "source"
+LIBRARY = "recurra-kernels.so"
+LOG = "build.log"
+COMPILERS = ("g++", "c++", "clang++")
+TIMEOUT = 600
+"""Seconds after which a compiler counts as hanging."""
+
+
+def kernels_folder() -> Path:
+    """Where all builds lie."""
+    return cache_folder() / "kernels"
+
+
+def build_folder() -> Path:
+    """Where the build for this machine, torch and these sources lies, or would."""
+    return kernels_folder() / f"torch-{torch.__version__}-{_fingerprint()}"
+
+
+def find_compiler() -> str | None:
+    """The C++ compiler: `CXX`, or the first of `COMPILERS` that is installed."""
+    chosen = os.environ.get("CXX")
+    return chosen or next((name for name in COMPILERS if shutil.which(name)), None)
+
+
+def built_library() -> Path | None:
+    """The library for this machine, if it was built."""
+    path = build_folder() / LIBRARY
+    return path if path.is_file() else None
+
+
+def failed_log() -> Path | None:
+    """The log of an earlier build that failed and was not repeated, if there is one."""
+    path = build_folder() / LOG
+    return path if path.is_file() and built_library() is None else None
+
+
+def build() -> Path:
+    """Compile the kernels, unless another process did so meanwhile; the library's path.
+
+    Raises:
+        KernelError: there is no compiler, or it failed; the text names the log.
+    """
+    folder = build_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "lock"):
+            return built_library() or _compile(folder)
+    except OSError as error:
+        raise KernelError(f"cannot build kernels in {folder}: {error.strerror or error}") from error
+
+
+def clean() -> int:
+    """Remove every build, for whatever machine; how many there were."""
+    folders = [p for p in kernels_folder().glob("torch-*") if p.is_dir()]
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    return len(folders)
+
+
+def _compile(folder: Path) -> Path:
+    compiler = find_compiler()
+    if compiler is None:
+        raise KernelError(f"no C++ compiler is installed ({', '.join(COMPILERS)}, or CXX)")
+    with tempfile.TemporaryDirectory(prefix=".build", dir=folder) as work:
+        library = Path(work) / LIBRARY
+        log = _run_compiler(compiler, library)
+        replace_bytes(folder / LOG, log.encode(errors="replace"))
+        if not library.is_file():
+            raise KernelError(f"{compiler} could not build the kernels; see {folder / LOG}")
+        flush(library)
+        os.replace(library, folder / LIBRARY)
+    return folder / LIBRARY
+
+
+def _run_compiler(compiler: str, library: Path) -> str:
+    """Compile each source by itself, side by side, then link; everything that was said."""
+    objects, running = [], []
+    said = ""
+    for source in sorted(SOURCES.glob("*.cpp")):
+        objects.append(library.with_name(f"{source.stem}.o"))
+        command = [compiler, *_flags(), "-c", str(source), "-o", str(objects[-1])]
+        said += f"$ {' '.join(command)}\n"
+        try:
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+            )
+        except OSError as error:
+            return f"{said}{error}\n"
+        running.append(process)
+    for process in running:
+        said += _wait_for(process)
+    if any(process.returncode for process in running):
+        return said
+    command = [compiler, "-shared", *map(str, objects), "-o", str(library), *_link_flags()]
+    said += f"$ {' '.join(command)}\n"
+    linking = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+    )
+    return said + _wait_for(linking)
+
+
+def _wait_for(process: subprocess.Popen[bytes]) -> str:
+    try:
+        output, _ = process.communicate(timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output, _ = process.communicate()
+        output += f"\nended after {TIMEOUT} s\n".encode()
+    return output.decode(errors="replace")
+
+
+def _flags() -> list[str]:
+    arm = platform.machine().lower() in ("arm64", "aarch64")
+    machine = "-mcpu=native" if arm else "-march=native"
+    openmp = ["-Xclang", "-fopenmp"] if sys.platform == "darwin" else ["-fopenmp"]
+    return [
+        "-std=c++17",
+        "-O3",
+        machine,
+        "-fno-math-errno",
+        "-fPIC",
+        "-fvisibility=hidden",
+        *openmp,
+    ]
+
+
+def _link_flags() -> list[str]:
+    """Against torch's libraries and its OpenMP runtime, which are loaded already; none of our own.
+
+    What is left undefined is found there: a second OpenMP runtime in the process would keep threads
+    of its own, which fight torch's for the cores.
+    """
+    folder = Path(torch.__file__).parent / "lib"
+    if sys.platform == "darwin":
+        return ["-undefined", "dynamic_lookup"]
+    return [f"-L{folder}", "-Wl,--no-as-needed", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{folder}"]
+
+
+@cache
+def _fingerprint() -> str:
+    """Of the sources, the flags and the machine: 16 hex digits."""
+    digest = hashlib.sha256()
+    for source in sorted(SOURCES.iterdir()):
+        digest.update(f"{source.name}\0".encode() + source.read_bytes() + b"\0")
+    digest.update("\0".join((*_flags(), *_link_flags(), _machine())).encode())
+    return digest.hexdigest()[:16]
+
+
+def _machine() -> str:
+    """What kind of processor this is, as finely as instructions differ."""
+    described = f"{sys.platform} {platform.machine()} {platform.processor()}"
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return described
+    # Of the first processor; the clock, which changes, is not among them.
+    names = "vendor_id|cpu family|model|model name|flags|Features|CPU implementer|CPU part"
+    found = re.findall(rf"^(?:{names})\s*:.*$", text.split("\n\n")[0], re.MULTILINE)
+    return "\n".join([described, *found])

@@ -1,0 +1,263 @@
+// Products of a few rows with a weight that was packed beforehand.
+//
+// A packed weight is a row of panels. A panel holds kPanel columns, row after row, so that the
+// innermost loop reads it from end to end. The rows stay as the caller has them. What a time step
+// multiplies is small (16 x 512 by 512 x 512, say), so nothing is blocked over the inner dimension:
+// a panel streams through the L2 cache once for every tile of rows.
+//
+// There are four kinds of product, each a class of static functions with the same names:
+//   Single     fp32;
+//   Rounded    fp32 arithmetic on operands rounded to bfloat16, for machines without the next one;
+//   Pairs      bfloat16 operands, two at a time, accumulated in fp32 (AVX-512 BF16);
+//   Tiles      the same by oneDNN through libtorch, which knows how to use AMX.
+#pragma once
+
+#include <algorithm>
+
+#include "vector.h"
+
+namespace c10 {
+struct BFloat16;
+}
+namespace at::native::cpublas {
+// Exported by libtorch; null where this torch has them not.
+__attribute__((weak)) void brgemm(int64_t m, int64_t n, int64_t k, int64_t ld_a, int64_t ld_b,
+                                  int64_t ld_c, bool add_c, const c10::BFloat16* a,
+                                  const c10::BFloat16* b, float* c, bool is_vnni);
+__attribute__((weak)) void brgemm_release(bool is_vnni);
+}  // namespace at::native::cpublas
+
+namespace recurra {
+
+constexpr int kPanel = 2 * kLanes;                        // columns of a panel
+constexpr int kTileRows = kRegisters == 32 ? 8 : 4;       // rows of a tile
+
+inline int64_t panels(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
+
+// Where the numbers of a weight lie: entry (k, n) at from[k * row + n * column].
+struct Layout {
+  const float* from;
+  int64_t row, column;
+};
+
+struct Single {
+  typedef float Operand;
+  static constexpr bool kCopiesOperand = false;
+
+  static int64_t panel_size(int64_t depth) { return depth * kPanel; }
+
+  static Operand convert(float x) { return x; }
+
+  // `width` <= kPanel columns; the rest of the panel is zero.
+  static void pack(Layout weight, int64_t depth, int width, Operand* panel) {
+    pack_panel<Single>(weight, depth, width, panel);
+  }
+
+  template <class Kind>
+  static void pack_panel(Layout weight, int64_t depth, int width, float* panel) {
+    if (width < kPanel) std::fill(panel, panel + panel_size(depth), 0.0f);
+    // Whichever way the weight lies, it is read along its memory.
+    if (weight.row == 1) {
+      for (int n = 0; n < width; n++)
+        for (int64_t k = 0; k < depth; k++)
+          panel[k * kPanel + n] = Kind::convert(weight.from[k + n * weight.column]);
+    } else {
+      for (int64_t k = 0; k < depth; k++)
+        for (int n = 0; n < width; n++)
+          panel[k * kPanel + n] = Kind::convert(weight.from[k * weight.row + n * weight.column]);
+    }
+  }
+
+  // c = a panel (+ c): a is (rows, depth) with rows `lda` apart, c (rows, kPanel) with `ldc`.
+  static void multiply(int rows, int64_t depth, const Operand* a, int64_t lda, const Operand* panel,
+                       float* c, int64_t ldc, bool add) {
+    while (rows > 0) {
+      int taken = std::min(rows, kTileRows);
+      tile(taken, depth, a, lda, panel, c, ldc, add);
+      rows -= taken, a += taken * lda, c += taken * ldc;
+    }
+  }
+
+  static void finish() {}
+
+ private:
+  template <int kRows>
+  static void tile_of(int64_t depth, const float* a, int64_t lda, const float* panel, float* c,
+                      int64_t ldc, bool add) {
+    // A single row has too few sums to hide the latency of an addition: take more at a time.
+    constexpr int kChains = kRows == 1 ? 4 : kRows <= 3 ? 2 : 1;
+    Vec sums[kChains][kRows][2] = {};
+    int64_t k = 0;
+    for (; k + kChains <= depth; k += kChains)
+      for (int chain = 0; chain < kChains; chain++)
+        accumulate<kRows>(sums[chain], a + k + chain, lda, panel + (k + chain) * kPanel);
+    for (; k < depth; k++) accumulate<kRows>(sums[0], a + k, lda, panel + k * kPanel);
+    for (int r = 0; r < kRows; r++)
+      for (int v = 0; v < 2; v++) {
+        float* to = c + r * ldc + v * kLanes;
+        Vec total = sums[0][r][v];
+        for (int chain = 1; chain < kChains; chain++) total += sums[chain][r][v];
+        store(to, add ? total + load(to) : total);
+      }
+  }
+
+  template <int kRows>
+  INLINE static void accumulate(Vec (&sums)[kRows][2], const float* a,
+                                                               int64_t lda, const float* b) {
+    Vec left = load(b), right = load(b + kLanes);
+    for (int r = 0; r < kRows; r++) {
+      Vec x = splat(a[r * lda]);
+      sums[r][0] += x * left;
+      sums[r][1] += x * right;
+    }
+  }
+
+  static void tile(int rows, int64_t depth, const float* a, int64_t lda, const float* panel,
+                   float* c, int64_t ldc, bool add) {
+    switch (rows) {
+      case 1: return tile_of<1>(depth, a, lda, panel, c, ldc, add);
+      case 2: return tile_of<2>(depth, a, lda, panel, c, ldc, add);
+      case 3: return tile_of<3>(depth, a, lda, panel, c, ldc, add);
+      case 4: return tile_of<4>(depth, a, lda, panel, c, ldc, add);
+#if defined(__AVX512F__) || defined(__aarch64__)
+      case 5: return tile_of<5>(depth, a, lda, panel, c, ldc, add);
+      case 6: return tile_of<6>(depth, a, lda, panel, c, ldc, add);
+      case 7: return tile_of<7>(depth, a, lda, panel, c, ldc, add);
+      case 8: return tile_of<8>(depth, a, lda, panel, c, ldc, add);
+#endif
+    }
+  }
+};
+
+struct Rounded : Single {
+  static constexpr bool kCopiesOperand = true;
+
+  static Operand convert(float x) { return widen(narrow(x)); }
+
+  static void pack(Layout weight, int64_t depth, int width, Operand* panel) {
+    pack_panel<Rounded>(weight, depth, width, panel);
+  }
+
+  static void store_operand(Operand* to, Vec v, int count) {
+    store(to, round_to_bfloat16(v), count);
+  }
+};
+
+#if defined(__AVX512BF16__)
+
+// Two rows of the weight lie interleaved, (k, n) beside (k + 1, n); an odd last row beside zeros.
+struct Pairs {
+  typedef Half Operand;
+  static constexpr bool kCopiesOperand = true;
+
+  static int64_t panel_size(int64_t depth) { return (depth + 1) / 2 * 2 * kPanel; }
+
+  static Operand convert(float x) { return narrow(x); }
+
+  static void store_operand(Operand* to, Vec v, int count) { store_bfloat16(to, v, count); }
+
+  static void pack(Layout weight, int64_t depth, int width, Operand* panel) {
+    if (width < kPanel || depth % 2) std::fill(panel, panel + panel_size(depth), Half(0));
+    if (weight.row == 1) {
+      for (int n = 0; n < width; n++) pack_column(weight.from + n * weight.column, depth, panel + 2 * n);
+    } else {
+      for (int64_t k = 0; k < depth; k++)
+        for (int n = 0; n < width; n++)
+          panel[k / 2 * 2 * kPanel + 2 * n + k % 2] =
+              narrow(weight.from[k * weight.row + n * weight.column]);
+    }
+  }
+
+  // As Single's; what stands in a row of `a` behind an odd depth must be finite.
+  static void multiply(int rows, int64_t depth, const Operand* a, int64_t lda, const Operand* panel,
+                       float* c, int64_t ldc, bool add) {
+    while (rows > 0) {
+      int taken = std::min(rows, kTileRows);
+      tile(taken, (depth + 1) / 2, a, lda, panel, c, ldc, add);
+      rows -= taken, a += taken * lda, c += taken * ldc;
+    }
+  }
+
+  static void finish() {}
+
+ private:
+  // One column of the weight, which lies in one piece, a vector of it at a time.
+  static void pack_column(const float* from, int64_t depth, Half* to) {
+    for (int64_t k = 0; k < depth; k += kLanes) {
+      Half lanes[kLanes] = {};
+      int count = int(std::min<int64_t>(kLanes, depth - k));
+      store_bfloat16(lanes, load(from + k, count), count);
+      for (int i = 0; i < count; i += 2)
+        std::memcpy(to + (k + i) * kPanel, lanes + i, 2 * sizeof(Half));
+    }
+  }
+
+  template <int kRows>
+  static void tile_of(int64_t pairs, const Half* a, int64_t lda, const Half* panel, float* c,
+                      int64_t ldc, bool add) {
+    constexpr int kChains = kRows == 1 ? 4 : kRows <= 3 ? 2 : 1;
+    __m512 sums[kChains][kRows][2] = {};
+    int64_t k = 0;
+    for (; k + kChains <= pairs; k += kChains)
+      for (int chain = 0; chain < kChains; chain++)
+        accumulate<kRows>(sums[chain], a + 2 * (k + chain), lda, panel + 2 * (k + chain) * kPanel);
+    for (; k < pairs; k++) accumulate<kRows>(sums[0], a + 2 * k, lda, panel + 2 * k * kPanel);
+    for (int r = 0; r < kRows; r++)
+      for (int v = 0; v < 2; v++) {
+        float* to = c + r * ldc + v * kLanes;
+        Vec total = (Vec)sums[0][r][v];
+        for (int chain = 1; chain < kChains; chain++) total += (Vec)sums[chain][r][v];
+        store(to, add ? total + load(to) : total);
+      }
+  }
+
+  template <int kRows>
+  INLINE static void accumulate(__m512 (&sums)[kRows][2],
+                                                               const Half* a, int64_t lda,
+                                                               const Half* b) {
+    __m512bh left = (__m512bh)_mm512_loadu_si512(b);
+    __m512bh right = (__m512bh)_mm512_loadu_si512(b + kPanel);
+    for (int r = 0; r < kRows; r++) {
+      int32_t pair;
+      std::memcpy(&pair, a + r * lda, sizeof pair);
+      __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
+      sums[r][0] = _mm512_dpbf16_ps(sums[r][0], x, left);
+      sums[r][1] = _mm512_dpbf16_ps(sums[r][1], x, right);
+    }
+  }
+
+  static void tile(int rows, int64_t pairs, const Half* a, int64_t lda, const Half* panel, float* c,
+                   int64_t ldc, bool add) {
+    switch (rows) {
+      case 1: return tile_of<1>(pairs, a, lda, panel, c, ldc, add);
+      case 2: return tile_of<2>(pairs, a, lda, panel, c, ldc, add);
+      case 3: return tile_of<3>(pairs, a, lda, panel, c, ldc, add);
+      case 4: return tile_of<4>(pairs, a, lda, panel, c, ldc, add);
+      case 5: return tile_of<5>(pairs, a, lda, panel, c, ldc, add);
+      case 6: return tile_of<6>(pairs, a, lda, panel, c, ldc, add);
+      case 7: return tile_of<7>(pairs, a, lda, panel, c, ldc, add);
+      case 8: return tile_of<8>(pairs, a, lda, panel, c, ldc, add);
+    }
+  }
+};
+
+// The panels are laid out as oneDNN wants its operand for AMX already.
+struct Tiles : Pairs {
+  static bool exists() { return at::native::cpublas::brgemm != nullptr; }
+
+  static void multiply(int rows, int64_t depth, const Operand* a, int64_t lda, const Operand* panel,
+                       float* c, int64_t ldc, bool add) {
+    at::native::cpublas::brgemm(rows, kPanel, depth + depth % 2, lda, kPanel, ldc, add,
+                                reinterpret_cast<const c10::BFloat16*>(a),
+                                reinterpret_cast<const c10::BFloat16*>(panel), c, true);
+  }
+
+  // Each thread that used the tile registers gives them back.
+  static void finish() {
+    if (at::native::cpublas::brgemm_release) at::native::cpublas::brgemm_release(true);
+  }
+};
+
+#endif
+
+}  // namespace recurra
