@@ -10,8 +10,8 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, linear
 
+from recurra import output_layer
 from recurra.config import ModelConfig
 from recurra.recurrence.cells import LayerParameters, State, find_cell
 from recurra.recurrence.scan import Rows, choose_backend, run_stack
@@ -158,11 +158,15 @@ class RecurrentLM(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The output layer: (..., H) to (..., V)."""
-        weight = self.embedding if self.config.tie_weights else self.head_weight
-        if self.config.precision == "bf16":
-            product = linear(hidden.bfloat16(), weight.bfloat16()).to(hidden.dtype)
-            return product + self.head_bias
-        return linear(hidden, weight, self.head_bias)
+        return output_layer.logits(hidden, self._output_weight, self.head_bias, self._product_dtype)
+
+    @property
+    def _output_weight(self) -> Tensor:
+        return self.embedding if self.config.tie_weights else self.head_weight
+
+    @property
+    def _product_dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.config.precision == "bf16" else self.head_bias.dtype
 
     def initial_logits(self, batch_size: int = 1) -> Tensor:
         """(B, V): the output layer on the zero state, the guess when nothing was read yet."""
@@ -201,5 +205,15 @@ class RecurrentLM(nn.Module):
         hidden, state = self.hidden(
             ids, state, recurrent_gradient_scale=recurrent_gradient_scale, rows=rows
         )
-        logits = self.logits(hidden).flatten(0, 1)
-        return cross_entropy(logits, targets.t().flatten()), state
+        compiled = self.backend == "native" and hidden.dtype == torch.float32
+        cross_entropy = (
+            output_layer.compiled_cross_entropy if compiled else output_layer.cross_entropy
+        )
+        loss = cross_entropy(
+            hidden.flatten(0, 1),
+            self._output_weight,
+            self.head_bias,
+            targets.t().flatten(),
+            self._product_dtype,
+        )
+        return loss, state

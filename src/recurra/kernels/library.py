@@ -28,7 +28,7 @@ _in_forked_child = False
 
 
 class Layer(ctypes.Structure):
-    """One layer through time; see `source/layer.h`, which has the same fields in the same order."""
+    """One layer through time; `source/kernels.h` has the same fields in the same order."""
 
     _fields_ = (
         ("cell", c_int32),
@@ -58,6 +58,47 @@ class Layer(ctypes.Structure):
         ("grad_initial_cells", c_void_p),
         ("packed", c_void_p),
         ("spare", c_void_p),
+    )
+
+
+class GradientProduct(ctypes.Structure):
+    """One product a' b over many rows; see `source/kernels.h`."""
+
+    _fields_ = (
+        ("kind", c_int32),
+        ("threads", c_int32),
+        ("rows", c_int64),
+        ("m", c_int64),
+        ("n", c_int64),
+        ("lda", c_int64),
+        ("ldb", c_int64),
+        ("ldc", c_int64),
+        ("a", c_void_p),
+        ("b", c_void_p),
+        ("c", c_void_p),
+        ("packed", c_void_p),
+    )
+
+
+class OutputLayer(ctypes.Structure):
+    """The output layer and its loss; see `source/kernels.h`."""
+
+    _fields_ = (
+        ("kind", c_int32),
+        ("threads", c_int32),
+        ("rows", c_int64),
+        ("units", c_int64),
+        ("vocabulary", c_int64),
+        ("hidden", c_void_p),
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("targets", c_void_p),
+        ("loss", c_void_p),
+        ("logits", c_void_p),
+        ("logit_operand", c_void_p),
+        ("grad_hidden", c_void_p),
+        ("grad_bias", c_void_p),
+        ("packed", c_void_p),
     )
 
 
@@ -119,23 +160,32 @@ def _build() -> Any:
 
 
 def _declare(library: Any) -> Any:
-    for name in ("recurra_layer_forward", "recurra_layer_backward"):
-        function = getattr(library, name)
-        function.argtypes, function.restype = (POINTER(Layer),), None
-    sizes = {
-        "recurra_packed_numbers": (c_int64, c_int64),
-        "recurra_spare_numbers": (c_int64, c_int64, c_int64),
+    described = {
+        "layer": (Layer, ("layer_forward", "layer_backward")),
+        "gradient_product": (GradientProduct, ("multiply_transposed",)),
+        "output_layer": (OutputLayer, ("output_forward", "output_backward")),
     }
-    for name, arguments in sizes.items():
-        function = getattr(library, name)
-        function.argtypes, function.restype = arguments, c_int64
-    library.recurra_best_kind.restype = c_int32
-    library.recurra_add_rows.argtypes = (c_int32, c_int64, c_int64, c_int64, *[c_void_p] * 3)
-    library.recurra_add_rows.restype = None
-    library.recurra_layer_bytes.restype = c_int64
-    if library.recurra_layer_bytes() != ctypes.sizeof(Layer):
-        raise KernelError("the kernels are of another version")
+    for name, (structure, functions) in described.items():
+        size = getattr(library, f"recurra_{name}_bytes")
+        size.restype = c_int64
+        if size() != ctypes.sizeof(structure):
+            raise KernelError("the kernels are of another version")
+        for function in functions:
+            _sign(library, function, POINTER(structure))
+    _sign(library, "add_rows", c_int32, c_int64, c_int64, c_int64, *[c_void_p] * 3)
+    _sign(library, "all_below", c_int64, c_void_p, c_int64, result=c_int32)
+    _sign(library, "best_kind", result=c_int32)
+    _sign(library, "packed_numbers", c_int64, c_int64, result=c_int64)
+    _sign(library, "spare_numbers", c_int64, c_int64, c_int64, result=c_int64)
+    _sign(library, "transposed_numbers", c_int64, c_int64, c_int64, result=c_int64)
+    _sign(library, "logit_numbers", c_int64, result=c_int64)
+    _sign(library, "output_numbers", c_int64, c_int64, c_int64, result=c_int64)
     return library
+
+
+def _sign(library: Any, name: str, *arguments: Any, result: Any = None) -> None:
+    function = getattr(library, f"recurra_{name}")
+    function.argtypes, function.restype = arguments, result
 
 
 def threads() -> int:

@@ -72,31 +72,76 @@ def why_not(inputs: Tensor, parameters: LayerParameters) -> str:
     return ""
 
 
+def product_kind(dtype: torch.dtype) -> int:
+    """The kernels' number for products in this format; see `Kind` in `source/kernels.h`."""
+    if dtype == torch.float32:
+        return _SINGLE
+    kind: int = library.load().recurra_best_kind()
+    return kind
+
+
+def operand_dtype(kind: int) -> torch.dtype | None:
+    """Of the rounded operands; None where the products take the numbers as they are."""
+    return {_SINGLE: None, _ROUNDED: torch.float32}.get(kind, torch.bfloat16)
+
+
+def check_ids(ids: Tensor, limit: int) -> None:
+    """The kernels take ids on trust.
+
+    Args:
+        ids: int64, dense.
+
+    Raises:
+        IndexError: one of them is negative, or `limit` or more.
+    """
+    if not library.load().recurra_all_below(ids.numel(), ids.data_ptr(), limit):
+        raise IndexError(f"a token id is not between 0 and {limit - 1}")
+
+
+def gradient_product(kind: int, left: Tensor, right: Tensor, out: Tensor) -> None:
+    """out = left' right: a gradient summed over all rows of both.
+
+    `left` holds operands of this kind, `right` fp32; columns of wider rows will do.
+    """
+    threads = library.threads()
+    numbers = library.load().recurra_transposed_numbers(threads, len(left), right.shape[1])
+    packed = SHELF.borrow(numbers, like=right)
+    product = library.GradientProduct(
+        kind=kind,
+        threads=threads,
+        rows=len(left),
+        m=left.shape[1],
+        n=right.shape[1],
+        lda=left.stride(0),
+        ldb=right.stride(0),
+        ldc=out.stride(0),
+        a=left.data_ptr(),
+        b=right.data_ptr(),
+        c=out.data_ptr(),
+        packed=packed.data_ptr(),
+    )
+    library.load().recurra_multiply_transposed(byref(product))
+
+
 class _Call:
     """The numbers and the memory that both passes of one layer share."""
 
     def __init__(self, name: str, dtype: torch.dtype, batch: int, weight_hh: Tensor) -> None:
         self.name = name
         self.library = library.load()
-        self.kind = _SINGLE if dtype == torch.float32 else self.library.recurra_best_kind()
+        self.kind = product_kind(dtype)
         self.batch, self.units = batch, weight_hh.shape[1]
         self.gates = weight_hh.shape[0] // self.units
         self.num_deltas = _DELTAS[name]
 
-    @property
-    def operand_dtype(self) -> torch.dtype | None:
-        """Of the rounded operands; None where the products take the numbers as they are."""
-        if self.kind == _SINGLE:
-            return None
-        return torch.float32 if self.kind == _ROUNDED else torch.bfloat16
-
     def operand(self, rows: int, numbers: int) -> Tensor | None:
         """Memory for rounded operands, (rows, numbers and perhaps one or two more)."""
-        if self.operand_dtype is None:
+        dtype = operand_dtype(self.kind)
+        if dtype is None:
             return None
         odd = self.units % 2
         width = numbers + odd * (1 if numbers % 2 else 2)
-        return SHELF.borrow(rows, width, like=torch.empty(0, dtype=self.operand_dtype))
+        return SHELF.borrow(rows, width, like=torch.empty(0, dtype=dtype))
 
     def layer(self, steps: int, weight_hh: Tensor, scale: float) -> tuple[library.Layer, Any]:
         """A description with what every pass needs; and the memory it points to."""
@@ -165,13 +210,13 @@ class _LayerThroughTime(torch.autograd.Function):
         call.library.recurra_layer_forward(byref(layer))
         del memory
         ctx.call, ctx.name, ctx.dtype, ctx.scale = call, name, dtype, scale
-        ctx.save_for_backward(hidden, hidden_operand, cells, saved, inputs, *parameters, *state)
+        ctx.save_for_backward(hidden, cells, saved, inputs, *parameters, *state)
         final = [hidden[-1].clone()] + ([] if cells is None else [cells[-1].clone()])
         return (hidden[1:], *final)
 
     @staticmethod
     def backward(ctx: Any, grad_outputs: Tensor, *grad_final: Tensor) -> tuple[Any, ...]:
-        hidden, hidden_operand, cells, saved, inputs, *rest = ctx.saved_tensors
+        hidden, cells, saved, inputs, *rest = ctx.saved_tensors
         split = len(LayerParameters._fields)
         parameters, state = LayerParameters(*rest[:split]), tuple(rest[split:])
         if torch.is_grad_enabled():
@@ -204,14 +249,14 @@ class _LayerThroughTime(torch.autograd.Function):
         layer.grad_initial_cells = library.pointer(initial[1]) if len(initial) > 1 else None
         call.library.recurra_layer_backward(byref(layer))
         del memory
-        before = (hidden.flatten(0, 1) if hidden_operand is None else hidden_operand)[:-batch]
+        before = hidden[:-1].flatten(0, 1)
         gradients = _parameter_gradients(
             call,
             inputs,
             parameters,
             deltas,
             rounded,
-            before[:, : call.units],
+            before,
             grad_bias,
             ctx.needs_input_grad[3],
         )
@@ -239,7 +284,9 @@ def _project(
             table.copy_(weight.t())
         else:
             torch.add(weight.t(), bias, out=table)
-        return table, inputs.contiguous()
+        ids = inputs.long().contiguous()
+        check_ids(ids, len(table))
+        return table, ids
     projected = SHELF.borrow(*inputs.shape[:2], weight.shape[0], like=weight)
     rows, flat = projected.flatten(0, 1), inputs.flatten(0, 1)
     if dtype == weight.dtype and bias is not None:
@@ -268,15 +315,16 @@ def _parameter_gradients(
     assert operand is not None
     grad_inputs = None
     if inputs.is_floating_point():
-        flat = inputs.flatten(0, 1).to(operand.dtype)
-        grad_weight_ih = torch.mm(operand[:, :width].t(), flat).to(weight.dtype)
+        flat = inputs.flatten(0, 1).contiguous()
+        grad_weight_ih = weight.new_empty(weight.shape)
+        gradient_product(call.kind, operand[:, :width], flat, grad_weight_ih)
         if needs_inputs:
             grad_inputs = torch.mm(operand[:, :width], weight.to(operand.dtype)).to(weight.dtype)
             grad_inputs = grad_inputs.view_as(inputs)
     else:
         assert deltas is not None
         table = deltas.new_zeros(weight.shape[1], width)
-        ids = inputs.contiguous()
+        ids = inputs.long().contiguous()
         call.library.recurra_add_rows(
             library.threads(),
             len(deltas),
@@ -287,15 +335,15 @@ def _parameter_gradients(
             table.data_ptr(),
         )
         grad_weight_ih = table.t()
+    assert parameters.weight_hh is not None
+    grad_weight_hh = weight.new_empty(parameters.weight_hh.shape)
     if call.name == "gru":
-        grad_weight_hh = torch.cat(
-            [
-                torch.mm(operand[:, : 2 * units].t(), before),
-                torch.mm(operand[:, 3 * units : 4 * units].t(), before),
-            ]
-        ).to(weight.dtype)
+        gradient_product(call.kind, operand[:, : 2 * units], before, grad_weight_hh[: 2 * units])
+        gradient_product(
+            call.kind, operand[:, 3 * units : 4 * units], before, grad_weight_hh[2 * units :]
+        )
     else:
-        grad_weight_hh = torch.mm(operand[:, :width].t(), before).to(weight.dtype)
+        gradient_product(call.kind, operand[:, :width], before, grad_weight_hh)
     grad_bias_ih = grad_bias_hh = None
     if parameters.bias_ih is not None:
         grad_bias_ih = grad_bias[:width]

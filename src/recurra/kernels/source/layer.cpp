@@ -3,7 +3,7 @@
 // The loop over time stands inside one parallel region. At each step a thread takes its panels of
 // units one after the other: the recurrent product of a chunk of rows goes to a buffer in the L1
 // cache, and the cell's equations turn it into the new state at once.
-#include "layer.h"
+#include "kernels.h"
 
 #include "cells.h"
 #include "product.h"
@@ -374,8 +374,6 @@ void run(const Layer& layer, bool forward) {
 }  // namespace
 }  // namespace recurra
 
-#define RECURRA_EXPORT extern "C" __attribute__((visibility("default")))
-
 RECURRA_EXPORT void recurra_layer_forward(const recurra::Layer* layer) {
   recurra::run(*layer, true);
 }
@@ -404,25 +402,4 @@ RECURRA_EXPORT int64_t recurra_packed_numbers(int64_t gates, int64_t units) {
 
 RECURRA_EXPORT int64_t recurra_spare_numbers(int64_t threads, int64_t batch, int64_t units) {
   return batch * units + std::min<int64_t>(threads, recurra::kMostThreads) * 4 * units;
-}
-
-// The gradient of a lookup: rows (rows, width) added to those of `table` that `ids` name. Each
-// thread has columns of its own, so the order of the sums depends on nothing else.
-RECURRA_EXPORT void recurra_add_rows(int32_t threads, int64_t rows, int64_t width, int64_t stride,
-                                     const int64_t* ids, const float* from, float* table) {
-  using namespace recurra;
-#pragma omp parallel num_threads(std::min<int>(threads, kMostThreads))
-  {
-    int64_t vectors = (width + kLanes - 1) / kLanes;
-    Range own = part(vectors, omp_get_thread_num(), omp_get_num_threads());
-    int64_t begin = own.begin * kLanes, end = std::min(own.end * kLanes, width);
-    for (int64_t r = 0; r < rows; r++) {
-      const float* row = from + r * stride;
-      float* to = table + ids[r] * width;
-      for (int64_t i = begin; i < end; i += kLanes) {
-        int count = int(std::min<int64_t>(kLanes, end - i));
-        store(to + i, load(to + i, count) + load(row + i, count), count);
-      }
-    }
-  }
 }

@@ -31,6 +31,7 @@ namespace recurra {
 
 constexpr int kPanel = 2 * kLanes;                        // columns of a panel
 constexpr int kTileRows = kRegisters == 32 ? 8 : 4;       // rows of a tile
+constexpr int kBlock = 32;                                // columns of a block, see `multiply_block`
 
 inline int64_t panels(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
 
@@ -78,20 +79,43 @@ struct Single {
     }
   }
 
+  // `width` <= kBlock columns of (depth, ...) numbers, row after row; the rest of a row is zero.
+  static void pack_block(const Operand* from, int64_t stride, int64_t depth, int width,
+                         Operand* block) {
+    for (int64_t k = 0; k < depth; k++, block += kBlock, from += stride) {
+      if (width == kBlock) {
+        for (int m = 0; m < kBlock; m += kLanes) store(block + m, load(from + m));
+      } else {
+        std::copy_n(from, width, block);
+        std::fill_n(block + width, kBlock - width, 0.0f);
+      }
+    }
+  }
+
+  // c = block' panel (+ c), kBlock rows.
+  static void multiply_block(int64_t depth, const Operand* block, const Operand* panel, float* c,
+                             int64_t ldc, bool add) {
+    for (int r = 0; r < kBlock; r += kTileRows)
+      tile_of<kTileRows, true>(depth, block + r, 0, panel, c + r * ldc, ldc, add);
+  }
+
   static void finish() {}
 
  private:
-  template <int kRows>
+  template <int kRows, bool kDown = false>
   static void tile_of(int64_t depth, const float* a, int64_t lda, const float* panel, float* c,
                       int64_t ldc, bool add) {
+    const int64_t stride = kDown ? kBlock : 1;
     // A single row has too few sums to hide the latency of an addition: take more at a time.
     constexpr int kChains = kRows == 1 ? 4 : kRows <= 3 ? 2 : 1;
     Vec sums[kChains][kRows][2] = {};
     int64_t k = 0;
     for (; k + kChains <= depth; k += kChains)
       for (int chain = 0; chain < kChains; chain++)
-        accumulate<kRows>(sums[chain], a + k + chain, lda, panel + (k + chain) * kPanel);
-    for (; k < depth; k++) accumulate<kRows>(sums[0], a + k, lda, panel + k * kPanel);
+        accumulate<kRows>(sums[chain], a + (k + chain) * stride, kDown ? 1 : lda,
+                          panel + (k + chain) * kPanel);
+    for (; k < depth; k++)
+      accumulate<kRows>(sums[0], a + k * stride, kDown ? 1 : lda, panel + k * kPanel);
     for (int r = 0; r < kRows; r++)
       for (int v = 0; v < 2; v++) {
         float* to = c + r * ldc + v * kLanes;
@@ -178,6 +202,25 @@ struct Pairs {
     }
   }
 
+  static void pack_block(const Operand* from, int64_t stride, int64_t depth, int width,
+                         Operand* block) {
+    for (int64_t k = 0; k < depth; k += 2, block += 2 * kBlock) {
+      const Half *first = from + k * stride, *second = first + stride;
+      bool paired = k + 1 < depth;
+      for (int m = 0; m < width; m++) {
+        block[2 * m] = first[m];
+        block[2 * m + 1] = paired ? second[m] : 0;
+      }
+      std::fill(block + 2 * width, block + 2 * kBlock, Half(0));
+    }
+  }
+
+  static void multiply_block(int64_t depth, const Operand* block, const Operand* panel, float* c,
+                             int64_t ldc, bool add) {
+    for (int r = 0; r < kBlock; r += kTileRows)
+      tile_of<kTileRows, true>((depth + 1) / 2, block + 2 * r, 0, panel, c + r * ldc, ldc, add);
+  }
+
   static void finish() {}
 
  private:
@@ -192,16 +235,19 @@ struct Pairs {
     }
   }
 
-  template <int kRows>
+  template <int kRows, bool kDown = false>
   static void tile_of(int64_t pairs, const Half* a, int64_t lda, const Half* panel, float* c,
                       int64_t ldc, bool add) {
+    const int64_t stride = kDown ? 2 * kBlock : 2;
     constexpr int kChains = kRows == 1 ? 4 : kRows <= 3 ? 2 : 1;
     __m512 sums[kChains][kRows][2] = {};
     int64_t k = 0;
     for (; k + kChains <= pairs; k += kChains)
       for (int chain = 0; chain < kChains; chain++)
-        accumulate<kRows>(sums[chain], a + 2 * (k + chain), lda, panel + 2 * (k + chain) * kPanel);
-    for (; k < pairs; k++) accumulate<kRows>(sums[0], a + 2 * k, lda, panel + 2 * k * kPanel);
+        accumulate<kRows>(sums[chain], a + (k + chain) * stride, kDown ? 2 : lda,
+                          panel + 2 * (k + chain) * kPanel);
+    for (; k < pairs; k++)
+      accumulate<kRows>(sums[0], a + k * stride, kDown ? 2 : lda, panel + 2 * k * kPanel);
     for (int r = 0; r < kRows; r++)
       for (int v = 0; v < 2; v++) {
         float* to = c + r * ldc + v * kLanes;

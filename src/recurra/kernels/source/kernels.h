@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#define RECURRA_EXPORT extern "C" __attribute__((visibility("default")))
+
 namespace recurra {
 
 enum Cell : int32_t { kTanh, kRelu, kGru, kLstm };
@@ -39,6 +41,33 @@ struct Layer {
 
   void* packed;  // the weight, `recurra_packed_bytes` of it
   float* spare;  // `recurra_spare_floats` of it
+};
+
+// c (m, n) = a' b over `rows` rows: the gradient of a weight.
+struct GradientProduct {
+  int32_t kind, threads;
+  int64_t rows, m, n, lda, ldb, ldc;
+  const void* a;   // of the kind's operands, which are rounded already
+  const float* b;  // rounded while it is packed
+  float* c;
+  void* packed;  // `recurra_transposed_numbers` of it
+};
+
+// The output layer: logits = hidden weight' + bias of N rows, and the mean cross-entropy. A row of
+// logits is padded to `recurra_logit_numbers`.
+struct OutputLayer {
+  int32_t kind, threads;
+  int64_t rows, units, vocabulary;
+  const float* hidden;     // (N, H)
+  const float* weight;     // (V, H)
+  const float* bias;       // (V,)
+  const int64_t* targets;  // (N,)
+  float* loss;             // one number, in nats
+  float* logits;           // (N, padded V): their gradient when the forward pass has ended
+  void* logit_operand;     // the same, rounded; null for fp32
+  float* grad_hidden;      // (N, H)
+  float* grad_bias;        // (V,)
+  void* packed;            // `recurra_output_numbers` of it
 };
 
 }  // namespace recurra

@@ -1,0 +1,116 @@
+// The gradients of weights: one product over all rows of all steps, and the lookup's sums of rows.
+#include "kernels.h"
+#include "product.h"
+#include "team.h"
+
+namespace recurra {
+namespace {
+
+constexpr int64_t kDepth = 1024;  // rows whose panels and blocks stay in the L2 cache
+
+// How much longer the busiest of `threads` works than if `items` could be shared evenly.
+double imbalance(int64_t items, int threads) {
+  return double((items + threads - 1) / threads * threads) / double(items);
+}
+
+// c = a' b, where a has `rows` rows of `m` columns and b of `n`. Either a's blocks go over the
+// threads, and b's panels are packed by all of them together; or, where a has too few, b's panels.
+template <class P>
+void multiply_transposed(const GradientProduct& g) {
+  auto* a = static_cast<const typename P::Operand*>(g.a);
+  auto* packed = static_cast<typename P::Operand*>(g.packed);
+  const int64_t size = P::panel_size(std::min(kDepth, g.rows));
+#pragma omp parallel num_threads(std::min<int>(g.threads, kMostThreads))
+  {
+    int thread = omp_get_thread_num(), threads = omp_get_num_threads();
+    const int64_t num_blocks = (g.m + kBlock - 1) / kBlock;
+    const bool by_blocks = imbalance(num_blocks, threads) <= imbalance(panels(g.n), threads);
+    Range own = part(panels(g.n), thread, threads);
+    Range blocks = by_blocks ? part(num_blocks, thread, threads) : Range{0, num_blocks};
+    Range used = by_blocks ? Range{0, panels(g.n)} : own;
+    typename P::Operand* block = packed + panels(g.n) * size + thread * size / kPanel * kBlock;
+    for (int64_t first = 0; first < g.rows; first += kDepth) {
+      int64_t depth = std::min(kDepth, g.rows - first);
+      for (int64_t p = own.begin; p < own.end; p++) {
+        int width = int(std::min<int64_t>(kPanel, g.n - p * kPanel));
+        P::pack({g.b + first * g.ldb + p * kPanel, g.ldb, 1}, depth, width, packed + p * size);
+      }
+#pragma omp barrier
+      for (int64_t i = blocks.begin; i < blocks.end; i++) {
+        int width = int(std::min<int64_t>(kBlock, g.m - i * kBlock));
+        P::pack_block(a + first * g.lda + i * kBlock, g.lda, depth, width, block);
+        for (int64_t p = used.begin; p < used.end; p++) {
+          int columns = int(std::min<int64_t>(kPanel, g.n - p * kPanel));
+          float* c = g.c + i * kBlock * g.ldc + p * kPanel;
+          if (width == kBlock && columns == kPanel) {
+            P::multiply_block(depth, block, packed + p * size, c, g.ldc, first > 0);
+            continue;
+          }
+          alignas(64) float edge[kBlock * kPanel];
+          P::multiply_block(depth, block, packed + p * size, edge, kPanel, false);
+          for (int r = 0; r < width; r++)
+            for (int n = 0; n < columns; n++)
+              c[r * g.ldc + n] = edge[r * kPanel + n] + (first > 0 ? c[r * g.ldc + n] : 0);
+        }
+      }
+#pragma omp barrier
+    }
+  }
+}
+
+}  // namespace
+}  // namespace recurra
+
+RECURRA_EXPORT void recurra_multiply_transposed(const recurra::GradientProduct* product) {
+  using namespace recurra;
+  switch (product->kind) {
+    case kSingle:
+      return multiply_transposed<Single>(*product);
+    case kRounded:
+      return multiply_transposed<Rounded>(*product);
+#if defined(__AVX512BF16__)
+    case kPairs:
+    case kTiles:
+      return multiply_transposed<Pairs>(*product);
+#endif
+  }
+}
+
+// Numbers in `packed`.
+RECURRA_EXPORT int64_t recurra_transposed_numbers(int64_t threads, int64_t rows, int64_t n) {
+  using namespace recurra;
+  int64_t depth = std::min(kDepth, rows + rows % 2);
+  return depth * (panels(n) * kPanel + std::min<int64_t>(threads, kMostThreads) * kBlock);
+}
+
+RECURRA_EXPORT int64_t recurra_gradient_product_bytes() {
+  return sizeof(recurra::GradientProduct);
+}
+
+// The gradient of a lookup: rows (rows, width) added to those of `table` that `ids` name. Each
+// thread has columns of its own, so the order of the sums depends on nothing else.
+RECURRA_EXPORT void recurra_add_rows(int32_t threads, int64_t rows, int64_t width, int64_t stride,
+                                     const int64_t* ids, const float* from, float* table) {
+  using namespace recurra;
+#pragma omp parallel num_threads(std::min<int>(threads, kMostThreads))
+  {
+    int64_t vectors = (width + kLanes - 1) / kLanes;
+    Range own = part(vectors, omp_get_thread_num(), omp_get_num_threads());
+    int64_t begin = own.begin * kLanes, end = std::min(own.end * kLanes, width);
+    for (int64_t r = 0; r < rows; r++) {
+      const float* row = from + r * stride;
+      float* to = table + ids[r] * width;
+      for (int64_t i = begin; i < end; i += kLanes) {
+        int count = int(std::min<int64_t>(kLanes, end - i));
+        store(to + i, load(to + i, count) + load(row + i, count), count);
+      }
+    }
+  }
+}
+
+// Whether `count` ids all lie within [0, limit): what follows them takes that on trust.
+RECURRA_EXPORT int32_t recurra_all_below(int64_t count, const int64_t* ids, int64_t limit) {
+  bool all = true;
+  for (int64_t i = 0; i < count; i++) all &= uint64_t(ids[i]) < uint64_t(limit);
+  return all;
+}

@@ -1,0 +1,71 @@
+"""The compiled output layer against the plain one: loss and all gradients."""
+
+import pytest
+import torch
+
+from recurra.kernels import library
+from recurra.output_layer import compiled_cross_entropy, cross_entropy
+from recurra.recurrence import workspace
+
+pytestmark = pytest.mark.skipif(not library.is_available(), reason="no compiler for the kernels")
+
+SHAPES = [(1, 1, 1), (7, 5, 3), (33, 17, 65), (64, 256, 28), (50, 64, 1027), (2100, 8, 30)]
+FORMATS = [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)]
+
+
+@pytest.fixture(autouse=True)
+def _poison_buffers(monkeypatch):
+    taken = workspace.SHELF._take
+    monkeypatch.setattr(
+        workspace.SHELF, "_take", lambda n, like: taken(n, like).fill_(float("nan"))
+    )
+
+
+def _problem(rows, units, vocabulary):
+    torch.manual_seed(0)
+    hidden = torch.randn(rows, units, requires_grad=True)
+    weight = (torch.randn(vocabulary, units) / units**0.5).requires_grad_()
+    bias = torch.randn(vocabulary, requires_grad=True)
+    return (hidden, weight, bias), torch.randint(vocabulary, (rows,))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), FORMATS, ids=["f32", "bf16"])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_compiled_equals_plain(shape, threads, dtype, tolerance):
+    torch.set_num_threads(threads)
+    leaves, targets = _problem(*shape)
+    results = []
+    for function in (compiled_cross_entropy, cross_entropy):
+        loss = function(*leaves, targets, dtype)
+        results.append((loss.detach(), *torch.autograd.grad(3 * loss, leaves)))
+    for actual, expected in zip(*results, strict=True):
+        largest = max(float(expected.abs().max()), 1e-6)
+        assert float((actual - expected).abs().max()) <= tolerance * largest
+
+
+def test_gradients_of_gradients_equal_the_plain_ones():
+    leaves, targets = _problem(9, 6, 5)
+    results = []
+    for function in (compiled_cross_entropy, cross_entropy):
+        loss = function(*leaves, targets, torch.float32)
+        (slope,) = torch.autograd.grad(loss, leaves[0], create_graph=True)
+        results.append(torch.autograd.grad(slope.square().sum(), leaves))
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected)
+
+
+def test_targets_outside_the_vocabulary_are_refused():
+    leaves, targets = _problem(4, 3, 5)
+    for wrong in (-1, 5):
+        targets[2] = wrong
+        with pytest.raises(IndexError, match="between 0 and 4"):
+            compiled_cross_entropy(*leaves, targets, torch.float32)
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_a_nan_anywhere_shows_in_the_loss(place):
+    leaves, targets = _problem(20, 40, 30)
+    with torch.no_grad():
+        leaves[place].view(-1)[-1] = float("nan")
+    assert compiled_cross_entropy(*leaves, targets, torch.float32).isnan()
