@@ -74,7 +74,9 @@ class _ThroughOurRecurrence(torch.nn.RNNBase):
         data = input.data if isinstance(input, PackedSequence) else input
         backend = self.backend
         if backend == "auto":
-            backend = choose_backend(_CELLS[self.mode], data.device)
+            weight = self.all_weights[0][0]
+            compiles = weight.dtype == torch.float32 and not self.proj_size
+            backend = choose_backend(_CELLS[self.mode], data.device, compiles=compiles)
         if backend == "library":
             # torch's own kernels: its own forward hands them all layers and directions at once.
             return super().forward(input, hx)

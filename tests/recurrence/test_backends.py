@@ -259,8 +259,14 @@ def test_gradients_of_gradients_equal_reference(cell):
     assert_same(list(results[0]), list(results[1]), 1e-10)
 
 
-def test_auto_takes_the_backend_that_is_ahead_here():
+def test_auto_takes_the_backend_that_is_ahead_here(monkeypatch):
     cpu = torch.device("cpu")
+    monkeypatch.setattr(library, "is_available", lambda: True)
+    assert scan.choose_backend("gru", cpu) == "native"
+    assert scan.choose_backend("lstm", cpu, recurrent_gradient_scale=1.5) == "native"
+    assert scan.choose_backend("lstm", cpu, compiles=False) == "library"
+    assert scan.choose_backend("none", cpu) == "bptt"
+    monkeypatch.setattr(library, "is_available", lambda: False)
     assert scan.choose_backend("gru", cpu) == "bptt"
     assert scan.choose_backend("lstm", cpu) == "library"
     assert scan.choose_backend("lstm", cpu, recurrent_gradient_scale=1.5) == "bptt"

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import dropout as drop
 
 from recurra.errors import ConfigError
+from recurra.kernels import library as kernels
 from recurra.recurrence import bptt, library, native, reference
 from recurra.recurrence.cells import CELLS, LayerParameters, State, find_cell
 
@@ -65,8 +66,13 @@ def run(
     """
     kind = find_cell(cell)
     if backend == "auto":
-        steps = inputs.shape[0]
-        backend = choose_backend(cell, inputs.device, recurrent_gradient_scale, steps)
+        backend = choose_backend(
+            cell,
+            inputs.device,
+            recurrent_gradient_scale,
+            steps=inputs.shape[0],
+            compiles=not native.why_not(inputs, parameters),
+        )
     if backend not in _RUNNERS:
         raise ConfigError(f"unknown backend {backend!r}; there are auto, {', '.join(BACKENDS)}")
     if state is None:
@@ -97,16 +103,22 @@ def choose_backend(
     device: torch.device,
     recurrent_gradient_scale: float = 1.0,
     steps: int | None = None,
+    compiles: bool = True,
 ) -> str:
     """What `auto` takes: the fastest that can do it, by the figures of docs/results/book.md.
 
-    On a CPU the hand-written pass is ahead of torch.nn's, except for the LSTM, which oneDNN has a
-    fused kernel for. Elsewhere launching one kernel per operation costs more than the arithmetic,
-    and torch's fused kernels win. A single step, as in generation, has no loop to make faster: on a
-    CPU the plain equations are ahead for RNN and LSTM, and within a tenth of torch's for the GRU.
+    On a CPU the compiled kernels are ahead, where they can be built. Without them the hand-written
+    pass is ahead of torch.nn's, except for the LSTM, which oneDNN has a fused kernel for. Elsewhere
+    launching one kernel per operation costs more than the arithmetic, and torch's fused kernels
+    win. A single step, as in generation, has no loop to make faster: on a CPU the plain equations
+    are ahead for RNN and LSTM, and within a tenth of torch's for the GRU.
+
+    `compiles` tells whether tensors and layer are such that the compiled kernels could take them.
     """
     if device.type == "cpu" and steps == 1:
         return "reference"
+    if device.type == "cpu" and compiles and CELLS[cell].num_states and kernels.is_available():
+        return "native"
     if recurrent_gradient_scale != 1.0:
         return "bptt"
     has_fused_lstm: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
