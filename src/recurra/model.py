@@ -158,10 +158,11 @@ class RecurrentLM(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The output layer: (..., H) to (..., V)."""
-        return output_layer.logits(hidden, self._output_weight, self.head_bias, self._product_dtype)
+        return output_layer.logits(hidden, self.output_weight, self.head_bias, self._product_dtype)
 
     @property
-    def _output_weight(self) -> Tensor:
+    def output_weight(self) -> Tensor:
+        """(V, H), of the output layer."""
         return self.embedding if self.config.tie_weights else self.head_weight
 
     @property
@@ -211,7 +212,7 @@ class RecurrentLM(nn.Module):
         )
         loss = cross_entropy(
             hidden.flatten(0, 1),
-            self._output_weight,
+            self.output_weight,
             self.head_bias,
             targets.t().flatten(),
             self._product_dtype,

@@ -7,7 +7,8 @@ which writes the gradient of the logits where the logits were; a test holds one 
 from __future__ import annotations
 
 from ctypes import byref
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +16,8 @@ from torch.nn.functional import cross_entropy as torch_cross_entropy
 from torch.nn.functional import linear
 
 from recurra.kernels import library
-from recurra.recurrence.native import check_ids, gradient_product, operand_dtype, product_kind
-from recurra.recurrence.workspace import SHELF
+from recurra.recurrence.passes import check_ids, gradient_product, product_kind, take_operand
+from recurra.recurrence.workspace import SHELF, Fresh, Workspace
 
 
 def logits(hidden: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
@@ -51,52 +52,132 @@ def compiled_cross_entropy(
         KernelError: the kernels cannot be built or loaded.
     """
     apply: Any = _CrossEntropy.apply
-    loss: Tensor = apply(hidden, weight, bias, targets, dtype)
+    loss: Tensor = apply(OutputPasses(dtype, SHELF, Fresh()), hidden, weight, bias, targets)
     return loss
+
+
+class OutputGradients(NamedTuple):
+    """The gradients of hidden (N, H), weight (V, H) and bias (V,); dense."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+class OutputTrace(NamedTuple):
+    """What the forward pass leaves: the gradient of the logits, (N, padded V), and the same rounded
+    where products take rounded numbers."""
+
+    logits: Tensor
+    rounded: Tensor | None
+
+
+@dataclass(frozen=True)
+class OutputPasses:
+    """Both passes of the compiled output layer.
+
+    Args:
+        dtype: number format of the products' operands, fp32 or bf16.
+        workspace: where memory comes from.
+        results: the same for what is returned.
+    """
+
+    dtype: torch.dtype
+    workspace: Workspace
+    results: Workspace
+
+    def forward(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor
+    ) -> tuple[Tensor, OutputTrace]:
+        """The loss; arguments as in `cross_entropy`, all dense.
+
+        Raises:
+            IndexError: a target is not below V.
+        """
+        check_ids(targets, len(weight))
+        width = library.load().recurra_logit_numbers(len(weight))
+        logits = self.workspace.take("logits", len(hidden), width, like=hidden)
+        kind = product_kind(self.dtype)
+        rounded = take_operand(
+            self.workspace, kind, "logit operand", len(hidden), width, like=hidden
+        )
+        trace = OutputTrace(logits, rounded)
+        loss = self.results.take("loss", like=hidden)
+        layer, packed = self._describe(hidden, weight, trace)
+        layer.bias = library.pointer(bias)
+        layer.targets = library.pointer(targets)
+        layer.loss = loss.data_ptr()
+        library.load().recurra_output_forward(byref(layer))
+        del packed
+        return loss, trace
+
+    def backward(
+        self, trace: OutputTrace, hidden: Tensor, weight: Tensor, gradients: OutputGradients
+    ) -> None:
+        """Write the gradients of the loss."""
+        layer, packed = self._describe(hidden, weight, trace)
+        layer.grad_hidden = library.pointer(gradients.hidden)
+        layer.grad_bias = library.pointer(gradients.bias)
+        library.load().recurra_output_backward(byref(layer))
+        del packed
+        operand = trace.logits if trace.rounded is None else trace.rounded
+        gradient_product(
+            product_kind(self.dtype),
+            operand[:, : len(weight)],
+            hidden,
+            gradients.weight,
+            self.workspace,
+        )
+
+    def _describe(
+        self, hidden: Tensor, weight: Tensor, trace: OutputTrace
+    ) -> tuple[library.OutputLayer, Tensor]:
+        """What both passes need, and the memory it points to."""
+        threads = library.threads()
+        vocabulary, units = weight.shape
+        numbers = library.load().recurra_output_numbers(threads, units, vocabulary)
+        packed = self.workspace.take("packed head", numbers, like=hidden)
+        layer = library.OutputLayer(
+            kind=product_kind(self.dtype),
+            threads=threads,
+            rows=len(hidden),
+            units=units,
+            vocabulary=vocabulary,
+            hidden=library.pointer(hidden),
+            weight=library.pointer(weight),
+            logits=library.pointer(trace.logits),
+            logit_operand=library.pointer(trace.rounded),
+            packed=library.pointer(packed),
+        )
+        return layer, packed
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, dtype: torch.dtype
+        ctx: Any,
+        passes: OutputPasses,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        targets: Tensor,
     ) -> Tensor:
         hidden, weight, targets = hidden.contiguous(), weight.contiguous(), targets.contiguous()
-        check_ids(targets, len(weight))
-        kind = product_kind(dtype)
-        width = library.load().recurra_logit_numbers(len(weight))
-        logits = SHELF.borrow(len(hidden), width, like=hidden)
-        rounded = None
-        if (operand := operand_dtype(kind)) is not None:
-            rounded = SHELF.borrow(len(hidden), width, like=hidden.new_empty(0, dtype=operand))
-        loss = hidden.new_empty(())
-        layer, memory = _describe(kind, hidden, weight, logits, rounded)
-        layer.bias = library.pointer(bias)
-        layer.targets = library.pointer(targets)
-        layer.loss = loss.data_ptr()
-        library.load().recurra_output_forward(byref(layer))
-        del memory
-        ctx.kind, ctx.dtype = kind, dtype
-        ctx.save_for_backward(hidden, weight, bias, targets, logits, rounded)
+        loss, trace = passes.forward(hidden, weight, bias.contiguous(), targets)
+        ctx.passes = passes
+        ctx.save_for_backward(hidden, weight, bias, targets, *trace)
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, logits, rounded = ctx.saved_tensors
+        hidden, weight, bias, targets, *trace = ctx.saved_tensors
         if torch.is_grad_enabled():
             return _backward_with_graph(ctx, grad_loss, hidden, weight, bias, targets)
-        layer, memory = _describe(ctx.kind, hidden, weight, logits, rounded)
-        grad_hidden, grad_bias = torch.empty_like(hidden), torch.empty_like(bias)
-        grad_weight = torch.empty_like(weight)
-        layer.grad_hidden = grad_hidden.data_ptr()
-        layer.grad_bias = grad_bias.data_ptr()
-        library.load().recurra_output_backward(byref(layer))
-        del memory
-        operand = logits if rounded is None else rounded
-        gradient_product(ctx.kind, operand[:, : len(weight)], hidden, grad_weight)
-        gradients = (grad_hidden, grad_weight, grad_bias)
+        gradients = OutputGradients(*map(torch.empty_like, (hidden, weight, bias)))
+        ctx.passes.backward(OutputTrace(*trace), hidden, weight, gradients)
         if float(grad_loss) != 1.0:
             torch._foreach_mul_(gradients, float(grad_loss))
-        return (*gradients, None, None)
+        return (None, *gradients, None)
 
 
 def _backward_with_graph(
@@ -105,30 +186,8 @@ def _backward_with_graph(
     """The same gradients by the plain form, with a graph of their own to differentiate again."""
     # Aliases, so that a way from one of them to another outside this layer is not counted twice.
     given = (hidden.view_as(hidden), weight.view_as(weight), bias.view_as(bias))
-    wanted = [t for t, need in zip(given, ctx.needs_input_grad, strict=False) if need]
-    loss = cross_entropy(*given, targets, ctx.dtype)
+    needed = ctx.needs_input_grad[1:4]
+    wanted = [tensor for tensor, need in zip(given, needed, strict=True) if need]
+    loss = cross_entropy(*given, targets, ctx.passes.dtype)
     found = iter(torch.autograd.grad(loss, wanted, grad_loss, create_graph=True))
-    return (*(next(found) if need else None for need in ctx.needs_input_grad[:3]), None, None)
-
-
-def _describe(
-    kind: int, hidden: Tensor, weight: Tensor, logits: Tensor, rounded: Tensor | None
-) -> tuple[library.OutputLayer, Tensor]:
-    """A description with what both passes need, and the memory it points to."""
-    threads = library.threads()
-    vocabulary, units = weight.shape
-    numbers = library.load().recurra_output_numbers(threads, units, vocabulary)
-    packed = SHELF.borrow(numbers, like=hidden)
-    layer = library.OutputLayer(
-        kind=kind,
-        threads=threads,
-        rows=len(hidden),
-        units=units,
-        vocabulary=vocabulary,
-        hidden=library.pointer(hidden),
-        weight=library.pointer(weight),
-        logits=library.pointer(logits),
-        logit_operand=library.pointer(rounded),
-        packed=library.pointer(packed),
-    )
-    return layer, packed
+    return (None, *(next(found) if need else None for need in needed), None)

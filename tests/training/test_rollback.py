@@ -25,20 +25,17 @@ def poisoned(monkeypatch):
     """Makes a weight's gradient infinite in some updates, by their number in the whole run."""
 
     def poison(*numbers, times=1):
-        original, seen = Updater.update, {}
+        original, seen = Updater._gradients, {}
 
-        def update(self, batch, lr):
+        def gradients(self, ids, targets, batch):
+            result = original(self, ids, targets, batch)
             number = int(self.optimizer.state_dict()["state"].get(0, {"step": 0})["step"]) + 1
             seen[number] = seen.get(number, 0) + 1
             if number in numbers and seen[number] <= times:
-                handle = self.model.head_weight.register_hook(lambda g: g + math.inf)
-                try:
-                    return original(self, batch, lr)
-                finally:
-                    handle.remove()
-            return original(self, batch, lr)
+                self.model.head_weight.grad.add_(math.inf)
+            return result
 
-        monkeypatch.setattr(Updater, "update", update)
+        monkeypatch.setattr(Updater, "_gradients", gradients)
 
     return poison
 

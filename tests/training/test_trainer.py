@@ -15,12 +15,12 @@ from recurra import api, launch
 from recurra.config import ModelConfig, RunConfig
 from recurra.errors import DivergenceError, NonFiniteError, RunError
 from recurra.model import RecurrentLM
-from recurra.recurrence import scan
 from recurra.text.token_file import load_token_file
 from recurra.training.batches import BatchStream
 from recurra.training.budget import Clock
 from recurra.training.progress import Progress
 from recurra.training.run_folder import RunFolder
+from recurra.training.updater import Updater
 
 TEXT = "the cat sat on the mat and the dog sat on the log. " * 40
 SMALL = {"hidden_size": 24, "batch_size": 4, "num_steps": 16, "lr": 1e-2, "sample_length": 20}
@@ -224,24 +224,36 @@ def test_randomised_truncation_is_unbiased():
     assert float(((truncated - full).abs() / error).max()) > 8.0
 
 
-def test_the_carried_state_is_detached_and_passed_on(source, tmp_path, monkeypatch):
+@pytest.mark.parametrize("backend", ["auto", "bptt"])
+def test_the_carried_state_is_detached_and_passed_on(source, tmp_path, monkeypatch, backend):
     seen = []
-    original = scan.run_stack
+    original = Updater._gradients
 
-    def spy(cell, inputs, state, *args, **kwargs):
-        outputs, final = original(cell, inputs, state, *args, **kwargs)
-        if torch.is_grad_enabled():
-            seen.append((state, final))
-        return outputs, final
+    def spy(self, ids, targets, batch):
+        before = self.state
+        nats, after = original(self, ids, targets, batch)
+        seen.append((before, after))
+        return nats, after
 
-    monkeypatch.setattr("recurra.model.run_stack", spy)
-    run(source, tmp_path / "run", steps=4, report_every=100, cell="lstm")
-    training = seen[-4:]
-    assert training[0][0] is None
-    for (_, final), (state, _) in itertools.pairwise(training):
+    monkeypatch.setattr(Updater, "_gradients", spy)
+    run(source, tmp_path / "run", steps=4, report_every=100, cell="lstm", backend=backend)
+    assert seen[0][0] is None
+    for (_, after), (before, _) in itertools.pairwise(seen):
         assert all(
-            torch.equal(a, b) and not b.requires_grad for a, b in zip(final, state, strict=True)
+            torch.equal(a, b) and not b.requires_grad for a, b in zip(after, before, strict=True)
         )
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_backends_learn_the_same(source, tmp_path, optimizer):
+    options = {"steps": 12, "report_every": 4, "lr": 0.02, "cell": "gru", "optimizer": optimizer}
+    options |= {"weight_decay": 0.1, "momentum": 0.9 if optimizer == "sgd" else 0.0}
+    options |= {"clip_norm": 0.5, "num_layers": 2, "dropout": 0.1}
+    losses = []
+    for backend in ("auto", "reference"):
+        run(source, tmp_path / backend, backend=backend, **options)
+        losses.append([line["train_nats"] for line in lines(tmp_path / backend)])
+    assert losses[0] == pytest.approx(losses[1], abs=2e-5)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from ctypes import POINTER, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_double, c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from typing import Any
 
@@ -102,6 +102,32 @@ class OutputLayer(ctypes.Structure):
     )
 
 
+class Update(ctypes.Structure):
+    """One update of all parameters; see `source/kernels.h`."""
+
+    _fields_ = (
+        ("rule", c_int32),
+        ("threads", c_int32),
+        ("count", c_int64),
+        ("sizes", POINTER(c_int64)),
+        ("parameters", POINTER(c_void_p)),
+        ("gradients", POINTER(c_void_p)),
+        ("first", POINTER(c_void_p)),
+        ("second", POINTER(c_void_p)),
+        ("decays", POINTER(c_float)),
+        ("factor", c_float),
+        ("lr", c_float),
+        ("momentum", c_float),
+        ("beta2", c_float),
+        ("epsilon", c_float),
+        ("new_share", c_float),
+        ("new_square_share", c_float),
+        ("correction", c_float),
+        ("root_correction", c_float),
+        ("is_first", c_int32),
+    )
+
+
 def is_available() -> bool:
     """Whether the kernels can be used; builds them at the first call, which takes some seconds.
 
@@ -164,6 +190,7 @@ def _declare(library: Any) -> Any:
         "layer": (Layer, ("layer_forward", "layer_backward")),
         "gradient_product": (GradientProduct, ("multiply_transposed",)),
         "output_layer": (OutputLayer, ("output_forward", "output_backward")),
+        "update": (Update, ("update", "gradient_norm")),
     }
     for name, (structure, functions) in described.items():
         size = getattr(library, f"recurra_{name}_bytes")
@@ -172,7 +199,9 @@ def _declare(library: Any) -> Any:
             raise KernelError("the kernels are of another version")
         for function in functions:
             _sign(library, function, POINTER(structure))
-    _sign(library, "add_rows", c_int32, c_int64, c_int64, c_int64, *[c_void_p] * 3)
+    library.recurra_gradient_norm.restype = c_double
+    _sign(library, "add_rows", c_int32, *[c_int64] * 3, c_void_p, c_void_p, c_int32, c_void_p)
+    _sign(library, "transpose", c_int32, c_int64, c_int64, *[c_void_p] * 3)
     _sign(library, "all_below", c_int64, c_void_p, c_int64, result=c_int32)
     _sign(library, "best_kind", result=c_int32)
     _sign(library, "packed_numbers", c_int64, c_int64, result=c_int64)

@@ -9,6 +9,7 @@ left to `reference`; forward-mode differentiation and torch.func's transforms ne
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -84,8 +85,17 @@ class _LayerThroughTime(torch.autograd.Function):
         parameters = LayerParameters(*saved[: len(LayerParameters._fields)])
         if torch.is_grad_enabled():
             state = tuple(saved[len(LayerParameters._fields) :])
-            grads = (grad_outputs, *grad_final)
-            return (None, None, None, *backward_with_graph(ctx, inputs, parameters, state, grads))
+            found = backward_with_graph(
+                ctx.name,
+                inputs,
+                state,
+                parameters,
+                (grad_outputs, *grad_final),
+                ctx.needs_input_grad[3:],
+                dtype=ctx.dtype,
+                recurrent_gradient_scale=ctx.scale,
+            )
+            return (None, None, None, *found)
         weights = _recurrent_weights(parameters, ctx.dtype)
         trace = Trace(hidden, tuple(buffers))
         gradients = LOOPS[ctx.name].backward(trace, grad_outputs, grad_final, weights, ctx.scale)
@@ -96,25 +106,31 @@ class _LayerThroughTime(torch.autograd.Function):
 
 
 def backward_with_graph(
-    ctx: Any,
+    name: str,
     inputs: Tensor,
-    parameters: LayerParameters,
     state: State,
+    parameters: LayerParameters,
     grads: tuple[Tensor, ...],
+    needed: Sequence[bool],
+    **options: Any,
 ) -> list[Tensor | None]:
-    """The same gradients by `reference`, with a graph of their own to differentiate again."""
+    """The same gradients by `reference`, with a graph of their own to differentiate again.
+
+    Args:
+        name, inputs, state, parameters, options: the cell's name, and as in `run_layer`.
+        grads: of the outputs and of each part of the final state.
+        needed: for the inputs, each parameter and each part of the state: its gradient is wanted.
+    """
     # Aliases, so that a way from one of them to another outside this layer is not counted twice.
     given: list[Any] = [None if t is None else t.view_as(t) for t in (inputs, *parameters, *state)]
     first, rest = 1 + len(parameters), given[1:]
     outputs, final = reference.run_layer(
-        CELLS[ctx.name],
+        CELLS[name],
         given[0],
         tuple(given[first:]),
         LayerParameters(*rest[: len(parameters)]),
-        dtype=ctx.dtype,
-        recurrent_gradient_scale=ctx.scale,
+        **options,
     )
-    needed = ctx.needs_input_grad[3:]
     wanted = [alias for alias, need in zip(given, needed, strict=True) if need]
     found = iter(
         torch.autograd.grad((outputs, *final), wanted, grads, create_graph=True, allow_unused=True)

@@ -1,8 +1,10 @@
-"""Buffers that are used again instead of being allocated anew.
+"""Memory that is used again instead of being allocated anew.
 
-A fresh tensor of several megabytes costs page faults that take as long as the arithmetic on it. A
-borrowed tensor is an ordinary tensor whose memory goes back on the shelf when the tensor itself is
-freed: when autograd lets go of what it saved, say. Its contents are undefined at first.
+A fresh tensor of several megabytes costs page faults that take as long as the arithmetic on it.
+There are two ways round that. From a shelf memory is borrowed: an ordinary tensor, whose memory
+goes back when the tensor itself is freed, when autograd lets go of what it saved, say. What does
+the same work again and again keeps memory of its own, found by name. Contents are undefined at
+first.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from math import prod
 from threading import Lock
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +21,16 @@ SMALLEST_BYTES = 2**16
 """Smaller buffers are not worth keeping: the allocator has them at hand without page faults."""
 MOST_BYTES = 2**28
 MOST_BUFFERS = 64
+
+
+class Workspace(Protocol):
+    """Where a computation takes its memory from."""
+
+    def take(self, name: str, *shape: int, like: Tensor) -> Tensor:
+        """An uninitialised tensor of this shape, with the dtype and device of `like`.
+
+        No view of it may be kept longer than the tensor.
+        """
 
 
 class Shelf:
@@ -39,6 +52,10 @@ class Shelf:
         if buffer.nbytes >= SMALLEST_BYTES:
             tensor._recurra_loan = _Loan(self, buffer)  # type: ignore[attr-defined]
         return tensor
+
+    def take(self, name: str, *shape: int, like: Tensor) -> Tensor:
+        """As `borrow`: a borrowed tensor needs no name."""
+        return self.borrow(*shape, like=like)
 
     def put(self, buffer: Tensor) -> None:
         """Lay a buffer back; the longest unused ones are dropped when the shelf is full."""
@@ -72,6 +89,28 @@ class _Loan:
 
     def __del__(self) -> None:
         self._shelf.put(self._buffer)
+
+
+class Fresh:
+    """New memory every time, for what somebody else will hold."""
+
+    def take(self, name: str, *shape: int, like: Tensor) -> Tensor:
+        """A new tensor of its own."""
+        return torch.empty(shape, dtype=like.dtype, device=like.device)
+
+
+class Kept:
+    """Tensors of one owner, each there again under its name as long as its shape is asked for."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+
+    def take(self, name: str, *shape: int, like: Tensor) -> Tensor:
+        """The tensor of that name; a new one if there is none of this shape and dtype."""
+        tensor = self.tensors.get(name)
+        if tensor is None or tensor.shape != shape or tensor.dtype != like.dtype:
+            tensor = self.tensors[name] = torch.empty(shape, dtype=like.dtype, device=like.device)
+        return tensor
 
 
 SHELF = Shelf()

@@ -35,7 +35,7 @@ def clip_gradients(
     norm = get_total_norm(gradients)
     before = float(norm)
     if not torch.isfinite(norm):
-        raise NonFiniteError(_describe(named))
+        raise NonFiniteError(describe_non_finite(named))
     if max_value is not None:
         torch._foreach_clamp_min_(gradients, -max_value)
         torch._foreach_clamp_max_(gradients, max_value)
@@ -45,7 +45,12 @@ def clip_gradients(
     return before
 
 
-def _describe(named: list[tuple[str, Tensor]]) -> str:
+def clipping_factor(norm: float, max_norm: float | None) -> float:
+    """What all gradients are multiplied by, as torch does it."""
+    return 1.0 if max_norm is None else min(1.0, max_norm / (norm + 1e-6))
+
+
+def describe_non_finite(named: list[tuple[str, Tensor]]) -> str:
     """Name the parameter whose gradient holds the most non-finite entries (or is the largest)."""
     counts = {}
     for name, parameter in named:

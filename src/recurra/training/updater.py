@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from recurra.config import TrainingConfig
 from recurra.errors import NonFiniteError
+from recurra.gradients import CompiledGradients
 from recurra.model import RecurrentLM
 from recurra.processes import Processes, losses_named
 from recurra.recurrence.cells import State
 from recurra.recurrence.scan import Rows
 from recurra.training.batches import Batch, BatchStream
-from recurra.training.clipping import clip_gradients
+from recurra.training.clipping import clip_gradients, clipping_factor, describe_non_finite
+from recurra.training.compiled_update import CompiledUpdate
 from recurra.training.optimizer import build_optimizer
 
 
@@ -69,6 +71,10 @@ class Updater:
         self._stream, self._processes = stream, processes
         rows = Rows(stream.rows, config.batch_size) if processes.count > 1 else None
         self._objective = processes.joined(_Objective(model, rows, stream.recurrent_gradient_scale))
+        # Several processes share gradients through torch's engine, which needs autograd.
+        serves = processes.count == 1 and CompiledGradients.serves(model)
+        self._compiled = CompiledGradients(model) if serves else None
+        self._compiled_update = CompiledUpdate(self.optimizer) if serves else None
 
     def update(self, batch: Batch, lr: float) -> Update:
         """Learn from one batch.
@@ -80,27 +86,50 @@ class Updater:
         """
         ids = torch.from_numpy(batch.ids).to(self.model.device)
         targets = torch.from_numpy(batch.targets).to(self.model.device)
-        loss, state = self._objective(ids, targets, None if batch.fresh else self.state)
-        self.optimizer.zero_grad(set_to_none=True)
-        with losses_named():
-            torch.autograd.backward(loss * self._weight(batch))
-        (nats,) = self._processes.sum([float(loss.detach()) * targets.numel()])
+        loss, state = self._gradients(ids, targets, batch)
+        (nats,) = self._processes.sum([loss * targets.numel()])
         if not math.isfinite(nats):
             raise NonFiniteError(f"the loss is {nats / batch.num_tokens}")
-        norm = clip_gradients(
-            self.model.named_parameters(),
-            max_norm=self.config.clip_norm,
-            max_value=self.config.clip_value,
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        self.state = tuple(s.detach() for s in state)
+        norm = self._step(lr)
+        self.state = state
         return Update(nats, norm)
 
     def close(self) -> None:
         """Let go of the other processes; nothing can be learned any more."""
         del self._objective
+
+    def _gradients(self, ids: Tensor, targets: Tensor, batch: Batch) -> tuple[float, State]:
+        """Every parameter's `grad`; the mean loss and the state after the batch, without a past."""
+        before, weight = None if batch.fresh else self.state, self._weight(batch)
+        if self._compiled is not None:
+            return self._compiled.compute(
+                ids,
+                targets,
+                before,
+                recurrent_gradient_scale=self._stream.recurrent_gradient_scale,
+                weight=weight,
+            )
+        loss, state = self._objective(ids, targets, before)
+        self.optimizer.zero_grad(set_to_none=True)
+        with losses_named():
+            torch.autograd.backward(loss * weight)
+        return float(loss.detach()), tuple(s.detach() for s in state)
+
+    def _step(self, lr: float) -> float:
+        """Clip and update; the gradients' norm before."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        config = self.config
+        named: list[tuple[str, Tensor]] = list(self.model.named_parameters())
+        if self._compiled_update is not None and config.clip_value is None:
+            norm = self._compiled_update.gradient_norm()
+            if not math.isfinite(norm):
+                raise NonFiniteError(describe_non_finite(named))
+            self._compiled_update.step(lr, clipping_factor(norm, config.clip_norm))
+            return norm
+        norm = clip_gradients(named, max_norm=config.clip_norm, max_value=config.clip_value)
+        self.optimizer.step()
+        return norm
 
     def _weight(self, batch: Batch) -> float:
         """What the mean loss of these rows is multiplied by, so that the mean over the processes

@@ -87,22 +87,70 @@ RECURRA_EXPORT int64_t recurra_gradient_product_bytes() {
   return sizeof(recurra::GradientProduct);
 }
 
-// The gradient of a lookup: rows (rows, width) added to those of `table` that `ids` name. Each
-// thread has columns of its own, so the order of the sums depends on nothing else.
-RECURRA_EXPORT void recurra_add_rows(int32_t threads, int64_t rows, int64_t width, int64_t stride,
-                                     const int64_t* ids, const float* from, float* table) {
-  using namespace recurra;
+namespace recurra {
+namespace {
+
+INLINE Vec widened(const float* from, int count) { return load(from, count); }
+
+INLINE Vec widened(const Half* from, int count) {
+  typedef Half Halves __attribute__((vector_size(kLanes * sizeof(Half))));
+  Halves halves = {};
+  std::memcpy(&halves, from, count * sizeof(Half));
+  return (Vec)(__builtin_convertvector(halves, WordVec) << 16);
+}
+
+template <class Number>
+void add_rows(int32_t threads, int64_t rows, int64_t width, int64_t stride, const int64_t* ids,
+              const Number* from, float* table) {
 #pragma omp parallel num_threads(std::min<int>(threads, kMostThreads))
   {
     int64_t vectors = (width + kLanes - 1) / kLanes;
     Range own = part(vectors, omp_get_thread_num(), omp_get_num_threads());
     int64_t begin = own.begin * kLanes, end = std::min(own.end * kLanes, width);
+    int64_t whole = begin + (end - begin) / kLanes * kLanes;
     for (int64_t r = 0; r < rows; r++) {
-      const float* row = from + r * stride;
+      const Number* row = from + r * stride;
       float* to = table + ids[r] * width;
-      for (int64_t i = begin; i < end; i += kLanes) {
-        int count = int(std::min<int64_t>(kLanes, end - i));
-        store(to + i, load(to + i, count) + load(row + i, count), count);
+      for (int64_t i = begin; i < whole; i += kLanes)
+        store(to + i, load(to + i) + widened(row + i, kLanes));
+      if (int rest = int(end - whole))
+        store(to + whole, load(to + whole, rest) + widened(row + whole, rest), rest);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace recurra
+
+// The gradient of a lookup: rows (rows, width), `is_half` bfloat16, added to those of `table` that
+// `ids` name. Each thread has columns of its own, so the order of the sums depends on nothing else.
+RECURRA_EXPORT void recurra_add_rows(int32_t threads, int64_t rows, int64_t width, int64_t stride,
+                                     const int64_t* ids, const void* from, int32_t is_half,
+                                     float* table) {
+  using namespace recurra;
+  if (is_half)
+    add_rows(threads, rows, width, stride, ids, static_cast<const Half*>(from), table);
+  else
+    add_rows(threads, rows, width, stride, ids, static_cast<const float*>(from), table);
+}
+
+// to (columns, rows) = from' (rows, columns), plus bias (rows,) unless that is null.
+RECURRA_EXPORT void recurra_transpose(int32_t threads, int64_t rows, int64_t columns,
+                                      const float* from, const float* bias, float* to) {
+  using namespace recurra;
+#pragma omp parallel num_threads(std::min<int>(threads, kMostThreads))
+  {
+    Range own = part((rows + kLanes - 1) / kLanes, omp_get_thread_num(), omp_get_num_threads());
+    for (int64_t top = own.begin * kLanes; top < std::min(own.end * kLanes, rows); top += kLanes) {
+      int height = int(std::min<int64_t>(kLanes, rows - top));
+      const Vec shift = bias ? load(bias + top, height) : splat(0.0f);
+      for (int64_t left = 0; left < columns; left += kLanes) {
+        int width = int(std::min<int64_t>(kLanes, columns - left));
+        Vec square[kLanes] = {};
+        for (int r = 0; r < height; r++)
+          square[r] = load(from + (top + r) * columns + left, width);
+        transpose(square);
+        for (int c = 0; c < width; c++) store(to + (left + c) * rows + top, square[c] + shift, height);
       }
     }
   }

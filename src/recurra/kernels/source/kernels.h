@@ -70,4 +70,25 @@ struct OutputLayer {
   void* packed;            // `recurra_output_numbers` of it
 };
 
+enum Rule : int32_t { kSgd, kAdam, kAdamW };
+
+// One update of `count` parameters, each of `sizes` numbers.
+struct Update {
+  int32_t rule, threads;
+  int64_t count;
+  const int64_t* sizes;
+  float* const* parameters;
+  const float* const* gradients;
+  float* const* first;   // momentum, or Adam's mean of gradients; null for SGD without momentum
+  float* const* second;  // Adam's mean of squared gradients
+  const float* decays;   // weight decay of each parameter
+  float factor;          // of every gradient: what clipping leaves of it
+  float lr;
+  float momentum;
+  float beta2, epsilon;
+  float new_share, new_square_share;  // Adam: 1 - beta_1 and 1 - beta_2, which fp32 would spoil
+  float correction, root_correction;  // Adam: 1 - beta_1^step and the root of 1 - beta_2^step
+  int32_t is_first;                   // SGD: the momentum starts as the gradient
+};
+
 }  // namespace recurra

@@ -35,7 +35,8 @@ constexpr int kBlock = 32;                                // columns of a block,
 
 inline int64_t panels(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
 
-// Where the numbers of a weight lie: entry (k, n) at from[k * row + n * column].
+// Where the numbers of a weight lie: entry (k, n) at from[k * row + n * column], where one of the
+// two is 1.
 struct Layout {
   const float* from;
   int64_t row, column;
@@ -47,7 +48,7 @@ struct Single {
 
   static int64_t panel_size(int64_t depth) { return depth * kPanel; }
 
-  static Operand convert(float x) { return x; }
+  INLINE static Vec convert(Vec v) { return v; }
 
   // `width` <= kPanel columns; the rest of the panel is zero.
   static void pack(Layout weight, int64_t depth, int width, Operand* panel) {
@@ -59,13 +60,24 @@ struct Single {
     if (width < kPanel) std::fill(panel, panel + panel_size(depth), 0.0f);
     // Whichever way the weight lies, it is read along its memory.
     if (weight.row == 1) {
-      for (int n = 0; n < width; n++)
-        for (int64_t k = 0; k < depth; k++)
-          panel[k * kPanel + n] = Kind::convert(weight.from[k + n * weight.column]);
+      for (int left = 0; left < width; left += kLanes)
+        for (int64_t top = 0; top < depth; top += kLanes) {
+          int columns = std::min(kLanes, width - left);
+          int rows = int(std::min<int64_t>(kLanes, depth - top));
+          Vec square[kLanes] = {};
+          for (int n = 0; n < columns; n++)
+            square[n] = load(weight.from + top + (left + n) * weight.column, rows);
+          transpose(square);
+          for (int k = 0; k < rows; k++)
+            store(panel + (top + k) * kPanel + left, Kind::convert(square[k]));
+        }
     } else {
       for (int64_t k = 0; k < depth; k++)
-        for (int n = 0; n < width; n++)
-          panel[k * kPanel + n] = Kind::convert(weight.from[k * weight.row + n * weight.column]);
+        for (int left = 0; left < width; left += kLanes) {
+          int columns = std::min(kLanes, width - left);
+          const float* from = weight.from + k * weight.row + left;
+          store(panel + k * kPanel + left, Kind::convert(load(from, columns)));
+        }
     }
   }
 
@@ -156,7 +168,7 @@ struct Single {
 struct Rounded : Single {
   static constexpr bool kCopiesOperand = true;
 
-  static Operand convert(float x) { return widen(narrow(x)); }
+  INLINE static Vec convert(Vec v) { return round_to_bfloat16(v); }
 
   static void pack(Layout weight, int64_t depth, int width, Operand* panel) {
     pack_panel<Rounded>(weight, depth, width, panel);
@@ -176,8 +188,6 @@ struct Pairs {
 
   static int64_t panel_size(int64_t depth) { return (depth + 1) / 2 * 2 * kPanel; }
 
-  static Operand convert(float x) { return narrow(x); }
-
   static void store_operand(Operand* to, Vec v, int count) { store_bfloat16(to, v, count); }
 
   static void pack(Layout weight, int64_t depth, int width, Operand* panel) {
@@ -185,10 +195,13 @@ struct Pairs {
     if (weight.row == 1) {
       for (int n = 0; n < width; n++) pack_column(weight.from + n * weight.column, depth, panel + 2 * n);
     } else {
-      for (int64_t k = 0; k < depth; k++)
-        for (int n = 0; n < width; n++)
-          panel[k / 2 * 2 * kPanel + 2 * n + k % 2] =
-              narrow(weight.from[k * weight.row + n * weight.column]);
+      for (int64_t k = 0; k < depth; k += 2)
+        for (int left = 0; left < width; left += kLanes) {
+          int columns = std::min(kLanes, width - left);
+          const float* from = weight.from + k * weight.row + left;
+          Vec second = k + 1 < depth ? load(from + weight.row, columns) : splat(0.0f);
+          store_pairs(panel + k * kPanel + 2 * left, load(from, columns), second);
+        }
     }
   }
 
@@ -206,10 +219,13 @@ struct Pairs {
                          Operand* block) {
     for (int64_t k = 0; k < depth; k += 2, block += 2 * kBlock) {
       const Half *first = from + k * stride, *second = first + stride;
-      bool paired = k + 1 < depth;
+      if (width == kBlock && k + 1 < depth) {
+        store_pairs(block, _mm512_loadu_si512(first), _mm512_loadu_si512(second));
+        continue;
+      }
       for (int m = 0; m < width; m++) {
         block[2 * m] = first[m];
-        block[2 * m + 1] = paired ? second[m] : 0;
+        block[2 * m + 1] = k + 1 < depth ? second[m] : 0;
       }
       std::fill(block + 2 * width, block + 2 * kBlock, Half(0));
     }
@@ -224,6 +240,24 @@ struct Pairs {
   static void finish() {}
 
  private:
+  // Two vectors, rounded, in turns.
+  INLINE static void store_pairs(Half* to, Vec first, Vec second) {
+    // The halves of a word are in the order of memory: the first is the lower one.
+    __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)first));
+    __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)second));
+    _mm512_storeu_si512(to, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+  }
+
+  // Two rows of kBlock halves in turns.
+  INLINE static void store_pairs(Half* to, __m512i first, __m512i second) {
+    for (int part = 0; part < 2; part++) {
+      __m256i a = part ? _mm512_extracti64x4_epi64(first, 1) : _mm512_castsi512_si256(first);
+      __m256i b = part ? _mm512_extracti64x4_epi64(second, 1) : _mm512_castsi512_si256(second);
+      __m512i high = _mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16);
+      _mm512_storeu_si512(to + part * kBlock, _mm512_or_si512(_mm512_cvtepu16_epi32(a), high));
+    }
+  }
+
   // One column of the weight, which lies in one piece, a vector of it at a time.
   static void pack_column(const float* from, int64_t depth, Half* to) {
     for (int64_t k = 0; k < depth; k += kLanes) {

@@ -1,0 +1,374 @@
+"""The compiled passes of one layer, forward and backward: what the kernels are handed.
+
+Around the loop through time, which is theirs, stands what a layer shares whatever its cell: the
+projection of the inputs (a table of the lookup's rows where they are token ids), and one product
+for each weight gradient over all T*B rows. fp32 on a CPU; in bf16 the operands of products are
+rounded, and state, sums and gradients stay fp32. Knows nothing of autograd.
+"""
+
+from __future__ import annotations
+
+from ctypes import byref
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from recurra.kernels import library
+from recurra.recurrence.cells import LayerParameters, State
+from recurra.recurrence.workspace import Workspace
+
+_CELLS = {"rnn": 0, "rnn-relu": 1, "gru": 2, "lstm": 3}
+_SAVED = {"rnn": 0, "rnn-relu": 0, "gru": 4, "lstm": 4}
+"""Values kept per unit and step for the backward pass."""
+_DELTAS = {"rnn": 1, "rnn-relu": 1, "gru": 4, "lstm": 4}
+"""Gradients per unit and step: of each gate, and of the GRU's h_n."""
+_SINGLE, _ROUNDED = 0, 1
+_FLOAT32 = torch.empty(0)
+_BFLOAT16 = torch.empty(0, dtype=torch.bfloat16)
+
+
+def product_kind(dtype: torch.dtype) -> int:
+    """The kernels' number for products in this format; see `Kind` in `source/kernels.h`."""
+    if dtype == torch.float32:
+        return _SINGLE
+    kind: int = library.load().recurra_best_kind()
+    return kind
+
+
+def take_operand(
+    workspace: Workspace, kind: int, name: str, *shape: int, like: Tensor
+) -> Tensor | None:
+    """Memory for rounded operands; None where the products take fp32 numbers as they are."""
+    if kind == _SINGLE:
+        return None
+    return workspace.take(name, *shape, like=like if kind == _ROUNDED else _BFLOAT16)
+
+
+def check_ids(ids: Tensor, limit: int) -> None:
+    """The kernels take ids on trust.
+
+    Args:
+        ids: int64, dense.
+
+    Raises:
+        IndexError: one of them is negative, or `limit` or more.
+    """
+    if not library.load().recurra_all_below(ids.numel(), ids.data_ptr(), limit):
+        raise IndexError(f"a token id is not between 0 and {limit - 1}")
+
+
+def transpose(matrix: Tensor, out: Tensor, bias: Tensor | None = None) -> None:
+    """out (n, m) = matrix' of (m, n), plus bias (m,); all dense."""
+    library.load().recurra_transpose(
+        library.threads(),
+        *matrix.shape,
+        library.pointer(matrix),
+        library.pointer(bias),
+        library.pointer(out),
+    )
+
+
+def add_rows(ids: Tensor, rows: Tensor, table: Tensor) -> None:
+    """table[ids[r]] += rows[r], in the order of the rows.
+
+    Args:
+        ids: N ids in all, checked before.
+        rows: (N, W), fp32 or bf16, rows may lie further apart.
+        table: (V, W), dense.
+    """
+    library.load().recurra_add_rows(
+        library.threads(),
+        *rows.shape,
+        rows.stride(0),
+        ids.data_ptr(),
+        rows.data_ptr(),
+        rows.dtype == torch.bfloat16,
+        library.pointer(table),
+    )
+
+
+def gradient_product(
+    kind: int, left: Tensor, right: Tensor, out: Tensor, workspace: Workspace
+) -> None:
+    """out = left' right: a gradient summed over all rows of both.
+
+    `left` holds operands of this kind, `right` fp32; columns of wider rows will do.
+    """
+    threads, kernels = library.threads(), library.load()
+    numbers = kernels.recurra_transposed_numbers(threads, len(left), right.shape[1])
+    packed = workspace.take(f"packed {numbers}", numbers, like=right)
+    product = library.GradientProduct(
+        kind=kind,
+        threads=threads,
+        rows=len(left),
+        m=left.shape[1],
+        n=right.shape[1],
+        lda=left.stride(0),
+        ldb=right.stride(0),
+        ldc=out.stride(0),
+        a=left.data_ptr(),
+        b=right.data_ptr(),
+        c=out.data_ptr(),
+        packed=packed.data_ptr(),
+    )
+    kernels.recurra_multiply_transposed(byref(product))
+
+
+class Trace(NamedTuple):
+    """What the forward pass leaves: the hidden state before, between and after the steps,
+    (T+1, B, H), the LSTM's cells likewise, and what the backward pass needs beside them."""
+
+    hidden: Tensor
+    cells: Tensor | None
+    saved: Tensor | None
+
+
+@dataclass(frozen=True)
+class LayerPasses:
+    """Both passes of one layer.
+
+    Args:
+        cell: its name.
+        dtype: number format of the products' operands, fp32 or bf16.
+        recurrent_scale: of every gradient that passes to the step before.
+        workspace: where memory comes from; kept memory is that of one layer.
+        results: the same for what is returned.
+    """
+
+    cell: str
+    dtype: torch.dtype
+    recurrent_scale: float
+    workspace: Workspace
+    results: Workspace
+
+    @property
+    def kind(self) -> int:
+        """See `product_kind`."""
+        return product_kind(self.dtype)
+
+    def forward(
+        self, inputs: Tensor, state: State, parameters: LayerParameters, *, saves: bool
+    ) -> Trace:
+        """Through time.
+
+        Args:
+            inputs: (T, B, I) numbers or (T, B) ids.
+            state: (h,) or (h, c), each (B, H).
+            parameters: of the layer, all fp32.
+            saves: whether a backward pass will follow.
+
+        Raises:
+            IndexError: an id is not below I.
+        """
+        steps, batch = inputs.shape[:2]
+        layer, weight_hh = self._describe(steps, batch, parameters)
+        units = layer.units
+        projected, ids = self._project(inputs, parameters)
+        hidden = self._take_result("hidden", steps + 1, batch, units)
+        hidden[0] = state[0]
+        cells = saved = None
+        if self.cell == "lstm":
+            cells = self._take("cells", steps + 1, batch, units)
+            cells[0] = state[1]
+        if saves and _SAVED[self.cell]:
+            saved = self._take("saved", steps, batch, _SAVED[self.cell] * units)
+        operand = self._take_operand("hidden operand", (steps + 1) * batch, units, units)
+        bias_hn = None
+        if self.cell == "gru" and parameters.bias_hh is not None:
+            bias_hn = parameters.bias_hh[2 * units :].contiguous()
+        layer.bias_hn = library.pointer(bias_hn)
+        layer.ids = library.pointer(ids)
+        layer.projected = projected.data_ptr()
+        layer.hidden = hidden.data_ptr()
+        layer.hidden_operand = library.pointer(operand)
+        layer.cells = library.pointer(cells)
+        layer.saved = library.pointer(saved)
+        library.load().recurra_layer_forward(byref(layer))
+        del weight_hh
+        return Trace(hidden, cells, saved)
+
+    def backward(
+        self,
+        trace: Trace,
+        inputs: Tensor,
+        parameters: LayerParameters,
+        grad_outputs: Tensor,
+        grad_final: State,
+        gradients: LayerParameters,
+        *,
+        needs_inputs: bool,
+    ) -> tuple[Tensor | None, State]:
+        """Back through time.
+
+        Args:
+            trace, inputs, parameters: of the forward pass.
+            grad_outputs: (T, B, H), dense.
+            grad_final: of the state after the last step, each (B, H), dense.
+            gradients: dense tensors like the parameters, which are written to.
+            needs_inputs: whether the gradient of the inputs is wanted.
+
+        Returns:
+            The gradients of the inputs, or None, and of the state before the first step.
+        """
+        steps, batch = inputs.shape[:2]
+        layer, weight_hh = self._describe(steps, batch, parameters)
+        width = _DELTAS[self.cell] * layer.units
+        rounded = self._take_operand("delta operand", steps * batch, width, layer.units)
+        deltas = self._take("deltas", steps * batch, width) if rounded is None else None
+        grad_bias = self._take("grad bias", width)
+        initial = tuple(
+            self._take_result(f"initial {index}", *grad.shape)
+            for index, grad in enumerate(grad_final)
+        )
+        layer.hidden = trace.hidden.data_ptr()
+        layer.cells = library.pointer(trace.cells)
+        layer.saved = library.pointer(trace.saved)
+        layer.grad_outputs = library.pointer(grad_outputs)
+        layer.grad_hidden = library.pointer(grad_final[0])
+        layer.grad_initial = initial[0].data_ptr()
+        if len(grad_final) > 1:
+            layer.grad_cells = library.pointer(grad_final[1])
+            layer.grad_initial_cells = initial[1].data_ptr()
+        layer.deltas = library.pointer(deltas)
+        layer.delta_operand = library.pointer(rounded)
+        layer.grad_bias = grad_bias.data_ptr()
+        library.load().recurra_layer_backward(byref(layer))
+        del weight_hh
+        _write_bias_gradients(self.cell, grad_bias, gradients)
+        operand = deltas if rounded is None else rounded
+        assert operand is not None
+        self._write_recurrent_gradient(operand, trace.hidden, gradients)
+        grad_inputs = self._write_input_gradients(
+            inputs, parameters, operand, gradients, needs_inputs
+        )
+        return grad_inputs, initial
+
+    def _take(self, name: str, *shape: int) -> Tensor:
+        return self.workspace.take(name, *shape, like=_FLOAT32)
+
+    def _take_result(self, name: str, *shape: int) -> Tensor:
+        return self.results.take(name, *shape, like=_FLOAT32)
+
+    def _take_operand(self, name: str, rows: int, numbers: int, units: int) -> Tensor | None:
+        """Rows of rounded operands, which must not end in the middle of a pair."""
+        odd = units % 2
+        width = numbers + odd * (1 if numbers % 2 else 2)
+        return take_operand(self.workspace, self.kind, name, rows, width, like=_FLOAT32)
+
+    def _describe(
+        self, steps: int, batch: int, parameters: LayerParameters
+    ) -> tuple[library.Layer, Any]:
+        """What every pass needs, and what must live as long as the call."""
+        assert parameters.weight_hh is not None
+        weight_hh = parameters.weight_hh.contiguous()
+        units, threads, kernels = weight_hh.shape[1], library.threads(), library.load()
+        numbers = kernels.recurra_packed_numbers(len(weight_hh) // units, units)
+        packed = self._take("packed weight", numbers)
+        spare = self._take("spare", kernels.recurra_spare_numbers(threads, batch, units))
+        layer = library.Layer(
+            cell=_CELLS[self.cell],
+            kind=self.kind,
+            threads=threads,
+            steps=steps,
+            batch=batch,
+            units=units,
+            recurrent_scale=self.recurrent_scale,
+            weight_hh=weight_hh.data_ptr(),
+            packed=packed.data_ptr(),
+            spare=spare.data_ptr(),
+        )
+        return layer, (weight_hh, packed, spare)
+
+    def _project(self, inputs: Tensor, parameters: LayerParameters) -> tuple[Tensor, Tensor | None]:
+        """x_t W_ih' and the biases that may be added beforehand, with the ids that name its rows.
+
+        Numbers give (T, B, G*H) and no ids; ids give the table of all rows, (V, G*H).
+        """
+        weight = parameters.weight_ih
+        bias = _foldable_bias(self.cell, parameters)
+        if not inputs.is_floating_point():
+            ids = inputs.long().contiguous()
+            check_ids(ids, weight.shape[1])
+            table = self._take("table", weight.shape[1], weight.shape[0])
+            transpose(weight.contiguous(), table, bias)
+            return table, ids
+        projected = self._take("projected", *inputs.shape[:2], weight.shape[0])
+        rows, flat = projected.flatten(0, 1), inputs.flatten(0, 1)
+        if self.dtype == weight.dtype and bias is not None:
+            torch.addmm(bias, flat, weight.t(), out=rows)
+            return projected, None
+        rows.copy_(torch.mm(flat.to(self.dtype), weight.t().to(self.dtype)))
+        if bias is not None:
+            rows.add_(bias)
+        return projected, None
+
+    def _write_recurrent_gradient(
+        self, operand: Tensor, hidden: Tensor, gradients: LayerParameters
+    ) -> None:
+        before, out = hidden[:-1].flatten(0, 1), gradients.weight_hh
+        assert out is not None
+        units = out.shape[1]
+        # The GRU's third delta is the inputs' alone; its fourth is what h_n got.
+        parts = [slice(0, 2), slice(3, 4)] if self.cell == "gru" else [slice(0, len(out) // units)]
+        first = 0
+        for part in parts:
+            columns = operand[:, part.start * units : part.stop * units]
+            rows = out[first : first + columns.shape[1]]
+            gradient_product(self.kind, columns, before, rows, self.workspace)
+            first += len(rows)
+
+    def _write_input_gradients(
+        self,
+        inputs: Tensor,
+        parameters: LayerParameters,
+        operand: Tensor,
+        gradients: LayerParameters,
+        needs_inputs: bool,
+    ) -> Tensor | None:
+        weight = parameters.weight_ih
+        width = len(weight)
+        if not inputs.is_floating_point():
+            table = self._take("table", weight.shape[1], width).zero_()
+            add_rows(inputs.long().contiguous(), operand[:, :width], table)
+            transpose(table, gradients.weight_ih)
+            return None
+        flat = inputs.flatten(0, 1).contiguous()
+        columns = operand[:, :width]
+        gradient_product(self.kind, columns, flat, gradients.weight_ih, self.workspace)
+        if not needs_inputs:
+            return None
+        grad_inputs = self._take_result("grad inputs", *inputs.shape)
+        rows = grad_inputs.flatten(0, 1)
+        if operand.dtype == weight.dtype:
+            torch.mm(columns, weight, out=rows)
+        else:
+            rows.copy_(torch.mm(columns, weight.to(operand.dtype)))
+        return grad_inputs
+
+
+def _foldable_bias(cell: str, parameters: LayerParameters) -> Tensor | None:
+    """The biases that can be added before the loop through time, (G*H,)."""
+    bias, recurrent = parameters.bias_ih, parameters.bias_hh
+    if bias is None or recurrent is None:
+        return bias
+    if cell == "gru":
+        # The third part of b_hh belongs inside, where r multiplies it.
+        bias, folded = bias.clone(), 2 * len(bias) // 3
+        bias[:folded] += recurrent[:folded]
+        return bias
+    return bias + recurrent
+
+
+def _write_bias_gradients(cell: str, grad_bias: Tensor, gradients: LayerParameters) -> None:
+    if gradients.bias_ih is None or gradients.bias_hh is None:
+        return
+    width = len(gradients.bias_ih)
+    gradients.bias_ih.copy_(grad_bias[:width])
+    if cell == "gru":
+        units = width // 3
+        gradients.bias_hh[: 2 * units] = grad_bias[: 2 * units]
+        gradients.bias_hh[2 * units :] = grad_bias[3 * units :]
+    else:
+        gradients.bias_hh.copy_(grad_bias)

@@ -1,0 +1,98 @@
+"""Clipping and the update rule in one pass over the numbers, by the compiled kernels.
+
+Does what torch.optim's SGD, Adam and AdamW do, on their own state, in the same form: a checkpoint
+does not show which of the two made the update.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from ctypes import byref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recurra.kernels import library
+
+_RULES = {torch.optim.SGD: 0, torch.optim.Adam: 1, torch.optim.AdamW: 2}
+
+
+class CompiledUpdate:
+    """Updates the parameters of one optimiser, all fp32 on a CPU.
+
+    Args:
+        optimizer: SGD, Adam or AdamW; its groups and its state are used and kept.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self._rule = _RULES[type(optimizer)]
+        self._parameters: list[Tensor] = []
+        decays: list[float] = []
+        for group in optimizer.param_groups:
+            self._parameters += group["params"]
+            decays += [group["weight_decay"]] * len(group["params"])
+        self._settings: dict[str, Any] = optimizer.param_groups[0]
+        self._sizes = (ctypes.c_int64 * len(decays))(*(p.numel() for p in self._parameters))
+        self._decays = (ctypes.c_float * len(decays))(*decays)
+
+    def gradient_norm(self) -> float:
+        """The L2 norm of all gradients; NaN or infinite where one is not finite."""
+        norm: float = library.load().recurra_gradient_norm(byref(self._describe()))
+        return norm
+
+    def step(self, lr: float, factor: float) -> None:
+        """Update all parameters with `factor` times their gradients."""
+        update = self._describe()
+        update.lr, update.factor = lr, factor
+        is_first = not self._optimizer.state
+        if self._rule == 0:
+            update.momentum = self._settings["momentum"]
+            update.is_first = is_first
+            if update.momentum:
+                update.first = self._slots("momentum_buffer", is_first)
+        else:
+            self._describe_adam(update, is_first)
+        library.load().recurra_update(byref(update))
+
+    def _describe_adam(self, update: library.Update, is_first: bool) -> None:
+        (beta1, beta2), epsilon = self._settings["betas"], self._settings["eps"]
+        update.first = self._slots("exp_avg", is_first)
+        update.second = self._slots("exp_avg_sq", is_first)
+        state = self._optimizer.state
+        if is_first:
+            for parameter in self._parameters:
+                state[parameter]["step"] = torch.zeros(())
+        steps = [state[parameter]["step"] for parameter in self._parameters]
+        torch._foreach_add_(steps, 1.0)
+        step = float(steps[0])
+        update.beta2, update.epsilon = beta2, epsilon
+        update.new_share, update.new_square_share = 1.0 - beta1, 1.0 - beta2
+        update.correction = 1.0 - beta1**step
+        update.root_correction = math.sqrt(1.0 - beta2**step)
+
+    def _slots(self, name: str, is_first: bool) -> Any:
+        state = self._optimizer.state
+        if is_first:
+            for parameter in self._parameters:
+                state[parameter][name] = torch.zeros_like(parameter)
+        return _pointers([state[parameter][name] for parameter in self._parameters])
+
+    def _describe(self) -> library.Update:
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        assert len(gradients) == len(self._parameters)
+        return library.Update(
+            rule=self._rule,
+            threads=library.threads(),
+            count=len(gradients),
+            sizes=self._sizes,
+            parameters=_pointers(self._parameters),
+            gradients=_pointers(gradients),
+            decays=self._decays,
+        )
+
+
+def _pointers(tensors: list[Tensor]) -> Any:
+    return (ctypes.c_void_p * len(tensors))(*map(library.pointer, tensors))

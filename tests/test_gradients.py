@@ -1,0 +1,105 @@
+"""The compiled loss and gradients of a whole model against autograd over the plain equations."""
+
+import pytest
+import torch
+
+from recurra.config import ModelConfig
+from recurra.gradients import CompiledGradients
+from recurra.kernels import library
+from recurra.model import RecurrentLM
+
+pytestmark = pytest.mark.skipif(not library.is_available(), reason="no compiler for the kernels")
+
+MODELS = {
+    "one-hot": {},
+    "small vocabulary": {"embedding_size": 6},
+    "large vocabulary": {"embedding_size": 6, "vocab_size": 90},
+    "layers": {"num_layers": 3, "embedding_size": 7},
+    "dropout": {"num_layers": 2, "dropout": 0.4},
+    "tied": {"embedding_size": 12, "tie_weights": True},
+    "tied large": {"embedding_size": 12, "tie_weights": True, "vocab_size": 90},
+}
+BATCH, STEPS = 5, 9
+
+
+def make(cell, backend, **options):
+    sizes = {"vocab_size": 17, "hidden_size": 12, "embedding_size": 0} | options
+    torch.manual_seed(0)
+    return RecurrentLM(ModelConfig(cell=cell, backend=backend, **sizes))
+
+
+def batch(model):
+    generator = torch.Generator().manual_seed(1)
+    size = (BATCH, STEPS)
+    ids, targets = (
+        torch.randint(model.config.vocab_size, size, generator=generator) for _ in range(2)
+    )
+    state = tuple(
+        torch.randn(part.shape, generator=generator).mul_(0.5) for part in model.zero_state(BATCH)
+    )
+    return ids, targets, state
+
+
+def poison(compiled):
+    """What was kept from the last batch must not show in the next."""
+    for kept in (compiled._own, *compiled._memory):
+        for tensor in kept.tensors.values():
+            tensor.fill_(float("nan"))
+
+
+def by_autograd(model, weight, scale):
+    ids, targets, state = batch(model)
+    torch.manual_seed(2)
+    loss, after = model.loss(ids, targets, state, recurrent_gradient_scale=scale)
+    gradients = torch.autograd.grad(loss * weight, list(model.parameters()))
+    return float(loss.detach()), [a.detach() for a in after], list(gradients)
+
+
+def compiled(model, weight, scale):
+    ids, targets, state = batch(model)
+    compiled = CompiledGradients(model)
+    for _ in range(2):
+        poison(compiled)
+        torch.manual_seed(2)
+        loss, after = compiled.compute(
+            ids, targets, state, recurrent_gradient_scale=scale, weight=weight
+        )
+    return loss, list(after), [p.grad for p in model.parameters()]
+
+
+@pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("cell", ["rnn", "rnn-relu", "gru", "lstm"])
+def test_compiled_equals_autograd(cell, options):
+    expected = by_autograd(make(cell, "reference", **options), 0.7, 0.8)
+    actual = compiled(make(cell, "native", **options), 0.7, 0.8)
+    assert actual[0] == pytest.approx(expected[0], rel=1e-5)
+    for one, other in zip(actual[1] + actual[2], expected[1] + expected[2], strict=True):
+        assert float((one - other).abs().max()) <= 1e-5 * float(other.abs().max())
+
+
+@pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
+def test_bf16_stays_near_fp32(options):
+    expected = by_autograd(make("lstm", "reference", **options), 1.0, 1.0)
+    actual = compiled(make("lstm", "native", precision="bf16", **options), 1.0, 1.0)
+    assert actual[0] == pytest.approx(expected[0], rel=1e-2)
+    for one, other in zip(actual[1] + actual[2], expected[1] + expected[2], strict=True):
+        assert float((one - other).abs().max()) <= 0.1 * float(other.abs().max())
+
+
+def test_ids_outside_the_vocabulary_are_refused():
+    model = make("gru", "native")
+    ids, targets, _ = batch(model)
+    for wrong in (-1, 17):
+        ids[2, 3] = wrong
+        with pytest.raises(IndexError, match="between 0 and 16"):
+            CompiledGradients(model).compute(ids, targets)
+
+
+def test_other_models_are_left_to_autograd():
+    assert CompiledGradients.serves(make("gru", "native"))
+    assert not CompiledGradients.serves(make("gru", "bptt"))
+    assert not CompiledGradients.serves(make("none", "native"))
+    assert not CompiledGradients.serves(make("gru", "native").double())
+    frozen = make("gru", "native")
+    frozen.head_bias.requires_grad_(False)
+    assert not CompiledGradients.serves(frozen)

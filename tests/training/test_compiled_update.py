@@ -1,0 +1,71 @@
+"""The compiled update against torch.optim: parameters and state, step by step."""
+
+import math
+
+import pytest
+import torch
+
+from recurra.config import ModelConfig, TrainingConfig
+from recurra.kernels import library
+from recurra.model import RecurrentLM
+from recurra.training.compiled_update import CompiledUpdate
+from recurra.training.optimizer import build_optimizer
+
+pytestmark = pytest.mark.skipif(not library.is_available(), reason="no compiler for the kernels")
+
+RULES = [
+    {"optimizer": "sgd"},
+    {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.1},
+    {"optimizer": "adam", "weight_decay": 0.1},
+    {"optimizer": "adamw", "weight_decay": 0.1},
+]
+
+
+def make():
+    torch.manual_seed(0)
+    return RecurrentLM(ModelConfig(cell="gru", vocab_size=37, hidden_size=13))
+
+
+def set_gradients(model, step):
+    generator = torch.Generator().manual_seed(step)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("options", RULES, ids=str)
+def test_it_is_torchs(options, threads):
+    torch.set_num_threads(threads)
+    config = TrainingConfig(steps=1, **options)
+    ours, theirs = make(), make()
+    own, other = build_optimizer(ours, config), build_optimizer(theirs, config)
+    update = CompiledUpdate(own)
+    for step in range(1, 6):
+        for model in (ours, theirs):
+            set_gradients(model, step)
+        norm = update.gradient_norm()
+        expected = torch.nn.utils.get_total_norm([p.grad for p in theirs.parameters()])
+        assert norm == pytest.approx(float(expected), rel=1e-6)
+        for parameter in theirs.parameters():
+            parameter.grad.mul_(0.5)
+        for group in other.param_groups:
+            group["lr"] = 0.1 / step
+        other.step()
+        update.step(0.1 / step, 0.5)
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=2e-6, atol=2e-7)
+    slots, expected = own.state_dict()["state"], other.state_dict()["state"]
+    for index, names in expected.items():
+        for name, value in names.items():
+            if value is None:
+                continue
+            torch.testing.assert_close(slots[index][name], value, rtol=2e-6, atol=2e-7)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 3e38])
+def test_the_norm_shows_what_is_not_finite(bad):
+    model = make()
+    set_gradients(model, 0)
+    model.head_weight.grad[-1, -1] = bad
+    update = CompiledUpdate(build_optimizer(model, TrainingConfig(steps=1)))
+    assert not math.isfinite(update.gradient_norm())
