@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from recurra.model import RecurrentLM
 from recurra.output_layer import OutputGradients, OutputPasses
-from recurra.recurrence.cells import LayerParameters, State, find_cell
+from recurra.recurrence.cells import LayerParameters, State
 from recurra.recurrence.passes import LayerPasses, Trace, add_rows
+from recurra.recurrence.precision import product
 from recurra.recurrence.workspace import Kept
 
 
@@ -29,14 +30,7 @@ class CompiledGradients:
     @staticmethod
     def serves(model: RecurrentLM) -> bool:
         """Whether the model computes by the compiled kernels, and learns all its parameters."""
-        return (
-            model.backend == "native"
-            and find_cell(model.config.cell).num_states > 0
-            and all(
-                p.requires_grad and p.dtype == torch.float32 and p.is_contiguous()
-                for p in model.parameters()
-            )
-        )
+        return model.is_compiled and all(p.requires_grad for p in model.parameters())
 
     def __init__(self, model: RecurrentLM) -> None:
         self.model = model
@@ -90,7 +84,7 @@ class _Run:
         self, model: RecurrentLM, recurrent_gradient_scale: float, memory: list[Kept], own: Kept
     ) -> None:
         self.model, self.own = model, own
-        self.dtype = torch.bfloat16 if model.config.precision == "bf16" else torch.float32
+        self.dtype = model.product_dtype
         self.layers = model.layers()
         self.passes = [
             LayerPasses(model.config.cell, self.dtype, recurrent_gradient_scale, kept, kept)
@@ -152,7 +146,7 @@ class _Run:
             return nn.functional.embedding(ids, self.model.embedding)
         weight = self.layers[0].weight_ih
         self.folded = weight
-        table = _product(weight, self.model.embedding.t(), self.dtype)
+        table = product(weight, self.model.embedding, self.dtype)
         self.layers[0] = self.layers[0]._replace(weight_ih=table)
         return ids
 
@@ -187,8 +181,8 @@ class _Run:
             add_rows(ids, grad_inputs.flatten(0, 1), grad_embedding)
             return
         grad_table = self.own.take("grad table", *self.layers[0].weight_ih.shape, like=embedding)
-        grad_weight.copy_(_product(grad_table, embedding, self.dtype))
-        grad_embedding.add_(_product(grad_table.t(), self.folded, self.dtype))
+        grad_weight.copy_(product(grad_table, embedding.t(), self.dtype))
+        grad_embedding.add_(product(grad_table.t(), self.folded.t(), self.dtype))
 
 
 def _final_state(traces: list[Trace]) -> State:
@@ -201,9 +195,3 @@ def _gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
     gradients = [p.grad for p in parameters if p.grad is not None]
     assert len(gradients) == len(parameters)
     return gradients
-
-
-def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    if dtype == left.dtype:
-        return left @ right
-    return (left.to(dtype) @ right.to(dtype)).to(left.dtype)

@@ -84,6 +84,18 @@ class RecurrentLM(nn.Module):
             return self.config.backend
         return choose_backend(self.config.cell, self.device)
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the compiled kernels can compute all of it."""
+        return (
+            self.backend == "native"
+            and find_cell(self.config.cell).num_states > 0
+            and all(
+                p.dtype == torch.float32 and p.is_contiguous() and p.device.type == "cpu"
+                for p in self.parameters()
+            )
+        )
+
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw the first weights as `config.init` says, from torch's global generator."""
@@ -158,7 +170,7 @@ class RecurrentLM(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The output layer: (..., H) to (..., V)."""
-        return output_layer.logits(hidden, self.output_weight, self.head_bias, self._product_dtype)
+        return output_layer.logits(hidden, self.output_weight, self.head_bias, self.product_dtype)
 
     @property
     def output_weight(self) -> Tensor:
@@ -166,7 +178,8 @@ class RecurrentLM(nn.Module):
         return self.embedding if self.config.tie_weights else self.head_weight
 
     @property
-    def _product_dtype(self) -> torch.dtype:
+    def product_dtype(self) -> torch.dtype:
+        """Number format of the products' operands."""
         return torch.bfloat16 if self.config.precision == "bf16" else self.head_bias.dtype
 
     def initial_logits(self, batch_size: int = 1) -> Tensor:
@@ -215,6 +228,6 @@ class RecurrentLM(nn.Module):
             self.output_weight,
             self.head_bias,
             targets.t().flatten(),
-            self._product_dtype,
+            self.product_dtype,
         )
         return loss, state

@@ -13,18 +13,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy as torch_cross_entropy
-from torch.nn.functional import linear
 
 from recurra.kernels import library
 from recurra.recurrence.passes import check_ids, gradient_product, product_kind, take_operand
+from recurra.recurrence.precision import product
 from recurra.recurrence.workspace import SHELF, Fresh, Workspace
 
 
 def logits(hidden: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
     """(..., H) to (..., V), with the product in `dtype`."""
-    if dtype == hidden.dtype:
-        return linear(hidden, weight, bias)
-    return linear(hidden.to(dtype), weight.to(dtype)).to(hidden.dtype) + bias
+    return product(hidden, weight, dtype) + bias
 
 
 def cross_entropy(

@@ -58,7 +58,7 @@ def test_greedy_is_the_plain_loop(
 
 
 def test_the_prompt_is_read_once_and_each_token_costs_one_step(make_model: MakeModel) -> None:
-    model = make_model(9)
+    model = make_model(9, backend="bptt")
     calls: list[tuple[int, ...]] = []
     states: list[tuple[int, ...]] = []
     plain = model.hidden

@@ -6,6 +6,7 @@
     sampling.py    GenerationConfig and the choice of the next token (numpy only, no torch)
     stopping.py    stop strings in a text that arrives piece by piece
     generate.py    new text: as ids, as a stream of pieces, as whole strings
+    writer.py      the same loop by the compiled kernels, many tokens in one call
     score.py       the surprisal of every character and line
     score_page.py  the same as one self-contained HTML page
 

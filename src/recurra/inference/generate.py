@@ -9,6 +9,7 @@ text the vocabulary's. Knows no prompt format: the text is continued as it stand
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from recurra.errors import ConfigError
 from recurra.inference.reading import IdArray, as_id_array, evaluation_mode
 from recurra.inference.sampling import GenerationConfig, Ids, Logits, Sampler
 from recurra.inference.stopping import StopScanner
+from recurra.inference.writer import CompiledWriter
 
 if TYPE_CHECKING:
     from recurra.model import RecurrentLM
@@ -31,6 +33,8 @@ __all__ = ["GenerationConfig", "generate", "generate_ids", "stream"]
 
 # Steps of the prompt in one call: enough for the matrix products to be efficient.
 PROMPT_CHUNK = 1024
+# Blocks of the compiled loop grow until one takes this long, in seconds, or writes so many ids.
+SHORTEST_BLOCK, MOST_IDS = 0.02, 4096
 
 
 def generate_ids(
@@ -43,6 +47,8 @@ def generate_ids(
 
     Stop strings are not looked at here: ids have no text. Between two tokens the model is as it
     was found, training mode and gradients included, so the caller may stop, or train, at any time.
+    Where the compiled kernels write, they write some tokens ahead: what is learned meanwhile shows
+    in those after them.
 
     Args:
         prompt_ids: (N,) integers; with none, the first token is drawn from `model.initial_logits`.
@@ -159,14 +165,36 @@ def _continue(
     # Evaluation mode is entered for each call of the model and left before each yield.
     with evaluation_mode(model):
         logits, state = _read_prompt(model, prompt_ids, config.num_samples)
-    for remaining in range(config.max_new_tokens, 0, -1):
+    chosen = sampler.choose(logits)
+    yield chosen
+    if config.max_new_tokens == 1:
+        return
+    if model.is_compiled:
+        yield from _write_in_blocks(CompiledWriter(model, state, sampler), chosen, config)
+        return
+    for _ in range(config.max_new_tokens - 1):
+        with evaluation_mode(model):
+            tokens = torch.from_numpy(chosen).to(model.device)
+            output, state = model(tokens[:, None], state)
+            logits = _to_numpy(output[:, -1])
         chosen = sampler.choose(logits)
         yield chosen
-        if remaining > 1:
-            with evaluation_mode(model):
-                tokens = torch.from_numpy(chosen).to(model.device)
-                output, state = model(tokens[:, None], state)
-                logits = _to_numpy(output[:, -1])
+
+
+def _write_in_blocks(
+    writer: CompiledWriter, chosen: Ids, config: GenerationConfig
+) -> Iterator[Ids]:
+    """The tokens after `chosen`, written ahead a little at a time: a signal need not wait long, and
+    a text that ends at a stop string has cost little more than its own tokens."""
+    remaining, size = config.max_new_tokens - 1, 8
+    while remaining:
+        started = time.perf_counter()
+        block = writer.write(chosen, min(size, remaining))
+        if time.perf_counter() - started < SHORTEST_BLOCK and 2 * size * len(chosen) <= MOST_IDS:
+            size *= 2
+        yield from block
+        remaining -= len(block)
+        chosen = block[-1]
 
 
 def _read_prompt(model: RecurrentLM, ids: IdArray, num_samples: int) -> tuple[Logits, State]:

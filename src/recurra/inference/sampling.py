@@ -87,8 +87,13 @@ class GenerationConfig:
 class Sampler:
     """Chooses the next token of every sample.
 
-    Its memory is one random generator and, with a repetition penalty, one (S, V) mask of the tokens
-    seen so far: it does not grow with the text.
+    Its memory is one random generator for each sample and, with a repetition penalty, one (S, V)
+    mask of the tokens seen so far: it does not grow with the text.
+
+    Attributes:
+        config: the settings.
+        banned: ids never chosen.
+        seen: the mask, or None.
     """
 
     def __init__(
@@ -100,15 +105,15 @@ class Sampler:
     ) -> None:
         if len(set(banned_ids)) >= vocab_size:
             raise ConfigError("every token of the vocabulary is banned; there is nothing to write")
-        self._config = config
-        self._banned = list(banned_ids)
+        self.config = config
+        self.banned = list(banned_ids)
         # One generator for each sample, so that the first of four is the only one of one.
         seeds = np.random.SeedSequence(config.seed).spawn(config.num_samples)
         self._randoms = [np.random.default_rng(seed) for seed in seeds]
-        self._seen: Mask | None = None
+        self.seen: Mask | None = None
         if config.repetition_penalty != 1.0:
-            self._seen = np.zeros((config.num_samples, vocab_size), dtype=np.bool_)
-            self._seen[:, np.fromiter(prompt_ids, np.int64)] = True
+            self.seen = np.zeros((config.num_samples, vocab_size), dtype=np.bool_)
+            self.seen[:, np.fromiter(prompt_ids, np.int64)] = True
 
     def choose(self, logits: Logits) -> Ids:
         """The next token of every sample, from logits (S, V), which may be overwritten: (S,) int64.
@@ -121,18 +126,26 @@ class Sampler:
         """
         if not np.isfinite(logits.max(axis=-1)).all():
             raise NonFiniteError("a logit is NaN or infinite; the model's weights are damaged")
-        config = self._config
-        if self._seen is not None:
-            logits = penalize(logits, self._seen, config.repetition_penalty)
-        logits[:, self._banned] = -np.inf
-        if config.greedy or config.temperature == 0:
+        config = self.config
+        if self.seen is not None:
+            logits = penalize(logits, self.seen, config.repetition_penalty)
+        logits[:, self.banned] = -np.inf
+        if self.is_greedy:
             chosen: Ids = logits.argmax(axis=-1)
         else:
-            uniforms = np.array([random.random() for random in self._randoms])
-            chosen = draw(warp(logits, config), uniforms)
-        if self._seen is not None:
-            self._seen[np.arange(len(chosen)), chosen] = True
+            chosen = draw(warp(logits, config), self.uniforms(1)[0])
+        if self.seen is not None:
+            self.seen[np.arange(len(chosen)), chosen] = True
         return chosen
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether nothing is left to chance."""
+        return self.config.greedy or self.config.temperature == 0
+
+    def uniforms(self, steps: int) -> Logits:
+        """The random numbers of the next steps, in [0, 1): (steps, S)."""
+        return np.stack([random.random(steps) for random in self._randoms], axis=1)
 
 
 def warp(logits: Logits, config: GenerationConfig) -> Logits:

@@ -128,6 +128,40 @@ class Update(ctypes.Structure):
     )
 
 
+class Generation(ctypes.Structure):
+    """New text; see `source/kernels.h`."""
+
+    _fields_ = (
+        ("threads", c_int32),
+        ("num_layers", c_int32),
+        ("packs", c_int32),
+        ("greedy", c_int32),
+        ("layers", POINTER(Layer)),
+        ("weights_ih", POINTER(c_void_p)),
+        ("biases", POINTER(c_void_p)),
+        ("packed_ih", POINTER(c_void_p)),
+        ("projected", POINTER(c_void_p)),
+        ("embedding", c_void_p),
+        ("embedding_size", c_int64),
+        ("embedding_operand", c_void_p),
+        ("vocabulary", c_int64),
+        ("head_weight", c_void_p),
+        ("head_bias", c_void_p),
+        ("packed_head", c_void_p),
+        ("logits", c_void_p),
+        ("ids", c_void_p),
+        ("uniforms", c_void_p),
+        ("seen", c_void_p),
+        ("banned", c_void_p),
+        ("num_banned", c_int64),
+        ("top_k", c_int64),
+        ("temperature", c_double),
+        ("top_p", c_double),
+        ("min_p", c_double),
+        ("repetition_penalty", c_double),
+    )
+
+
 def is_available() -> bool:
     """Whether the kernels can be used; builds them at the first call, which takes some seconds.
 
@@ -191,6 +225,7 @@ def _declare(library: Any) -> Any:
         "gradient_product": (GradientProduct, ("multiply_transposed",)),
         "output_layer": (OutputLayer, ("output_forward", "output_backward")),
         "update": (Update, ("update", "gradient_norm")),
+        "generation": (Generation, ("generate",)),
     }
     for name, (structure, functions) in described.items():
         size = getattr(library, f"recurra_{name}_bytes")
@@ -200,11 +235,12 @@ def _declare(library: Any) -> Any:
         for function in functions:
             _sign(library, function, POINTER(structure))
     library.recurra_gradient_norm.restype = c_double
+    library.recurra_generate.restype = c_int64
     _sign(library, "add_rows", c_int32, *[c_int64] * 3, c_void_p, c_void_p, c_int32, c_void_p)
     _sign(library, "transpose", c_int32, c_int64, c_int64, *[c_void_p] * 3)
     _sign(library, "all_below", c_int64, c_void_p, c_int64, result=c_int32)
     _sign(library, "best_kind", result=c_int32)
-    _sign(library, "packed_numbers", c_int64, c_int64, result=c_int64)
+    _sign(library, "packed_numbers", c_int64, c_int64, c_int64, result=c_int64)
     _sign(library, "spare_numbers", c_int64, c_int64, c_int64, result=c_int64)
     _sign(library, "transposed_numbers", c_int64, c_int64, c_int64, result=c_int64)
     _sign(library, "logit_numbers", c_int64, result=c_int64)

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from recurra.errors import ConfigError
+from recurra.recurrence.precision import product
 
 State = tuple[Tensor, ...]
 """What a layer carries from step to step: (h,) or (h, c), each (B, H); () without hidden state."""
@@ -39,8 +39,8 @@ class LayerParameters(NamedTuple):
     def recurrent_product(self, h: Tensor, dtype: torch.dtype) -> Tensor:
         """h W_hh' + b_hh, shape (B, G*H); the product in `dtype`, the result in h's."""
         assert self.weight_hh is not None
-        product = linear(h.to(dtype), self.weight_hh.to(dtype)).to(h.dtype)
-        return product if self.bias_hh is None else product + self.bias_hh
+        recurrent = product(h, self.weight_hh, dtype)
+        return recurrent if self.bias_hh is None else recurrent + self.bias_hh
 
 
 class Cell(ABC):
@@ -133,7 +133,7 @@ class LstmCell(Cell):
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         h = torch.sigmoid(o) * torch.tanh(c)
         if parameters.weight_hr is not None:
-            h = linear(h.to(dtype), parameters.weight_hr.to(dtype)).to(c.dtype)
+            h = product(h, parameters.weight_hr, dtype)
         return h, (h, c)
 
 

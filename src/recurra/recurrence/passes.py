@@ -163,9 +163,24 @@ class LayerPasses:
             IndexError: an id is not below I.
         """
         steps, batch = inputs.shape[:2]
-        layer, weight_hh = self._describe(steps, batch, parameters)
-        units = layer.units
+        layer, trace, memory = self.prepare(steps, batch, state, parameters, saves=saves)
         projected, ids = self._project(inputs, parameters)
+        layer.ids = library.pointer(ids)
+        layer.projected = projected.data_ptr()
+        library.load().recurra_layer_forward(byref(layer))
+        del memory
+        return trace
+
+    def prepare(
+        self, steps: int, batch: int, state: State, parameters: LayerParameters, *, saves: bool
+    ) -> tuple[library.Layer, Trace, Any]:
+        """The kernels' description of a forward pass, but for its inputs.
+
+        Returns:
+            The description, what the pass will have left, and what must live as long as the first.
+        """
+        layer, memory = self._describe(steps, batch, parameters)
+        units = layer.units
         hidden = self._take_result("hidden", steps + 1, batch, units)
         hidden[0] = state[0]
         cells = saved = None
@@ -179,15 +194,18 @@ class LayerPasses:
         if self.cell == "gru" and parameters.bias_hh is not None:
             bias_hn = parameters.bias_hh[2 * units :].contiguous()
         layer.bias_hn = library.pointer(bias_hn)
-        layer.ids = library.pointer(ids)
-        layer.projected = projected.data_ptr()
         layer.hidden = hidden.data_ptr()
         layer.hidden_operand = library.pointer(operand)
         layer.cells = library.pointer(cells)
         layer.saved = library.pointer(saved)
-        library.load().recurra_layer_forward(byref(layer))
-        del weight_hh
-        return Trace(hidden, cells, saved)
+        return layer, Trace(hidden, cells, saved), (memory, operand, bias_hn)
+
+    def table(self, parameters: LayerParameters) -> Tensor:
+        """What each token adds before the loop, (V, G*H): x W_ih' and biases for a one-hot x."""
+        weight = parameters.weight_ih
+        table = self._take("table", weight.shape[1], weight.shape[0])
+        transpose(weight.contiguous(), table, foldable_bias(self.cell, parameters))
+        return table
 
     def backward(
         self,
@@ -264,7 +282,7 @@ class LayerPasses:
         assert parameters.weight_hh is not None
         weight_hh = parameters.weight_hh.contiguous()
         units, threads, kernels = weight_hh.shape[1], library.threads(), library.load()
-        numbers = kernels.recurra_packed_numbers(len(weight_hh) // units, units)
+        numbers = kernels.recurra_packed_numbers(len(weight_hh) // units, units, units)
         packed = self._take("packed weight", numbers)
         spare = self._take("spare", kernels.recurra_spare_numbers(threads, batch, units))
         layer = library.Layer(
@@ -287,13 +305,11 @@ class LayerPasses:
         Numbers give (T, B, G*H) and no ids; ids give the table of all rows, (V, G*H).
         """
         weight = parameters.weight_ih
-        bias = _foldable_bias(self.cell, parameters)
         if not inputs.is_floating_point():
             ids = inputs.long().contiguous()
             check_ids(ids, weight.shape[1])
-            table = self._take("table", weight.shape[1], weight.shape[0])
-            transpose(weight.contiguous(), table, bias)
-            return table, ids
+            return self.table(parameters), ids
+        bias = foldable_bias(self.cell, parameters)
         projected = self._take("projected", *inputs.shape[:2], weight.shape[0])
         rows, flat = projected.flatten(0, 1), inputs.flatten(0, 1)
         if self.dtype == weight.dtype and bias is not None:
@@ -348,7 +364,7 @@ class LayerPasses:
         return grad_inputs
 
 
-def _foldable_bias(cell: str, parameters: LayerParameters) -> Tensor | None:
+def foldable_bias(cell: str, parameters: LayerParameters) -> Tensor | None:
     """The biases that can be added before the loop through time, (G*H,)."""
     bias, recurrent = parameters.bias_ih, parameters.bias_hh
     if bias is None or recurrent is None:

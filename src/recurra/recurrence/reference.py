@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding, linear
+from torch.nn.functional import embedding
 
 from recurra.recurrence.cells import Cell, LayerParameters, State
+from recurra.recurrence.precision import product
 
 
 def run_layer(
@@ -36,7 +37,7 @@ def project(inputs: Tensor, parameters: LayerParameters, dtype: torch.dtype) -> 
     """x_t W_ih' + b_ih of all steps, (T, B, G*H); ids take rows of W_ih' instead of a product."""
     weight = parameters.weight_ih
     if inputs.is_floating_point():
-        projected = linear(inputs.to(dtype), weight.to(dtype)).to(weight.dtype)
+        projected = product(inputs, weight, dtype)
     else:
         projected = embedding(inputs, weight.t())
     return projected if parameters.bias_ih is None else projected + parameters.bias_ih

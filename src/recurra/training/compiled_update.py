@@ -56,6 +56,8 @@ class CompiledUpdate:
         else:
             self._describe_adam(update, is_first)
         library.load().recurra_update(byref(update))
+        # What was made from the weights as they were (packed for generation, say) must know.
+        torch.autograd.graph.increment_version(self._parameters)
 
     def _describe_adam(self, update: library.Update, is_first: bool) -> None:
         (beta1, beta2), epsilon = self._settings["betas"], self._settings["eps"]

@@ -91,4 +91,35 @@ struct Update {
   int32_t is_first;                   // SGD: the momentum starts as the gradient
 };
 
+// New text: S samples side by side, T tokens each. Of the layers, `steps` is T and `batch` is S.
+struct Generation {
+  int32_t threads, num_layers;
+  int32_t packs;  // the weights are not packed yet, or have changed
+  int32_t greedy;
+  const Layer* layers;
+  // What a layer without ids reads: the layer below, or the embedding's row of the token. Null for a
+  // layer with ids; so are its bias and what is packed.
+  const float* const* weights_ih;  // (G*H, I)
+  const float* const* biases;      // (G*H,): those that can be added beforehand
+  void* const* packed_ih;          // `recurra_packed_numbers` of it
+  float* const* projected;         // (T, S, G*H), the layer's own `projected`
+  const float* embedding;          // (V, E), or null
+  int64_t embedding_size;
+  void* embedding_operand;  // (S, E + E % 2): rows as the product takes them
+
+  int64_t vocabulary;
+  const float* head_weight;  // (V, H)
+  const float* head_bias;    // (V,)
+  void* packed_head;         // `recurra_packed_numbers` of it
+  float* logits;             // (S, padded V)
+
+  int64_t* ids;            // (T+1, S), the first filled by the caller
+  const double* uniforms;  // (T, S) in [0, 1); null for greedy
+  uint8_t* seen;           // (S, V), or null without a penalty
+  const int64_t* banned;
+  int64_t num_banned;
+  int64_t top_k;  // V or more for all
+  double temperature, top_p, min_p, repetition_penalty;  // 1, 0 and 1 have no effect
+};
+
 }  // namespace recurra

@@ -1,24 +1,8 @@
-// One layer forward and backward through time.
-//
-// The loop over time stands inside one parallel region. At each step a thread takes its panels of
-// units one after the other: the recurrent product of a chunk of rows goes to a buffer in the L1
-// cache, and the cell's equations turn it into the new state at once.
-#include "kernels.h"
-
-#include "cells.h"
-#include "product.h"
-#include "team.h"
+// One layer forward and backward through time. The loop over time stands inside one parallel region.
+#include "forward.h"
 
 namespace recurra {
 namespace {
-
-constexpr int kChunk = 2 * kTileRows;  // rows whose product is held at a time
-
-// Numbers in a row of operands: pairs must not end in the middle, wherever in the row they start.
-int64_t operand_width(int64_t numbers, int64_t units) {
-  if (units % 2 == 0) return numbers;
-  return numbers + (numbers % 2 ? 1 : 2);
-}
 
 // A stretch of the inner dimension of the backward product: these deltas meet these weight rows.
 struct Stretch {
@@ -36,103 +20,6 @@ template <>
 struct Stretches<Gru> {
   static constexpr int kCount = 2;
   static constexpr Stretch at[] = {{0, 0, 2}, {3, 2, 1}};
-};
-
-template <class C, class P>
-class Forward {
- public:
-  explicit Forward(const Layer& layer)
-      : l_(layer), width_(operand_width(layer.units, layer.units)) {}
-
-  void pack(int64_t index) {
-    int64_t panel = index / C::kGates, gate = index % C::kGates;
-    int64_t first = panel * kPanel;
-    int width = int(std::min<int64_t>(kPanel, l_.units - first));
-    Layout weight{l_.weight_hh + (gate * l_.units + first) * l_.units, 1, l_.units};
-    P::pack(weight, l_.units, width, packed(panel, int(gate)));
-  }
-
-  int64_t num_packs() const { return panels(l_.units) * C::kGates; }
-
-  void prepare(const Share& share) {
-    if constexpr (P::kCopiesOperand) {
-      for (int64_t b = share.rows.begin; b < share.rows.end; b++)
-        for (int64_t unit = share.panels.begin * kPanel; unit < end(share); unit += kLanes)
-          P::store_operand(operand(0, b) + unit, load(hidden(0, b) + unit, count(unit)),
-                           count(unit));
-      // What lies behind the last unit is multiplied by zero, so it must be a number.
-      for (int64_t t = 0; t <= l_.steps; t++)
-        for (int64_t b = share.rows.begin; b < share.rows.end; b++)
-          for (int64_t unit = l_.units; unit < width_; unit++) operand(t, b)[unit] = 0;
-    }
-  }
-
-  void step(const Share& share, int64_t t) {
-    for (int64_t panel = share.panels.begin; panel < share.panels.end; panel++)
-      for (int64_t b = share.rows.begin; b < share.rows.end; b += kChunk)
-        chunk(t, panel, b, int(std::min<int64_t>(kChunk, share.rows.end - b)));
-  }
-
- private:
-  void chunk(int64_t t, int64_t panel, int64_t first_row, int rows) {
-    alignas(64) float products[C::kGates][kChunk * kPanel];
-    for (int gate = 0; gate < C::kGates; gate++)
-      P::multiply(rows, l_.units, operand(t, first_row), operand_stride(), packed(panel, gate),
-                  products[gate], kPanel, false);
-    for (int v = 0; v < 2; v++) {
-      int64_t unit = panel * kPanel + v * kLanes;
-      if (unit >= l_.units) return;
-      if (count(unit) == kLanes)
-        rows_of(t, first_row, rows, unit, kLanes, products[0] + v * kLanes);
-      else
-        rows_of(t, first_row, rows, unit, count(unit), products[0] + v * kLanes);
-    }
-  }
-
-  INLINE void rows_of(int64_t t, int64_t first_row, int rows,
-                                                     int64_t unit, int count,
-                                                     const float* products) {
-    const Spot spot{l_.units, count};
-    for (int r = 0; r < rows; r++) {
-      int64_t b = first_row + r, row = t * l_.batch + b;
-      Vec product[C::kGates];
-      for (int gate = 0; gate < C::kGates; gate++)
-        product[gate] = load(products + gate * kChunk * kPanel + r * kPanel);
-      int64_t source = l_.ids ? l_.ids[row] : row;
-      ForwardRow at{};
-      at.projected = l_.projected + source * C::kGates * l_.units + unit;
-      at.bias_hn = l_.bias_hn ? l_.bias_hn + unit : nullptr;
-      at.hidden_before = hidden(t, b) + unit;
-      if (C::kHasCells) {
-        at.cells_before = l_.cells + row * l_.units + unit;
-        at.cells = l_.cells + (row + l_.batch) * l_.units + unit;
-      }
-      at.saved = l_.saved ? l_.saved + row * C::kSaved * l_.units + unit : nullptr;
-      Vec h = C::forward(spot, at, product);
-      spot.write(hidden(t + 1, b) + unit, h);
-      if constexpr (P::kCopiesOperand) P::store_operand(operand(t + 1, b) + unit, h, count);
-    }
-  }
-
-  int count(int64_t unit) const { return int(std::min<int64_t>(kLanes, l_.units - unit)); }
-  int64_t end(const Share& share) const { return std::min(share.panels.end * kPanel, l_.units); }
-
-  float* hidden(int64_t t, int64_t b) const { return l_.hidden + (t * l_.batch + b) * l_.units; }
-
-  int64_t operand_stride() const { return P::kCopiesOperand ? width_ : l_.units; }
-
-  typename P::Operand* operand(int64_t t, int64_t b) const {
-    void* start = P::kCopiesOperand ? l_.hidden_operand : l_.hidden;
-    return static_cast<typename P::Operand*>(start) + (t * l_.batch + b) * operand_stride();
-  }
-
-  typename P::Operand* packed(int64_t panel, int gate) const {
-    return static_cast<typename P::Operand*>(l_.packed) +
-           (panel * C::kGates + gate) * P::panel_size(l_.units);
-  }
-
-  const Layer& l_;
-  const int64_t width_;
 };
 
 template <class C, class P>
@@ -155,8 +42,6 @@ class Backward {
       to += P::panel_size(depth);
     }
   }
-
-  int64_t num_packs() const { return panels(l_.units); }
 
   void prepare(const Share& share) {
     Range units = units_of(share);
@@ -293,12 +178,6 @@ class Backward {
   int64_t panel_size_ = 0;
 };
 
-template <class Pass>
-void pack_all(Pass& pass, int thread, int threads) {
-  Range own = part(pass.num_packs(), thread, threads);
-  for (int64_t index = own.begin; index < own.end; index++) pass.pack(index);
-}
-
 template <class C, class P>
 void run_forward(const Layer& layer) {
   Forward<C, P> pass(layer);
@@ -307,7 +186,7 @@ void run_forward(const Layer& layer) {
   {
     int thread = omp_get_thread_num(), threads = omp_get_num_threads();
     Share share = share_of(thread, threads, layer.batch, panels(layer.units));
-    pack_all(pass, thread, threads);
+    pack_part(pass.weight(), thread, threads);
     pass.prepare(share);
 #pragma omp barrier
     if (share.rows.size() > 0)
@@ -329,7 +208,8 @@ void run_backward(const Layer& layer) {
     int thread = omp_get_thread_num(), threads = omp_get_num_threads();
     Share share = share_of(thread, threads, layer.batch, panels(layer.units));
     if (thread == 0) groups = share.groups;
-    pack_all(pass, thread, threads);
+    Range own = part(panels(layer.units), thread, threads);
+    for (int64_t panel = own.begin; panel < own.end; panel++) pass.pack(panel);
     pass.prepare(share);
 #pragma omp barrier
     if (share.rows.size() > 0)
@@ -394,12 +274,12 @@ RECURRA_EXPORT int32_t recurra_best_kind() {
 #endif
 }
 
-// Numbers in a packed recurrent weight, and in `spare`: enough for either pass.
-RECURRA_EXPORT int64_t recurra_packed_numbers(int64_t gates, int64_t units) {
-  int64_t depth = units + units % 2;
-  return recurra::panels(units) * recurra::kPanel * gates * depth;
+// Numbers in a packed weight (gates * units, depth); of a recurrent one, enough for either pass.
+RECURRA_EXPORT int64_t recurra_packed_numbers(int64_t gates, int64_t units, int64_t depth) {
+  return recurra::panels(units) * recurra::kPanel * gates * (depth + depth % 2);
 }
 
+// Numbers in `spare`.
 RECURRA_EXPORT int64_t recurra_spare_numbers(int64_t threads, int64_t batch, int64_t units) {
   return batch * units + std::min<int64_t>(threads, recurra::kMostThreads) * 4 * units;
 }

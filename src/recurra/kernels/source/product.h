@@ -340,4 +340,25 @@ struct Tiles : Pairs {
 
 #endif
 
+// A weight (gates * units, depth) whose product is wanted panel by panel of units, gate after gate.
+template <class P>
+struct PackedWeight {
+  const float* weight;
+  int64_t gates, units, depth;
+  typename P::Operand* packed;
+
+  int64_t num_panels() const { return panels(units) * gates; }
+
+  typename P::Operand* panel(int64_t panel, int64_t gate = 0) const {
+    return packed + (panel * gates + gate) * P::panel_size(depth);
+  }
+
+  void pack(int64_t index) const {
+    int64_t first = index / gates * kPanel, gate = index % gates;
+    int width = int(std::min<int64_t>(kPanel, units - first));
+    Layout layout{weight + (gate * units + first) * depth, 1, depth};
+    P::pack(layout, depth, width, panel(index / gates, gate));
+  }
+};
+
 }  // namespace recurra

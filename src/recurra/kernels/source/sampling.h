@@ -1,0 +1,113 @@
+// How the next token is chosen from a row of logits: the arithmetic of `inference/sampling.py`, in the
+// same order and in fp64.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <vector>
+
+#include "kernels.h"
+
+namespace recurra {
+
+class Sampler {
+ public:
+  explicit Sampler(const Generation& g) : g_(g), logits_(g.vocabulary) {}
+
+  // The token of a sample, from its logits without bias; -1 where one of them is NaN or infinite.
+  int64_t choose(const float* logits, int64_t sample, double uniform) {
+    for (int64_t v = 0; v < g_.vocabulary; v++)
+      logits_[v] = double(logits[v] + g_.head_bias[v]);
+    if (!is_finite()) return -1;
+    if (g_.seen) penalize(g_.seen + sample * g_.vocabulary);
+    for (int64_t i = 0; i < g_.num_banned; i++) logits_[g_.banned[i]] = kNever;
+    if (g_.greedy) return std::max_element(logits_.begin(), logits_.end()) - logits_.begin();
+    warp();
+    return draw(uniform);
+  }
+
+ private:
+  static constexpr double kNever = -std::numeric_limits<double>::infinity();
+
+  // Whether no logit is NaN or plus infinity.
+  bool is_finite() const {
+    for (double x : logits_)
+      if (!(x < std::numeric_limits<double>::infinity())) return false;
+    return *std::max_element(logits_.begin(), logits_.end()) > kNever;
+  }
+
+  void penalize(const uint8_t* seen) {
+    constexpr double kMost = std::numeric_limits<double>::max();
+    for (int64_t v = 0; v < g_.vocabulary; v++) {
+      if (!seen[v]) continue;
+      double& x = logits_[v];
+      x = x > 0 ? x / g_.repetition_penalty : x * g_.repetition_penalty;
+      x = std::clamp(x, -kMost, kMost);
+    }
+  }
+
+  void warp() {
+    double highest = *std::max_element(logits_.begin(), logits_.end());
+    for (double& x : logits_) x = (x - highest) / g_.temperature;
+    if (g_.top_k < g_.vocabulary) keep_top_k();
+    if (g_.top_p < 1) keep_top_p();
+    if (g_.min_p > 0) keep_min_p();
+  }
+
+  void keep_top_k() {
+    sorted_ = logits_;
+    auto kth = sorted_.begin() + (g_.vocabulary - g_.top_k);
+    std::nth_element(sorted_.begin(), kth, sorted_.end());
+    for (double& x : logits_)
+      if (x < *kth) x = kNever;
+  }
+
+  void keep_top_p() {
+    double total = fill_powers();
+    order_.resize(g_.vocabulary);
+    std::iota(order_.begin(), order_.end(), 0);
+    std::stable_sort(order_.begin(), order_.end(),
+                     [&](int64_t a, int64_t b) { return logits_[a] > logits_[b]; });
+    double before = 0;
+    for (int64_t v : order_) {
+      double probability = powers_[v] / total;
+      // What the next one has before it is the sum with this one, rounded as that sum is.
+      double after = before + probability;
+      if (!(after - probability < g_.top_p)) logits_[v] = kNever;
+      before = after;
+    }
+  }
+
+  void keep_min_p() {
+    double total = fill_powers();
+    double highest = *std::max_element(powers_.begin(), powers_.end()) / total;
+    for (int64_t v = 0; v < g_.vocabulary; v++)
+      if (powers_[v] / total < g_.min_p * highest) logits_[v] = kNever;
+  }
+
+  int64_t draw(double uniform) {
+    double total = fill_powers(), sum = 0;
+    for (double& power : powers_) sum += power / total, power = sum;
+    double threshold = uniform * sum;
+    return std::upper_bound(powers_.begin(), powers_.end(), threshold) - powers_.begin();
+  }
+
+  // e to the logits above the highest; their sum.
+  double fill_powers() {
+    double highest = *std::max_element(logits_.begin(), logits_.end()), total = 0;
+    powers_.resize(g_.vocabulary);
+    for (int64_t v = 0; v < g_.vocabulary; v++) {
+      powers_[v] = logits_[v] == kNever ? 0.0 : std::exp(logits_[v] - highest);
+      total += powers_[v];
+    }
+    return total;
+  }
+
+  const Generation& g_;
+  std::vector<double> logits_, powers_, sorted_;
+  std::vector<int64_t> order_;
+};
+
+}  // namespace recurra

@@ -1,0 +1,122 @@
+"""The compiled loop against the plain one: the same tokens for the same seed."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from recurra.config import ModelConfig
+from recurra.errors import NonFiniteError
+from recurra.inference import writer as writer_module
+from recurra.inference.generate import GenerationConfig, generate_ids
+from recurra.kernels import library
+from recurra.model import RecurrentLM
+
+pytestmark = pytest.mark.skipif(not library.is_available(), reason="no compiler for the kernels")
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "greedy": {"greedy": True},
+    "plain": {},
+    "cold": {"temperature": 0.3},
+    "top k": {"top_k": 5},
+    "top p": {"top_p": 0.8},
+    "min p": {"min_p": 0.1},
+    "all": {"temperature": 1.3, "top_k": 9, "top_p": 0.9, "min_p": 0.02, "repetition_penalty": 1.4},
+    "greedy with penalty": {"temperature": 0.0, "repetition_penalty": 1.2},
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "one-hot": {"embedding_size": 0},
+    "odd": {"embedding_size": 5, "hidden_size": 13},
+    "layers": {"embedding_size": 6, "num_layers": 3},
+    "tied": {"embedding_size": 40, "tie_weights": True, "hidden_size": 40, "num_layers": 2},
+}
+
+
+def make(backend: str, **options: Any) -> RecurrentLM:
+    torch.manual_seed(3)
+    sizes = {"vocab_size": 23, "hidden_size": 40} | options
+    model = RecurrentLM(ModelConfig(backend=backend, **sizes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Small enough for rounding to die away, and for the head large enough to matter.
+            parameter.uniform_(-0.25, 0.25)
+        model.output_weight.mul_(4)
+    return model.eval()
+
+
+def written(model: RecurrentLM, prompt: list[int], banned: list[int], **options: Any) -> Any:
+    config = GenerationConfig(**{"max_new_tokens": 120, "seed": 5} | options)
+    return np.stack(list(generate_ids(model, prompt, config, banned))).tolist()
+
+
+def assert_same(options: dict[str, Any], settings: dict[str, Any], prompt: list[int]) -> None:
+    results = [
+        written(make(backend, **options), prompt, [2], **settings)
+        for backend in ("reference", "native")
+    ]
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_every_setting(settings: dict[str, Any]) -> None:
+    assert_same({"cell": "lstm"}, settings | {"num_samples": 3}, [1, 7, 4])
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("samples", [1, 2, 19])
+@pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("cell", ["rnn", "rnn-relu", "gru", "lstm"])
+def test_every_model(
+    monkeypatch: pytest.MonkeyPatch, cell: str, options: dict[str, Any], samples: int, threads: int
+) -> None:
+    monkeypatch.setattr(writer_module, "NUMBERS_PER_THREAD", 1)
+    torch.set_num_threads(threads)
+    assert_same({"cell": cell} | options, {"num_samples": samples, "top_p": 0.9}, [])
+
+
+def test_an_embedding_too_large_to_be_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "MOST_FOLDED", 22)
+    for width in (5, 16):
+        assert_same({"cell": "gru", "embedding_size": width}, {"num_samples": 3}, [4])
+
+
+@pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
+def test_bf16_writes_what_its_plain_loop_writes(options: dict[str, Any]) -> None:
+    # A sum rounded in another order may round a state to the other side, and the texts part.
+    results = [
+        written(make(backend, cell="lstm", precision="bf16", **options), [1, 2], [], greedy=True)
+        for backend in ("reference", "native")
+    ]
+    assert results[0][:20] == results[1][:20]
+
+
+def test_it_goes_on_with_weights_that_were_changed_meanwhile() -> None:
+    model = make("native", cell="gru")
+    config = GenerationConfig(max_new_tokens=60, greedy=True)
+    plain = list(itertools.chain(*generate_ids(model, [1], config)))
+    tokens = generate_ids(model, [1], config)
+    changed = list(itertools.chain(*itertools.islice(tokens, 12)))
+    with torch.no_grad():
+        model.head_bias[7] += 1e6
+    changed += list(itertools.chain(*tokens))
+    assert changed[:12] == plain[:12]
+    assert changed[-1] == 7
+
+
+def test_tokens_before_a_damaged_one_are_written_and_then_it_says_so() -> None:
+    model = make("native", cell="rnn", embedding_size=0)
+    config = GenerationConfig(max_new_tokens=60, seed=0)
+    plain = [int(token[0]) for token in generate_ids(model, [1], config)]
+    victim = next(token for token in plain[5:] if token not in plain[:5])
+    with torch.no_grad():
+        model.weight_ih_l0[:, victim] = math.nan
+    tokens = generate_ids(model, [1], config)
+    place = plain.index(victim)
+    assert [int(next(tokens)[0]) for _ in range(place + 1)] == plain[: place + 1]
+    with pytest.raises(NonFiniteError, match="damaged"):
+        next(tokens)
