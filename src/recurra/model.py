@@ -80,9 +80,13 @@ class RecurrentLM(nn.Module):
     @property
     def backend(self) -> str:
         """The backend that computes the recurrence here: `auto` resolved."""
+        return self.backend_for(1.0)
+
+    def backend_for(self, recurrent_gradient_scale: float) -> str:
+        """The same where gradients are scaled on their way back; see `scan.run`."""
         if self.config.backend != "auto":
             return self.config.backend
-        return choose_backend(self.config.cell, self.device)
+        return choose_backend(self.config.cell, self.device, recurrent_gradient_scale)
 
     @property
     def is_compiled(self) -> bool:

@@ -50,21 +50,61 @@ def _versions() -> dict[str, str]:
 def _compute() -> dict[str, str]:
     import torch
 
-    from recurra.recurrence.scan import BACKENDS, choose_backend
+    from recurra.recurrence.scan import BACKENDS
 
     devices = ["cpu"]
     if torch.cuda.is_available():
         devices += [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
         devices.append("mps")
-    chosen = {cell: choose_backend(cell, torch.device("cpu")) for cell in ("rnn", "gru", "lstm")}
-    auto = ", ".join(f"{cell}: {backend}" for cell, backend in chosen.items())
     return {
         "devices": ", ".join(devices),
         "processor": f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
         "threads": f"{torch.get_num_threads()} (--threads)",
-        "backends": f"{', '.join(BACKENDS)}; auto on a cpu takes {auto}",
+        "compiler": _compiler(),
+        "kernels": _kernels(),
+        "backends": f"{', '.join(BACKENDS)}; auto on a cpu takes {_chosen()}",
     }
+
+
+def _compiler() -> str:
+    from recurra.kernels import builder
+
+    name = builder.find_compiler()
+    if name is None:
+        return f"none ({', '.join(builder.COMPILERS)}, or CXX); without one there are no kernels"
+    return builder.compiler_version(name)
+
+
+def _kernels() -> str:
+    """Whether the compiled kernels are there; none are built for the sake of this line."""
+    from recurra.errors import KernelError
+    from recurra.kernels import builder, library
+
+    if library.is_switched_off():
+        return "switched off (RECURRA_KERNELS)"
+    if (path := builder.built_library()) is not None:
+        try:
+            return f"{library.describe()}; {path}"
+        except KernelError as error:
+            return f"{error}; recurra kernels clean, then recurra kernels build"
+    if (log := builder.failed_log()) is not None:
+        return f"could not be built, see {log}; recurra kernels build tries again"
+    return "not built yet; they are when first used, or by recurra kernels build"
+
+
+def _chosen() -> str:
+    import torch
+
+    from recurra.kernels import builder, library
+    from recurra.recurrence.scan import choose_backend
+
+    cpu = torch.device("cpu")
+    # What would build them is not asked here.
+    built = builder.built_library() is not None or library.is_switched_off()
+    taken = {cell: choose_backend(cell, cpu, compiles=built) for cell in ("rnn", "gru", "lstm")}
+    listed = ", ".join(f"{cell}: {backend}" for cell, backend in taken.items())
+    return listed if built else f"{listed}; native once the kernels are built"
 
 
 def _extras() -> dict[str, str]:

@@ -26,6 +26,8 @@ VERBS = {
     "score": "what is surprising in a text, per line and per character",
     "data": "the corpora known by name: list, get, where",
     "runs": "the runs under a folder, with their figures",
+    "bench": "how fast this machine trains and writes, against torch.nn",
+    "kernels": "build the compiled CPU kernels, or remove them",
     "doctor": "what this machine has, what is missing and how to get it",
 }
 

@@ -11,6 +11,7 @@ import hashlib
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ SOURCES = Path(__file__).parent / "source"
 LIBRARY = "recurra-kernels.so"
 LOG = "build.log"
 COMPILERS = ("g++", "c++", "clang++")
+"""Tried in this order, unless `CXX` names one; `CXXFLAGS` is added to our own flags."""
 TIMEOUT = 600
 """Seconds after which a compiler counts as hanging."""
 
@@ -46,6 +48,17 @@ def find_compiler() -> str | None:
     """The C++ compiler: `CXX`, or the first of `COMPILERS` that is installed."""
     chosen = os.environ.get("CXX")
     return chosen or next((name for name in COMPILERS if shutil.which(name)), None)
+
+
+def compiler_version(compiler: str) -> str:
+    """What the compiler says it is: the first line; its name where it says nothing."""
+    try:
+        said = subprocess.run(
+            [compiler, "--version"], capture_output=True, text=True, timeout=TIMEOUT, check=False
+        ).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"{compiler} ({error})"
+    return said.partition("\n")[0] or compiler
 
 
 def built_library() -> Path | None:
@@ -147,6 +160,7 @@ def _flags() -> list[str]:
         "-fPIC",
         "-fvisibility=hidden",
         *openmp,
+        *shlex.split(os.environ.get("CXXFLAGS", "")),
     ]
 
 

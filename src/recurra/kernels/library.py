@@ -162,6 +162,26 @@ class Generation(ctypes.Structure):
     )
 
 
+class LinearScan(ctypes.Structure):
+    """The elementwise recurrence; see `source/kernels.h`."""
+
+    _fields_ = (
+        ("threads", c_int32),
+        ("recurrent_scale", c_float),
+        ("steps", c_int64),
+        ("columns", c_int64),
+        ("a", c_void_p),
+        ("b", c_void_p),
+        ("initial", c_void_p),
+        ("outputs", c_void_p),
+        ("grad_outputs", c_void_p),
+        ("grad_final", c_void_p),
+        ("grad_a", c_void_p),
+        ("grad_b", c_void_p),
+        ("grad_initial", c_void_p),
+    )
+
+
 def is_available() -> bool:
     """Whether the kernels can be used; builds them at the first call, which takes some seconds.
 
@@ -171,9 +191,25 @@ def is_available() -> bool:
         return _try_to_load()
 
 
+def is_switched_off() -> bool:
+    """Whether RECURRA_KERNELS says that they are not to be used."""
+    return os.environ.get("RECURRA_KERNELS", "").lower() in ("0", "off")
+
+
+def describe() -> str:
+    """What they were built for.
+
+    Raises:
+        KernelError: they cannot be loaded.
+    """
+    bits = 32 * load().recurra_lanes()
+    halves = "products of bf16 pairs" if load().recurra_best_kind() > 1 else "bf16 by rounding"
+    return f"built, vectors of {bits} bits, {halves}"
+
+
 @cache
 def _try_to_load() -> bool:
-    if os.environ.get("RECURRA_KERNELS", "").lower() in ("0", "off"):
+    if is_switched_off():
         return False
     try:
         load()
@@ -188,8 +224,11 @@ def load() -> Any:
     """The library.
 
     Raises:
-        KernelError: it cannot be built or loaded; a build that failed before is not repeated.
+        KernelError: it cannot be built or loaded, or is switched off; a build that failed before
+            is not repeated.
     """
+    if is_switched_off():
+        raise KernelError("the compiled kernels are switched off (RECURRA_KERNELS)")
     path = builder.built_library()
     if path is None:
         if (log := builder.failed_log()) is not None:
@@ -226,6 +265,7 @@ def _declare(library: Any) -> Any:
         "output_layer": (OutputLayer, ("output_forward", "output_backward")),
         "update": (Update, ("update", "gradient_norm")),
         "generation": (Generation, ("generate",)),
+        "linear_scan": (LinearScan, ("scan_forward", "scan_backward")),
     }
     for name, (structure, functions) in described.items():
         size = getattr(library, f"recurra_{name}_bytes")
@@ -240,6 +280,7 @@ def _declare(library: Any) -> Any:
     _sign(library, "transpose", c_int32, c_int64, c_int64, *[c_void_p] * 3)
     _sign(library, "all_below", c_int64, c_void_p, c_int64, result=c_int32)
     _sign(library, "best_kind", result=c_int32)
+    _sign(library, "lanes", result=c_int32)
     _sign(library, "packed_numbers", c_int64, c_int64, c_int64, result=c_int64)
     _sign(library, "spare_numbers", c_int64, c_int64, c_int64, result=c_int64)
     _sign(library, "transposed_numbers", c_int64, c_int64, c_int64, result=c_int64)

@@ -27,7 +27,7 @@ def run_layer(
     outputs = []
     for projected in project(inputs, parameters, dtype):
         if recurrent_gradient_scale != 1.0:
-            state = tuple(_scale_gradient(s, recurrent_gradient_scale) for s in state)
+            state = tuple(scale_gradient(s, recurrent_gradient_scale) for s in state)
         output, state = cell.step(projected, state, parameters, dtype)
         outputs.append(output)
     return torch.stack(outputs), state
@@ -43,6 +43,6 @@ def project(inputs: Tensor, parameters: LayerParameters, dtype: torch.dtype) -> 
     return projected if parameters.bias_ih is None else projected + parameters.bias_ih
 
 
-def _scale_gradient(tensor: Tensor, scale: float) -> Tensor:
+def scale_gradient(tensor: Tensor, scale: float) -> Tensor:
     """The tensor itself, whose gradient is multiplied by `scale` on its way back."""
     return tensor * scale + (tensor * (1.0 - scale)).detach()

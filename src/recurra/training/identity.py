@@ -37,13 +37,17 @@ def identity(config: RunConfig, tokens: TokenFile) -> dict[str, Any]:
     }
 
 
-def environment(processes: Processes) -> dict[str, Any]:
-    """All that may change the last bits of a result, ready for JSON."""
+def environment(processes: Processes, backend: str) -> dict[str, Any]:
+    """All that may change the last bits of a result, ready for JSON.
+
+    `backend` is the one that computes: `auto` resolved.
+    """
     return {
         "recurra": recurra.__version__,
         "torch": torch.__version__,
         "processor": processor_name(),
         "device": device_name(processes.device),
+        "backend": backend,
         "threads": torch.get_num_threads(),
         "processes": processes.count,
     }

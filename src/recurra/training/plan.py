@@ -11,7 +11,6 @@ import torch
 from recurra.config import ModelConfig, TrainingConfig
 from recurra.model import RecurrentLM
 from recurra.recurrence.cells import find_cell
-from recurra.recurrence.scan import choose_backend
 from recurra.training.batches import BatchStream
 from recurra.training.budget import Budget
 from recurra.training.progress import format_count, format_seconds
@@ -60,12 +59,6 @@ def memory_bytes(model: ModelConfig, training: TrainingConfig, num_steps: int, w
     return 4 * (weights * (2 + averages) + tokens * per_token)
 
 
-def _backend(model: RecurrentLM, stream: BatchStream) -> str:
-    if model.config.backend != "auto":
-        return model.config.backend
-    return choose_backend(model.config.cell, model.device, stream.recurrent_gradient_scale)
-
-
 def describe_plan(
     model: RecurrentLM,
     stream: BatchStream,
@@ -82,12 +75,13 @@ def describe_plan(
     memory = memory_bytes(config, training, stream.num_steps, model.num_parameters)
     per_step = training.batch_size * stream.num_steps
     rate = per_step / step_seconds
+    backend = model.backend_for(stream.recurrent_gradient_scale)
     shared = f" by {num_processes} processes" if num_processes > 1 else ""
     duration = budget.minutes * 60 if budget.minutes is not None else steps * step_seconds
     return [
         f"model     {config.cell}, {layers} of {config.hidden_size} units, {width},"
         f" vocabulary {config.vocab_size:,}: {model.num_parameters:,} parameters"
-        f" ({_backend(model, stream)} on {model.device}, {config.precision})",
+        f" ({backend} on {model.device}, {config.precision})",
         f"text      {len(stream.ids):,} tokens to learn from, {num_val_tokens:,} to validate on",
         f"training  about {steps:,} updates of {training.batch_size} x {stream.num_steps} tokens"
         f"{shared}, {format_count(rate)} tokens/s, {format_seconds(duration)} in all,"

@@ -90,7 +90,9 @@ class Saver:
         total = self.config.batch_size
         hidden = [self.processes.gather_streams(part, total) for part in updater.state or ()]
         if self.processes.is_first:
-            moment = Moment(memory, self._identity, timing, environment(self.processes))
+            moment = Moment(
+                memory, self._identity, timing, environment(self.processes, updater.backend)
+            )
             files = {
                 STATE: state_to_bytes(updater.model, updater.optimizer, hidden),
                 **moment.to_files(),
@@ -201,7 +203,7 @@ class Saver:
         updater.state = self._own_rows(hidden)
         best = place / BEST
         reporter.best = best.read_bytes() if best.is_file() else None
-        self._tell_changes(moment)
+        self._tell_changes(moment, updater.backend)
         self.last_step = moment.memory.step
         self._saved = copy.deepcopy(moment.memory)
         # Nobody reads any longer what is removed next.
@@ -215,8 +217,8 @@ class Saver:
         rows = self.processes.share(self.config.batch_size)
         return None if hidden is None else tuple(part[:, rows].contiguous() for part in hidden)
 
-    def _tell_changes(self, moment: Moment) -> None:
-        for change in differences(moment.environment, environment(self.processes)):
+    def _tell_changes(self, moment: Moment, backend: str) -> None:
+        for change in differences(moment.environment, environment(self.processes, backend)):
             self.progress.message(
                 f"warning: {change}; from here on the result may differ in its last bits from that"
                 " of an uninterrupted run"

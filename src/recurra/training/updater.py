@@ -54,6 +54,7 @@ class Updater:
 
     Attributes:
         state: what the next batch starts from, each tensor (L, own rows, H); None is zero.
+        backend: the one that computes the recurrence.
 
     Args:
         model: on its device already.
@@ -68,6 +69,7 @@ class Updater:
         self.model, self.config = model, config
         self.optimizer = build_optimizer(model, config)
         self.state: State | None = None
+        self.backend = model.backend_for(stream.recurrent_gradient_scale)
         self._stream, self._processes = stream, processes
         rows = Rows(stream.rows, config.batch_size) if processes.count > 1 else None
         self._objective = processes.joined(_Objective(model, rows, stream.recurrent_gradient_scale))

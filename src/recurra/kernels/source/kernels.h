@@ -122,4 +122,21 @@ struct Generation {
   double temperature, top_p, min_p, repetition_penalty;  // 1, 0 and 1 have no effect
 };
 
+// h_t = a_t h_{t-1} + b_t, elementwise over `columns` numbers.
+struct LinearScan {
+  int32_t threads;
+  float recurrent_scale;  // of every gradient that passes to the step before
+  int64_t steps, columns;
+  const float* a;        // (T, columns)
+  const float* b;        // (T, columns)
+  const float* initial;  // (columns,)
+  float* outputs;        // (T, columns): h_1 to h_T
+
+  const float* grad_outputs;  // (T, columns)
+  const float* grad_final;    // (columns,)
+  float* grad_a;              // (T, columns)
+  float* grad_b;              // (T, columns)
+  float* grad_initial;        // (columns,)
+};
+
 }  // namespace recurra

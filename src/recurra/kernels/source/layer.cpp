@@ -274,6 +274,9 @@ RECURRA_EXPORT int32_t recurra_best_kind() {
 #endif
 }
 
+// Numbers in a vector.
+RECURRA_EXPORT int32_t recurra_lanes() { return recurra::kLanes; }
+
 // Numbers in a packed weight (gates * units, depth); of a recurrent one, enough for either pass.
 RECURRA_EXPORT int64_t recurra_packed_numbers(int64_t gates, int64_t units, int64_t depth) {
   return recurra::panels(units) * recurra::kPanel * gates * (depth + depth % 2);

@@ -1,0 +1,336 @@
+"""What training and writing cost on this machine: every backend against torch.nn, in turns.
+
+Whole training steps: forward, backward, clip, update. torch.nn stands here as the book uses it,
+with one-hot vectors, and as a careful user would, with an embedding as wide as the layer. All of a
+row is measured in turns, so that what else the machine does meanwhile falls on everybody.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from recurra.config import ModelConfig, TrainingConfig
+from recurra.errors import ConfigError
+from recurra.inference.generate import generate_ids
+from recurra.inference.sampling import GenerationConfig
+from recurra.kernels import library
+from recurra.model import RecurrentLM
+from recurra.processes import ALONE
+from recurra.recurrence.cells import find_cell
+from recurra.training.batches import BatchStream
+from recurra.training.updater import Updater
+
+BATCH_SIZE = 32
+PRODUCT_SIZE = 1024
+"""Of the square matrices whose product shows what the machine can do."""
+_MODULES = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+
+Work = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class TrainingRow:
+    """One model whose training steps are measured, 32 rows each."""
+
+    cell: Literal["rnn", "gru", "lstm"]
+    hidden_size: int
+    vocab_size: int
+    num_steps: int = 35
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.cell} {self.hidden_size}, V {self.vocab_size}, {self.num_steps} steps"
+
+    @property
+    def flops(self) -> int:
+        """Of the products that a step cannot do without: three of each weight but the input's,
+        which a lookup replaces."""
+        gates = find_cell(self.cell).num_gates
+        weights = gates * self.hidden_size**2 + self.hidden_size * self.vocab_size
+        return 6 * BATCH_SIZE * self.num_steps * weights
+
+
+@dataclass(frozen=True)
+class WritingRow:
+    """One LSTM that writes a single text of characters."""
+
+    hidden_size: int
+    vocab_size: int = 65
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"write, lstm {self.hidden_size}, V {self.vocab_size}"
+
+    @property
+    def flops(self) -> int:
+        """Of a token's products."""
+        return 2 * (4 * self.hidden_size**2 + self.hidden_size * self.vocab_size)
+
+
+ROWS: tuple[TrainingRow | WritingRow, ...] = (
+    TrainingRow("rnn", 512, 28),
+    TrainingRow("rnn", 256, 28),
+    TrainingRow("rnn", 256, 1027),
+    TrainingRow("gru", 256, 28),
+    TrainingRow("lstm", 256, 28),
+    TrainingRow("lstm", 512, 65, 64),
+    WritingRow(256),
+    WritingRow(512),
+)
+
+
+@dataclass
+class Contender:
+    """One way to do a row's work.
+
+    Attributes:
+        name: for people.
+        work: one round of it.
+        units: steps, or tokens, in a round.
+        seconds: of each unit, by round.
+    """
+
+    name: str
+    work: Work
+    units: int = 1
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        """Seconds of a unit."""
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """Distance of the quartiles, as a share of the median."""
+        if len(self.seconds) < 2:
+            return 0.0
+        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        return (high - low) / self.median
+
+
+def measure(row: TrainingRow | WritingRow, rounds: int) -> Iterator[dict[str, Any]]:
+    """Measure a row; the first record is torch.nn as the book uses it.
+
+    Yields:
+        For each contender: row, name, milliseconds (median of a step or token), spread, tokens per
+        second, gflops, share (of what torch's matrix product does in fp32 in the same rounds), and
+        times_faster (than the first).
+    """
+    writes = isinstance(row, WritingRow)
+    contenders = _writers(row) if isinstance(row, WritingRow) else _trainers(row)
+    product = Contender("matrix product", _multiply)
+    _take_turns([*contenders, product], rounds)
+    best = 2 * PRODUCT_SIZE**3 / product.median
+    tokens = 1 if writes else BATCH_SIZE * row.num_steps  # type: ignore[union-attr]
+    for contender in contenders:
+        rate = row.flops / contender.median
+        yield {
+            "row": row.name,
+            "name": contender.name,
+            "milliseconds": contender.median * 1e3,
+            "spread": contender.spread,
+            "tokens_per_second": tokens / contender.median,
+            "gflops": rate / 1e9,
+            "share": rate / best,
+            "times_faster": contenders[0].median / contender.median,
+        }
+
+
+def product_gflops(dtype: torch.dtype) -> float:
+    """What torch's matrix product does on this machine, in GFLOP/s."""
+    contender = Contender("product", lambda: _multiply(dtype))
+    _take_turns([contender], 9)
+    return 2 * PRODUCT_SIZE**3 / contender.median / 1e9
+
+
+def chosen_rows(words: Sequence[str]) -> list[TrainingRow | WritingRow]:
+    """The rows whose name holds each of some words; all of them without any.
+
+    Raises:
+        ConfigError: no row does.
+    """
+    rows = [row for row in ROWS if all(word in row.name.split() for word in words)]
+    if not rows:
+        names = "; ".join(row.name for row in ROWS)
+        raise ConfigError(f"no row has {' '.join(words)!r} in its name; there are: {names}")
+    return rows
+
+
+def _take_turns(contenders: Sequence[Contender], rounds: int) -> None:
+    for contender in contenders:
+        contender.work()  # builds, packs, and wakes the threads
+    for _ in range(rounds):
+        for contender in contenders:
+            # What ran before has taken the caches; that is not this one's doing.
+            contender.work()
+            started = time.perf_counter()
+            contender.work()
+            contender.seconds.append((time.perf_counter() - started) / contender.units)
+
+
+_SQUARE = torch.ones(PRODUCT_SIZE, PRODUCT_SIZE)
+
+
+def _multiply(dtype: torch.dtype = torch.float32) -> None:
+    square = _SQUARE.to(dtype)
+    torch.mm(square, square)
+
+
+def _trainers(row: TrainingRow) -> list[Contender]:
+    contenders = [
+        Contender("torch.nn, one-hot", _torch_step(row, embeds=False)),
+        Contender("torch.nn, embedding", _torch_step(row, embeds=True)),
+    ]
+    backends = [("library", "fp32"), ("bptt", "fp32")]
+    if library.is_available():
+        backends += [("native", "fp32"), ("native", "bf16")]
+    for backend, precision in backends:
+        name = f"{backend}, one-hot, {precision}"
+        contenders.append(Contender(name, _own_step(row, backend, precision, 0)))
+        if backend == "native":
+            name = f"{backend}, embedding, {precision}"
+            step = _own_step(row, backend, precision, row.hidden_size)
+            contenders.append(Contender(name, step))
+    return contenders
+
+
+def _torch_step(row: TrainingRow, embeds: bool) -> Work:
+    torch.manual_seed(0)
+    hidden, vocab = row.hidden_size, row.vocab_size
+    embedding = nn.Embedding(vocab, hidden) if embeds else None
+    layer = _MODULES[row.cell](hidden if embeds else vocab, hidden)
+    head = nn.Linear(hidden, vocab)
+    modules = nn.ModuleList([layer, head] + ([embedding] if embedding is not None else []))
+    optimizer = torch.optim.SGD(modules.parameters(), lr=0.1)
+    ids, targets = torch.randint(vocab, (2, BATCH_SIZE, row.num_steps))
+    state: Any = None
+
+    def step() -> None:
+        nonlocal state
+        if embedding is not None:
+            inputs = embedding(ids.t())
+        else:
+            inputs = nn.functional.one_hot(ids.t(), vocab).float()
+        if state is not None:
+            state = tuple(s.detach() for s in state) if row.cell == "lstm" else state.detach()
+        outputs, state = layer(inputs, state)
+        logits = head(outputs.flatten(0, 1))
+        loss = nn.functional.cross_entropy(logits, targets.t().flatten())
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
+        optimizer.step()
+
+    return step
+
+
+def _own_step(row: TrainingRow, backend: str, precision: str, embedding_size: int) -> Work:
+    torch.manual_seed(0)
+    model = RecurrentLM(
+        ModelConfig(
+            cell=row.cell,
+            vocab_size=row.vocab_size,
+            hidden_size=row.hidden_size,
+            embedding_size=embedding_size,
+            backend=backend,  # type: ignore[arg-type]
+            precision=precision,  # type: ignore[arg-type]
+        )
+    )
+    config = TrainingConfig(
+        steps=1,
+        batch_size=BATCH_SIZE,
+        num_steps=row.num_steps,
+        optimizer="sgd",
+        lr=0.1,
+        clip_norm=1.0,
+    )
+    length = BATCH_SIZE * (row.num_steps + 1) * 4
+    text = np.random.default_rng(0).integers(row.vocab_size, size=length)
+    stream = BatchStream(text, config, ALONE)
+    updater = Updater(model, config, stream, ALONE)
+    batch = next(stream.epoch(0, 0))
+
+    def step() -> None:
+        updater.update(batch, 0.1)
+
+    return step
+
+
+def _writers(row: WritingRow) -> list[Contender]:
+    contenders = [
+        Contender("loop over torch.nn.LSTM", _torch_writing(row, 60), 60),
+        Contender("loop over torch.nn.LSTMCell", _torch_cell_writing(row, 60), 60),
+        Contender("reference, fp32", _own_writing(row, "reference", "fp32", 60), 60),
+    ]
+    if library.is_available():
+        for precision in ("fp32", "bf16"):
+            work = _own_writing(row, "native", precision, 3000)
+            contenders.append(Contender(f"native, {precision}", work, 3000))
+    return contenders
+
+
+def _torch_writing(row: WritingRow, tokens: int) -> Work:
+    layer, head = (
+        nn.LSTM(row.vocab_size, row.hidden_size),
+        nn.Linear(row.hidden_size, row.vocab_size),
+    )
+
+    @torch.no_grad()
+    def write() -> None:
+        token, state = torch.zeros(1, dtype=torch.int64), None
+        for _ in range(tokens):
+            one_hot = nn.functional.one_hot(token, row.vocab_size).float()
+            outputs, state = layer(one_hot.unsqueeze(0), state)
+            token = _draw(head(outputs[0]))
+
+    return write
+
+
+def _torch_cell_writing(row: WritingRow, tokens: int) -> Work:
+    cell = nn.LSTMCell(row.vocab_size, row.hidden_size)
+    head = nn.Linear(row.hidden_size, row.vocab_size)
+
+    @torch.no_grad()
+    def write() -> None:
+        token, state = torch.zeros(1, dtype=torch.int64), None
+        for _ in range(tokens):
+            state = cell(nn.functional.one_hot(token, row.vocab_size).float(), state)
+            token = _draw(head(state[0]))
+
+    return write
+
+
+def _draw(logits: Tensor) -> Tensor:
+    return torch.multinomial(torch.softmax(logits, dim=-1), 1)[0]
+
+
+def _own_writing(row: WritingRow, backend: str, precision: str, tokens: int) -> Work:
+    torch.manual_seed(0)
+    model = RecurrentLM(
+        ModelConfig(
+            cell="lstm",
+            vocab_size=row.vocab_size,
+            hidden_size=row.hidden_size,
+            embedding_size=0,
+            backend=backend,  # type: ignore[arg-type]
+            precision=precision,  # type: ignore[arg-type]
+        )
+    ).eval()
+    config = GenerationConfig(max_new_tokens=tokens, seed=0)
+
+    def write() -> None:
+        for _ in generate_ids(model, [0], config):
+            pass
+
+    return write
