@@ -31,6 +31,7 @@ from recurra.training.updater import Updater
 BATCH_SIZE = 32
 PRODUCT_SIZE = 1024
 """Of the square matrices whose product shows what the machine can do."""
+_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _MODULES = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 
 Work = Callable[[], None]
@@ -96,12 +97,16 @@ class Contender:
     Attributes:
         name: for people.
         work: one round of it.
+        rival: the one it is compared with.
+        precision: of its products.
         units: steps, or tokens, in a round.
         seconds: of each unit, by round.
     """
 
     name: str
     work: Work
+    rival: Contender | None = None
+    precision: str = "fp32"
     units: int = 1
     seconds: list[float] = field(default_factory=list)
 
@@ -120,21 +125,23 @@ class Contender:
 
 
 def measure(row: TrainingRow | WritingRow, rounds: int) -> Iterator[dict[str, Any]]:
-    """Measure a row; the first record is torch.nn as the book uses it.
+    """Measure a row.
 
     Yields:
         For each contender: row, name, milliseconds (median of a step or token), spread, tokens per
-        second, gflops, share (of what torch's matrix product does in fp32 in the same rounds), and
-        times_faster (than the first).
+        second, gflops, share (of what torch's matrix product of the same precision does in the same
+        rounds), and times_faster (than torch.nn with the same input).
     """
-    writes = isinstance(row, WritingRow)
-    contenders = _writers(row) if isinstance(row, WritingRow) else _trainers(row)
-    product = Contender("matrix product", _multiply)
-    _take_turns([*contenders, product], rounds)
-    best = 2 * PRODUCT_SIZE**3 / product.median
-    tokens = 1 if writes else BATCH_SIZE * row.num_steps  # type: ignore[union-attr]
+    if isinstance(row, WritingRow):
+        contenders, tokens = _writers(row), 1
+    else:
+        contenders, tokens = _trainers(row), BATCH_SIZE * row.num_steps
+    products = {name: Contender(name, _Product(dtype)) for name, dtype in _PRECISIONS.items()}
+    _take_turns([*contenders, *products.values()], rounds)
     for contender in contenders:
         rate = row.flops / contender.median
+        best = 2 * PRODUCT_SIZE**3 / products[contender.precision].median
+        rival = contender.rival or contender
         yield {
             "row": row.name,
             "name": contender.name,
@@ -143,15 +150,15 @@ def measure(row: TrainingRow | WritingRow, rounds: int) -> Iterator[dict[str, An
             "tokens_per_second": tokens / contender.median,
             "gflops": rate / 1e9,
             "share": rate / best,
-            "times_faster": contenders[0].median / contender.median,
+            "times_faster": rival.median / contender.median,
         }
 
 
-def product_gflops(dtype: torch.dtype) -> float:
-    """What torch's matrix product does on this machine, in GFLOP/s."""
-    contender = Contender("product", lambda: _multiply(dtype))
-    _take_turns([contender], 9)
-    return 2 * PRODUCT_SIZE**3 / contender.median / 1e9
+def product_gflops() -> dict[str, float]:
+    """What torch's matrix product does on this machine in each precision, in GFLOP/s."""
+    products = {name: Contender(name, _Product(dtype)) for name, dtype in _PRECISIONS.items()}
+    _take_turns(list(products.values()), 9)
+    return {name: 2 * PRODUCT_SIZE**3 / p.median / 1e9 for name, p in products.items()}
 
 
 def chosen_rows(words: Sequence[str]) -> list[TrainingRow | WritingRow]:
@@ -179,29 +186,30 @@ def _take_turns(contenders: Sequence[Contender], rounds: int) -> None:
             contender.seconds.append((time.perf_counter() - started) / contender.units)
 
 
-_SQUARE = torch.ones(PRODUCT_SIZE, PRODUCT_SIZE)
+class _Product:
+    """torch's matrix product of two squares."""
 
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._square = torch.ones(PRODUCT_SIZE, PRODUCT_SIZE, dtype=dtype)
 
-def _multiply(dtype: torch.dtype = torch.float32) -> None:
-    square = _SQUARE.to(dtype)
-    torch.mm(square, square)
+    def __call__(self) -> None:
+        torch.mm(self._square, self._square)
 
 
 def _trainers(row: TrainingRow) -> list[Contender]:
-    contenders = [
-        Contender("torch.nn, one-hot", _torch_step(row, embeds=False)),
-        Contender("torch.nn, embedding", _torch_step(row, embeds=True)),
-    ]
-    backends = [("library", "fp32"), ("bptt", "fp32")]
-    if library.is_available():
-        backends += [("native", "fp32"), ("native", "bf16")]
-    for backend, precision in backends:
-        name = f"{backend}, one-hot, {precision}"
-        contenders.append(Contender(name, _own_step(row, backend, precision, 0)))
-        if backend == "native":
-            name = f"{backend}, embedding, {precision}"
-            step = _own_step(row, backend, precision, row.hidden_size)
-            contenders.append(Contender(name, step))
+    one_hot = Contender("torch.nn, one-hot", _torch_step(row, embeds=False))
+    embedding = Contender("torch.nn, embedding", _torch_step(row, embeds=True))
+    contenders = [one_hot, embedding]
+    for backend in ("library", "bptt"):
+        step = _own_step(row, backend, "fp32", 0)
+        contenders.append(Contender(f"{backend}, one-hot, fp32", step, one_hot))
+    if not library.is_available():
+        return contenders
+    for precision in _PRECISIONS:
+        for rival, width in ((one_hot, 0), (embedding, row.hidden_size)):
+            name = f"native, {'embedding' if width else 'one-hot'}, {precision}"
+            step = _own_step(row, "native", precision, width)
+            contenders.append(Contender(name, step, rival, precision))
     return contenders
 
 
@@ -268,15 +276,17 @@ def _own_step(row: TrainingRow, backend: str, precision: str, embedding_size: in
 
 
 def _writers(row: WritingRow) -> list[Contender]:
+    few, many = 60, 3000
+    loop = Contender("loop over torch.nn.LSTM", _torch_writing(row, few), units=few)
     contenders = [
-        Contender("loop over torch.nn.LSTM", _torch_writing(row, 60), 60),
-        Contender("loop over torch.nn.LSTMCell", _torch_cell_writing(row, 60), 60),
-        Contender("reference, fp32", _own_writing(row, "reference", "fp32", 60), 60),
+        loop,
+        Contender("loop over torch.nn.LSTMCell", _torch_cell_writing(row, few), loop, units=few),
+        Contender("reference, fp32", _own_writing(row, "reference", "fp32", few), loop, units=few),
     ]
     if library.is_available():
-        for precision in ("fp32", "bf16"):
-            work = _own_writing(row, "native", precision, 3000)
-            contenders.append(Contender(f"native, {precision}", work, 3000))
+        for precision in _PRECISIONS:
+            work = _own_writing(row, "native", precision, many)
+            contenders.append(Contender(f"native, {precision}", work, loop, precision, many))
     return contenders
 
 

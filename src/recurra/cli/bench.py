@@ -78,10 +78,7 @@ def _machine() -> dict[str, Any]:
         "processor": processor_name(),
         "threads": torch.get_num_threads(),
         "kernels": library.is_available(),
-        "product_gflops": {
-            "fp32": product_gflops(torch.float32),
-            "bf16": product_gflops(torch.bfloat16),
-        },
+        "product_gflops": product_gflops(),
     }
 
 
