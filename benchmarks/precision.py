@@ -1,4 +1,4 @@
-"""Training in bf16 beside training in fp32: the same seeds, the same batches, both validation curves.
+"""Training in bf16 beside training in fp32: the same seeds and batches, both validation curves.
 
     python benchmarks/precision.py [--steps 1500] [--seeds 3] [--cells lstm] [--json FILE]
 

@@ -16,12 +16,14 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import recurra.nn
 from recurra.errors import ConfigError
+from recurra.kernels import library
 
 RNN_RELU = {"nonlinearity": "relu"}
 CELLS = [("RNN", {}), ("RNN", RNN_RELU), ("GRU", {}), ("LSTM", {}), ("LSTM", {"proj_size": 3})]
 CELL_IDS = ["rnn", "rnn-relu", "gru", "lstm", "lstm-projected"]
 NAMES = ["RNN", "GRU", "LSTM"]
 OWN_BACKENDS = ["bptt", "reference"]
+KERNELS = ["native"] if library.is_available() else []
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 LENGTHS = {
     "sorted": ([6, 6, 4, 3, 1], True),
@@ -128,12 +130,21 @@ def make_inputs(form, batch_first, dtype):
     return packed, len(lengths)
 
 
+def assert_refused(name, dtype, options):
+    module, _ = make_pair(name, INPUT, HIDDEN, backend="native", dtype=dtype, **options)
+    with pytest.raises(ConfigError, match=r"native backend .*; take another"):
+        module(torch.randn(STEPS, BATCH, INPUT, dtype=dtype))
+
+
 @pytest.mark.parametrize(("form", "dtype"), FORMS, ids=str)
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both"])
 @pytest.mark.parametrize("num_layers", [1, 2])
 @pytest.mark.parametrize(("name", "options"), CELLS, ids=CELL_IDS)
-@pytest.mark.parametrize("backend", OWN_BACKENDS)
+@pytest.mark.parametrize("backend", OWN_BACKENDS + KERNELS)
 def test_equals_torch(backend, name, options, num_layers, bidirectional, form, dtype):
+    if backend == "native" and (dtype == torch.float64 or "proj_size" in options):
+        assert_refused(name, dtype, options)
+        return
     torch.manual_seed(0)
     for batch_first, bias, with_state in CASES:
         ours, theirs = make_pair(
@@ -447,8 +458,9 @@ def test_autocast_rounds_products_and_keeps_the_weights_dtype(name, options, bac
     for key, value in exact.items():
         assert rounded[key].dtype == torch.float32
         scale = max(float(value.abs().max()), 1.0)
-        # A unit of rnn-relu whose input is near zero may change sides.
-        assert float((rounded[key] - value).abs().max()) < 0.08 * scale, key
+        # Where a unit's input is near zero, rounding may turn rnn-relu's gradient on or off.
+        tolerance = 0.2 if "nonlinearity" in options and not key.startswith("result") else 0.05
+        assert float((rounded[key] - value).abs().max()) < tolerance * scale, key
     assert not torch.equal(rounded["result 0"], exact["result 0"])
 
 
@@ -511,28 +523,33 @@ def torch_module_inputs():
     return common_modules
 
 
-@pytest.mark.parametrize("backend", OWN_BACKENDS)
+@pytest.mark.parametrize("backend", OWN_BACKENDS + KERNELS)
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", NAMES)
 def test_torchs_own_module_inputs(name, training, backend):
     common = torch_module_inputs()
     (info,) = (i for i in common.module_db if i.module_cls is getattr(torch.nn, name))
     options = {} if name == "LSTM" else {"with_packed_sequence": True}
+    dtype = torch.float32 if backend == "native" else torch.float64
+    tolerance = TOLERANCE[dtype]
     samples = info.module_inputs_func(
-        info, "cpu", torch.float64, requires_grad=True, training=training, **options
+        info, "cpu", dtype, requires_grad=True, training=training, **options
     )
     assert len(samples) >= 16
     for sample in samples:
         constructor, arguments = sample.constructor_input, sample.forward_input
-        ours, theirs = make_pair(name, *constructor.args, backend=backend, **constructor.kwargs)
+        settings = {"dtype": dtype, **constructor.kwargs}
+        if backend == "native" and settings.get("proj_size"):
+            continue  # refused, see `test_equals_torch`
+        ours, theirs = make_pair(name, *constructor.args, backend=backend, **settings)
         inputs, hx = (*arguments.args, None)[:2]
         for module in (ours, theirs):
             module.train(training)
-        assert_same(outcome(ours, inputs, hx), outcome(theirs, inputs, hx), 1e-10)
+        assert_same(outcome(ours, inputs, hx), outcome(theirs, inputs, hx), tolerance)
         if sample.reference_fn is not None and not isinstance(inputs, PackedSequence):
             expected = sample.reference_fn(ours, *arguments.args)
             for a, e in zip(tensors(ours(inputs, hx)), tensors(expected), strict=True):
-                assert torch.allclose(a, e, atol=1e-12)
+                assert torch.allclose(a, e, atol=tolerance / 100)
 
 
 @pytest.mark.parametrize("name", NAMES)

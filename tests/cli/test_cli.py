@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from recurra.cli.main import main
+from recurra.cli.main import VERBS, main
 
 TEXT = "the cat sat on the mat and the dog sat on the log.\n" * 40
 QUICK = [
@@ -151,6 +151,21 @@ def test_doctor(capsys):
     findings = json.loads(capsys.readouterr().out)
     assert "torch" in findings["libraries"]
     assert "bptt" in findings["backends"]
+    assert findings["kernels"]
+
+
+def test_bench(capsys):
+    assert main(["bench", "rnn", "256", "28", "--rounds", "1", "--json"]) == 0
+    machine, *records = map(json.loads, capsys.readouterr().out.splitlines())
+    assert machine["product_gflops"]["fp32"] > 0
+    assert records[0]["name"] == "torch.nn, one-hot"
+    assert records[0]["times_faster"] == 1
+    assert all(record["milliseconds"] > 0 for record in records)
+    assert main(["bench", "write", "256", "--rounds", "1"]) == 0
+    assert "| loop over torch.nn.LSTM " in capsys.readouterr().out
+    fails(capsys, ["bench", "nothing"], 2, "no row", "gru 256")
+    fails(capsys, ["bench", "--rounds", "0"], 2, "rounds")
+    fails(capsys, ["bench", "--threads", "0"], 2, "threads")
 
 
 def test_help_is_quick_and_does_not_import_torch():
@@ -159,10 +174,10 @@ def test_help_is_quick_and_does_not_import_torch():
         "assert 'torch' not in sys.modules and 'tyro' not in sys.modules; sys.exit(code)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, timeout=30)
-    for verb in ("train", "generate", "eval", "score", "data", "runs", "doctor"):
+    for verb in VERBS:
         program = f"""
 import sys
-from recurra.cli.main import main
+from recurra.cli.main import VERBS, main
 try:
     main([{verb!r}, '--help'])
 except SystemExit as leaving:

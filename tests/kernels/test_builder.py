@@ -1,0 +1,133 @@
+"""Building: once, by whoever comes first; and going on without, where it cannot be done."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recurra.cli.main import main
+from recurra.errors import KernelError
+from recurra.kernels import builder
+
+needs_compiler = pytest.mark.skipif(builder.find_compiler() is None, reason="no compiler")
+
+LAYER = """
+import logging, torch, recurra.nn
+logging.basicConfig(format="%(message)s")
+layer = recurra.nn.GRU(3, 4)
+layer(torch.zeros(2, 1, 3)), layer(torch.zeros(2, 1, 3))
+"""
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache folder."""
+    monkeypatch.setenv("RECURRA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("CXXFLAGS", raising=False)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def compiler(tmp_path, monkeypatch):
+    """Makes CXX a program of ours."""
+
+    def make(script: str) -> Path:
+        file = tmp_path / "compiler"
+        file.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+        file.chmod(file.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setenv("CXX", str(file))
+        return file
+
+    return make
+
+
+def python(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+
+def test_without_a_compiler_it_says_so_once_and_goes_on(cache, monkeypatch):
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    done = python(LAYER)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("going on without compiled kernels") == 1
+    assert "/nowhere/c++ could not build the kernels; see " in done.stderr
+
+
+def test_none_installed_is_told_with_the_names_that_were_tried(cache, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(KernelError, match=r"g\+\+, c\+\+, clang\+\+, or CXX"):
+        builder.build()
+
+
+def test_a_failed_build_names_its_log_and_is_repeated_only_when_asked(cache, compiler, capsys):
+    file = compiler('echo tried >> "$0.log"; echo "unknown flag" >&2; exit 1')
+    tries = Path(f"{file}.log")
+    first = python(LAYER)
+    assert "unknown flag" in builder.failed_log().read_text("utf-8")
+    assert str(builder.failed_log()) in first.stderr
+    attempts = len(tries.read_text().splitlines())
+    second = python(LAYER)
+    assert second.returncode == 0
+    assert "could not be built before" in second.stderr
+    assert len(tries.read_text().splitlines()) == attempts
+    assert main(["kernels", "build"]) == 1
+    assert "could not build the kernels" in capsys.readouterr().err
+    assert len(tries.read_text().splitlines()) == 2 * attempts
+    assert main(["doctor"]) == 0
+    assert "could not be built, see" in capsys.readouterr().out
+
+
+def test_switched_off_nothing_is_built(cache):
+    done = python(LAYER, RECURRA_KERNELS="off")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not cache.exists()
+    asked = python(LAYER.replace("(3, 4)", "(3, 4, backend='native')"), RECURRA_KERNELS="off")
+    assert "KernelError: the compiled kernels are switched off" in asked.stderr
+
+
+@needs_compiler
+def test_two_that_come_at_once_build_once_and_both_compute(cache, compiler, capsys):
+    real = shutil.which(builder.COMPILERS[0]) or builder.find_compiler()
+    file = compiler(f'echo "$*" >> "$0.log"; exec {real} "$@"')
+    running = [
+        subprocess.Popen([sys.executable, "-c", LAYER], stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=200)[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
+    assert "without compiled kernels" not in "".join(said)
+    sources = len(list(builder.SOURCES.glob("*.cpp")))
+    assert len(Path(f"{file}.log").read_text().splitlines()) == sources + 1
+    assert main(["kernels", "build"]) == 0
+    assert capsys.readouterr().out.strip() == str(builder.built_library())
+    assert main(["kernels", "clean"]) == 0
+    assert capsys.readouterr().out.startswith("1 removed")
+    assert builder.built_library() is None
+
+
+def test_another_machine_torch_or_source_has_a_build_of_its_own(cache, monkeypatch):
+    builder._fingerprint.cache_clear()
+    folders = {builder.build_folder()}
+    for name, value in [("_machine", lambda: "other"), ("_flags", lambda: ["-O0"])]:
+        with monkeypatch.context() as patch:
+            patch.setattr(builder, name, value)
+            builder._fingerprint.cache_clear()
+            folders.add(builder.build_folder())
+    monkeypatch.setattr(builder.torch, "__version__", "9.9")
+    folders.add(builder.build_folder())
+    builder._fingerprint.cache_clear()
+    assert len(folders) == 4
