@@ -28,11 +28,13 @@ from torch import Tensor
 
 from recurra import d2l
 from recurra.config import ModelConfig
+from recurra.gradients import CompiledGradients
+from recurra.kernels import library as kernels
 from recurra.model import RecurrentLM
 from recurra.training.clipping import clip_gradients
 
 BATCH_SIZE, NUM_STEPS = 32, 35
-BACKENDS = ("reference", "library", "bptt")
+BACKENDS = ("reference", "library", "bptt") + (("native",) if kernels.is_available() else ())
 ROUNDS, STEPS_PER_ROUND = 7, 6
 
 Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
@@ -147,18 +149,26 @@ class Learner:
         kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[row.optimizer]
         self.optimizer = kind(self.model.parameters(), lr=row.lr, fused=True)
         self.state: tuple[Tensor, ...] | None = None
+        serves = CompiledGradients.serves(self.model)
+        self.compiled = CompiledGradients(self.model) if serves else None
 
     def step(self, inputs: Tensor, targets: Tensor) -> float:
         """One update; the batch's mean loss in nats."""
-        ids = inputs.long().to(self.model.device)
-        loss, state = self.model.loss(ids, targets.long().to(self.model.device), self.state)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        device = self.model.device
+        loss, state = self.gradients(inputs.long().to(device), targets.long().to(device))
         clip_gradients(self.model.named_parameters(), max_norm=self.row.clip_norm)
         self.optimizer.step()
-        carried = tuple(s.detach() for s in state)
-        self.state = carried if self.row.carries_state else None
-        return float(loss.detach())
+        self.state = state if self.row.carries_state else None
+        return loss
+
+    def gradients(self, ids: Tensor, targets: Tensor) -> tuple[float, tuple[Tensor, ...]]:
+        """The gradients of a batch; its loss and the state after it."""
+        if self.compiled is not None:
+            return self.compiled.compute(ids, targets, self.state)
+        loss, state = self.model.loss(ids, targets, self.state)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        return float(loss.detach()), tuple(s.detach() for s in state)
 
     def epoch(self, batches: Batches) -> float:
         """One pass; its perplexity."""
@@ -211,18 +221,21 @@ def table(results: list[Result]) -> str:
     """The results in Markdown."""
     lines = [
         "| run | published perplexity | ours | reached | seconds |"
-        " published tokens/s (GPU) | reference | library (torch.nn) | bptt | bptt / library |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        " published tokens/s (GPU) | reference | library (torch.nn) | bptt | native"
+        " | fastest / library |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
         speed = result.tokens_per_second
         ours = _spread(result.perplexities)
+        native = f"{speed['native']:,.0f}" if "native" in speed else "–"
         seconds = "–" if result.seconds is None else f"{result.seconds:.0f}"
         lines.append(
             f"| {result.row.name} (h {result.row.hidden_size}) | {result.row.published} | {ours}"
             f" | {_REACHED[result.reached]} | {seconds} | {result.row.published_speed}"
             f" | {speed['reference']:,.0f} | {speed['library']:,.0f} | {speed['bptt']:,.0f}"
-            f" | {speed['bptt'] / speed['library']:.2f} |"
+            f" | {native}"
+            f" | {speed[result.backend] / speed['library']:.2f} |"
         )
     return "\n".join(lines)
 
