@@ -43,7 +43,7 @@ def batch(model):
 def poison(compiled):
     """What was kept from the last batch must not show in the next."""
     for kept in (compiled._own, *compiled._memory):
-        for tensor in kept.tensors.values():
+        for tensor in kept.buffers.values():
             tensor.fill_(float("nan"))
 
 
@@ -84,6 +84,18 @@ def test_bf16_stays_near_fp32(options):
     assert actual[0] == pytest.approx(expected[0], rel=1e-2)
     for one, other in zip(actual[1] + actual[2], expected[1] + expected[2], strict=True):
         assert float((one - other).abs().max()) <= 0.1 * float(other.abs().max())
+
+
+def test_windows_of_many_lengths_keep_no_more_than_the_longest_needs():
+    model = make("lstm", "native", num_layers=2)
+    ids, targets, _ = batch(model)
+    compiled = CompiledGradients(model)
+    sizes = []
+    for steps in (STEPS, 1, 4, STEPS, 7):
+        compiled.compute(ids[:, :steps], targets[:, :steps])
+        kept = (compiled._own, *compiled._memory)
+        sizes.append(sum(b.nbytes for k in kept for b in k.buffers.values()))
+    assert len(set(sizes)) == 1
 
 
 def test_ids_outside_the_vocabulary_are_refused():

@@ -64,7 +64,7 @@ class CompiledWriter:
         """
         ids = np.empty((steps + 1, len(tokens)), dtype=np.int64)
         ids[0] = tokens
-        versions = [(p._version, p.data_ptr()) for p in self._model.parameters()]
+        versions = [_version(parameter) for parameter in self._model.parameters()]
         packs, self._versions = versions != self._versions, versions
         if packs:
             self._table = self._make_table()
@@ -158,6 +158,11 @@ class CompiledWriter:
         """No more than have enough to do between two waits."""
         numbers = self._model.num_parameters * samples
         return max(1, min(library.threads(), numbers // NUMBERS_PER_THREAD))
+
+
+def _version(parameter: Tensor) -> tuple[int, int]:
+    """Differs when the numbers do; those of inference tensors never change."""
+    return 0 if parameter.is_inference() else parameter._version, parameter.data_ptr()
 
 
 class _DescribedLayer(NamedTuple):

@@ -98,7 +98,7 @@ def gradient_product(
     """
     threads, kernels = library.threads(), library.load()
     numbers = kernels.recurra_transposed_numbers(threads, len(left), right.shape[1])
-    packed = workspace.take(f"packed {numbers}", numbers, like=right)
+    packed = workspace.take("packed product", numbers, like=right)
     product = library.GradientProduct(
         kind=kind,
         threads=threads,

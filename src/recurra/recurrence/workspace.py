@@ -3,8 +3,8 @@
 A fresh tensor of several megabytes costs page faults that take as long as the arithmetic on it.
 There are two ways round that. From a shelf memory is borrowed: an ordinary tensor, whose memory
 goes back when the tensor itself is freed, when autograd lets go of what it saved, say. What does
-the same work again and again keeps memory of its own, found by name. Contents are undefined at
-first.
+the same work again and again keeps memory of its own, found by name. What is in either is
+undefined at first.
 """
 
 from __future__ import annotations
@@ -100,17 +100,30 @@ class Fresh:
 
 
 class Kept:
-    """Tensors of one owner, each there again under its name as long as its shape is asked for."""
+    """Memory of one owner, there again under its name; it grows and is never given back.
+
+    Attributes:
+        buffers: flat tensors by name.
+    """
 
     def __init__(self) -> None:
-        self.tensors: dict[str, Tensor] = {}
+        self.buffers: dict[str, Tensor] = {}
+        self._tensors: dict[str, Tensor] = {}
 
     def take(self, name: str, *shape: int, like: Tensor) -> Tensor:
-        """The tensor of that name; a new one if there is none of this shape and dtype."""
-        tensor = self.tensors.get(name)
+        """What lies under that name, in this shape."""
+        tensor = self._tensors.get(name)
         if tensor is None or tensor.shape != shape or tensor.dtype != like.dtype:
-            tensor = self.tensors[name] = torch.empty(shape, dtype=like.dtype, device=like.device)
+            buffer = self._buffer(name, prod(shape), like)
+            tensor = self._tensors[name] = buffer[: prod(shape)].view(shape)
         return tensor
+
+    def _buffer(self, name: str, numel: int, like: Tensor) -> Tensor:
+        buffer = self.buffers.get(name)
+        if buffer is None or buffer.numel() < numel or buffer.dtype != like.dtype:
+            buffer = torch.empty(numel, dtype=like.dtype, device=like.device)
+            self.buffers[name] = buffer
+        return buffer
 
 
 SHELF = Shelf()
