@@ -31,6 +31,7 @@ from recurra.processes import (
     local_rank,
     may_be_restarted,
 )
+from recurra.recurrence.scan import require_backend
 from recurra.text.catalogue import DEFAULT_CORPUS
 from recurra.text.corpus import prepare_text
 from recurra.text.token_file import (
@@ -68,7 +69,7 @@ def start_run(
     """
     if may_be_restarted() and out is None:
         raise ConfigError("torchrun may restart this training; name its folder with --out")
-    with _surrounded(config.training, progress, clock) as around:
+    with _surrounded(config, progress, clock) as around:
         path = around.processes.first_does(lambda: str(_choose_path(out, sources, config)))
         folder = RunFolder(path)
         own = around.processes.first_does(
@@ -106,7 +107,7 @@ def resume_run(
     """
     folder = RunFolder(path)
     config = given or folder.read_config()
-    with _surrounded(config.training, progress, clock) as around:
+    with _surrounded(config, progress, clock) as around:
         _refuse_other_settings(folder, config)
         change = source_change(folder.path)
         _refuse_other_text(folder, sources, change)
@@ -116,14 +117,14 @@ def resume_run(
 
 
 @contextmanager
-def _surrounded(
-    training: TrainingConfig, progress: Progress, clock: Clock
-) -> Iterator[Surroundings]:
+def _surrounded(config: RunConfig, progress: Progress, clock: Clock) -> Iterator[Surroundings]:
+    training = config.training
     if training.threads is not None:
         torch.set_num_threads(training.threads)
     if training.plot:
         require_matplotlib()
     device = choose_device(training.device, local_rank())
+    require_backend(config.model.backend, device)
     with stop_signals() as signals, joined_processes(device) as processes:
         shown = progress if processes.is_first else Progress()
         yield Surroundings(shown, clock, processes, signals)

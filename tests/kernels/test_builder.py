@@ -13,7 +13,7 @@ import pytest
 
 from recurra.cli.main import main
 from recurra.errors import KernelError
-from recurra.kernels import builder
+from recurra.kernels import builder, library
 
 needs_compiler = pytest.mark.skipif(builder.find_compiler() is None, reason="no compiler")
 
@@ -66,11 +66,12 @@ def test_without_a_compiler_it_says_so_once_and_goes_on(cache, monkeypatch):
     assert "/nowhere/c++ could not build the kernels; see " in done.stderr
 
 
-def test_none_installed_is_told_with_the_names_that_were_tried(cache, monkeypatch):
+def test_none_installed_is_told_with_the_names_that_were_tried(cache, monkeypatch, capsys):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(KernelError, match=r"g\+\+, c\+\+, clang\+\+, or CXX"):
-        builder.build()
+        library.load.__wrapped__()
+    assert capsys.readouterr().err == ""
 
 
 def test_a_failed_build_names_its_log_and_is_repeated_only_when_asked(cache, compiler, capsys):
@@ -97,6 +98,16 @@ def test_switched_off_nothing_is_built(cache):
     assert not cache.exists()
     asked = python(LAYER.replace("(3, 4)", "(3, 4, backend='native')"), RECURRA_KERNELS="off")
     assert "KernelError: the compiled kernels are switched off" in asked.stderr
+
+
+def test_a_training_that_cannot_have_them_leaves_nothing(tmp_path):
+    out = tmp_path / "run"
+    command = ["train", "english-story", "--backend", "native", "--out", str(out)]
+    program = f"from recurra.cli.main import main; raise SystemExit(main({command!r}))"
+    done = python(program, RECURRA_KERNELS="no")
+    assert done.returncode == 1
+    assert "switched off" in done.stderr
+    assert not out.exists()
 
 
 @needs_compiler

@@ -37,6 +37,8 @@ def parse(
     Raises:
         ConfigError: an unknown option, or a value that will not do, in one line.
     """
+    if _asks_for_help(arguments):
+        arguments = ["--help"]  # tyro would leave out what was given already
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint), _columns(arguments):
@@ -52,6 +54,10 @@ def parse(
             raise
         message = f"{_in_one_line(complaint.getvalue())} (recurra {verb} --help lists the options)"
         raise ConfigError(message) from leaving
+
+
+def _asks_for_help(arguments: Sequence[str]) -> bool:
+    return bool({"-h", "--help"}.intersection(arguments))
 
 
 def typed(argument: str) -> str:
@@ -71,7 +77,7 @@ def _columns(arguments: Sequence[str]) -> Iterator[None]:
     Help is for a person. A complaint is taken apart here, so nothing in it may be folded.
     """
     before, columns = os.environ.get("COLUMNS"), _COMPLAINT_COLUMNS
-    if {"-h", "--help"}.intersection(arguments):
+    if _asks_for_help(arguments):
         columns = max(shutil.get_terminal_size((_USUAL_COLUMNS, 24)).columns, _LEAST_COLUMNS)
     os.environ["COLUMNS"] = str(columns)
     try:

@@ -193,7 +193,7 @@ def is_available() -> bool:
 
 def is_switched_off() -> bool:
     """Whether RECURRA_KERNELS says that they are not to be used."""
-    return os.environ.get("RECURRA_KERNELS", "").lower() in ("0", "off")
+    return os.environ.get("RECURRA_KERNELS", "").lower() in ("0", "off", "no", "false")
 
 
 def describe() -> str:
@@ -245,6 +245,8 @@ def load() -> Any:
 
 
 def _build() -> Any:
+    if builder.find_compiler() is None:
+        return builder.build()  # which says so; nothing is begun
     print(
         "building the CPU kernels, once for this machine ...", end="", file=sys.stderr, flush=True
     )

@@ -98,6 +98,18 @@ def _check_shapes(cell: str, inputs: Tensor, state: State, parameters: LayerPara
         raise ConfigError(f"the state of {cell} has shapes {found}, and should have {expected}")
 
 
+def require_backend(backend: str, device: torch.device) -> None:
+    """See to it that a backend can compute on a device, before anything depends on it.
+
+    Raises:
+        ConfigError, KernelError: it cannot.
+    """
+    if backend == "native":
+        if device.type != "cpu":
+            raise ConfigError(f"the native backend computes on a CPU, not on {device.type}")
+        kernels.load()
+
+
 def choose_backend(
     cell: str,
     device: torch.device,
