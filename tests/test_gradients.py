@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from recurra.config import ModelConfig
+from recurra.errors import ConfigError
 from recurra.gradients import CompiledGradients
 from recurra.kernels import library
 from recurra.model import RecurrentLM
@@ -105,6 +106,17 @@ def test_ids_outside_the_vocabulary_are_refused():
         ids[2, 3] = wrong
         with pytest.raises(IndexError, match="between 0 and 16"):
             CompiledGradients(model).compute(ids, targets)
+
+
+def test_narrow_ids_are_read_right_and_too_few_targets_refused():
+    model = make("gru", "native")
+    ids, targets, _ = batch(model)
+    loss, _ = CompiledGradients(model).compute(ids, targets)
+    narrow, _ = CompiledGradients(model).compute(ids.to(torch.int32), targets.to(torch.int32))
+    assert narrow == loss
+    for few in (targets[1:], targets[:, 1:]):
+        with pytest.raises(ConfigError, match="as many targets"):
+            CompiledGradients(model).compute(ids, few)
 
 
 def test_other_models_are_left_to_autograd():

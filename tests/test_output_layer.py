@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from recurra.errors import ConfigError
 from recurra.kernels import library
 from recurra.output_layer import compiled_cross_entropy, cross_entropy
 from recurra.recurrence import workspace
@@ -69,3 +70,18 @@ def test_a_nan_anywhere_shows_in_the_loss(place):
     with torch.no_grad():
         leaves[place].view(-1)[-1] = float("nan")
     assert compiled_cross_entropy(*leaves, targets, torch.float32).isnan()
+
+
+def test_what_would_be_misread_is_refused_and_narrow_targets_are_not():
+    (hidden, weight, bias), targets = _problem(6, 4, 5)
+    expected = compiled_cross_entropy(hidden, weight, bias, targets, torch.float32)
+    narrow = targets.to(torch.int32)
+    assert compiled_cross_entropy(hidden, weight, bias, narrow, torch.float32) == expected
+    for wrong in ((hidden.double(), weight, bias), (hidden, weight, bias.double())):
+        with pytest.raises(ConfigError, match="fp32"):
+            compiled_cross_entropy(*wrong, targets, torch.float32)
+    for wrong in ((hidden[:, 1:], weight, bias), (hidden, weight, bias[1:])):
+        with pytest.raises(ConfigError, match="do not fit"):
+            compiled_cross_entropy(*wrong, targets, torch.float32)
+    with pytest.raises(ConfigError, match="as many targets"):
+        compiled_cross_entropy(hidden, weight, bias, targets[1:], torch.float32)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from recurra.errors import ConfigError
 from recurra.model import RecurrentLM
 from recurra.output_layer import OutputGradients, OutputPasses
 from recurra.recurrence.cells import LayerParameters, State
@@ -57,13 +58,16 @@ class CompiledGradients:
             token, in memory of its own.
 
         Raises:
+            ConfigError: ids and targets of different shapes.
             IndexError: an id or a target is not in the vocabulary.
         """
         for parameter in self.model.parameters():
             if parameter.grad is None or not parameter.grad.is_contiguous():
                 parameter.grad = torch.empty_like(parameter)
+        if ids.shape != targets.shape:
+            raise ConfigError(f"ids {tuple(ids.shape)} need as many targets: {tuple(targets.shape)}")
         state = state or self.model.zero_state(len(ids))
-        ids = ids.t().contiguous()
+        ids = ids.t().contiguous().long()
         run = _Run(self.model, recurrent_gradient_scale, self._memory, self._own)
         traces = run.up(ids, state)
         loss, grad_hidden = run.loss(traces[-1].hidden[1:], targets.t().contiguous().flatten())

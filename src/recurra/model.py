@@ -223,7 +223,8 @@ class RecurrentLM(nn.Module):
         hidden, state = self.hidden(
             ids, state, recurrent_gradient_scale=recurrent_gradient_scale, rows=rows
         )
-        compiled = self.backend == "native" and hidden.dtype == torch.float32
+        tensors = (hidden, self.output_weight, self.head_bias)
+        compiled = self.backend == "native" and all(t.dtype == torch.float32 for t in tensors)
         cross_entropy = (
             output_layer.compiled_cross_entropy if compiled else output_layer.cross_entropy
         )

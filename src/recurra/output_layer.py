@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy as torch_cross_entropy
 
+from recurra.errors import ConfigError
 from recurra.kernels import library
 from recurra.recurrence.passes import check_ids, gradient_product, product_kind, take_operand
 from recurra.recurrence.precision import product
@@ -46,9 +47,16 @@ def compiled_cross_entropy(
     """As `cross_entropy`, by the compiled kernel; fp32 tensors on a CPU.
 
     Raises:
+        ConfigError: tensors of another kind, or of shapes that do not fit.
         IndexError: a target is not below V.
         KernelError: the kernels cannot be built or loaded.
     """
+    tensors = (hidden, weight, bias)
+    if any(t.dtype != torch.float32 or t.device.type != "cpu" for t in tensors):
+        raise ConfigError("the compiled output layer takes fp32 tensors on a CPU")
+    if weight.shape != (len(bias), hidden.shape[1]):
+        shapes = [tuple(t.shape) for t in tensors]
+        raise ConfigError(f"hidden, weight and bias of an output layer do not fit: {shapes}")
     apply: Any = _CrossEntropy.apply
     loss: Tensor = apply(OutputPasses(dtype, SHELF, Fresh()), hidden, weight, bias, targets)
     return loss
@@ -87,11 +95,15 @@ class OutputPasses:
     def forward(
         self, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor
     ) -> tuple[Tensor, OutputTrace]:
-        """The loss; arguments as in `cross_entropy`, all dense.
+        """The loss; arguments as in `cross_entropy`, all dense, the numbers fp32.
 
         Raises:
+            ConfigError: not as many targets as rows.
             IndexError: a target is not below V.
         """
+        if targets.shape != hidden.shape[:1]:
+            raise ConfigError(f"{len(hidden)} outputs need as many targets, not {targets.numel()}")
+        targets = targets.long()
         check_ids(targets, len(weight))
         width = library.load().recurra_logit_numbers(len(weight))
         logits = self.workspace.take("logits", len(hidden), width, like=hidden)

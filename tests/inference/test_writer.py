@@ -120,3 +120,24 @@ def test_tokens_before_a_damaged_one_are_written_and_then_it_says_so() -> None:
     assert [int(next(tokens)[0]) for _ in range(place + 1)] == plain[: place + 1]
     with pytest.raises(NonFiniteError, match="damaged"):
         next(tokens)
+
+
+def test_threads_of_other_samples_end_too_where_one_is_damaged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(writer_module, "NUMBERS_PER_THREAD", 1)
+    torch.set_num_threads(4)  # two that share four or five of the samples, twice
+    model = make("native", cell="lstm", embedding_size=0)
+    config = GenerationConfig(max_new_tokens=200, num_samples=9, seed=5)
+    plain = np.stack(list(generate_ids(model, [1], config)))
+    for victim in set(plain[:-1].flat) - {1}:
+        with torch.no_grad():
+            kept = model.weight_ih_l0[:, victim].clone()
+            model.weight_ih_l0[:, victim] = math.nan
+        tokens = []
+        with pytest.raises(NonFiniteError, match="damaged"):
+            for token in generate_ids(model, [1], config):
+                tokens.append(token)
+        assert np.array_equal(tokens, plain[: len(tokens)])
+        with torch.no_grad():
+            model.weight_ih_l0[:, victim] = kept

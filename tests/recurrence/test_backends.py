@@ -286,6 +286,19 @@ def test_wrong_shapes_are_refused_before_anything_is_computed():
         scan.run_stack("gru", inputs, (torch.zeros(3, 5, 4),), [layer])
 
 
+@pytest.mark.parametrize("backend", scan.BACKENDS)
+@pytest.mark.parametrize("name", ["weight_ih", "weight_hh", "bias_ih", "bias_hh"])
+def test_parameters_that_do_not_fit_are_refused(backend, name):
+    layer = make_layer("gru", 3, 4, torch.float32)
+    cut = layer._replace(**{name: getattr(layer, name)[:-1]})
+    with pytest.raises(ConfigError, match="of gru is"):
+        scan.run("gru", torch.zeros(2, 5, 3), None, cut, backend)
+    with pytest.raises(ConfigError, match="weight_ih of gru"):
+        scan.run("gru", torch.zeros(2, 5, 2), None, layer, backend)
+    with pytest.raises(ConfigError, match="reads numbers"):
+        scan.run("gru", torch.zeros(2, 5, 3, dtype=torch.int64), None, layer, backend)
+
+
 needs_kernels = pytest.mark.skipif(not library.is_available(), reason="no compiler for the kernels")
 # Without the single unit: where its gate saturates, 1 - z is rounding, and there is no other unit's
 # gradient to measure it by.
@@ -332,6 +345,14 @@ def test_native_refuses_what_it_cannot_do():
     inputs = torch.zeros(2, 1, 3)
     with pytest.raises(ConfigError, match="fp32"):
         scan.run("rnn", inputs.double(), None, make_layer("rnn", 3, 4, torch.float64), "native")
+    layer = make_layer("rnn", 3, 4, torch.float32)
+    for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+        mixed = layer._replace(**{part: getattr(layer, part).double()})
+        with pytest.raises(ConfigError, match="fp32"):
+            scan.run("rnn", inputs, None, mixed, "native")
+    for wrong, state in ((inputs.double(), None), (inputs, (torch.zeros(1, 4).double(),))):
+        with pytest.raises(ConfigError, match="fp32"):
+            scan.run("rnn", wrong, state, layer, "native")
     layer = make_layer("lstm", 3, 4, torch.float32, proj_size=2)
     with pytest.raises(ConfigError, match="projected"):
         scan.run("lstm", inputs, None, layer, "native")

@@ -162,3 +162,32 @@ def find_cell(name: str) -> Cell:
     if name not in CELLS:
         raise ConfigError(f"unknown cell {name!r}; there are {', '.join(CELLS)}")
     return CELLS[name]
+
+
+def check_shapes(cell: Cell, inputs: Tensor, parameters: LayerParameters) -> None:
+    """See to it that a layer's parameters fit each other and its inputs: kernels take that on trust.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    takes_numbers = inputs.is_floating_point()
+    if inputs.dim() != 2 + takes_numbers or inputs.shape[0] < 1:
+        raise ConfigError(
+            "a layer reads numbers (T, B, I) or ids (T, B) of at least one step, not"
+            f" {tuple(inputs.shape)}"
+        )
+    rows, width = parameters.weight_ih.shape
+    units = rows // cell.num_gates
+    projection = parameters.weight_hr
+    outputs = units if projection is None else len(projection)
+    expected = {
+        "weight_ih": (cell.num_gates * units, inputs.shape[-1] if takes_numbers else width),
+        "weight_hh": (rows, outputs),
+        "bias_ih": (rows,),
+        "bias_hh": (rows,),
+        "weight_hr": (outputs, units),
+    }
+    for name, shape in expected.items():
+        parameter = getattr(parameters, name)
+        if parameter is not None and tuple(parameter.shape) != shape:
+            raise ConfigError(f"{name} of {cell.name} is {tuple(parameter.shape)}, and not {shape}")

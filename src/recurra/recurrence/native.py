@@ -39,7 +39,7 @@ def run_layer(
     """
     if cell.num_states == 0:
         return torch.tanh(project(inputs, parameters, dtype)), ()
-    reason = why_not(inputs, parameters)
+    reason = why_not(inputs, state, parameters)
     if reason:
         raise ConfigError(f"the native backend {reason}; take another")
     apply: Any = _LayerThroughTime.apply
@@ -51,17 +51,19 @@ def run_layer(
     return outputs, tuple(final)
 
 
-def why_not(inputs: Tensor, parameters: LayerParameters) -> str:
+def why_not(inputs: Tensor, state: State | None, parameters: LayerParameters) -> str:
     """What stands in the way of these kernels, as the end of a sentence; empty if nothing does."""
     if parameters.weight_hr is not None:
         return "has no projected LSTM"
-    weight = parameters.weight_ih
-    if weight.device.type != "cpu":
-        return f"computes on a CPU, not on {weight.device.type}"
-    if weight.dtype != torch.float32:
-        return f"computes in fp32, not in {weight.dtype}"
     if type(inputs) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_exporting():
         return "needs tensors with memory"
+    for tensor in (inputs, *(state or ()), *parameters):
+        if tensor is None:
+            continue
+        if tensor.device.type != "cpu":
+            return f"computes on a CPU, not on {tensor.device.type}"
+        if tensor.dtype != torch.float32 and (tensor is not inputs or tensor.is_floating_point()):
+            return f"computes in fp32, not in {tensor.dtype}"
     return ""
 
 

@@ -15,7 +15,7 @@ from torch.nn.functional import dropout as drop
 from recurra.errors import ConfigError
 from recurra.kernels import library as kernels
 from recurra.recurrence import bptt, library, native, reference
-from recurra.recurrence.cells import CELLS, LayerParameters, State, find_cell
+from recurra.recurrence.cells import CELLS, LayerParameters, State, check_shapes, find_cell
 
 _RUNNERS: dict[str, Callable[..., tuple[Tensor, State]]] = {
     "reference": reference.run_layer,
@@ -71,13 +71,16 @@ def run(
             inputs.device,
             recurrent_gradient_scale,
             steps=inputs.shape[0],
-            compiles=not native.why_not(inputs, parameters),
+            compiles=not native.why_not(inputs, state, parameters),
         )
     if backend not in _RUNNERS:
         raise ConfigError(f"unknown backend {backend!r}; there are auto, {', '.join(BACKENDS)}")
-    if state is None:
-        state = zero_state(cell, inputs.shape[1], parameters)
-    _check_shapes(cell, inputs, state, parameters)
+    check_shapes(kind, inputs, parameters)
+    zero = zero_state(cell, inputs.shape[1], parameters)
+    state = zero if state is None else state
+    expected, found = ([tuple(s.shape) for s in parts] for parts in (zero, state))
+    if found != expected:
+        raise ConfigError(f"the state of {cell} has shapes {found}, and should have {expected}")
     weight = parameters.weight_ih
     return _RUNNERS[backend](
         kind,
@@ -87,15 +90,6 @@ def run(
         dtype=torch.bfloat16 if precision == "bf16" else weight.dtype,
         recurrent_gradient_scale=recurrent_gradient_scale,
     )
-
-
-def _check_shapes(cell: str, inputs: Tensor, state: State, parameters: LayerParameters) -> None:
-    if inputs.shape[0] < 1:
-        raise ConfigError("a sequence needs at least one step")
-    expected = [tuple(s.shape) for s in zero_state(cell, inputs.shape[1], parameters)]
-    found = [tuple(s.shape) for s in state]
-    if found != expected:
-        raise ConfigError(f"the state of {cell} has shapes {found}, and should have {expected}")
 
 
 def require_backend(backend: str, device: torch.device) -> None:

@@ -28,8 +28,8 @@ class Writer {
 
   // Steps until a logit was not a number; all where none was.
   int64_t run() {
-    std::vector<Barrier> barriers(kMostThreads);
-    std::atomic<int64_t> done{g_.layers[0].steps};
+    std::vector<Group> groups(kMostThreads);
+    for (Group& group : groups) group.done = g_.layers[0].steps;
 #pragma omp parallel num_threads(std::min<int>(g_.threads, kMostThreads))
     {
       int thread = omp_get_thread_num(), threads = omp_get_num_threads();
@@ -37,13 +37,21 @@ class Writer {
       if (g_.packs) pack(thread, threads);
       for (auto& pass : passes_) pass.prepare(share);
 #pragma omp barrier
-      if (share.rows.size() > 0) write(share, thread % share.companions, barriers[share.group], done);
+      if (share.rows.size() > 0) write(share, thread % share.companions, groups[share.group]);
       P::finish();
     }
+    int64_t done = g_.layers[0].steps;
+    for (const Group& group : groups) done = std::min<int64_t>(done, group.done);
     return done;
   }
 
  private:
+  // Threads that share rows. Each group stops by itself, so that its threads leave together.
+  struct Group {
+    Barrier barrier;
+    std::atomic<int64_t> done;
+  };
+
   void pack(int thread, int threads) {
     for (const auto& pass : passes_) pack_part(pass.weight(), thread, threads);
     for (const auto& input : inputs_)
@@ -51,11 +59,12 @@ class Writer {
     pack_part(head_, thread, threads);
   }
 
-  void write(const Share& share, int companion, Barrier& barrier, std::atomic<int64_t>& done) {
+  void write(const Share& share, int companion, Group& group) {
+    Barrier& barrier = group.barrier;
     Sampler sampler(g_);
     Range own_rows = part(share.rows.size(), companion, share.companions);
     Range own_panels = part(panels(g_.vocabulary), companion, share.companions);
-    for (int64_t t = 0; t < done; t++) {
+    for (int64_t t = 0; t < group.done; t++) {
       for (size_t i = 0; i < passes_.size(); i++) {
         if (inputs_[i].weight) project(share, companion, barrier, int(i), t);
         passes_[i].step(share, t);
@@ -68,7 +77,7 @@ class Writer {
                     logits(share.rows.begin) + panel * kPanel, logits_width(), false);
       barrier.wait(share.companions);
       for (int64_t r = own_rows.begin; r < own_rows.end; r++)
-        choose(sampler, share.rows.begin + r, t, done);
+        choose(sampler, share.rows.begin + r, t, group.done);
       barrier.wait(share.companions);
     }
   }

@@ -11,14 +11,12 @@ struct Stretch {
 
 template <class C>
 struct Stretches {
-  static constexpr int kCount = 1;
   static constexpr Stretch at[] = {{0, 0, C::kGates}};
 };
 
 // The GRU's third delta is the inputs' alone; its fourth is what h_n got.
 template <>
 struct Stretches<Gru> {
-  static constexpr int kCount = 2;
   static constexpr Stretch at[] = {{0, 0, 2}, {3, 2, 1}};
 };
 
