@@ -45,7 +45,7 @@ def poison(compiled):
     """What was kept from the last batch must not show in the next."""
     for kept in (compiled._own, *compiled._memory):
         for tensor in kept.buffers.values():
-            tensor.fill_(float("nan"))
+            tensor.fill_(float("nan") if tensor.is_floating_point() else -1)
 
 
 def by_autograd(model, weight, scale):
@@ -57,15 +57,34 @@ def by_autograd(model, weight, scale):
 
 
 def compiled(model, weight, scale):
+    """The second batch's, after one with other tokens, another state and other weights."""
     ids, targets, state = batch(model)
     compiled = CompiledGradients(model)
-    for _ in range(2):
-        poison(compiled)
-        torch.manual_seed(2)
-        loss, after = compiled.compute(
-            ids, targets, state, recurrent_gradient_scale=scale, weight=weight
-        )
-    return loss, list(after), [p.grad for p in model.parameters()]
+    parameters = list(model.parameters())
+    with torch.no_grad():
+        torch._foreach_mul_(parameters, 2.0)
+        compiled.compute(targets, ids, tuple(-part for part in state))
+        compiled.compute(targets, ids, state, recurrent_gradient_scale=scale, weight=3.0)
+        torch._foreach_mul_(parameters, 0.5)
+    poison(compiled)
+    torch.manual_seed(2)
+    loss, after = compiled.compute(
+        ids, targets, state, recurrent_gradient_scale=scale, weight=weight
+    )
+    return loss, list(after), [p.grad for p in parameters]
+
+
+def test_it_follows_parameters_and_gradients_that_move():
+    model = make("lstm", "native")
+    ids, targets, _ = batch(model)
+    compiled = CompiledGradients(model)
+    loss, _ = compiled.compute(ids, targets)
+    expected = [p.grad.clone() for p in model.parameters()]
+    for parameter in model.parameters():
+        parameter.data, parameter.grad = parameter.data.clone(), None
+    again, _ = compiled.compute(ids, targets)
+    assert again == loss
+    assert all(map(torch.equal, expected, [p.grad for p in model.parameters()]))
 
 
 @pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)

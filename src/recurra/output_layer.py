@@ -18,6 +18,7 @@ from recurra.errors import ConfigError
 from recurra.kernels import library
 from recurra.recurrence.passes import check_ids, gradient_product, product_kind, take_operand
 from recurra.recurrence.precision import product
+from recurra.recurrence.program import Do, at_once
 from recurra.recurrence.workspace import SHELF, Fresh, Workspace
 
 
@@ -86,11 +87,13 @@ class OutputPasses:
         dtype: number format of the products' operands, fp32 or bf16.
         workspace: where memory comes from.
         results: the same for what is returned.
+        do: how the calls are made.
     """
 
     dtype: torch.dtype
     workspace: Workspace
     results: Workspace
+    do: Do = at_once
 
     def forward(
         self, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor
@@ -104,7 +107,7 @@ class OutputPasses:
         if targets.shape != hidden.shape[:1]:
             raise ConfigError(f"{len(hidden)} outputs need as many targets, not {targets.numel()}")
         targets = targets.long()
-        check_ids(targets, len(weight))
+        self.do(check_ids, targets, len(weight))
         width = library.load().recurra_logit_numbers(len(weight))
         logits = self.workspace.take("logits", len(hidden), width, like=hidden)
         kind = product_kind(self.dtype)
@@ -113,23 +116,18 @@ class OutputPasses:
         )
         trace = OutputTrace(logits, rounded)
         loss = self.results.take("loss", like=hidden)
-        layer, packed = self._describe(hidden, weight, trace)
-        layer.bias = library.pointer(bias)
-        layer.targets = library.pointer(targets)
-        layer.loss = loss.data_ptr()
-        library.load().recurra_output_forward(byref(layer))
-        del packed
+        layer = self._describe(hidden, weight, trace)
+        layer.point(bias=bias, targets=targets, loss=loss)
+        self.do(library.load().recurra_output_forward, byref(layer))
         return loss, trace
 
     def backward(
         self, trace: OutputTrace, hidden: Tensor, weight: Tensor, gradients: OutputGradients
     ) -> None:
         """Write the gradients of the loss."""
-        layer, packed = self._describe(hidden, weight, trace)
-        layer.grad_hidden = library.pointer(gradients.hidden)
-        layer.grad_bias = library.pointer(gradients.bias)
-        library.load().recurra_output_backward(byref(layer))
-        del packed
+        layer = self._describe(hidden, weight, trace)
+        layer.point(grad_hidden=gradients.hidden, grad_bias=gradients.bias)
+        self.do(library.load().recurra_output_backward, byref(layer))
         operand = trace.logits if trace.rounded is None else trace.rounded
         gradient_product(
             product_kind(self.dtype),
@@ -137,12 +135,11 @@ class OutputPasses:
             hidden,
             gradients.weight,
             self.workspace,
+            self.do,
         )
 
-    def _describe(
-        self, hidden: Tensor, weight: Tensor, trace: OutputTrace
-    ) -> tuple[library.OutputLayer, Tensor]:
-        """What both passes need, and the memory it points to."""
+    def _describe(self, hidden: Tensor, weight: Tensor, trace: OutputTrace) -> library.OutputLayer:
+        """What both passes need."""
         threads = library.threads()
         vocabulary, units = weight.shape
         numbers = library.load().recurra_output_numbers(threads, units, vocabulary)
@@ -153,13 +150,15 @@ class OutputPasses:
             rows=len(hidden),
             units=units,
             vocabulary=vocabulary,
-            hidden=library.pointer(hidden),
-            weight=library.pointer(weight),
-            logits=library.pointer(trace.logits),
-            logit_operand=library.pointer(trace.rounded),
-            packed=library.pointer(packed),
         )
-        return layer, packed
+        layer.point(
+            hidden=hidden,
+            weight=weight,
+            logits=trace.logits,
+            logit_operand=trace.rounded,
+            packed=packed,
+        )
+        return layer
 
 
 class _CrossEntropy(torch.autograd.Function):

@@ -134,10 +134,9 @@ def test_threads_of_other_samples_end_too_where_one_is_damaged(
         with torch.no_grad():
             kept = model.weight_ih_l0[:, victim].clone()
             model.weight_ih_l0[:, victim] = math.nan
-        tokens = []
+        tokens: list[Any] = []
         with pytest.raises(NonFiniteError, match="damaged"):
-            for token in generate_ids(model, [1], config):
-                tokens.append(token)
+            tokens.extend(generate_ids(model, [1], config))
         assert np.array_equal(tokens, plain[: len(tokens)])
         with torch.no_grad():
             model.weight_ih_l0[:, victim] = kept

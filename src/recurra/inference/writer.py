@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from recurra.errors import NonFiniteError
-from recurra.inference.sampling import Ids, Sampler
+from recurra.inference.sampling import Ids, Logits, Sampler
 from recurra.kernels import library
 from recurra.model import RecurrentLM
 from recurra.recurrence.cells import State
-from recurra.recurrence.passes import LayerPasses, Trace, foldable_bias
+from recurra.recurrence.passes import LayerPasses, Trace
 from recurra.recurrence.precision import product
 from recurra.recurrence.workspace import Kept
 
@@ -69,10 +69,11 @@ class CompiledWriter:
         if packs:
             self._table = self._make_table()
         layers = [self._describe_layer(index, ids) for index in range(len(self._passes))]
-        generation, memory = self._describe(ids, layers)
+        uniforms = None if self._sampler.is_greedy else self._sampler.uniforms(steps)
+        banned = np.array(self._sampler.banned, dtype=np.int64)
+        generation = self._describe(ids, layers, uniforms, banned)
         generation.packs = packs
         done: int = library.load().recurra_generate(byref(generation))
-        del memory
         if done == 0:
             raise NonFiniteError("a logit is NaN or infinite; the model's weights are damaged")
         hidden = [layer.trace.hidden[done] for layer in layers]
@@ -96,29 +97,30 @@ class CompiledWriter:
         parameters, passes = self._model.layers()[index], self._passes[index]
         steps, samples = len(ids) - 1, ids.shape[1]
         state = tuple(part[index] for part in self._state)
-        layer, trace, memory = passes.prepare(steps, samples, state, parameters, saves=False)
+        layer, trace = passes.prepare(steps, samples, state, parameters, saves=False)
         if index == 0 and self._table is not None:
-            layer.ids, layer.projected = ids.ctypes.data, self._table.data_ptr()
-            return _DescribedLayer(layer, trace, memory, None, None, None, None)
+            layer.ids = ids.ctypes.data
+            layer.point(projected=self._table)
+            return _DescribedLayer(layer, trace, None, None, None, None)
         weight = parameters.weight_ih
         gates = len(weight) // layer.units
         like, kept = self._model.head_bias, self._kept[index]
         numbers = library.load().recurra_packed_numbers(gates, layer.units, weight.shape[1])
         packed = kept.take("packed input weight", numbers, like=like)
         projected = kept.take("projected", steps, samples, len(weight), like=like)
-        layer.projected = projected.data_ptr()
-        bias = foldable_bias(passes.cell, parameters)
-        return _DescribedLayer(layer, trace, memory, weight, bias, packed, projected)
+        layer.point(projected=projected)
+        bias = passes.foldable_bias(parameters)
+        return _DescribedLayer(layer, trace, weight, bias, packed, projected)
 
-    def _describe(self, ids: Ids, layers: list[_DescribedLayer]) -> tuple[library.Generation, Any]:
-        """What the kernel is handed, and what must live as long as the call."""
+    def _describe(
+        self, ids: Ids, layers: list[_DescribedLayer], uniforms: Logits | None, banned: Ids
+    ) -> library.Generation:
+        """What the kernel is handed; the arguments must live as long."""
         model, sampler, config = self._model, self._sampler, self._sampler.config
-        steps, samples = len(ids) - 1, ids.shape[1]
+        samples = ids.shape[1]
         vocabulary, units = model.output_weight.shape
         width = model.config.embedding_size
         like, kernels = model.head_bias, library.load()
-        uniforms = None if sampler.is_greedy else sampler.uniforms(steps)
-        banned = np.array(sampler.banned, dtype=np.int64)
         numbers = kernels.recurra_packed_numbers(1, vocabulary, units)
         packed = self._own.take("packed head", numbers, like=like)
         numbers = kernels.recurra_logit_numbers(vocabulary)
@@ -133,14 +135,8 @@ class CompiledWriter:
             biases=_pointers([layer.bias for layer in layers]),
             packed_ih=_pointers([layer.packed for layer in layers]),
             projected=_pointers([layer.projected for layer in layers]),
-            embedding=library.pointer(model.embedding) if width else None,
             embedding_size=width,
-            embedding_operand=embedded.data_ptr(),
             vocabulary=vocabulary,
-            head_weight=library.pointer(model.output_weight),
-            head_bias=library.pointer(model.head_bias),
-            packed_head=packed.data_ptr(),
-            logits=logits.data_ptr(),
             ids=ids.ctypes.data,
             uniforms=None if uniforms is None else uniforms.ctypes.data,
             seen=None if sampler.seen is None else sampler.seen.ctypes.data,
@@ -152,7 +148,15 @@ class CompiledWriter:
             min_p=config.min_p or 0.0,
             repetition_penalty=config.repetition_penalty,
         )
-        return generation, (layers, uniforms, banned, packed, logits, embedded)
+        generation.point(
+            embedding=model.embedding if width else None,
+            embedding_operand=embedded,
+            head_weight=model.output_weight,
+            head_bias=model.head_bias,
+            packed_head=packed,
+            logits=logits,
+        )
+        return generation
 
     def _threads(self, samples: int) -> int:
         """No more than have enough to do between two waits."""
@@ -173,7 +177,6 @@ class _DescribedLayer(NamedTuple):
 
     description: library.Layer
     trace: Trace
-    memory: Any
     weight_ih: Tensor | None
     bias: Tensor | None
     packed: Tensor | None

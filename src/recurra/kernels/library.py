@@ -27,8 +27,23 @@ _lock = threading.Lock()
 _in_forked_child = False
 
 
-class Layer(ctypes.Structure):
-    """One layer through time; `source/kernels.h` has the same fields in the same order."""
+class Description(ctypes.Structure):
+    """What a kernel is handed. Mirrors a structure of `source/kernels.h`, field by field."""
+
+    def point(self, **tensors: Tensor | None) -> None:
+        """Let these fields point to dense tensors, which live as long as the description."""
+        assert all(tensor is None or tensor.is_contiguous() for tensor in tensors.values())
+        self.point_strided(**tensors)
+
+    def point_strided(self, **tensors: Tensor | None) -> None:
+        """The same for tensors whose strides the description tells."""
+        for name, tensor in tensors.items():
+            setattr(self, name, None if tensor is None else tensor.data_ptr())
+        self._tensors = [*getattr(self, "_tensors", ()), *tensors.values()]
+
+
+class Layer(Description):
+    """One layer through time."""
 
     _fields_ = (
         ("cell", c_int32),
@@ -61,8 +76,8 @@ class Layer(ctypes.Structure):
     )
 
 
-class GradientProduct(ctypes.Structure):
-    """One product a' b over many rows; see `source/kernels.h`."""
+class GradientProduct(Description):
+    """One product a' b over many rows."""
 
     _fields_ = (
         ("kind", c_int32),
@@ -80,8 +95,30 @@ class GradientProduct(ctypes.Structure):
     )
 
 
-class OutputLayer(ctypes.Structure):
-    """The output layer and its loss; see `source/kernels.h`."""
+class DenseProduct(Description):
+    """One product of many rows with a weight."""
+
+    _fields_ = (
+        ("kind", c_int32),
+        ("threads", c_int32),
+        ("rows", c_int64),
+        ("depth", c_int64),
+        ("n", c_int64),
+        ("lda", c_int64),
+        ("is_operand", c_int32),
+        ("reserved", c_int32),
+        ("a", c_void_p),
+        ("weight", c_void_p),
+        ("weight_row", c_int64),
+        ("weight_column", c_int64),
+        ("bias", c_void_p),
+        ("out", c_void_p),
+        ("packed", c_void_p),
+    )
+
+
+class OutputLayer(Description):
+    """The output layer and its loss."""
 
     _fields_ = (
         ("kind", c_int32),
@@ -102,8 +139,8 @@ class OutputLayer(ctypes.Structure):
     )
 
 
-class Update(ctypes.Structure):
-    """One update of all parameters; see `source/kernels.h`."""
+class Update(Description):
+    """One update of all parameters."""
 
     _fields_ = (
         ("rule", c_int32),
@@ -128,8 +165,8 @@ class Update(ctypes.Structure):
     )
 
 
-class Generation(ctypes.Structure):
-    """New text; see `source/kernels.h`."""
+class Generation(Description):
+    """New text."""
 
     _fields_ = (
         ("threads", c_int32),
@@ -162,8 +199,8 @@ class Generation(ctypes.Structure):
     )
 
 
-class LinearScan(ctypes.Structure):
-    """The elementwise recurrence; see `source/kernels.h`."""
+class LinearScan(Description):
+    """The elementwise recurrence."""
 
     _fields_ = (
         ("threads", c_int32),
@@ -264,6 +301,7 @@ def _declare(library: Any) -> Any:
     described = {
         "layer": (Layer, ("layer_forward", "layer_backward")),
         "gradient_product": (GradientProduct, ("multiply_transposed",)),
+        "dense_product": (DenseProduct, ("multiply",)),
         "output_layer": (OutputLayer, ("output_forward", "output_backward")),
         "update": (Update, ("update", "gradient_norm")),
         "generation": (Generation, ("generate",)),
@@ -286,6 +324,7 @@ def _declare(library: Any) -> Any:
     _sign(library, "packed_numbers", c_int64, c_int64, c_int64, result=c_int64)
     _sign(library, "spare_numbers", c_int64, c_int64, c_int64, result=c_int64)
     _sign(library, "transposed_numbers", c_int64, c_int64, c_int64, result=c_int64)
+    _sign(library, "dense_numbers", c_int64, c_int64, c_int64, result=c_int64)
     _sign(library, "logit_numbers", c_int64, result=c_int64)
     _sign(library, "output_numbers", c_int64, c_int64, c_int64, result=c_int64)
     return library
@@ -305,7 +344,7 @@ def threads() -> int:
 
 
 def pointer(tensor: Tensor | None) -> int | None:
-    """Where a dense tensor's numbers begin."""
+    """Where a dense tensor's numbers begin; somebody must keep the tensor meanwhile."""
     if tensor is None:
         return None
     assert tensor.is_contiguous()

@@ -165,7 +165,7 @@ def find_cell(name: str) -> Cell:
 
 
 def check_shapes(cell: Cell, inputs: Tensor, parameters: LayerParameters) -> None:
-    """See to it that a layer's parameters fit each other and its inputs: kernels take that on trust.
+    """See to it that a layer's parameters fit each other and its inputs; kernels trust that.
 
     Raises:
         ConfigError: they do not.

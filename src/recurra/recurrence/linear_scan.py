@@ -91,7 +91,7 @@ class _LinearScan(torch.autograd.Function):
         outputs = torch.empty_like(b)
         if backend == "native":
             scan = _describe(a, outputs, initial, scale)
-            scan.b = library.pointer(b)
+            scan.point(b=b)
             library.load().recurra_scan_forward(byref(scan))
         else:
             before = initial
@@ -124,10 +124,13 @@ def _native_backward(
     scan = _describe(a, outputs, initial, scale)
     grad_a, grad_b = torch.empty_like(a), torch.empty_like(a)
     grad_initial, grad_final = torch.empty_like(initial), torch.zeros_like(initial)
-    scan.grad_outputs = library.pointer(grad_outputs)
-    scan.grad_final = library.pointer(grad_final)
-    scan.grad_a, scan.grad_b = library.pointer(grad_a), library.pointer(grad_b)
-    scan.grad_initial = library.pointer(grad_initial)
+    scan.point(
+        grad_outputs=grad_outputs,
+        grad_final=grad_final,
+        grad_a=grad_a,
+        grad_b=grad_b,
+        grad_initial=grad_initial,
+    )
     library.load().recurra_scan_backward(byref(scan))
     return grad_a, grad_b, grad_initial
 
@@ -146,12 +149,11 @@ def _backward_with_graph(
 
 
 def _describe(a: Tensor, outputs: Tensor, initial: Tensor, scale: float) -> library.LinearScan:
-    return library.LinearScan(
+    scan = library.LinearScan(
         threads=library.threads(),
         recurrent_scale=scale,
         steps=len(a),
         columns=initial.numel(),
-        a=library.pointer(a),
-        initial=library.pointer(initial),
-        outputs=library.pointer(outputs),
     )
+    scan.point(a=a, initial=initial, outputs=outputs)
+    return scan

@@ -4,19 +4,23 @@ Around the loop through time, which is theirs, stands what a layer shares whatev
 projection of the inputs (a table of the lookup's rows where they are token ids), and one product
 for each weight gradient over all T*B rows. fp32 on a CPU; in bf16 the operands of products are
 rounded, and state, sums and gradients stay fp32. Knows nothing of autograd.
+
+Whatever depends on numbers is called through `do`, so that it can be written down; see
+`program.py`.
 """
 
 from __future__ import annotations
 
 from ctypes import byref
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from recurra.kernels import library
 from recurra.recurrence.cells import LayerParameters, State
+from recurra.recurrence.program import Do, at_once
 from recurra.recurrence.workspace import Workspace
 
 _CELLS = {"rnn": 0, "rnn-relu": 1, "gru": 2, "lstm": 3}
@@ -44,6 +48,19 @@ def take_operand(
     if kind == _SINGLE:
         return None
     return workspace.take(name, *shape, like=like if kind == _ROUNDED else _BFLOAT16)
+
+
+def as_operand(kind: int, matrix: Tensor, workspace: Workspace, do: Do) -> Tensor:
+    """The same numbers as operands of this kind: rounded, or as they are."""
+    operand = take_operand(workspace, kind, "operand", *matrix.shape, like=matrix)
+    if operand is None:
+        return matrix
+    do(operand.copy_, matrix)
+    if kind == _ROUNDED:
+        halves = workspace.take("halves", *matrix.shape, like=_BFLOAT16)
+        do(halves.copy_, matrix)
+        do(operand.copy_, halves)
+    return operand
 
 
 def check_ids(ids: Tensor, limit: int) -> None:
@@ -90,7 +107,7 @@ def add_rows(ids: Tensor, rows: Tensor, table: Tensor) -> None:
 
 
 def gradient_product(
-    kind: int, left: Tensor, right: Tensor, out: Tensor, workspace: Workspace
+    kind: int, left: Tensor, right: Tensor, out: Tensor, workspace: Workspace, do: Do
 ) -> None:
     """out = left' right: a gradient summed over all rows of both.
 
@@ -108,12 +125,46 @@ def gradient_product(
         lda=left.stride(0),
         ldb=right.stride(0),
         ldc=out.stride(0),
-        a=left.data_ptr(),
-        b=right.data_ptr(),
-        c=out.data_ptr(),
-        packed=packed.data_ptr(),
     )
-    kernels.recurra_multiply_transposed(byref(product))
+    product.point_strided(a=left, b=right, c=out, packed=packed)
+    do(kernels.recurra_multiply_transposed, byref(product))
+
+
+def dense_product(
+    kind: int,
+    left: Tensor,
+    right: Tensor,
+    out: Tensor,
+    workspace: Workspace,
+    do: Do,
+    bias: Tensor | None = None,
+) -> None:
+    """out = left right + bias, row by row.
+
+    `left` (N, K) holds fp32 numbers or operands of this kind, `right` (K, M) is a dense tensor or
+    the transpose of one, `out` is dense.
+    """
+    threads, kernels = library.threads(), library.load()
+    depth, width = right.shape
+    row, column = (width, 1) if right.is_contiguous() else (1, depth)
+    assert right.is_contiguous() or right.t().is_contiguous()
+    packed = workspace.take(
+        "packed dense", kernels.recurra_dense_numbers(threads, depth, width), like=out
+    )
+    dense = library.DenseProduct(
+        kind=kind,
+        threads=threads,
+        rows=len(left),
+        depth=depth,
+        n=width,
+        lda=left.stride(0),
+        is_operand=left.dtype != torch.float32,
+        weight_row=row,
+        weight_column=column,
+    )
+    dense.point_strided(a=left, weight=right)
+    dense.point(bias=bias, out=out, packed=packed)
+    do(kernels.recurra_multiply, byref(dense))
 
 
 class Trace(NamedTuple):
@@ -135,6 +186,7 @@ class LayerPasses:
         recurrent_scale: of every gradient that passes to the step before.
         workspace: where memory comes from; kept memory is that of one layer.
         results: the same for what is returned.
+        do: how the calls are made.
     """
 
     cell: str
@@ -142,6 +194,7 @@ class LayerPasses:
     recurrent_scale: float
     workspace: Workspace
     results: Workspace
+    do: Do = at_once
 
     @property
     def kind(self) -> int:
@@ -163,49 +216,54 @@ class LayerPasses:
             IndexError: an id is not below I.
         """
         steps, batch = inputs.shape[:2]
-        layer, trace, memory = self.prepare(steps, batch, state, parameters, saves=saves)
+        layer, trace = self.prepare(steps, batch, state, parameters, saves=saves)
         projected, ids = self._project(inputs, parameters)
-        layer.ids = library.pointer(ids)
-        layer.projected = projected.data_ptr()
-        library.load().recurra_layer_forward(byref(layer))
-        del memory
+        layer.point(projected=projected, ids=ids)
+        self.do(library.load().recurra_layer_forward, byref(layer))
         return trace
 
     def prepare(
         self, steps: int, batch: int, state: State, parameters: LayerParameters, *, saves: bool
-    ) -> tuple[library.Layer, Trace, Any]:
-        """The kernels' description of a forward pass, but for its inputs.
-
-        Returns:
-            The description, what the pass will have left, and what must live as long as the first.
-        """
-        layer, memory = self._describe(steps, batch, parameters)
+    ) -> tuple[library.Layer, Trace]:
+        """A forward pass as the kernels take it, but for its inputs, and what it will leave."""
+        layer = self._describe(steps, batch, parameters)
         units = layer.units
         hidden = self._take_result("hidden", steps + 1, batch, units)
-        hidden[0] = state[0]
+        self.do(hidden[0].copy_, state[0])
         cells = saved = None
         if self.cell == "lstm":
             cells = self._take("cells", steps + 1, batch, units)
-            cells[0] = state[1]
+            self.do(cells[0].copy_, state[1])
         if saves and _SAVED[self.cell]:
             saved = self._take("saved", steps, batch, _SAVED[self.cell] * units)
         operand = self._take_operand("hidden operand", (steps + 1) * batch, units, units)
         bias_hn = None
         if self.cell == "gru" and parameters.bias_hh is not None:
             bias_hn = parameters.bias_hh[2 * units :].contiguous()
-        layer.bias_hn = library.pointer(bias_hn)
-        layer.hidden = hidden.data_ptr()
-        layer.hidden_operand = library.pointer(operand)
-        layer.cells = library.pointer(cells)
-        layer.saved = library.pointer(saved)
-        return layer, Trace(hidden, cells, saved), (memory, operand, bias_hn)
+        layer.point(
+            bias_hn=bias_hn, hidden=hidden, hidden_operand=operand, cells=cells, saved=saved
+        )
+        return layer, Trace(hidden, cells, saved)
 
     def table(self, parameters: LayerParameters) -> Tensor:
         """What each token adds before the loop, (V, G*H): x W_ih' and biases for a one-hot x."""
         weight = parameters.weight_ih
         table = self._take("table", weight.shape[1], weight.shape[0])
-        transpose(weight.contiguous(), table, foldable_bias(self.cell, parameters))
+        self.do(transpose, weight.contiguous(), table, self.foldable_bias(parameters))
         return table
+
+    def foldable_bias(self, parameters: LayerParameters) -> Tensor | None:
+        """The biases that can be added before the loop through time, (G*H,)."""
+        bias, recurrent = parameters.bias_ih, parameters.bias_hh
+        if bias is None or recurrent is None:
+            return bias
+        folded = self._take("folded bias", len(bias))
+        self.do(torch.add, bias, recurrent, out=folded)
+        if self.cell == "gru":
+            # The third part of b_hh belongs inside, where r multiplies it.
+            inside = slice(2 * len(bias) // 3, None)
+            self.do(folded[inside].copy_, bias[inside])
+        return folded
 
     def backward(
         self,
@@ -231,7 +289,7 @@ class LayerPasses:
             The gradients of the inputs, or None, and of the state before the first step.
         """
         steps, batch = inputs.shape[:2]
-        layer, weight_hh = self._describe(steps, batch, parameters)
+        layer = self._describe(steps, batch, parameters)
         width = _DELTAS[self.cell] * layer.units
         rounded = self._take_operand("delta operand", steps * batch, width, layer.units)
         deltas = self._take("deltas", steps * batch, width) if rounded is None else None
@@ -240,21 +298,21 @@ class LayerPasses:
             self._take_result(f"initial {index}", *grad.shape)
             for index, grad in enumerate(grad_final)
         )
-        layer.hidden = trace.hidden.data_ptr()
-        layer.cells = library.pointer(trace.cells)
-        layer.saved = library.pointer(trace.saved)
-        layer.grad_outputs = library.pointer(grad_outputs)
-        layer.grad_hidden = library.pointer(grad_final[0])
-        layer.grad_initial = initial[0].data_ptr()
+        layer.point(
+            hidden=trace.hidden,
+            cells=trace.cells,
+            saved=trace.saved,
+            grad_outputs=grad_outputs,
+            grad_hidden=grad_final[0],
+            grad_initial=initial[0],
+            deltas=deltas,
+            delta_operand=rounded,
+            grad_bias=grad_bias,
+        )
         if len(grad_final) > 1:
-            layer.grad_cells = library.pointer(grad_final[1])
-            layer.grad_initial_cells = initial[1].data_ptr()
-        layer.deltas = library.pointer(deltas)
-        layer.delta_operand = library.pointer(rounded)
-        layer.grad_bias = grad_bias.data_ptr()
-        library.load().recurra_layer_backward(byref(layer))
-        del weight_hh
-        _write_bias_gradients(self.cell, grad_bias, gradients)
+            layer.point(grad_cells=grad_final[1], grad_initial_cells=initial[1])
+        self.do(library.load().recurra_layer_backward, byref(layer))
+        self._write_bias_gradients(grad_bias, gradients)
         operand = deltas if rounded is None else rounded
         assert operand is not None
         self._write_recurrent_gradient(operand, trace.hidden, gradients)
@@ -275,10 +333,8 @@ class LayerPasses:
         width = numbers + odd * (1 if numbers % 2 else 2)
         return take_operand(self.workspace, self.kind, name, rows, width, like=_FLOAT32)
 
-    def _describe(
-        self, steps: int, batch: int, parameters: LayerParameters
-    ) -> tuple[library.Layer, Any]:
-        """What every pass needs, and what must live as long as the call."""
+    def _describe(self, steps: int, batch: int, parameters: LayerParameters) -> library.Layer:
+        """What every pass needs."""
         assert parameters.weight_hh is not None
         weight_hh = parameters.weight_hh.contiguous()
         units, threads, kernels = weight_hh.shape[1], library.threads(), library.load()
@@ -293,11 +349,9 @@ class LayerPasses:
             batch=batch,
             units=units,
             recurrent_scale=self.recurrent_scale,
-            weight_hh=weight_hh.data_ptr(),
-            packed=packed.data_ptr(),
-            spare=spare.data_ptr(),
         )
-        return layer, (weight_hh, packed, spare)
+        layer.point(weight_hh=weight_hh, packed=packed, spare=spare)
+        return layer
 
     def _project(self, inputs: Tensor, parameters: LayerParameters) -> tuple[Tensor, Tensor | None]:
         """x_t W_ih' and the biases that may be added beforehand, with the ids that name its rows.
@@ -307,17 +361,12 @@ class LayerPasses:
         weight = parameters.weight_ih
         if not inputs.is_floating_point():
             ids = inputs.long().contiguous()
-            check_ids(ids, weight.shape[1])
+            self.do(check_ids, ids, weight.shape[1])
             return self.table(parameters), ids
-        bias = foldable_bias(self.cell, parameters)
         projected = self._take("projected", *inputs.shape[:2], weight.shape[0])
-        rows, flat = projected.flatten(0, 1), inputs.flatten(0, 1)
-        if self.dtype == weight.dtype and bias is not None:
-            torch.addmm(bias, flat, weight.t(), out=rows)
-            return projected, None
-        rows.copy_(torch.mm(flat.to(self.dtype), weight.t().to(self.dtype)))
-        if bias is not None:
-            rows.add_(bias)
+        flat, rows = inputs.flatten(0, 1).contiguous(), projected.flatten(0, 1)
+        right, bias = weight.contiguous().t(), self.foldable_bias(parameters)
+        dense_product(self.kind, flat, right, rows, self.workspace, self.do, bias)
         return projected, None
 
     def _write_recurrent_gradient(
@@ -332,7 +381,7 @@ class LayerPasses:
         for part in parts:
             columns = operand[:, part.start * units : part.stop * units]
             rows = out[first : first + columns.shape[1]]
-            gradient_product(self.kind, columns, before, rows, self.workspace)
+            gradient_product(self.kind, columns, before, rows, self.workspace, self.do)
             first += len(rows)
 
     def _write_input_gradients(
@@ -346,45 +395,26 @@ class LayerPasses:
         weight = parameters.weight_ih
         width = len(weight)
         if not inputs.is_floating_point():
-            table = self._take("table", weight.shape[1], width).zero_()
-            add_rows(inputs.long().contiguous(), operand[:, :width], table)
-            transpose(table, gradients.weight_ih)
+            table = self._take("table", weight.shape[1], width)
+            self.do(table.zero_)
+            self.do(add_rows, inputs.long().contiguous(), operand[:, :width], table)
+            self.do(transpose, table, gradients.weight_ih)
             return None
-        flat = inputs.flatten(0, 1).contiguous()
-        columns = operand[:, :width]
-        gradient_product(self.kind, columns, flat, gradients.weight_ih, self.workspace)
+        flat, columns = inputs.flatten(0, 1).contiguous(), operand[:, :width]
+        gradient_product(self.kind, columns, flat, gradients.weight_ih, self.workspace, self.do)
         if not needs_inputs:
             return None
         grad_inputs = self._take_result("grad inputs", *inputs.shape)
         rows = grad_inputs.flatten(0, 1)
-        if operand.dtype == weight.dtype:
-            torch.mm(columns, weight, out=rows)
-        else:
-            rows.copy_(torch.mm(columns, weight.to(operand.dtype)))
+        dense_product(self.kind, columns, weight.contiguous(), rows, self.workspace, self.do)
         return grad_inputs
 
-
-def foldable_bias(cell: str, parameters: LayerParameters) -> Tensor | None:
-    """The biases that can be added before the loop through time, (G*H,)."""
-    bias, recurrent = parameters.bias_ih, parameters.bias_hh
-    if bias is None or recurrent is None:
-        return bias
-    if cell == "gru":
-        # The third part of b_hh belongs inside, where r multiplies it.
-        bias, folded = bias.clone(), 2 * len(bias) // 3
-        bias[:folded] += recurrent[:folded]
-        return bias
-    return bias + recurrent
-
-
-def _write_bias_gradients(cell: str, grad_bias: Tensor, gradients: LayerParameters) -> None:
-    if gradients.bias_ih is None or gradients.bias_hh is None:
-        return
-    width = len(gradients.bias_ih)
-    gradients.bias_ih.copy_(grad_bias[:width])
-    if cell == "gru":
-        units = width // 3
-        gradients.bias_hh[: 2 * units] = grad_bias[: 2 * units]
-        gradients.bias_hh[2 * units :] = grad_bias[3 * units :]
-    else:
-        gradients.bias_hh.copy_(grad_bias)
+    def _write_bias_gradients(self, grad_bias: Tensor, gradients: LayerParameters) -> None:
+        if gradients.bias_ih is None or gradients.bias_hh is None:
+            return
+        width = len(gradients.bias_ih)
+        self.do(gradients.bias_ih.copy_, grad_bias[:width])
+        self.do(gradients.bias_hh.copy_, grad_bias[:width])
+        if self.cell == "gru":
+            units = width // 3
+            self.do(gradients.bias_hh[2 * units :].copy_, grad_bias[3 * units :])

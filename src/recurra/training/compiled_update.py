@@ -37,6 +37,7 @@ class CompiledUpdate:
         self._settings: dict[str, Any] = optimizer.param_groups[0]
         self._sizes = (ctypes.c_int64 * len(decays))(*(p.numel() for p in self._parameters))
         self._decays = (ctypes.c_float * len(decays))(*decays)
+        self._addresses: dict[str, tuple[list[int], Any]] = {}
 
     def gradient_norm(self) -> float:
         """The L2 norm of all gradients; NaN or infinite where one is not finite."""
@@ -80,7 +81,7 @@ class CompiledUpdate:
         if is_first:
             for parameter in self._parameters:
                 state[parameter][name] = torch.zeros_like(parameter)
-        return _pointers([state[parameter][name] for parameter in self._parameters])
+        return self._pointers(name, [state[parameter][name] for parameter in self._parameters])
 
     def _describe(self) -> library.Update:
         gradients = [p.grad for p in self._parameters if p.grad is not None]
@@ -90,11 +91,16 @@ class CompiledUpdate:
             threads=library.threads(),
             count=len(gradients),
             sizes=self._sizes,
-            parameters=_pointers(self._parameters),
-            gradients=_pointers(gradients),
+            parameters=self._pointers("parameters", self._parameters),
+            gradients=self._pointers("gradients", gradients),
             decays=self._decays,
         )
 
-
-def _pointers(tensors: list[Tensor]) -> Any:
-    return (ctypes.c_void_p * len(tensors))(*map(library.pointer, tensors))
+    def _pointers(self, name: str, tensors: list[Tensor]) -> Any:
+        """The same array as the last time, while all lie where they lay."""
+        addresses = [tensor.data_ptr() for tensor in tensors]
+        known, array = self._addresses.get(name, ([], None))
+        if known != addresses:
+            array = (ctypes.c_void_p * len(tensors))(*map(library.pointer, tensors))
+            self._addresses[name] = addresses, array
+        return array

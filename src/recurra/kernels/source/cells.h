@@ -15,7 +15,9 @@ struct Spot {
   int64_t units;
   int count;  // lanes in use
 
-  INLINE Vec read(const float* from, int gate = 0) const { return load(from + gate * units, count); }
+  INLINE Vec read(const float* from, int gate = 0) const {
+    return load(from + gate * units, count);
+  }
   INLINE void write(float* to, Vec v, int gate = 0) const { store(to + gate * units, v, count); }
 };
 
@@ -47,7 +49,8 @@ struct Elman {
     return kRectified ? relu(a) : tanh(a);
   }
 
-  INLINE static void backward(const Spot& at, const BackwardRow& row, Vec grad, float, Vec* deltas) {
+  INLINE static void backward(const Spot& at, const BackwardRow& row, Vec grad, float,
+                              Vec* deltas) {
     Vec h = at.read(row.hidden);
     if (kRectified)
       deltas[0] = h > splat(0.0f) ? grad : splat(0.0f);
@@ -75,7 +78,8 @@ struct Gru {
   }
 
   // Deltas: r, z, n, and that of h_n.
-  INLINE static void backward(const Spot& at, const BackwardRow& row, Vec grad, float scale, Vec* deltas) {
+  INLINE static void backward(const Spot& at, const BackwardRow& row, Vec grad, float scale,
+                              Vec* deltas) {
     const Vec one = splat(1.0f);
     Vec r = at.read(row.saved, 0), z = at.read(row.saved, 1);
     Vec n = at.read(row.saved, 2), h_n = at.read(row.saved, 3);
@@ -108,7 +112,8 @@ struct Lstm {
     return o * tanh(c);
   }
 
-  INLINE static void backward(const Spot& at, const BackwardRow& row, Vec grad, float scale, Vec* deltas) {
+  INLINE static void backward(const Spot& at, const BackwardRow& row, Vec grad, float scale,
+                              Vec* deltas) {
     const Vec one = splat(1.0f);
     Vec i = at.read(row.saved, 0), f = at.read(row.saved, 1);
     Vec g = at.read(row.saved, 2), o = at.read(row.saved, 3);

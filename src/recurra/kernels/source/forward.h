@@ -1,8 +1,8 @@
 // The forward pass of a layer, a step at a time.
 //
 // At each step a thread takes its panels of units one after the other: the recurrent product of a
-// chunk of rows goes to a buffer in the L1 cache, and the cell's equations turn it into the new state
-// at once.
+// chunk of rows goes to a buffer in the L1 cache, and the cell's equations turn it into the new
+// state at once.
 #pragma once
 
 #include "cells.h"
@@ -61,8 +61,8 @@ class Forward {
   void chunk(int64_t t, int64_t panel, int64_t first_row, int rows) {
     alignas(64) float products[C::kGates][kChunk * kPanel];
     for (int gate = 0; gate < C::kGates; gate++)
-      P::multiply(rows, l_.units, operand(t, first_row), operand_stride(), weight_.panel(panel, gate),
-                  products[gate], kPanel, false);
+      P::multiply(rows, l_.units, operand(t, first_row), operand_stride(),
+                  weight_.panel(panel, gate), products[gate], kPanel, false);
     for (int v = 0; v < 2; v++) {
       int64_t unit = panel * kPanel + v * kLanes;
       if (unit >= l_.units) return;
@@ -73,9 +73,8 @@ class Forward {
     }
   }
 
-  INLINE void rows_of(int64_t t, int64_t first_row, int rows,
-                                                     int64_t unit, int count,
-                                                     const float* products) {
+  INLINE void rows_of(int64_t t, int64_t first_row, int rows, int64_t unit, int count,
+                      const float* products) {
     const Spot spot{l_.units, count};
     for (int r = 0; r < rows; r++) {
       int64_t b = first_row + r, row = t * l_.batch + b;

@@ -162,14 +162,10 @@ class Writer {
 template <class P>
 int64_t write(const Generation& g) {
   switch (g.layers[0].cell) {
-    case kTanh:
-      return Writer<Elman<false>, P>(g).run();
-    case kRelu:
-      return Writer<Elman<true>, P>(g).run();
-    case kGru:
-      return Writer<Gru, P>(g).run();
-    case kLstm:
-      return Writer<Lstm, P>(g).run();
+    case kTanh: return Writer<Elman<false>, P>(g).run();
+    case kRelu: return Writer<Elman<true>, P>(g).run();
+    case kGru: return Writer<Gru, P>(g).run();
+    case kLstm: return Writer<Lstm, P>(g).run();
   }
   return 0;
 }
@@ -181,14 +177,11 @@ int64_t write(const Generation& g) {
 RECURRA_EXPORT int64_t recurra_generate(const recurra::Generation* generation) {
   using namespace recurra;
   switch (generation->layers[0].kind) {
-    case kSingle:
-      return write<Single>(*generation);
-    case kRounded:
-      return write<Rounded>(*generation);
+    case kSingle: return write<Single>(*generation);
+    case kRounded: return write<Rounded>(*generation);
 #if defined(__AVX512BF16__)
     case kPairs:
-    case kTiles:
-      return write<Pairs>(*generation);
+    case kTiles: return write<Pairs>(*generation);
 #endif
   }
   return 0;

@@ -64,14 +64,11 @@ void multiply_transposed(const GradientProduct& g) {
 RECURRA_EXPORT void recurra_multiply_transposed(const recurra::GradientProduct* product) {
   using namespace recurra;
   switch (product->kind) {
-    case kSingle:
-      return multiply_transposed<Single>(*product);
-    case kRounded:
-      return multiply_transposed<Rounded>(*product);
+    case kSingle: return multiply_transposed<Single>(*product);
+    case kRounded: return multiply_transposed<Rounded>(*product);
 #if defined(__AVX512BF16__)
     case kPairs:
-    case kTiles:
-      return multiply_transposed<Pairs>(*product);
+    case kTiles: return multiply_transposed<Pairs>(*product);
 #endif
   }
 }
@@ -83,9 +80,7 @@ RECURRA_EXPORT int64_t recurra_transposed_numbers(int64_t threads, int64_t rows,
   return depth * (panels(n) * kPanel + std::min<int64_t>(threads, kMostThreads) * kBlock);
 }
 
-RECURRA_EXPORT int64_t recurra_gradient_product_bytes() {
-  return sizeof(recurra::GradientProduct);
-}
+RECURRA_EXPORT int64_t recurra_gradient_product_bytes() { return sizeof(recurra::GradientProduct); }
 
 namespace recurra {
 namespace {
@@ -147,10 +142,10 @@ RECURRA_EXPORT void recurra_transpose(int32_t threads, int64_t rows, int64_t col
       for (int64_t left = 0; left < columns; left += kLanes) {
         int width = int(std::min<int64_t>(kLanes, columns - left));
         Vec square[kLanes] = {};
-        for (int r = 0; r < height; r++)
-          square[r] = load(from + (top + r) * columns + left, width);
+        for (int r = 0; r < height; r++) square[r] = load(from + (top + r) * columns + left, width);
         transpose(square);
-        for (int c = 0; c < width; c++) store(to + (left + c) * rows + top, square[c] + shift, height);
+        for (int c = 0; c < width; c++)
+          store(to + (left + c) * rows + top, square[c] + shift, height);
       }
     }
   }

@@ -33,10 +33,10 @@ struct Layer {
   const float* grad_outputs;  // (T, B, H)
   const float* grad_hidden;   // (B, H), of the final state
   const float* grad_cells;    // (B, H) of the LSTM
-  float* deltas;              // (T, B, D*H), D = 1 for RNN, else 4; null where only the next is used
-  void* delta_operand;        // (T, B, operand width of D*H): deltas rounded; null for fp32
-  float* grad_bias;           // (D*H,)
-  float* grad_initial;        // (B, H)
+  float* deltas;        // (T, B, D*H), D = 1 for RNN, else 4; null where only the next is used
+  void* delta_operand;  // (T, B, operand width of D*H): deltas rounded; null for fp32
+  float* grad_bias;     // (D*H,)
+  float* grad_initial;  // (B, H)
   float* grad_initial_cells;  // (B, H) of the LSTM
 
   void* packed;  // the weight, `recurra_packed_bytes` of it
@@ -51,6 +51,20 @@ struct GradientProduct {
   const float* b;  // rounded while it is packed
   float* c;
   void* packed;  // `recurra_transposed_numbers` of it
+};
+
+// out = a weight + bias.
+struct DenseProduct {
+  int32_t kind, threads;
+  int64_t rows, depth, n;
+  int64_t lda;
+  int32_t is_operand, reserved;  // a holds operands, not fp32 numbers
+  const void* a;                 // (rows, depth); behind an odd depth of operands a finite number
+  const float* weight;           // (depth, n): see `Layout` for its strides
+  int64_t weight_row, weight_column;
+  const float* bias;  // (n,), or null
+  float* out;         // (rows, n)
+  void* packed;       // `recurra_dense_numbers` of it
 };
 
 // The output layer: logits = hidden weight' + bias of N rows, and the mean cross-entropy. A row of
@@ -97,8 +111,8 @@ struct Generation {
   int32_t packs;  // the weights are not packed yet, or have changed
   int32_t greedy;
   const Layer* layers;
-  // What a layer without ids reads: the layer below, or the embedding's row of the token. Null for a
-  // layer with ids; so are its bias and what is packed.
+  // What a layer without ids reads: the layer below, or the embedding's row of the token. Null for
+  // a layer with ids; so are its bias and what is packed.
   const float* const* weights_ih;  // (G*H, I)
   const float* const* biases;      // (G*H,): those that can be added beforehand
   void* const* packed_ih;          // `recurra_packed_numbers` of it
@@ -118,7 +132,7 @@ struct Generation {
   uint8_t* seen;           // (S, V), or null without a penalty
   const int64_t* banned;
   int64_t num_banned;
-  int64_t top_k;  // V or more for all
+  int64_t top_k;                                         // V or more for all
   double temperature, top_p, min_p, repetition_penalty;  // 1, 0 and 1 have no effect
 };
 

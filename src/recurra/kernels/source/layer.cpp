@@ -1,4 +1,5 @@
-// One layer forward and backward through time. The loop over time stands inside one parallel region.
+// One layer forward and backward through time. The loop over time stands inside one parallel
+// region.
 #include "forward.h"
 
 namespace recurra {
@@ -69,8 +70,7 @@ class Backward {
       for (int group = 0; group < groups; group++) total += bias(group, i, 0)[0];
       l_.grad_bias[i] = total;
     }
-    if constexpr (C::kHasCells)
-      std::copy_n(carried(0), l_.batch * l_.units, l_.grad_initial_cells);
+    if constexpr (C::kHasCells) std::copy_n(carried(0), l_.batch * l_.units, l_.grad_initial_cells);
   }
 
  private:
@@ -97,9 +97,8 @@ class Backward {
     }
   }
 
-  INLINE void rows_of(const Share& share, int64_t t,
-                                                     int64_t first_row, int rows, int64_t unit,
-                                                     int count, const float* product) {
+  INLINE void rows_of(const Share& share, int64_t t, int64_t first_row, int rows, int64_t unit,
+                      int count, const float* product) {
     const Spot spot{l_.units, count};
     Vec sums[C::kDeltas] = {};
     for (int r = 0; r < rows; r++) {
@@ -227,24 +226,18 @@ void run(const Layer& layer, bool forward) {
       return forward ? run_forward<Elman<false>, P>(layer) : run_backward<Elman<false>, P>(layer);
     case kRelu:
       return forward ? run_forward<Elman<true>, P>(layer) : run_backward<Elman<true>, P>(layer);
-    case kGru:
-      return forward ? run_forward<Gru, P>(layer) : run_backward<Gru, P>(layer);
-    case kLstm:
-      return forward ? run_forward<Lstm, P>(layer) : run_backward<Lstm, P>(layer);
+    case kGru: return forward ? run_forward<Gru, P>(layer) : run_backward<Gru, P>(layer);
+    case kLstm: return forward ? run_forward<Lstm, P>(layer) : run_backward<Lstm, P>(layer);
   }
 }
 
 void run(const Layer& layer, bool forward) {
   switch (layer.kind) {
-    case kSingle:
-      return run<Single>(layer, forward);
-    case kRounded:
-      return run<Rounded>(layer, forward);
+    case kSingle: return run<Single>(layer, forward);
+    case kRounded: return run<Rounded>(layer, forward);
 #if defined(__AVX512BF16__)
-    case kPairs:
-      return run<Pairs>(layer, forward);
-    case kTiles:
-      return run<Tiles>(layer, forward);
+    case kPairs: return run<Pairs>(layer, forward);
+    case kTiles: return run<Tiles>(layer, forward);
 #endif
   }
 }

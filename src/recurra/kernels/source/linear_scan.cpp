@@ -36,7 +36,8 @@ INLINE void for_vectors(int64_t count, Work work) {
 void forward(const LinearScan& s) {
   for_own_columns(s, [&](int64_t first, int64_t count) {
     Vec h[kColumns];
-    for_vectors(count, [&](int v, int lanes) { h[v] = load(s.initial + first + v * kLanes, lanes); });
+    for_vectors(count,
+                [&](int v, int lanes) { h[v] = load(s.initial + first + v * kLanes, lanes); });
     for (int64_t t = 0; t < s.steps; t++)
       for_vectors(count, [&](int v, int lanes) {
         int64_t at = t * s.columns + first + v * kLanes;

@@ -66,14 +66,7 @@ void run_forward(const OutputLayer& o) {
       auto* a = (typename P::Operand*)(o.hidden + first * o.units);
       if constexpr (P::kCopiesOperand) {
         a = operands;
-        for (int r = 0; r < count; r++) {
-          const float* from = o.hidden + (first + r) * o.units;
-          for (int64_t u = 0; u < o.units; u += kLanes) {
-            int lanes = int(std::min<int64_t>(kLanes, o.units - u));
-            P::store_operand(a + r * padded + u, load(from + u, lanes), lanes);
-          }
-          for (int64_t u = o.units; u < padded; u++) a[r * padded + u] = 0;
-        }
+        round_rows<P>(o.hidden + first * o.units, o.units, count, o.units, operands);
       }
       float* logits = o.logits + first * width;
       for (int64_t p = 0; p < panels(o.vocabulary); p++)
@@ -89,9 +82,9 @@ void run_forward(const OutputLayer& o) {
         loss += into_gradient(row, o.vocabulary, o.targets[first + r], 1.0f / float(o.rows));
         if constexpr (P::kCopiesOperand)
           for (int64_t v = 0; v < width; v += kLanes)
-            P::store_operand(static_cast<typename P::Operand*>(o.logit_operand) +
-                                 (first + r) * width + v,
-                             load(row + v), kLanes);
+            P::store_operand(
+                static_cast<typename P::Operand*>(o.logit_operand) + (first + r) * width + v,
+                load(row + v), kLanes);
       }
     }
     losses[thread] = loss;
@@ -125,8 +118,7 @@ void run_backward(const OutputLayer& o) {
                     false);
         int columns = int(std::min<int64_t>(kPanel, o.units - p * kPanel));
         for (int r = 0; r < count; r++)
-          std::copy_n(c + r * kPanel, columns,
-                      o.grad_hidden + (first + r) * o.units + p * kPanel);
+          std::copy_n(c + r * kPanel, columns, o.grad_hidden + (first + r) * o.units + p * kPanel);
       }
     }
     // The bias: each thread sums vectors of columns of its own.
@@ -147,14 +139,11 @@ void run(const OutputLayer& o, bool forward) {
 
 void run(const OutputLayer& o, bool forward) {
   switch (o.kind) {
-    case kSingle:
-      return run<Single>(o, forward);
-    case kRounded:
-      return run<Rounded>(o, forward);
+    case kSingle: return run<Single>(o, forward);
+    case kRounded: return run<Rounded>(o, forward);
 #if defined(__AVX512BF16__)
     case kPairs:
-    case kTiles:
-      return run<Pairs>(o, forward);
+    case kTiles: return run<Pairs>(o, forward);
 #endif
   }
 }

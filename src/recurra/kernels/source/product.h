@@ -29,9 +29,9 @@ __attribute__((weak)) void brgemm_release(bool is_vnni);
 
 namespace recurra {
 
-constexpr int kPanel = 2 * kLanes;                        // columns of a panel
-constexpr int kTileRows = kRegisters == 32 ? 8 : 4;       // rows of a tile
-constexpr int kBlock = 32;                                // columns of a block, see `multiply_block`
+constexpr int kPanel = 2 * kLanes;                   // columns of a panel
+constexpr int kTileRows = kRegisters == 32 ? 8 : 4;  // rows of a tile
+constexpr int kBlock = 32;                           // columns of a block, see `multiply_block`
 
 inline int64_t panels(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
 
@@ -138,8 +138,8 @@ struct Single {
   }
 
   template <int kRows>
-  INLINE static void accumulate(Vec (&sums)[kRows][2], const float* a,
-                                                               int64_t lda, const float* b) {
+  INLINE static void accumulate(Vec (&sums)[kRows][2], const float* a, int64_t lda,
+                                const float* b) {
     Vec left = load(b), right = load(b + kLanes);
     for (int r = 0; r < kRows; r++) {
       Vec x = splat(a[r * lda]);
@@ -193,7 +193,8 @@ struct Pairs {
   static void pack(Layout weight, int64_t depth, int width, Operand* panel) {
     if (width < kPanel || depth % 2) std::fill(panel, panel + panel_size(depth), Half(0));
     if (weight.row == 1) {
-      for (int n = 0; n < width; n++) pack_column(weight.from + n * weight.column, depth, panel + 2 * n);
+      for (int n = 0; n < width; n++)
+        pack_column(weight.from + n * weight.column, depth, panel + 2 * n);
     } else {
       for (int64_t k = 0; k < depth; k += 2)
         for (int left = 0; left < width; left += kLanes) {
@@ -292,9 +293,8 @@ struct Pairs {
   }
 
   template <int kRows>
-  INLINE static void accumulate(__m512 (&sums)[kRows][2],
-                                                               const Half* a, int64_t lda,
-                                                               const Half* b) {
+  INLINE static void accumulate(__m512 (&sums)[kRows][2], const Half* a, int64_t lda,
+                                const Half* b) {
     __m512bh left = (__m512bh)_mm512_loadu_si512(b);
     __m512bh right = (__m512bh)_mm512_loadu_si512(b + kPanel);
     for (int r = 0; r < kRows; r++) {
@@ -339,6 +339,21 @@ struct Tiles : Pairs {
 };
 
 #endif
+
+// Rows of numbers as the product takes them, each followed by a zero where their length is odd.
+template <class P>
+void round_rows(const float* from, int64_t stride, int rows, int64_t depth,
+                typename P::Operand* to) {
+  if constexpr (P::kCopiesOperand) {
+    for (int r = 0; r < rows; r++, from += stride, to += depth + depth % 2) {
+      for (int64_t k = 0; k < depth; k += kLanes) {
+        int count = int(std::min<int64_t>(kLanes, depth - k));
+        P::store_operand(to + k, load(from + k, count), count);
+      }
+      if (depth % 2) to[depth] = 0;
+    }
+  }
+}
 
 // A weight (gates * units, depth) whose product is wanted panel by panel of units, gate after gate.
 template <class P>

@@ -1,5 +1,5 @@
-// How the next token is chosen from a row of logits: the arithmetic of `inference/sampling.py`, in the
-// same order and in fp64.
+// How the next token is chosen from a row of logits: the arithmetic of `inference/sampling.py`, in
+// the same order and in fp64.
 #pragma once
 
 #include <algorithm>
@@ -18,8 +18,7 @@ class Sampler {
 
   // The token of a sample, from its logits without bias; -1 where one of them is NaN or infinite.
   int64_t choose(const float* logits, int64_t sample, double uniform) {
-    for (int64_t v = 0; v < g_.vocabulary; v++)
-      logits_[v] = double(logits[v] + g_.head_bias[v]);
+    for (int64_t v = 0; v < g_.vocabulary; v++) logits_[v] = double(logits[v] + g_.head_bias[v]);
     if (!is_finite()) return -1;
     if (g_.seen) penalize(g_.seen + sample * g_.vocabulary);
     for (int64_t i = 0; i < g_.num_banned; i++) logits_[g_.banned[i]] = kNever;

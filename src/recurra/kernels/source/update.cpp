@@ -1,5 +1,5 @@
-// The norm of all gradients, and the update of all parameters with clipping folded in: each number is
-// read once and written once. Equations as in torch.optim.
+// The norm of all gradients, and the update of all parameters with clipping folded in: each number
+// is read once and written once. Equations as in torch.optim.
 #include <cmath>
 
 #include "kernels.h"
@@ -106,10 +106,8 @@ RECURRA_EXPORT void recurra_update(const recurra::Update* update) {
   switch (update->rule) {
     case kSgd:
       return update->first ? update_all<kSgd, true>(*update) : update_all<kSgd, false>(*update);
-    case kAdam:
-      return update_all<kAdam, true>(*update);
-    case kAdamW:
-      return update_all<kAdamW, true>(*update);
+    case kAdam: return update_all<kAdam, true>(*update);
+    case kAdamW: return update_all<kAdamW, true>(*update);
   }
 }
 
