@@ -29,6 +29,7 @@ from recurra.training.batches import BatchStream
 from recurra.training.updater import Updater
 
 BATCH_SIZE = 32
+STEPS_PER_ROUND = 4
 PRODUCT_SIZE = 1024
 """Of the square matrices whose product shows what the machine can do."""
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -197,20 +198,32 @@ class _Product:
 
 
 def _trainers(row: TrainingRow) -> list[Contender]:
-    one_hot = Contender("torch.nn, one-hot", _torch_step(row, embeds=False))
-    embedding = Contender("torch.nn, embedding", _torch_step(row, embeds=True))
+    one_hot = _trainer("torch.nn, one-hot", _torch_step(row, embeds=False))
+    embedding = _trainer("torch.nn, embedding", _torch_step(row, embeds=True))
     contenders = [one_hot, embedding]
     for backend in ("library", "bptt"):
         step = _own_step(row, backend, "fp32", 0)
-        contenders.append(Contender(f"{backend}, one-hot, fp32", step, one_hot))
+        contenders.append(_trainer(f"{backend}, one-hot, fp32", step, one_hot))
     if not library.is_available():
         return contenders
     for precision in _PRECISIONS:
         for rival, width in ((one_hot, 0), (embedding, row.hidden_size)):
             name = f"native, {'embedding' if width else 'one-hot'}, {precision}"
             step = _own_step(row, "native", precision, width)
-            contenders.append(Contender(name, step, rival, precision))
+            contenders.append(_trainer(name, step, rival, precision))
     return contenders
+
+
+def _trainer(
+    name: str, step: Work, rival: Contender | None = None, precision: str = "fp32"
+) -> Contender:
+    """Steps follow one another here as they do in training."""
+
+    def steps() -> None:
+        for _ in range(STEPS_PER_ROUND):
+            step()
+
+    return Contender(name, steps, rival, precision, STEPS_PER_ROUND)
 
 
 def _torch_step(row: TrainingRow, embeds: bool) -> Work:

@@ -16,7 +16,7 @@ from recurra.errors import ConfigError
 from recurra.kernels import library
 from recurra.model import RecurrentLM
 from recurra.output_layer import OutputGradients, OutputPasses
-from recurra.recurrence.cells import LayerParameters, State
+from recurra.recurrence.cells import LayerParameters, State, find_cell
 from recurra.recurrence.passes import (
     LayerPasses,
     Trace,
@@ -102,19 +102,27 @@ class CompiledGradients:
             raise ConfigError(
                 f"ids {tuple(ids.shape)} need as many targets, not {tuple(targets.shape)}"
             )
-        zero = self.model.zero_state(batch)
-        state = state or zero
-        if [part.shape for part in state] != [part.shape for part in zero]:
-            raise ConfigError(f"the state has shapes {[tuple(part.shape) for part in state]}")
         placed_ids, placed_targets = (
             self._own.take(name, steps, batch, like=_IDS).copy_(tokens.t())
             for name, tokens in (("ids", ids), ("targets", targets))
         )
-        placed_state = tuple(
-            self._own.take(f"state {index}", *part.shape, like=part).copy_(part)
-            for index, part in enumerate(state)
+        return placed_ids, placed_targets, self._place_state(batch, state)
+
+    def _place_state(self, batch: int, state: State | None) -> State:
+        config = self.model.config
+        shape = (config.num_layers, batch, config.hidden_size)
+        placed = tuple(
+            self._own.take(f"state {index}", *shape, like=self.model.head_bias)
+            for index in range(find_cell(config.cell).num_states)
         )
-        return placed_ids, placed_targets, placed_state
+        if not state:
+            return tuple(part.zero_() for part in placed)
+        if [part.shape for part in state] != [shape] * len(placed):
+            raise ConfigError(
+                f"the state has shapes {[tuple(part.shape) for part in state]}, and should have"
+                f" {[shape] * len(placed)}"
+            )
+        return tuple(to.copy_(part) for to, part in zip(placed, state, strict=True))
 
     def _describe_circumstances(self, ids: Tensor, scale: float) -> Hashable:
         """What the program depends on beside numbers in memory."""

@@ -72,11 +72,11 @@ class OutputGradients(NamedTuple):
 
 
 class OutputTrace(NamedTuple):
-    """What the forward pass leaves: the gradient of the logits, (N, padded V), and the same rounded
-    where products take rounded numbers."""
+    """What the forward pass leaves: the gradients of the logits, (N, padded V), as operands of the
+    products behind, and of the bias, (V,)."""
 
     logits: Tensor
-    rounded: Tensor | None
+    bias: Tensor
 
 
 @dataclass(frozen=True)
@@ -108,42 +108,46 @@ class OutputPasses:
             raise ConfigError(f"{len(hidden)} outputs need as many targets, not {targets.numel()}")
         targets = targets.long()
         self.do(check_ids, targets, len(weight))
-        width = library.load().recurra_logit_numbers(len(weight))
-        logits = self.workspace.take("logits", len(hidden), width, like=hidden)
-        kind = product_kind(self.dtype)
-        rounded = take_operand(
-            self.workspace, kind, "logit operand", len(hidden), width, like=hidden
+        layer = self._describe(hidden, weight)
+        vocabulary, kernels = len(weight), library.load()
+        logits = take_operand(
+            self.workspace,
+            layer.kind,
+            "grad logits",
+            len(hidden),
+            kernels.recurra_logit_numbers(vocabulary),
+            like=hidden,
         )
-        trace = OutputTrace(logits, rounded)
+        trace = OutputTrace(logits, self.workspace.take("grad bias", vocabulary, like=hidden))
         loss = self.results.take("loss", like=hidden)
-        layer = self._describe(hidden, weight, trace)
-        layer.point(bias=bias, targets=targets, loss=loss)
-        self.do(library.load().recurra_output_forward, byref(layer))
+        numbers = kernels.recurra_output_spare_numbers(layer.threads, vocabulary)
+        layer.point(
+            bias=bias,
+            targets=targets,
+            loss=loss,
+            grad_logits=trace.logits,
+            grad_bias=trace.bias,
+            spare=self.workspace.take("spare", numbers, like=hidden),
+        )
+        self.do(kernels.recurra_output_forward, byref(layer))
         return loss, trace
 
     def backward(
         self, trace: OutputTrace, hidden: Tensor, weight: Tensor, gradients: OutputGradients
     ) -> None:
         """Write the gradients of the loss."""
-        layer = self._describe(hidden, weight, trace)
-        layer.point(grad_hidden=gradients.hidden, grad_bias=gradients.bias)
+        layer = self._describe(hidden, weight)
+        layer.point(grad_logits=trace.logits, grad_hidden=gradients.hidden)
         self.do(library.load().recurra_output_backward, byref(layer))
-        operand = trace.logits if trace.rounded is None else trace.rounded
-        gradient_product(
-            product_kind(self.dtype),
-            operand[:, : len(weight)],
-            hidden,
-            gradients.weight,
-            self.workspace,
-            self.do,
-        )
+        self.do(gradients.bias.copy_, trace.bias)
+        left = trace.logits[:, : len(weight)]
+        gradient_product(layer.kind, left, hidden, gradients.weight, self.workspace, self.do)
 
-    def _describe(self, hidden: Tensor, weight: Tensor, trace: OutputTrace) -> library.OutputLayer:
+    def _describe(self, hidden: Tensor, weight: Tensor) -> library.OutputLayer:
         """What both passes need."""
         threads = library.threads()
         vocabulary, units = weight.shape
         numbers = library.load().recurra_output_numbers(threads, units, vocabulary)
-        packed = self.workspace.take("packed head", numbers, like=hidden)
         layer = library.OutputLayer(
             kind=product_kind(self.dtype),
             threads=threads,
@@ -151,13 +155,8 @@ class OutputPasses:
             units=units,
             vocabulary=vocabulary,
         )
-        layer.point(
-            hidden=hidden,
-            weight=weight,
-            logits=trace.logits,
-            logit_operand=trace.rounded,
-            packed=packed,
-        )
+        packed = self.workspace.take("packed head", numbers, like=hidden)
+        layer.point(hidden=hidden, weight=weight, packed=packed)
         return layer
 
 

@@ -131,10 +131,10 @@ class OutputLayer(Description):
         ("bias", c_void_p),
         ("targets", c_void_p),
         ("loss", c_void_p),
-        ("logits", c_void_p),
-        ("logit_operand", c_void_p),
+        ("grad_logits", c_void_p),
         ("grad_hidden", c_void_p),
         ("grad_bias", c_void_p),
+        ("spare", c_void_p),
         ("packed", c_void_p),
     )
 
@@ -326,6 +326,7 @@ def _declare(library: Any) -> Any:
     _sign(library, "transposed_numbers", c_int64, c_int64, c_int64, result=c_int64)
     _sign(library, "dense_numbers", c_int64, c_int64, c_int64, result=c_int64)
     _sign(library, "logit_numbers", c_int64, result=c_int64)
+    _sign(library, "output_spare_numbers", c_int64, c_int64, result=c_int64)
     _sign(library, "output_numbers", c_int64, c_int64, c_int64, result=c_int64)
     return library
 

@@ -41,20 +41,17 @@ def product_kind(dtype: torch.dtype) -> int:
     return kind
 
 
-def take_operand(
-    workspace: Workspace, kind: int, name: str, *shape: int, like: Tensor
-) -> Tensor | None:
-    """Memory for rounded operands; None where the products take fp32 numbers as they are."""
-    if kind == _SINGLE:
-        return None
-    return workspace.take(name, *shape, like=like if kind == _ROUNDED else _BFLOAT16)
+def take_operand(workspace: Workspace, kind: int, name: str, *shape: int, like: Tensor) -> Tensor:
+    """Memory for operands of this kind; `like` is fp32."""
+    halves = kind not in (_SINGLE, _ROUNDED)
+    return workspace.take(name, *shape, like=_BFLOAT16 if halves else like)
 
 
 def as_operand(kind: int, matrix: Tensor, workspace: Workspace, do: Do) -> Tensor:
     """The same numbers as operands of this kind: rounded, or as they are."""
-    operand = take_operand(workspace, kind, "operand", *matrix.shape, like=matrix)
-    if operand is None:
+    if kind == _SINGLE:
         return matrix
+    operand = take_operand(workspace, kind, "operand", *matrix.shape, like=matrix)
     do(operand.copy_, matrix)
     if kind == _ROUNDED:
         halves = workspace.take("halves", *matrix.shape, like=_BFLOAT16)
@@ -328,7 +325,10 @@ class LayerPasses:
         return self.results.take(name, *shape, like=_FLOAT32)
 
     def _take_operand(self, name: str, rows: int, numbers: int, units: int) -> Tensor | None:
-        """Rows of rounded operands, which must not end in the middle of a pair."""
+        """Rows of rounded operands, which must not end in the middle of a pair; None where the
+        products take the numbers as they are."""
+        if self.kind == _SINGLE:
+            return None
         odd = units % 2
         width = numbers + odd * (1 if numbers % 2 else 2)
         return take_operand(self.workspace, self.kind, name, rows, width, like=_FLOAT32)

@@ -2,7 +2,6 @@
 // gates, and what the gates' gradients are to its inputs.
 #include "kernels.h"
 #include "product.h"
-#include "team.h"
 
 namespace recurra {
 namespace {

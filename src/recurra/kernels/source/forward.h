@@ -8,7 +8,6 @@
 #include "cells.h"
 #include "kernels.h"
 #include "product.h"
-#include "team.h"
 
 namespace recurra {
 
@@ -106,12 +105,5 @@ class Forward {
   const int64_t width_;
   const PackedWeight<P> weight_;
 };
-
-// This thread's part of the panels.
-template <class P>
-void pack_part(const PackedWeight<P>& weight, int thread, int threads) {
-  Range own = part(weight.num_panels(), thread, threads);
-  for (int64_t index = own.begin; index < own.end; index++) weight.pack(index);
-}
 
 }  // namespace recurra

@@ -1,7 +1,6 @@
 // The gradients of weights: one product over all rows of all steps, and the lookup's sums of rows.
 #include "kernels.h"
 #include "product.h"
-#include "team.h"
 
 namespace recurra {
 namespace {

@@ -77,10 +77,10 @@ struct OutputLayer {
   const float* bias;       // (V,)
   const int64_t* targets;  // (N,)
   float* loss;             // one number, in nats
-  float* logits;           // (N, padded V): their gradient when the forward pass has ended
-  void* logit_operand;     // the same, rounded; null for fp32
-  float* grad_hidden;      // (N, H)
-  float* grad_bias;        // (V,)
+  void* grad_logits;       // (N, padded V), operands: the forward pass leaves them
+  float* grad_hidden;      // (N, H), of the backward pass
+  float* grad_bias;        // (V,), of the forward pass
+  float* spare;            // `recurra_output_spare_numbers` of it
   void* packed;            // `recurra_output_numbers` of it
 };
 

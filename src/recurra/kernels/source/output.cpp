@@ -4,7 +4,6 @@
 
 #include "kernels.h"
 #include "product.h"
-#include "team.h"
 
 namespace recurra {
 namespace {
@@ -44,62 +43,103 @@ float into_gradient(float* row, int64_t size, int64_t target, float weight) {
 }
 
 template <class P>
-void run_forward(const OutputLayer& o) {
-  auto* packed = static_cast<typename P::Operand*>(o.packed);
-  const int64_t width = panels(o.vocabulary) * kPanel;
-  const int64_t size = P::panel_size(o.units), padded = o.units + o.units % 2;
-  double losses[kMostThreads] = {};
-#pragma omp parallel num_threads(std::min<int>(o.threads, kMostThreads))
-  {
-    int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    Range own = part(panels(o.vocabulary), thread, threads);
-    for (int64_t p = own.begin; p < own.end; p++) {
-      int columns = int(std::min<int64_t>(kPanel, o.vocabulary - p * kPanel));
-      P::pack({o.weight + p * kPanel * o.units, 1, o.units}, o.units, columns, packed + p * size);
-    }
-#pragma omp barrier
-    auto* operands = packed + panels(o.vocabulary) * size + thread * kChunk * padded;
-    Range rows = part(o.rows, thread, threads);
-    double loss = 0;
-    for (int64_t first = rows.begin; first < rows.end; first += kChunk) {
-      int count = int(std::min<int64_t>(kChunk, rows.end - first));
-      auto* a = (typename P::Operand*)(o.hidden + first * o.units);
-      if constexpr (P::kCopiesOperand) {
-        a = operands;
-        round_rows<P>(o.hidden + first * o.units, o.units, count, o.units, operands);
-      }
-      float* logits = o.logits + first * width;
-      for (int64_t p = 0; p < panels(o.vocabulary); p++)
-        P::multiply(count, o.units, a, P::kCopiesOperand ? padded : o.units, packed + p * size,
-                    logits + p * kPanel, width, false);
-      for (int r = 0; r < count; r++) {
-        float* row = logits + r * width;
-        for (int64_t v = 0; v < o.vocabulary; v += kLanes) {
-          int lanes = int(std::min<int64_t>(kLanes, o.vocabulary - v));
-          store(row + v, load(row + v, lanes) + load(o.bias + v, lanes), lanes);
-        }
-        std::fill(row + o.vocabulary, row + width, 0.0f);
-        loss += into_gradient(row, o.vocabulary, o.targets[first + r], 1.0f / float(o.rows));
-        if constexpr (P::kCopiesOperand)
-          for (int64_t v = 0; v < width; v += kLanes)
-            P::store_operand(
-                static_cast<typename P::Operand*>(o.logit_operand) + (first + r) * width + v,
-                load(row + v), kLanes);
-      }
-    }
-    losses[thread] = loss;
-  }
-  double total = 0;
-  for (double loss : losses) total += loss;
-  *o.loss = float(total / double(o.rows));
-}
+class LossPass {
+  typedef typename P::Operand Operand;
 
+ public:
+  explicit LossPass(const OutputLayer& o)
+      : o_(o),
+        width_(panels(o.vocabulary) * kPanel),
+        padded_(o.units + o.units % 2),
+        weight_{o.weight, 1, o.vocabulary, o.units, static_cast<Operand*>(o.packed)} {}
+
+  void run() {
+    double losses[kMostThreads] = {};
+    int team = 1;
+#pragma omp parallel num_threads(std::min<int>(o_.threads, kMostThreads))
+    {
+      int thread = omp_get_thread_num(), threads = omp_get_num_threads();
+      pack_part(weight_, thread, threads);
+      std::fill_n(bias_sums(thread), width_, 0.0f);
+      if (thread == 0) team = threads;
+#pragma omp barrier
+      Range rows = part(o_.rows, thread, threads);
+      for (int64_t first = rows.begin; first < rows.end; first += kChunk)
+        losses[thread] += chunk(thread, first, int(std::min<int64_t>(kChunk, rows.end - first)));
+    }
+    double total = 0;
+    for (double loss : losses) total += loss;
+    *o_.loss = float(total / double(o_.rows));
+    for (int64_t v = 0; v < o_.vocabulary; v++) {
+      o_.grad_bias[v] = 0;
+      for (int thread = 0; thread < team; thread++) o_.grad_bias[v] += bias_sums(thread)[v];
+    }
+  }
+
+ private:
+  // From the hidden states of some rows to the gradients of their logits; the sum of the losses.
+  double chunk(int thread, int64_t first, int count) {
+    const float* hidden = o_.hidden + first * o_.units;
+    float* logits = gradient_or_scratch(thread, first);
+    if constexpr (P::kCopiesOperand) {
+      round_rows<P>(hidden, o_.units, count, o_.units, rounded(thread));
+      multiply(count, rounded(thread), padded_, logits);
+    } else {
+      multiply(count, hidden, o_.units, logits);
+    }
+    double loss = 0;
+    for (int r = 0; r < count; r++) {
+      float* row = logits + r * width_;
+      for (int64_t v = 0; v < o_.vocabulary; v += kLanes) {
+        int lanes = int(std::min<int64_t>(kLanes, o_.vocabulary - v));
+        store(row + v, load(row + v, lanes) + load(o_.bias + v, lanes), lanes);
+      }
+      std::fill(row + o_.vocabulary, row + width_, 0.0f);
+      loss += into_gradient(row, o_.vocabulary, o_.targets[first + r], 1.0f / float(o_.rows));
+      keep(row, first + r, bias_sums(thread));
+    }
+    return loss;
+  }
+
+  void multiply(int count, const Operand* rows, int64_t stride, float* logits) {
+    for (int64_t p = 0; p < panels(o_.vocabulary); p++)
+      P::multiply(count, o_.units, rows, stride, weight_.panel(p), logits + p * kPanel, width_,
+                  false);
+  }
+
+  // What the backward pass will need of one row's gradient.
+  void keep(const float* gradient, int64_t row, float* sums) {
+    for (int64_t v = 0; v < width_; v += kLanes) {
+      store(sums + v, load(sums + v) + load(gradient + v));
+      if constexpr (P::kCopiesOperand)
+        P::store_operand(static_cast<Operand*>(o_.grad_logits) + row * width_ + v,
+                         load(gradient + v), kLanes);
+    }
+  }
+
+  float* gradient_or_scratch(int thread, int64_t row) {
+    if (P::kCopiesOperand) return bias_sums(thread) + width_;
+    return static_cast<float*>(o_.grad_logits) + row * width_;
+  }
+
+  float* bias_sums(int thread) { return o_.spare + thread * (kChunk + 1) * width_; }
+
+  Operand* rounded(int thread) {
+    return weight_.packed + panels(o_.vocabulary) * P::panel_size(o_.units) +
+           thread * kChunk * padded_;
+  }
+
+  const OutputLayer& o_;
+  const int64_t width_, padded_;
+  const PackedWeight<P> weight_;
+};
+
+// The gradient of the hidden states.
 template <class P>
 void run_backward(const OutputLayer& o) {
   auto* packed = static_cast<typename P::Operand*>(o.packed);
   const int64_t width = panels(o.vocabulary) * kPanel, size = P::panel_size(o.vocabulary);
-  const void* from = P::kCopiesOperand ? o.logit_operand : o.logits;
-  auto* a = static_cast<const typename P::Operand*>(from);
+  auto* a = static_cast<const typename P::Operand*>(o.grad_logits);
 #pragma omp parallel num_threads(std::min<int>(o.threads, kMostThreads))
   {
     int thread = omp_get_thread_num(), threads = omp_get_num_threads();
@@ -121,20 +161,12 @@ void run_backward(const OutputLayer& o) {
           std::copy_n(c + r * kPanel, columns, o.grad_hidden + (first + r) * o.units + p * kPanel);
       }
     }
-    // The bias: each thread sums vectors of columns of its own.
-    Range vectors = part(width / kLanes, thread, threads);
-    for (int64_t v = vectors.begin * kLanes; v < vectors.end * kLanes; v += kLanes) {
-      Vec total = {};
-      for (int64_t r = 0; r < o.rows; r++) total += load(o.logits + r * width + v);
-      if (v < o.vocabulary)
-        store(o.grad_bias + v, total, int(std::min<int64_t>(kLanes, o.vocabulary - v)));
-    }
   }
 }
 
 template <class P>
 void run(const OutputLayer& o, bool forward) {
-  forward ? run_forward<P>(o) : run_backward<P>(o);
+  forward ? LossPass<P>(o).run() : run_backward<P>(o);
 }
 
 void run(const OutputLayer& o, bool forward) {
@@ -161,9 +193,14 @@ RECURRA_EXPORT void recurra_output_backward(const recurra::OutputLayer* layer) {
 
 RECURRA_EXPORT int64_t recurra_output_layer_bytes() { return sizeof(recurra::OutputLayer); }
 
-// Numbers in a row of logits, and in `packed`: enough for either pass.
+// Numbers in a row of logits, in `spare`, and in `packed`: enough for either pass.
 RECURRA_EXPORT int64_t recurra_logit_numbers(int64_t vocabulary) {
   return recurra::panels(vocabulary) * recurra::kPanel;
+}
+
+RECURRA_EXPORT int64_t recurra_output_spare_numbers(int64_t threads, int64_t vocabulary) {
+  using namespace recurra;
+  return std::min<int64_t>(threads, kMostThreads) * (kChunk + 1) * panels(vocabulary) * kPanel;
 }
 
 RECURRA_EXPORT int64_t recurra_output_numbers(int64_t threads, int64_t units, int64_t vocabulary) {

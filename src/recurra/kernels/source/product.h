@@ -14,6 +14,7 @@
 
 #include <algorithm>
 
+#include "team.h"
 #include "vector.h"
 
 namespace c10 {
@@ -375,5 +376,12 @@ struct PackedWeight {
     P::pack(layout, depth, width, panel(index / gates, gate));
   }
 };
+
+// This thread's part of the panels.
+template <class P>
+void pack_part(const PackedWeight<P>& weight, int thread, int threads) {
+  Range own = part(weight.num_panels(), thread, threads);
+  for (int64_t index = own.begin; index < own.end; index++) weight.pack(index);
+}
 
 }  // namespace recurra

@@ -1,0 +1,160 @@
+"""What cannot be done is one line on stderr, the right exit code, and nothing left half-done."""
+
+from pathlib import Path
+
+import pytest
+
+from recurra.cli.main import main
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["fly"], ["fly", "train"]),
+        (["train", "--hiden-size", "3"], ["--hiden-size", "--hidden-size"]),
+        (["train", "--hidden-size", "0"], ["hidden_size must be at least 1"]),
+        (["train", "--cell", "tree"], ["tree", "lstm"]),
+        (["train", "--epochs", "1", "--minutes", "1"], ["epochs and minutes"]),
+        (["train", "--tie-weights"], ["tie_weights", "embedding_size"]),
+        (["train", "--bptt", "full", "--sampling", "random"], ["sequential"]),
+        (["train", "--device", "gpu9"], ["gpu9"]),
+        (["train", "--encoding", "klingon"], ["klingon"]),
+        (["generate"], ["run"]),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_2(tmp_path, monkeypatch, arguments, words, fails):
+    monkeypatch.chdir(tmp_path)
+    fails(arguments, 2, *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_arguments_show_the_verbs_and_exit_2(capsys):
+    assert main([]) == 2
+    assert "train" in capsys.readouterr().err
+
+
+@pytest.fixture
+def bad_sources(tmp_path, monkeypatch):
+    monkeypatch.setenv("RECURRA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("RECURRA_DATA", raising=False)
+    folder = tmp_path / "sources"
+    (folder / "pictures").mkdir(parents=True)
+    (folder / "pictures" / "a.png").write_bytes(b"\x89PNG\x00\x01" * 9)
+    (folder / "empty.txt").touch()
+    (folder / "short.txt").write_text("too short", "utf-8")
+    (folder / "latin1.txt").write_bytes("caf\u00e9 au lait\n".encode("latin-1") * 99)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nothing.txt", ["nothing.txt"]),
+        ("empty.txt", ["empty.txt"]),
+        ("short.txt", ["batch", "--num-steps"]),
+        ("latin1.txt", ["latin1.txt", "3", "--tokens byte"]),
+        ("pictures", ["pictures"]),
+    ],
+)
+def test_bad_sources_are_one_line_exit_1_and_leave_nothing(
+    bad_sources, tmp_path, name, words, fails, quick
+):
+    out = tmp_path / "runs" / "new"
+    fails(["train", bad_sources / name, "--out", out, *quick], 1, *words)
+    assert not out.parent.exists()
+
+
+def test_a_corpus_without_network_says_where_to_put_the_file(
+    bad_sources, tmp_path, monkeypatch, fails, quick
+):
+    monkeypatch.setattr(
+        "recurra.text.catalogue._fetch", lambda corpus: (_ for _ in ()).throw(OSError("no route"))
+    )
+    arguments = ["train", "time-machine", "--out", tmp_path / "new", *quick]
+    fails(arguments, 1, "time_machine.txt", "RECURRA_DATA", tmp_path / "cache")
+    assert not (tmp_path / "new").exists()
+
+
+def test_one_repeated_character_is_learned(tmp_path, capsys, quick):
+    file = tmp_path / "a.txt"
+    file.write_text("a" * 500, "utf-8")
+    folder = str(tmp_path / "run")
+    assert main(["train", str(file), "--out", folder, "--quiet", *quick]) == 0
+    assert main(["generate", folder, "--max-new-tokens", "5"]) == 0
+    assert capsys.readouterr().out == "aaaaa\n"
+
+
+def test_an_existing_folder_is_refused_and_stays(run, source, tmp_path, fails, quick):
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    fails(["train", source, "--out", run, *quick], 1, run, "--force")
+    other = tmp_path / "photos"
+    other.mkdir()
+    (other / "a.txt").write_text("mine", "utf-8")
+    fails(["train", source, "--out", other, "--force", *quick], 1, "not a run")
+    # With --force and a bad text the old run must survive.
+    arguments = ["train", tmp_path / "missing.txt", "--out", run, "--force", *quick]
+    fails(arguments, 1, "missing.txt")
+    assert before == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    assert main(["train", source, "--out", run, "--force", "--quiet", *quick]) == 0
+
+
+def test_unknown_character_in_the_prompt(run, source, tmp_path, capsys, fails, quick):
+    fails(
+        ["generate", run, "--prompt", "the \u732b sat"],
+        1,
+        "\u732b",
+        "position 4",
+        "replace",
+    )
+    arguments = ["generate", run, "--prompt", "the \u732b sat", "--unknown", "replace"]
+    assert main([*arguments, "--max-new-tokens", "5"]) == 0
+    capsys.readouterr()
+    out = tmp_path / "new"
+    fails(["train", source, "--out", out, "--prompt", "\u732b", *quick], 1, "\u732b")
+    assert not out.exists()
+
+
+def test_a_resumed_run_refuses_other_settings_and_texts_by_name(
+    run, source, tmp_path, capsys, fails, text
+):
+    resume = ["train", "--resume", run]
+    fails([*resume, "--lr", "1"], 2, "training.lr is 1.0, and was 0.004")
+    fails([*resume, "--hidden-size", "13"], 2, "model.hidden_size is 13, and was 12")
+    fails([*resume, "--minutes", "3", "--steps", "None"], 2, "steps", "and was 6")
+    fails([*resume, "--out", tmp_path / "other"], 2, "--out")
+    other = tmp_path / "other.txt"
+    other.write_text(text, "utf-8")
+    fails([*resume, other], 1, "other.txt", source)
+    assert main([*resume, source, "--threads", "1", "--checkpoint-every", "3", "--quiet"]) == 0
+    Path(source).write_text(text + "more", "utf-8")
+    fails([*resume, source, "--quiet"], 1, "text.txt has changed", "SHA-256")
+    assert main(resume) == 0
+    assert "note: " in capsys.readouterr().err
+
+
+def test_exploding_training_says_so(source, tmp_path, fails, quick):
+    arguments = [
+        "train", source, "--out", tmp_path / "run", "--cell", "rnn-relu", "--lr", "1e6",
+        "--warmup", "0", "--schedule", "constant", "--optimizer", "sgd",
+        "--clip-norm", "None", "--quiet", *quick,
+    ]  # fmt: skip
+    fails(arguments, 1, "--lr")
+
+
+def test_a_folder_that_is_no_run(tmp_path, fails):
+    for verb in ("generate", "eval", "score"):
+        fails([verb, tmp_path / "nowhere"], 1, "nowhere", "no run")
+    fails(["train", "--resume", tmp_path], 1, "no run")
+    fails(["runs", tmp_path / "nowhere"], 1, "nowhere")
+
+
+@pytest.mark.parametrize("name", ["config.json", "vocabulary.json", "model.safetensors"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "noise"])
+def test_a_damaged_run_is_one_line(run, name, damage, fails):
+    path = Path(run, name)
+    data = path.read_bytes()
+    path.unlink()
+    if damage != "missing":
+        contents = {"empty": b"", "cut": data[: len(data) // 2], "noise": b"\x93" * len(data)}
+        path.write_bytes(contents[damage])
+    fails(["generate", run], 1, run)
