@@ -8,6 +8,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from recurra.errors import ConfigError
 
+MAX_FLOAT = 3.4028234e38
+"""The largest number of fp32."""
+
 
 def require(condition: bool, message: str) -> None:
     """Raise ConfigError with this message unless the condition holds."""

@@ -1,0 +1,24 @@
+"""All settings of a run: frozen dataclasses, a docstring under each field.
+
+The command line, `config.json` and the option tables of the docs are made from these classes, so
+this is the only list of options in the project. Knows no torch: `recurra --help` must stay quick.
+"""
+
+from recurra.config.model import MAX_LAYERS, MAX_UNITS, CellName, ModelConfig, Precision
+from recurra.config.run import RunConfig
+from recurra.config.text import MAX_VOCABULARY, TextConfig, TokenKind, UnknownRule
+from recurra.config.training import TrainingConfig
+
+__all__ = [
+    "MAX_LAYERS",
+    "MAX_UNITS",
+    "MAX_VOCABULARY",
+    "CellName",
+    "ModelConfig",
+    "Precision",
+    "RunConfig",
+    "TextConfig",
+    "TokenKind",
+    "TrainingConfig",
+    "UnknownRule",
+]

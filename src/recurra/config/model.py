@@ -1,0 +1,95 @@
+"""The network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from recurra.checks import MAX_FLOAT, require, require_choices, require_types
+from recurra.config.text import MAX_VOCABULARY
+
+CellName = Literal["rnn", "rnn-relu", "gru", "lstm", "none"]
+BackendName = Literal["auto", "reference", "bptt", "library", "native"]
+Precision = Literal["fp32", "bf16"]
+FirstWeights = Literal["uniform", "normal", "orthogonal"]
+
+MAX_UNITS = 2**16
+"""Largest width of a layer or an embedding; a file that asks for more is not from here."""
+MAX_LAYERS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network: embedding or one-hot, stacked recurrent layers, output layer."""
+
+    cell: CellName = "lstm"
+    """The recurrence; none is the same network without a hidden state."""
+
+    hidden_size: int = 256
+    """Units in each layer."""
+
+    vocab_size: Annotated[int, tyro.conf.Suppress] = 2
+    """Rows of the input and output tables (set from the text when a run is trained)."""
+
+    num_layers: int = 1
+    """Recurrent layers, one above the other."""
+
+    embedding_size: int = 64
+    """Width of the learned input embedding; 0 feeds the one-hot vector, as the book does."""
+
+    dropout: float = 0.0
+    """Probability of dropping a unit between two layers."""
+
+    tie_weights: bool = False
+    """Use the embedding as the output layer's weight; needs embedding_size equal to hidden_size."""
+
+    init: FirstWeights = "uniform"
+    """First weights: torch's uniform, the book's normal(0, 0.01) with zero biases, or orthogonal
+    recurrent matrices with uniform input weights."""
+
+    forget_bias: float = 0.0
+    """Added to the LSTM forget gate's first bias; 1 helps it to remember from the start."""
+
+    backend: BackendName = "auto"
+    """Who computes the recurrence."""
+
+    precision: Precision = "fp32"
+    """Number format of the matrix products; states, gradients and weights stay fp32."""
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        require_choices(
+            self,
+            cell=CellName,
+            backend=BackendName,
+            precision=Precision,
+            init=FirstWeights,
+        )
+        self._check_sizes()
+        require(0.0 <= self.dropout < 1.0, "dropout must be at least 0 and below 1")
+        require(
+            not self.tie_weights or self.embedding_size == self.hidden_size,
+            f"tie_weights needs embedding_size equal to hidden_size"
+            f" ({self.embedding_size} and {self.hidden_size})",
+        )
+        require(abs(self.forget_bias) <= MAX_FLOAT, "forget_bias must be finite")
+        require(
+            self.forget_bias == 0.0 or self.cell == "lstm",
+            f"forget_bias is for the lstm cell; {self.cell} has no forget gate",
+        )
+
+    def _check_sizes(self) -> None:
+        require(self.hidden_size >= 1, "hidden_size must be at least 1")
+        require(self.vocab_size >= 1, "vocab_size must be at least 1")
+        require(self.num_layers >= 1, "num_layers must be at least 1")
+        require(self.embedding_size >= 0, "embedding_size must be 0 (one-hot) or positive")
+        largest = {
+            "hidden_size": MAX_UNITS,
+            "embedding_size": MAX_UNITS,
+            "num_layers": MAX_LAYERS,
+            "vocab_size": MAX_VOCABULARY,
+        }
+        for name, limit in largest.items():
+            require(getattr(self, name) <= limit, f"{name} must be at most {limit:,}")

@@ -1,0 +1,102 @@
+"""The settings of a run together: what goes into its `config.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from reprlib import repr as shortened
+from typing import Any
+
+from recurra.checks import require
+from recurra.config.model import ModelConfig
+from recurra.config.text import TextConfig
+from recurra.config.training import TrainingConfig
+from recurra.errors import ConfigError
+
+_SCHEDULE_OPTIONS = {"final_lr": "cosine", "lr_milestones": "step", "lr_decay": "step"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything needed to rebuild a model and repeat its training."""
+
+    text: TextConfig = field(default_factory=TextConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        require(
+            self.training.bptt != "randomized" or self.model.backend != "library",
+            "bptt randomized scales gradients, which the library backend cannot; take another",
+        )
+
+    def ignored(self) -> list[str]:
+        """What was set and has no effect beside the other settings, a sentence each."""
+        text, model, training = self.text, self.model, self.training
+        found = []
+        if model.dropout and model.num_layers == 1:
+            found.append("dropout works between layers, and there is only one")
+        if training.momentum and training.optimizer != "sgd":
+            found.append(f"momentum is for sgd; {training.optimizer} has its own")
+        for name, schedule in _SCHEDULE_OPTIONS.items():
+            default = getattr(TrainingConfig(), name)
+            if training.schedule != schedule and getattr(training, name) != default:
+                found.append(f"{name} is for the {schedule} schedule, not for {training.schedule}")
+        if text.tokens == "byte":
+            for name in ("encoding", "newlines"):
+                if getattr(text, name) != getattr(TextConfig(), name):
+                    found.append(f"{name} has no meaning for byte tokens")
+        return found
+
+    @classmethod
+    def from_options(cls, **options: Any) -> RunConfig:
+        """Sort flat options into their sections.
+
+        `vocab_size` goes to the text: the model's own size follows from the vocabulary.
+
+        Raises:
+            ConfigError: an unknown name (the nearest known one is suggested) or a wrong value.
+        """
+        sections = {"text": TextConfig, "model": ModelConfig, "training": TrainingConfig}
+        owner = {
+            f.name: section
+            for section, kind in reversed(sections.items())
+            for f in dataclasses.fields(kind)
+        }
+        sorted_options: dict[str, dict[str, Any]] = {name: {} for name in sections}
+        for name, value in options.items():
+            if name not in owner:
+                near = difflib.get_close_matches(name, owner, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise ConfigError(f"unknown option {name!r}{hint}")
+            sorted_options[owner[name]][name] = value
+        return cls(**{name: kind(**sorted_options[name]) for name, kind in sections.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """As nested plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> RunConfig:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ConfigError: a section or field is unknown, missing its type, or out of range.
+        """
+        sections = {"text": TextConfig, "model": ModelConfig, "training": TrainingConfig}
+        built = {}
+        for name, kind in sections.items():
+            section = values.get(name)
+            if not isinstance(section, dict):
+                raise ConfigError(f"config section {name!r} is missing")
+            known = {f.name for f in dataclasses.fields(kind)}
+            unknown = set(section) - known
+            require(not unknown, f"config section {name!r} has unknown fields {shortened(unknown)}")
+            # JSON has lists where the dataclasses have tuples.
+            tidy = {k: tuple(v) if isinstance(v, list) else v for k, v in section.items()}
+            try:
+                built[name] = kind(**tidy)
+            except TypeError as error:
+                raise ConfigError(f"config section {name!r}: {error}") from error
+        return cls(**built)

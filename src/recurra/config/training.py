@@ -1,0 +1,173 @@
+"""How a model learns, and for how long."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from recurra.checks import MAX_FLOAT, require, require_choices, require_types
+
+Sampling = Literal["sequential", "random"]
+
+MAX_BUDGET = 10**12
+"""Largest number of updates, epochs or minutes."""
+MAX_BATCH = 2**24
+"""Largest number of rows, and of steps, of one batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How the model learns, and for how long."""
+
+    batch_size: int = 32
+    """Streams (sequential) or windows (random) in one batch; several processes share them."""
+
+    num_steps: int = 64
+    """Tokens in one window, through which the gradient flows back."""
+
+    sampling: Sampling = "sequential"
+    """sequential carries the state from batch to batch; random starts every window from zero."""
+
+    bptt: Literal["truncated", "full", "randomized"] = "truncated"
+    """How far gradients go back: num_steps; the whole epoch (one update each); or a random,
+    unbiased number of steps with mean num_steps."""
+
+    optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
+    """The update rule."""
+
+    lr: float = 4e-3
+    """Peak learning rate."""
+
+    momentum: float = 0.0
+    """SGD's momentum."""
+
+    weight_decay: float = 0.0
+    """Decoupled for adamw, added to the gradient for sgd and adam; biases are spared."""
+
+    schedule: Literal["constant", "step", "cosine"] = "cosine"
+    """The learning rate against the budget."""
+
+    warmup: float = 0.02
+    """Share of the budget over which the learning rate rises from 0."""
+
+    final_lr: float = 0.05
+    """Where the cosine ends, as a share of lr."""
+
+    lr_milestones: tuple[float, ...] = (0.5, 0.75)
+    """Shares of the budget at which the step schedule multiplies lr by lr_decay."""
+
+    lr_decay: float = 0.1
+    """The step schedule's factor."""
+
+    clip_norm: float | None = 1.0
+    """Largest L2 norm of all gradients together; None to switch clipping off."""
+
+    clip_value: float | None = None
+    """Largest absolute value of one gradient entry (applied before clip_norm)."""
+
+    epochs: float | None = None
+    """Budget: passes over the training part."""
+
+    steps: int | None = None
+    """Budget: updates."""
+
+    minutes: float | None = None
+    """Budget: wall-clock minutes for everything, evaluation and saving included (2 when no budget
+    of any kind is given)."""
+
+    patience: int | None = None
+    """Stop after this many reports in a row without a better validation loss."""
+
+    report_every: int | None = None
+    """Updates between two reports (validation, checkpoint); by default one for each twentieth of
+    the budget."""
+
+    checkpoint_every: int | None = None
+    """Updates between two checkpoints; by default one at reports and every half minute, but so that
+    they take no more than about a hundredth of the time."""
+
+    on_nan: Literal["stop", "rollback"] = "stop"
+    """What to do when a loss or gradient is NaN or infinite: stop before the update, or go back to
+    the last report's checkpoint with half the learning rate, three times at most."""
+
+    sample_every: int | None = None
+    """At least this many updates between two samples of generated text, which come with a report;
+    by default with every one."""
+
+    prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """What the samples start from; may be given several times. Without one they start from
+    nothing."""
+
+    sample_length: int = 120
+    """Tokens in one sample."""
+
+    sample_temperature: float = 0.8
+    """Temperature of the samples; 0 is greedy."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+
+    threads: int | None = None
+    """CPU threads; by default what torch chooses."""
+
+    seed: int = 1
+    """Every random number of the run comes from it."""
+
+    plot: bool = False
+    """Write loss.svg beside the run (plot extra)."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.prompt, str):
+            # One prompt is as clear as a tuple of one.
+            object.__setattr__(self, "prompt", (self.prompt,))
+        require_types(self)
+        require_choices(
+            self,
+            sampling=Sampling,
+            bptt=Literal["truncated", "full", "randomized"],
+            optimizer=Literal["sgd", "adam", "adamw"],
+            schedule=Literal["constant", "step", "cosine"],
+            on_nan=Literal["stop", "rollback"],
+        )
+        self._check_sizes()
+        self._check_rates()
+        given = [n for n in ("epochs", "steps", "minutes") if getattr(self, n) is not None]
+        require(len(given) <= 1, f"one budget, please, not several: {' and '.join(given)}")
+        for name in given:
+            require(0 < getattr(self, name) <= MAX_BUDGET, f"{name} must lie between 0 and 1e12")
+        require(
+            self.bptt == "truncated" or self.sampling == "sequential",
+            f"bptt {self.bptt} follows the text through time; it needs sequential sampling",
+        )
+
+    def _check_sizes(self) -> None:
+        for name in ("batch_size", "num_steps", "sample_length"):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1")
+            require(getattr(self, name) <= MAX_BATCH, f"{name} must be at most {MAX_BATCH:,}")
+        require(self.threads is None or self.threads <= 1024, "threads must be at most 1024")
+        for name in ("patience", "report_every", "sample_every", "checkpoint_every", "threads"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"{name} must be at least 1")
+            require(value is None or value <= MAX_BUDGET, f"{name} must be at most 1e12")
+        require(self.bptt != "randomized" or self.num_steps >= 2, "randomized needs num_steps >= 2")
+
+    def _check_rates(self) -> None:
+        require(0 < self.lr < math.inf, "lr must be positive and finite")
+        within = all(0.0 <= milestone <= 1.0 for milestone in self.lr_milestones)
+        require(within, "lr_milestones are shares of the budget, between 0 and 1")
+        for name in ("momentum", "warmup", "final_lr"):
+            require(0.0 <= getattr(self, name) <= 1.0, f"{name} must lie between 0 and 1")
+        require(0 <= self.weight_decay < math.inf, "weight_decay must be finite, not negative")
+        require(0 < self.lr_decay <= MAX_FLOAT, "lr_decay must be positive and finite")
+        for name in ("clip_norm", "clip_value"):
+            value = getattr(self, name)
+            require(
+                value is None or 0 < value <= MAX_FLOAT,
+                f"{name} must be positive and at most {MAX_FLOAT:.4g}, or None",
+            )
+        temperature = self.sample_temperature
+        require(0 <= temperature < math.inf, "sample_temperature must be finite, not negative")
+        require(0 <= self.seed < 2**63, "seed must lie between 0 and 2**63 - 1")
