@@ -17,6 +17,10 @@ MODELS = {
     "large vocabulary": {"embedding_size": 6, "vocab_size": 90},
     "layers": {"num_layers": 3, "embedding_size": 7},
     "dropout": {"num_layers": 2, "dropout": 0.4},
+    "dropout at the end": {"output_dropout": 0.3},
+    "locked dropout": {
+        "num_layers": 2, "dropout": 0.4, "output_dropout": 0.2, "locked_dropout": True
+    },
     "tied": {"embedding_size": 12, "tie_weights": True},
     "tied large": {"embedding_size": 12, "tie_weights": True, "vocab_size": 90},
 }

@@ -138,3 +138,20 @@ def test_bf16_is_close_and_keeps_fp32_weights(device):
 def test_parameter_count():
     model = make(cell="gru", hidden_size=256, vocab_size=65)
     assert model.num_parameters == 3 * 256 * (65 + 256 + 2) + 65 * 257
+
+
+def test_output_dropout_drops_what_the_output_layer_reads_and_no_state():
+    model, ids = make(output_dropout=0.5), torch.randint(9, (2, 6))
+    hidden, state = model.hidden(ids)
+    assert 0.2 < float((hidden == 0).float().mean()) < 0.8
+    assert torch.equal(state[0], model.eval().hidden(ids)[1][0])
+    assert not (model.hidden(ids)[0] == 0).any()
+
+
+def test_a_locked_mask_is_the_same_at_all_steps():
+    model = make(num_layers=2, dropout=0.5, output_dropout=0.5, locked_dropout=True)
+    hidden, _ = model.hidden(torch.randint(9, (3, 20)))
+    dropped = hidden == 0
+    assert torch.equal(dropped[0].expand_as(dropped), dropped)
+    assert dropped[0].any()
+    assert not dropped[0].all()

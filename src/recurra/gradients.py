@@ -17,6 +17,7 @@ from recurra.kernels import library
 from recurra.model import RecurrentLM
 from recurra.output_layer import OutputGradients, OutputPasses
 from recurra.recurrence.cells import LayerParameters, State, find_cell
+from recurra.recurrence.dropout import fill_mask
 from recurra.recurrence.passes import (
     LayerPasses,
     Trace,
@@ -173,18 +174,20 @@ class _Pass:
 
     def write(self, ids: Tensor, targets: Tensor, state: State) -> None:
         """All of it, while it runs for the first time."""
-        self._up(ids, state)
-        grad_hidden = self._output(self.traces[-1].hidden[1:], targets.flatten())
-        self._down(ids, grad_hidden)
+        hidden = self._up(ids, state)
+        self._down(ids, self._output(hidden, targets.flatten()))
 
-    def _up(self, ids: Tensor, state: State) -> None:
-        inputs = self._first_inputs(ids)
+    def _up(self, ids: Tensor, state: State) -> Tensor:
+        """The top layer's outputs, as the output layer reads them."""
+        inputs, dropout = self._first_inputs(ids), self._model.dropout
         for index, passes in enumerate(self._passes):
-            if index > 0:
-                inputs = self._drop(self.traces[-1].hidden[1:])
             self._inputs.append(inputs)
             initial = tuple(part[index] for part in state)
             self.traces.append(passes.forward(inputs, initial, self._layers[index], saves=True))
+            is_top = index == len(self._passes) - 1
+            probability = dropout.output if is_top else dropout.between
+            inputs = self._drop(self.traces[-1].hidden[1:], probability)
+        return inputs
 
     def _output(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """The loss; its gradient at the top layer's outputs."""
@@ -202,6 +205,8 @@ class _Pass:
         grad: Tensor | None = grad_outputs
         for index in reversed(range(len(self._passes))):
             assert grad is not None
+            if (mask := self._masks[index]) is not None:
+                self._do(grad.mul_, mask)
             trace = self.traces[index]
             grad, _ = self._passes[index].backward(
                 trace,
@@ -212,9 +217,6 @@ class _Pass:
                 self._layer_gradients(index),
                 needs_inputs=self._inputs[index].is_floating_point(),
             )
-            if index > 0 and (mask := self._masks[index - 1]) is not None:
-                assert grad is not None
-                self._do(grad.mul_, mask)
         if self._model.config.embedding_size:
             self._write_embedding_gradients(ids, grad)
 
@@ -235,17 +237,16 @@ class _Pass:
         self._layers[0] = self._layers[0]._replace(weight_ih=self._table)
         return ids
 
-    def _drop(self, outputs: Tensor) -> Tensor:
-        """Dropout, with the mask that torch's own would draw."""
-        probability = self._model.config.dropout if self._model.training else 0.0
+    def _drop(self, outputs: Tensor, probability: float) -> Tensor:
         if probability == 0.0:
             self._masks.append(None)
             return outputs
-        mask = self._take(f"mask {len(self._masks)}", *outputs.shape)
-        dropped = self._take(f"dropped {len(self._masks)}", *outputs.shape)
+        layer, (steps, batch, units) = len(self._masks), outputs.shape
+        shape = self._model.dropout.mask_shape(steps, batch, units)
+        mask = self._take(f"mask {layer}", *shape)
+        dropped = self._take(f"dropped {layer}", *outputs.shape)
         self._masks.append(mask)
-        self._do(mask.bernoulli_, 1.0 - probability)
-        self._do(mask.div_, 1.0 - probability)
+        self._do(fill_mask, mask, probability)
         self._do(torch.mul, outputs, mask, out=dropped)
         return dropped
 

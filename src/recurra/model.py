@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from recurra import output_layer
 from recurra.config import ModelConfig
 from recurra.recurrence.cells import LayerParameters, State, find_cell
-from recurra.recurrence.scan import Rows, choose_backend, run_stack
+from recurra.recurrence.dropout import NO_DROPOUT, Dropout, Rows
+from recurra.recurrence.scan import choose_backend, run_stack
 from recurra.tensor_file import TensorSpec
 
 _LAYER_NAMES = LayerParameters._fields[:4]
@@ -155,7 +156,7 @@ class RecurrentLM(nn.Module):
             rows: see `scan.run_stack`.
 
         Returns:
-            (T, B, H), and the state after the last step.
+            (T, B, H), some of it dropped in training, and the state after the last step.
         """
         inputs = ids.t()
         if self.config.embedding_size:
@@ -166,11 +167,19 @@ class RecurrentLM(nn.Module):
             state or None,
             self.layers(),
             self.config.backend,
-            dropout=self.config.dropout if self.training else 0.0,
+            dropout=self.dropout,
             precision=self.config.precision,
             recurrent_gradient_scale=recurrent_gradient_scale,
             rows=rows,
         )
+
+    @property
+    def dropout(self) -> Dropout:
+        """What is dropped now: nothing but in training."""
+        config = self.config
+        if not self.training:
+            return NO_DROPOUT
+        return Dropout(config.dropout, config.output_dropout, config.locked_dropout)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The output layer: (..., H) to (..., V)."""

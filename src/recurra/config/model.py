@@ -42,6 +42,13 @@ class ModelConfig:
     dropout: float = 0.0
     """Probability of dropping a unit between two layers."""
 
+    output_dropout: float = 0.0
+    """Probability of dropping a unit of the last layer, before the output layer."""
+
+    locked_dropout: bool = False
+    """Drop the same units at all steps of a window (variational dropout) instead of drawing anew at
+    every step."""
+
     tie_weights: bool = False
     """Use the embedding as the output layer's weight; needs embedding_size equal to hidden_size."""
 
@@ -68,7 +75,8 @@ class ModelConfig:
             init=FirstWeights,
         )
         self._check_sizes()
-        require(0.0 <= self.dropout < 1.0, "dropout must be at least 0 and below 1")
+        for name in ("dropout", "output_dropout"):
+            require(0.0 <= getattr(self, name) < 1.0, f"{name} must be at least 0 and below 1")
         require(
             not self.tie_weights or self.embedding_size == self.hidden_size,
             f"tie_weights needs embedding_size equal to hidden_size"

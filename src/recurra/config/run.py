@@ -36,7 +36,9 @@ class RunConfig:
         text, model, training = self.text, self.model, self.training
         found = []
         if model.dropout and model.num_layers == 1:
-            found.append("dropout works between layers, and there is only one")
+            found.append("dropout works between layers, and there is only one (see output_dropout)")
+        if model.locked_dropout and not (model.dropout or model.output_dropout):
+            found.append("locked_dropout is for dropout and output_dropout, and both are 0")
         if training.momentum and training.optimizer != "sgd":
             found.append(f"momentum is for sgd; {training.optimizer} has its own")
         for name, schedule in _SCHEDULE_OPTIONS.items():

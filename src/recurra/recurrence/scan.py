@@ -6,16 +6,16 @@ All backends share this signature and are held against `reference` by one test.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import dropout as drop
 
 from recurra.errors import ConfigError
 from recurra.kernels import library as kernels
 from recurra.recurrence import bptt, library, native, reference
 from recurra.recurrence.cells import CELLS, LayerParameters, State, check_shapes, find_cell
+from recurra.recurrence.dropout import NO_DROPOUT, Dropout, Rows, drop
 
 _RUNNERS: dict[str, Callable[..., tuple[Tensor, State]]] = {
     "reference": reference.run_layer,
@@ -23,13 +23,6 @@ _RUNNERS: dict[str, Callable[..., tuple[Tensor, State]]] = {
     "library": library.run_layer,
     "native": native.run_layer,
 }
-
-
-class Rows(NamedTuple):
-    """The rows that are here, of a batch of `total`."""
-
-    own: slice
-    total: int
 
 
 BACKENDS = tuple(_RUNNERS)
@@ -151,17 +144,17 @@ def run_stack(
     layers: Sequence[LayerParameters],
     backend: str = "auto",
     *,
-    dropout: float = 0.0,
+    dropout: Dropout = NO_DROPOUT,
     rows: Rows | None = None,
     **options: Any,
 ) -> tuple[Tensor, State]:
-    """Layers one above the other, with dropout between them (never after the last).
+    """Layers one above the other, with dropout of their outputs.
 
     Args:
         cell, inputs, backend, options: as in `run`.
         state: each tensor (L, B, H), or None.
         layers: the parameters of each layer, the lowest first.
-        dropout: probability of dropping a unit; pass 0 when not training.
+        dropout: none when not training.
         rows: which rows of a larger batch these inputs are, where several processes share it.
 
     Returns:
@@ -172,16 +165,10 @@ def run_stack(
         raise ConfigError(f"the state has {found} layers, and the model {len(layers)}")
     finals = []
     for index, parameters in enumerate(layers):
-        if index > 0 and dropout > 0.0:
-            inputs = drop(inputs, dropout) if rows is None else _drop(inputs, dropout, rows)
         initial = None if state is None else tuple(s[index] for s in state)
         inputs, final = run(cell, inputs, initial, parameters, backend, **options)
         finals.append(final)
+        probability = dropout.output if index == len(layers) - 1 else dropout.between
+        if probability > 0.0:
+            inputs = drop(inputs, probability, dropout, rows)
     return inputs, tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
-
-
-def _drop(inputs: Tensor, probability: float, rows: Rows) -> Tensor:
-    """Dropout of some rows of a batch, with the mask that the whole batch would have drawn."""
-    steps, _, units = inputs.shape
-    mask = inputs.new_empty(steps, rows.total, units).bernoulli_(1.0 - probability)
-    return inputs * mask[:, rows.own].div_(1.0 - probability)

@@ -18,7 +18,7 @@ from recurra.gradients import CompiledGradients
 from recurra.model import RecurrentLM
 from recurra.processes import Processes, losses_named
 from recurra.recurrence.cells import State
-from recurra.recurrence.scan import Rows
+from recurra.recurrence.dropout import Rows
 from recurra.training.batches import Batch, BatchStream
 from recurra.training.clipping import clip_gradients, clipping_factor, describe_non_finite
 from recurra.training.compiled_update import CompiledUpdate
