@@ -19,8 +19,12 @@ MODELS = {
     "dropout": {"num_layers": 2, "dropout": 0.4},
     "dropout at the end": {"output_dropout": 0.3},
     "locked dropout": {
-        "num_layers": 2, "dropout": 0.4, "output_dropout": 0.2, "locked_dropout": True
+        "num_layers": 2,
+        "dropout": 0.4,
+        "output_dropout": 0.2,
+        "locked_dropout": True,
     },
+    "weight dropout": {"num_layers": 2, "weight_dropout": 0.3, "dropout": 0.2},
     "tied": {"embedding_size": 12, "tie_weights": True},
     "tied large": {"embedding_size": 12, "tie_weights": True, "vocab_size": 90},
 }

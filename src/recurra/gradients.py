@@ -170,6 +170,7 @@ class _Pass:
         ]
         self._inputs: list[Tensor] = []
         self._masks: list[Tensor | None] = []
+        self._weight_masks: list[Tensor] = []
         self._table: Tensor | None = None
 
     def write(self, ids: Tensor, targets: Tensor, state: State) -> None:
@@ -179,7 +180,10 @@ class _Pass:
 
     def _up(self, ids: Tensor, state: State) -> Tensor:
         """The top layer's outputs, as the output layer reads them."""
-        inputs, dropout = self._first_inputs(ids), self._model.dropout
+        dropout = self._model.dropout
+        if dropout.weight > 0.0:
+            self._drop_weights(dropout.weight)
+        inputs = self._first_inputs(ids)
         for index, passes in enumerate(self._passes):
             self._inputs.append(inputs)
             initial = tuple(part[index] for part in state)
@@ -217,8 +221,21 @@ class _Pass:
                 self._layer_gradients(index),
                 needs_inputs=self._inputs[index].is_floating_point(),
             )
+        for parameters, mask in zip(self._model.layers(), self._weight_masks, strict=False):
+            assert parameters.weight_hh is not None
+            self._do(_gradients([parameters.weight_hh])[0].mul_, mask)
         if self._model.config.embedding_size:
             self._write_embedding_gradients(ids, grad)
+
+    def _drop_weights(self, probability: float) -> None:
+        for index, layer in enumerate(self._layers):
+            assert layer.weight_hh is not None
+            mask = self._take(f"weight mask {index}", *layer.weight_hh.shape)
+            dropped = self._take(f"dropped weight {index}", *layer.weight_hh.shape)
+            self._do(fill_mask, mask, probability)
+            self._do(torch.mul, layer.weight_hh, mask, out=dropped)
+            self._layers[index] = layer._replace(weight_hh=dropped)
+            self._weight_masks.append(mask)
 
     def _first_inputs(self, ids: Tensor) -> Tensor:
         model, config = self._model, self._model.config

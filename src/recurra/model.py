@@ -179,7 +179,9 @@ class RecurrentLM(nn.Module):
         config = self.config
         if not self.training:
             return NO_DROPOUT
-        return Dropout(config.dropout, config.output_dropout, config.locked_dropout)
+        return Dropout(
+            config.dropout, config.output_dropout, config.locked_dropout, config.weight_dropout
+        )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The output layer: (..., H) to (..., V)."""

@@ -45,6 +45,9 @@ class ModelConfig:
     output_dropout: float = 0.0
     """Probability of dropping a unit of the last layer, before the output layer."""
 
+    weight_dropout: float = 0.0
+    """Probability of dropping a recurrent weight for a whole window."""
+
     locked_dropout: bool = False
     """Drop the same units at all steps of a window (variational dropout) instead of drawing anew at
     every step."""
@@ -75,7 +78,7 @@ class ModelConfig:
             init=FirstWeights,
         )
         self._check_sizes()
-        for name in ("dropout", "output_dropout"):
+        for name in ("dropout", "output_dropout", "weight_dropout"):
             require(0.0 <= getattr(self, name) < 1.0, f"{name} must be at least 0 and below 1")
         require(
             not self.tie_weights or self.embedding_size == self.hidden_size,

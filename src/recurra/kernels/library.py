@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from ctypes import POINTER, c_double, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_double, c_float, c_int32, c_int64, c_uint64, c_void_p
 from functools import cache
 from typing import Any
 
@@ -318,6 +318,7 @@ def _declare(library: Any) -> Any:
     library.recurra_generate.restype = c_int64
     _sign(library, "add_rows", c_int32, *[c_int64] * 3, c_void_p, c_void_p, c_int32, c_void_p)
     _sign(library, "transpose", c_int32, c_int64, c_int64, *[c_void_p] * 3)
+    _sign(library, "mask", c_int32, c_uint64, c_int32, c_float, c_int64, c_void_p)
     _sign(library, "all_below", c_int64, c_void_p, c_int64, result=c_int32)
     _sign(library, "best_kind", result=c_int32)
     _sign(library, "lanes", result=c_int32)

@@ -1,15 +1,22 @@
-"""Dropout of layers' outputs, on their way to the next layer and to the output layer.
+"""Dropout: of layers' outputs on their way to the next layer and the output layer, and of weights.
 
 A mask holds 0 for what is dropped and 1 / (1 - p) for the rest, so that the mean stays. It is drawn
 anew at every step (Srivastava et al. 2014), or once for all steps of a window ("locked" or
-variational dropout: Gal and Ghahramani 2016). States that are carried are never dropped.
+variational dropout: Gal and Ghahramani 2016). States that are carried are never dropped. Recurrent
+weights are dropped for a whole window (DropConnect: Wan et al. 2013; on W_hh: Merity, Keskar and
+Socher 2018).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+from recurra.kernels import library
+from recurra.recurrence.cells import LayerParameters
 
 
 class Rows(NamedTuple):
@@ -20,11 +27,13 @@ class Rows(NamedTuple):
 
 
 class Dropout(NamedTuple):
-    """Probabilities of dropping a unit: between two layers, and after the last."""
+    """Probabilities of dropping a unit between two layers, a unit after the last, and a recurrent
+    weight."""
 
     between: float = 0.0
     output: float = 0.0
     locked: bool = False
+    weight: float = 0.0
 
     def mask_shape(self, steps: int, batch: int, units: int) -> tuple[int, int, int]:
         """Of a mask for outputs (T, B, H)."""
@@ -35,8 +44,32 @@ NO_DROPOUT = Dropout()
 
 
 def fill_mask(mask: Tensor, probability: float) -> Tensor:
-    """Draw it, in place, from torch's global generator."""
-    return mask.bernoulli_(1.0 - probability).div_(1.0 - probability)
+    """Draw it, in place; one number of torch's global generator decides all of it.
+
+    torch's own `bernoulli_` takes a draw of a slow generator for each number: for the recurrent
+    weights of a large layer that is half as long as the rest of the training step.
+    """
+    seed = int(torch.randint(2**63 - 1, ()))
+    threshold, kept = round(probability * 2**16), 1.0 / (1.0 - probability)
+    if mask.device.type == "cpu" and mask.dtype == torch.float32 and library.is_available():
+        library.load().recurra_mask(
+            library.threads(), seed, threshold, kept, mask.numel(), library.pointer(mask)
+        )
+        return mask
+    draws = _random_bits(seed, mask.numel(), mask.device).view(mask.shape)
+    return torch.mul(draws >= threshold, kept, out=mask)
+
+
+def _random_bits(seed: int, count: int, device: torch.device) -> Tensor:
+    """Sixteen bits for each number, as `kernels/source/mask.cpp` draws them: SplitMix64."""
+    places = torch.arange(1, -(-count // 4) + 1, device=device)
+    # torch has no unsigned words: products wrap as they do there, shifts need their sign cut off.
+    word = seed + places * (0x9E3779B97F4A7C15 - 2**64)
+    word = (word ^ (word >> 30) & 2**34 - 1) * (0xBF58476D1CE4E5B9 - 2**64)
+    word = (word ^ (word >> 27) & 2**37 - 1) * (0x94D049BB133111EB - 2**64)
+    word = word ^ (word >> 31) & 2**33 - 1
+    shifts = torch.tensor([0, 16, 32, 48], device=device)
+    return (word[:, None] >> shifts & 0xFFFF).flatten()[:count]
 
 
 def drop(outputs: Tensor, probability: float, dropout: Dropout, rows: Rows | None) -> Tensor:
@@ -46,3 +79,15 @@ def drop(outputs: Tensor, probability: float, dropout: Dropout, rows: Rows | Non
     total = batch if rows is None else rows.total
     mask = fill_mask(outputs.new_empty(dropout.mask_shape(steps, total, units)), probability)
     return outputs * (mask if rows is None else mask[:, rows.own])
+
+
+def drop_weights(layers: Sequence[LayerParameters], probability: float) -> list[LayerParameters]:
+    """The layers with some of their recurrent weights dropped."""
+    return [
+        layer
+        if layer.weight_hh is None
+        else layer._replace(
+            weight_hh=layer.weight_hh * fill_mask(torch.empty_like(layer.weight_hh), probability)
+        )
+        for layer in layers
+    ]

@@ -15,7 +15,7 @@ from recurra.errors import ConfigError
 from recurra.kernels import library as kernels
 from recurra.recurrence import bptt, library, native, reference
 from recurra.recurrence.cells import CELLS, LayerParameters, State, check_shapes, find_cell
-from recurra.recurrence.dropout import NO_DROPOUT, Dropout, Rows, drop
+from recurra.recurrence.dropout import NO_DROPOUT, Dropout, Rows, drop, drop_weights
 
 _RUNNERS: dict[str, Callable[..., tuple[Tensor, State]]] = {
     "reference": reference.run_layer,
@@ -148,7 +148,7 @@ def run_stack(
     rows: Rows | None = None,
     **options: Any,
 ) -> tuple[Tensor, State]:
-    """Layers one above the other, with dropout of their outputs.
+    """Layers one above the other, with dropout of weights and outputs.
 
     Args:
         cell, inputs, backend, options: as in `run`.
@@ -163,6 +163,8 @@ def run_stack(
     if state is not None and any(len(s) != len(layers) for s in state):
         found = [len(s) for s in state]
         raise ConfigError(f"the state has {found} layers, and the model {len(layers)}")
+    if dropout.weight > 0.0:
+        layers = drop_weights(layers, dropout.weight)
     finals = []
     for index, parameters in enumerate(layers):
         initial = None if state is None else tuple(s[index] for s in state)

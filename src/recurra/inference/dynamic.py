@@ -1,0 +1,151 @@
+"""Dynamic evaluation: a model that goes on learning from the text it is measured on.
+
+Each segment is first predicted and counted, and then learned from, so nothing is known before it
+was predicted. What a text has of its own (names, a style, a subject) is picked up on the way. This
+measures a model together with a way of learning; the figures belong beside those of `evaluate`,
+not among them.
+
+The rule is that of Krause, Kahembwe, Murray and Renals (2018): after each segment of gradient g
+
+    w <- w - lr * g / (rms + mean rms * 1e-3) + min(decay * rms / mean rms, 1) * (w0 - w)
+
+where rms is the root of the mean square of each weight's gradient over the text that the model was
+trained on, and w0 the weights it came with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recurra.checks import require
+from recurra.errors import NonFiniteError, SourceError
+from recurra.gradients import CompiledGradients
+from recurra.inference.reading import IdArray
+from recurra.model import RecurrentLM
+from recurra.recurrence.cells import State
+
+_ROWS, _BATCHES = 16, 64
+"""Of the training text, for the gradients' usual size."""
+
+
+@dataclass(frozen=True)
+class DynamicConfig:
+    """How the model learns meanwhile."""
+
+    segment: int = 20
+    """Tokens that are predicted before they are learned from."""
+
+    lr: float = 2e-3
+    """How far a weight moves for a gradient of its usual size."""
+
+    decay: float = 2e-3
+    """How much of the way back to where it was it goes after each segment."""
+
+    def __post_init__(self) -> None:
+        require(self.segment >= 1, "segment must be at least 1")
+        require(0 <= self.lr < math.inf, "lr must be finite, not negative")
+        require(0 <= self.decay < math.inf, "decay must be finite, not negative")
+
+
+def evaluate_dynamically(
+    model: RecurrentLM, ids: IdArray, train_ids: IdArray, config: DynamicConfig
+) -> float:
+    """Nats of ids[1:] together, the state carried; the model is left as it was.
+
+    Args:
+        ids: (N,) to be predicted, from the zero state.
+        train_ids: what the model was trained on.
+
+    Raises:
+        SourceError: fewer than 2 ids in one of them.
+        NonFiniteError: the model was lost on the way: lr is too large, or its weights are damaged.
+    """
+    if min(len(ids), len(train_ids)) < 2:
+        raise SourceError("dynamic evaluation needs at least 2 tokens of either text")
+    with _borrowed(model):
+        learner = _Learner(model, config)
+        learner.measure_gradients(train_ids)
+        total, state = 0.0, None
+        for first in range(0, len(ids) - 1, config.segment):
+            last = min(first + config.segment, len(ids) - 1)
+            block = torch.from_numpy(np.asarray(ids[first : last + 1]).astype(np.int64))[None]
+            nats, state = learner.gradients(block.to(model.device), state)
+            total += nats * (last - first)
+            learner.step()
+    if not math.isfinite(total):
+        raise NonFiniteError("the predictions became NaN or infinite; take a smaller lr")
+    return total
+
+
+class _Learner:
+    def __init__(self, model: RecurrentLM, config: DynamicConfig) -> None:
+        self._model, self._config = model, config
+        self._parameters: list[Tensor] = list(model.parameters())
+        self._first = [p.detach().clone() for p in self._parameters]
+        self._compiled = CompiledGradients(model) if CompiledGradients.serves(model) else None
+        self._rates: list[Tensor] = []
+        self._decays: list[Tensor] = []
+
+    def gradients(self, tokens: Tensor, state: State | None) -> tuple[float, State]:
+        """Mean nats of (B, T + 1) tokens, and the state behind; every parameter's `grad`."""
+        ids, targets = tokens[:, :-1], tokens[:, 1:]
+        if self._compiled is not None:
+            return self._compiled.compute(ids, targets, state)
+        self._model.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            loss, after = self._model.loss(ids, targets, state)
+            torch.autograd.backward(loss)
+        return float(loss.detach()), tuple(part.detach() for part in after)
+
+    def measure_gradients(self, train_ids: IdArray) -> None:
+        """The usual size of each weight's gradient."""
+        length = min(self._config.segment, len(train_ids) - 1)
+        random = np.random.default_rng(0)
+        squares = [torch.zeros_like(p) for p in self._parameters]
+        for _ in range(_BATCHES):
+            starts = random.integers(0, len(train_ids) - length, size=_ROWS)
+            rows = np.stack([train_ids[start : start + length + 1] for start in starts])
+            self.gradients(torch.from_numpy(rows.astype(np.int64)).to(self._model.device), None)
+            torch._foreach_addcmul_(squares, self._grads(), self._grads(), value=1 / _BATCHES)
+        roots = torch._foreach_sqrt(squares)
+        mean = sum(float(r.sum()) for r in roots) / sum(r.numel() for r in roots)
+        mean = max(mean, torch.finfo(torch.float32).tiny)
+        self._rates = [self._config.lr / (root + 1e-3 * mean) for root in roots]
+        self._decays = [(self._config.decay / mean * root).clamp_(max=1.0) for root in roots]
+
+    def step(self) -> None:
+        """Learn from the last gradients."""
+        away = torch._foreach_sub(self._first, self._parameters)
+        torch._foreach_addcmul_(self._parameters, self._rates, self._grads(), value=-1.0)
+        torch._foreach_addcmul_(self._parameters, self._decays, away)
+
+    def _grads(self) -> list[Tensor]:
+        return [p.grad for p in self._parameters if p.grad is not None]
+
+
+@contextmanager
+def _borrowed(model: RecurrentLM) -> Iterator[None]:
+    """In evaluation mode; weights, gradients and mode come back as they were."""
+    kept = [(p, p.detach().clone(), p.grad, p.requires_grad) for p in model.parameters()]
+    training = model.training
+    model.eval()
+    try:
+        for parameter, *_ in kept:
+            parameter.requires_grad_(True)
+            parameter.grad = None
+        with torch.no_grad():
+            yield
+    finally:
+        with torch.no_grad():
+            for parameter, weights, grad, requires_grad in kept:
+                parameter.copy_(weights)
+                parameter.grad = grad
+                parameter.requires_grad_(requires_grad)
+        model.train(training)

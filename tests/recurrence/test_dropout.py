@@ -1,0 +1,46 @@
+"""Dropout masks: the right share, the right mean, the same from the kernel and from torch."""
+
+import pytest
+import torch
+
+from recurra.kernels import library
+from recurra.recurrence.dropout import fill_mask
+
+
+def filled(count, probability, seed=3):
+    torch.manual_seed(seed)
+    return fill_mask(torch.full((count,), float("nan")), probability)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("probability", [0.1, 0.5, 0.93])
+def test_the_share_is_met_everywhere_and_neighbours_are_strangers(
+    monkeypatch, probability, compiled
+):
+    if compiled and not library.is_available():
+        pytest.skip("no compiler for the kernels")
+    monkeypatch.setattr(library, "is_available", lambda: compiled)
+    mask = filled(400_001, probability)
+    assert set(mask.unique().tolist()) == {0.0, float(torch.tensor(1 / (1 - probability)))}
+    dropped = (mask == 0).double()
+    for lane in range(4):
+        assert float(dropped[lane::4].mean()) == pytest.approx(probability, abs=0.005)
+    for distance in (1, 2, 3, 4, 512):
+        together = float((dropped[distance:] * dropped[:-distance]).mean())
+        assert together == pytest.approx(probability**2, abs=0.005)
+
+
+@pytest.mark.skipif(not library.is_available(), reason="no compiler for the kernels")
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("count", [1, 3, 255, 256, 257, 5000])
+def test_kernel_and_torch_draw_the_same(monkeypatch, count, threads):
+    torch.set_num_threads(threads)
+    by_kernel = filled(count, 0.3)
+    after = torch.rand(1)
+    monkeypatch.setattr(library, "is_available", lambda: False)
+    assert torch.equal(filled(count, 0.3), by_kernel)
+    assert torch.equal(torch.rand(1), after)
+
+
+def test_seeds_differ():
+    assert not torch.equal(filled(1000, 0.5, seed=1), filled(1000, 0.5, seed=2))
