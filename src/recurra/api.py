@@ -37,7 +37,8 @@ def train(
         out: the run's folder; by default a new one under `runs/`.
         force: replace an older run in that folder.
         progress: who is told; by default a person, on stderr.
-        options: fields of `TextConfig`, `ModelConfig` and `TrainingConfig`.
+        options: fields of `TextConfig`, `ModelConfig` and `TrainingConfig`. With a budget in
+            minutes (2 without any), those that are not given are chosen by `training/recipe.py`.
 
     Returns:
         The model with the weights of the best validation loss.
@@ -51,7 +52,8 @@ def train(
     clock = Clock()
     config = RunConfig.from_options(**options)
     shown = progress or ConsoleProgress()
-    return start_run(as_list(source), config, out, shown, clock, force=force)
+    given = frozenset(options)
+    return start_run(as_list(source), config, out, shown, clock, given=given, force=force)
 
 
 def load(path: Source, device: str = "cpu") -> LanguageModel:

@@ -6,7 +6,7 @@ This module only joins the rooms below it; nothing is computed here.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -43,14 +43,18 @@ from recurra.text.token_file import (
 )
 from recurra.text.vocabulary import Vocabulary
 from recurra.training.batches import BatchStream
-from recurra.training.budget import Clock
+from recurra.training.budget import Budget, Clock
 from recurra.training.checkpoints import Checkpoints
 from recurra.training.curve import require_matplotlib, write_svg
 from recurra.training.identity import FREE_SETTINGS, differences, identity
 from recurra.training.interruption import stop_signals
 from recurra.training.progress import Progress
+from recurra.training.recipe import complete
 from recurra.training.run_folder import RunFolder
 from recurra.training.trainer import Surroundings, Trainer
+
+LEARNING_SHARE = 0.93
+"""Of a budget in minutes; reports, samples and checkpoints take the rest."""
 
 
 def start_run(
@@ -60,12 +64,14 @@ def start_run(
     progress: Progress,
     clock: Clock,
     *,
+    given: Set[str] = frozenset(),
     force: bool = False,
 ) -> LanguageModel:
     """`recurra.train` with everything spelled out; the folder is touched only when the text is
     good.
 
-    When torchrun has started this again after a process died, the run goes on instead.
+    With a budget in minutes, settings that are not among the `given` are chosen. When torchrun has
+    started this again after a process died, the run goes on instead.
     """
     if may_be_restarted() and out is None:
         raise ConfigError("torchrun may restart this training; name its folder with --out")
@@ -76,14 +82,14 @@ def start_run(
             lambda: job_name() if folder.is_made_by(job_name()) else ""
         )
         if is_restart() and own:
-            _refuse_other_settings(folder, config)
-            return _run(folder, config.training, around, resumed=True)
+            _refuse_other_settings(folder, config, only=given)
+            return _run(folder, folder.read_config().training, around, resumed=True)
         for line in config.ignored():
             around.progress.message(f"note: {line}")
         around.processes.first_does(
-            lambda: _prepare(folder, sources, config, around.processes, force=force)
+            lambda: _prepare(folder, sources, config, given, around, force=force)
         )
-        return _run(folder, config.training, around, resumed=False)
+        return _run(folder, folder.read_config().training, around, resumed=False)
 
 
 def resume_run(
@@ -147,17 +153,20 @@ def _prepare(
     folder: RunFolder,
     sources: Sequence[Source],
     config: RunConfig,
-    processes: Processes,
+    given: Set[str],
+    around: Surroundings,
     *,
     force: bool,
 ) -> str:
     """Make a new run up to its first step, and its folder's name."""
+    processes = around.processes
     with folder.prepared(force=force) as staging:
         tokens, vocabulary = build_token_file(sources, config.text, staging.path)
         config = _with_vocab_size(config, len(vocabulary))
         # Whatever is wrong shall show before the folder changes.
-        BatchStream(tokens.train, config.training, processes)
         _check_prompts(vocabulary, config)
+        config = _completed(config, given, tokens, around)
+        BatchStream(tokens.train, config.training, processes)
         staging.write_config(config, [str(source) for source in sources])
         if may_be_restarted():
             staging.claim(job_name())
@@ -165,14 +174,34 @@ def _prepare(
     return str(folder.path)
 
 
-def _refuse_other_settings(folder: RunFolder, config: RunConfig) -> None:
-    """See to it that the settings are the run's, but for those that change no result."""
+def _completed(
+    config: RunConfig, given: Set[str], tokens: TokenFile, around: Surroundings
+) -> RunConfig:
+    """With a budget in minutes, what nobody chose is chosen, and told."""
+    minutes = Budget(config.training, 1, around.clock).minutes
+    if minutes is None:
+        return config
+    seconds = minutes * 60 * LEARNING_SHARE - around.clock.seconds()
+    recipe = complete(config, given, tokens.train, around.processes.device, max(seconds, 1.0))
+    around.progress.plan(recipe.reasons)
+    return recipe.config
+
+
+def _refuse_other_settings(
+    folder: RunFolder, config: RunConfig, *, only: Set[str] | None = None
+) -> None:
+    """See to it that the settings (or `only` these) are the run's, but for those that change no
+    result."""
     saved, given = folder.read_config().to_dict(), config.to_dict()
     for settings in (saved, given):
         for name in FREE_SETTINGS:
             del settings["training"][name]
         # The text decides it.
         del settings["model"]["vocab_size"]
+    if only is not None:
+        for section in given:
+            given[section] = {k: v for k, v in given[section].items() if k in only}
+            saved[section] = {k: v for k, v in saved[section].items() if k in only}
     if found := differences(saved, given):
         raise ConfigError(
             f"{folder.path} goes on with its own settings, and these differ: {'; '.join(found)}"

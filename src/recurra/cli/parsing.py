@@ -60,6 +60,12 @@ def _asks_for_help(arguments: Sequence[str]) -> bool:
     return bool({"-h", "--help"}.intersection(arguments))
 
 
+def given_options(arguments: Sequence[str]) -> frozenset[str]:
+    """The names of the options that stand among the arguments, as fields are named."""
+    options = (argument for argument in arguments if argument.startswith("--"))
+    return frozenset(option[2:].split("=")[0].replace("-", "_") for option in options)
+
+
 def typed(argument: str) -> str:
     """A text from the command line; read as UTF-8 where the locale (C, say) could not read it."""
     try:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from recurra.cli import main
-from recurra.cli.parsing import parse, typed
+from recurra.cli.parsing import given_options, parse, typed
 from recurra.config import ModelConfig, RunConfig, TextConfig, TrainingConfig
 from recurra.errors import ConfigError
 
@@ -75,7 +75,13 @@ def run(arguments: Sequence[str]) -> int:
         )
     else:
         lm = launch.start_run(
-            command.sources, config, command.out, progress, clock, force=command.force
+            command.sources,
+            config,
+            command.out,
+            progress,
+            clock,
+            given=given_options(arguments),
+            force=command.force,
         )
     if started_rank() > 0:
         return 0  # the first process speaks for all

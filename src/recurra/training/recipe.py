@@ -1,0 +1,180 @@
+"""What a run should be like where nobody said: from the text, the minutes and this machine's speed.
+
+A budget in minutes buys a number of tokens that depends on the size of the model, and how often the
+text is read decides how much must be done against learning it by heart. Every number here was
+chosen by measurement: docs/results/quality.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Set
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from recurra.config import ModelConfig, RunConfig, TrainingConfig
+from recurra.kernels import library
+from recurra.model import RecurrentLM, parameter_shapes
+from recurra.training.batches import BatchStream, Ids
+from recurra.training.plan import seconds_per_step
+from recurra.training.progress import format_count
+
+SIZES = (64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
+"""Units to choose among."""
+TOKENS_PER_WEIGHT = 6.0
+"""A model is as large as leaves it this many tokens to learn from, repetitions included."""
+WEIGHTS_PER_TOKEN = 3.0
+"""But it has no more weights than this for each token of the text."""
+LARGEST_ONE_HOT = 256
+"""Vocabulary up to which the first layer reads tokens without an embedding."""
+BATCH_SIZE, NUM_STEPS = 16, 64
+LR_OF_512 = 4e-3
+"""Learning rate of a layer of 512 units; it falls with the root of the size."""
+_TRIED_SIZE = 256
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings for a run, and why, in three lines."""
+
+    config: RunConfig
+    reasons: list[str]
+
+
+def complete(
+    config: RunConfig, given: Set[str], ids: Ids, device: torch.device, seconds: float
+) -> Recipe:
+    """Choose what was not given.
+
+    Args:
+        config: with the vocabulary's size.
+        given: names of the settings that somebody chose, which stay as they are.
+        ids: the training part.
+        seconds: for learning.
+
+    Raises:
+        SourceError: the text does not fill one batch.
+    """
+    chosen = _with_basics(config, given, len(ids), device)
+    speed = _measure_speed(_with_size(chosen, given, _TRIED_SIZE), ids, device)
+    size = _choose_size(chosen, given, len(ids), speed * seconds)
+    chosen = _with_size(chosen, given, size)
+    tokens = speed * seconds / _flops_per_token(chosen.model)
+    chosen = _with_rates(chosen, given, tokens / len(ids))
+    return Recipe(chosen, _reasons(chosen, tokens, len(ids), seconds))
+
+
+def _replace(config: RunConfig, given: Set[str], **settings: Any) -> RunConfig:
+    """The configuration with these settings, but for those that were given."""
+    free = {name: value for name, value in settings.items() if name not in given}
+
+    def own(section: ModelConfig | TrainingConfig) -> dict[str, Any]:
+        return {f.name: free[f.name] for f in dataclasses.fields(section) if f.name in free}
+
+    model = dataclasses.replace(config.model, **own(config.model))
+    training = dataclasses.replace(config.training, **own(config.training))
+    return dataclasses.replace(config, model=model, training=training)
+
+
+def _with_basics(
+    config: RunConfig, given: Set[str], num_ids: int, device: torch.device
+) -> RunConfig:
+    """What depends on neither speed nor size."""
+    return _replace(
+        config,
+        given,
+        batch_size=max(1, min(BATCH_SIZE, num_ids // (4 * NUM_STEPS))),
+        num_steps=NUM_STEPS,
+        precision="bf16" if _has_fast_bf16(device) else "fp32",
+        init="orthogonal",
+        forget_bias=1.0 if config.model.cell == "lstm" else 0.0,
+        locked_dropout=True,
+        final_lr=0.02,
+    )
+
+
+def _with_size(config: RunConfig, given: Set[str], size: int) -> RunConfig:
+    model = config.model
+    if "hidden_size" in given:
+        size = model.hidden_size
+    elif model.tie_weights and "embedding_size" in given:
+        size = model.embedding_size
+    ties = model.vocab_size > LARGEST_ONE_HOT and "embedding_size" not in given
+    if "tie_weights" in given:
+        ties = model.tie_weights
+    return _replace(
+        config,
+        given - {"tie_weights"},
+        hidden_size=size,
+        embedding_size=size if ties else 0,
+        tie_weights=ties,
+    )
+
+
+def _with_rates(config: RunConfig, given: Set[str], times_read: float) -> RunConfig:
+    """Learning rate, and dropout by how often every token will be read."""
+    rate = round(min(0.5, 0.1 * math.log2(1.0 + times_read)), 2)
+    model = config.model
+    return _replace(
+        config,
+        given,
+        lr=float(f"{LR_OF_512 * math.sqrt(512 / model.hidden_size):.2g}"),
+        output_dropout=rate,
+        weight_dropout=rate if model.cell != "none" else 0.0,
+        dropout=rate if model.num_layers > 1 else 0.0,
+    )
+
+
+def _measure_speed(config: RunConfig, ids: Ids, device: torch.device) -> float:
+    """Operations of products in a second of training on this machine, by a short trial."""
+    with torch.random.fork_rng(devices=[]):
+        model = RecurrentLM(config.model).to(device)
+    stream = BatchStream(ids, config.training)
+    per_step = config.training.batch_size * stream.num_steps * _flops_per_token(config.model)
+    return per_step / seconds_per_step(model, stream)
+
+
+def _choose_size(config: RunConfig, given: Set[str], num_ids: int, operations: float) -> int:
+    """The largest that is left enough to learn from."""
+    chosen = SIZES[0]
+    for size in SIZES:
+        model = _with_size(config, given, size).model
+        weights = sum(math.prod(shape) for shape in parameter_shapes(model).values())
+        tokens = operations / _flops_per_token(model)
+        if tokens < TOKENS_PER_WEIGHT * weights or weights > WEIGHTS_PER_TOKEN * num_ids:
+            break
+        chosen = size
+    return chosen
+
+
+def _reasons(config: RunConfig, tokens: float, num_ids: int, seconds: float) -> list[str]:
+    model, training = config.model, config.training
+    return [
+        f"size      {model.hidden_size} units: {seconds:,.0f} s of learning are about"
+        f" {format_count(tokens)} tokens with it, and the text has {format_count(num_ids)}",
+        f"speed     batches of {training.batch_size} x {training.num_steps}, learning rate"
+        f" {training.lr:g}, products in {model.precision}",
+        f"dropout   {model.output_dropout:g} of the outputs, {model.weight_dropout:g} of the"
+        f" recurrent weights: each token will be read about {tokens / num_ids:.1f} times",
+    ]
+
+
+def _has_fast_bf16(device: torch.device) -> bool:
+    if device.type != "cpu" or not library.is_available():
+        return False
+    kind: int = library.load().recurra_best_kind()
+    return kind > 1
+
+
+def _flops_per_token(model: ModelConfig) -> float:
+    """Of a training step's products; a lookup has none."""
+    shapes = parameter_shapes(model)
+    looked_up = "embedding" if model.embedding_size else "weight_ih_l0"
+    products = [
+        math.prod(shape) for name, shape in shapes.items() if len(shape) > 1 and name != looked_up
+    ]
+    tied = math.prod(shapes["embedding"]) if model.tie_weights else 0
+    return 6.0 * (sum(products) + tied)
