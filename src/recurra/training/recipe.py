@@ -98,16 +98,14 @@ def _with_basics(
 
 def _with_size(config: RunConfig, given: Set[str], size: int) -> RunConfig:
     model = config.model
-    if "hidden_size" in given:
-        size = model.hidden_size
-    elif model.tie_weights and "embedding_size" in given:
-        size = model.embedding_size
+    if "hidden_size" in given or "tie_weights" in given:
+        size = model.hidden_size  # what is tied to it has its width already
     ties = model.vocab_size > LARGEST_ONE_HOT and "embedding_size" not in given
     if "tie_weights" in given:
         ties = model.tie_weights
     return _replace(
         config,
-        given - {"tie_weights"},
+        given,
         hidden_size=size,
         embedding_size=size if ties else 0,
         tie_weights=ties,

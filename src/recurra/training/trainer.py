@@ -35,6 +35,8 @@ from recurra.training.weights import load_weights, save_weights
 
 REPORTS_PER_RUN = 20
 MAX_ROLLBACKS = 3
+LEARNING_PER_REPORT = 20.0
+"""Of a budget in minutes this many times as long is spent on learning as on reports."""
 
 
 @dataclass(frozen=True)
@@ -256,7 +258,7 @@ class Trainer:
         due = int(self._spent * REPORTS_PER_RUN) > memory.reports
         if self.budget.minutes is None or not due:
             return due
-        # Reports shall not eat a budget in minutes: five times as long is spent on learning.
+        # Reports shall not eat a budget in minutes.
         waiting = self.budget.clock.seconds() < self.timing.next_report
         return not self.processes.sum([float(waiting and self.processes.is_first)])[0]
 
@@ -279,7 +281,7 @@ class Trainer:
         # Time must be left for one more of these when the budget ends.
         cost = clock.seconds() - started
         self.budget.reserve = timing.reserve = 1.2 * cost + 0.2
-        timing.next_report = clock.seconds() + 5.0 * cost
+        timing.next_report = clock.seconds() + LEARNING_PER_REPORT * cost
         self._agree()
 
     def _interruptible(self) -> AbstractContextManager[None]:

@@ -1,0 +1,89 @@
+"""What a run is like where nobody said."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+import recurra
+from recurra.config import RunConfig
+from recurra.training import recipe
+from recurra.training.progress import Progress
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _known_speed(monkeypatch):
+    monkeypatch.setattr(recipe, "_measure_speed", lambda *_: 2e11)
+
+
+def completed(seconds=160.0, length=1_000_000, vocab_size=65, **options):
+    config = RunConfig.from_options(**options)
+    model = dataclasses.replace(config.model, vocab_size=vocab_size)
+    config = dataclasses.replace(config, model=model)
+    ids = np.zeros(length, dtype=np.uint16)
+    return recipe.complete(config, options.keys(), ids, CPU, seconds)
+
+
+def test_more_time_and_more_text_give_larger_models():
+    sizes = [completed(seconds).config.model.hidden_size for seconds in (5, 50, 160, 850)]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1]
+    few = completed(850, length=18_000).config.model
+    assert few.hidden_size < sizes[-1]
+
+
+def test_a_text_that_is_read_often_gets_more_dropout():
+    rates = [completed(160, length=n).config.model.output_dropout for n in (10**8, 10**6, 10**4)]
+    assert rates == sorted(rates)
+    assert rates[0] < 0.05
+    assert rates[-1] == 0.5
+
+
+def test_what_was_given_stays():
+    given = {
+        "hidden_size": 100, "embedding_size": 7, "batch_size": 5, "num_steps": 9, "lr": 0.1,
+        "output_dropout": 0.0, "weight_dropout": 0.01, "precision": "fp32", "init": "uniform",
+        "forget_bias": 0.5, "cell": "lstm", "num_layers": 3, "final_lr": 0.3,
+    }  # fmt: skip
+    config = completed(**given).config
+    for name, value in given.items():
+        section = config.model if hasattr(config.model, name) else config.training
+        assert getattr(section, name) == value, name
+    assert config.model.dropout > 0.0
+
+
+def test_a_wide_vocabulary_is_embedded_and_tied():
+    model = completed(vocab_size=3000).config.model
+    assert model.tie_weights
+    assert model.embedding_size == model.hidden_size
+    assert not completed(vocab_size=3000, embedding_size=20).config.model.tie_weights
+    narrow = completed(vocab_size=65).config.model
+    assert (narrow.embedding_size, narrow.tie_weights) == (0, False)
+    tied = completed(tie_weights=True, embedding_size=256).config.model
+    assert (tied.hidden_size, tied.embedding_size, tied.tie_weights) == (256, 256, True)
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "none"])
+def test_other_cells_get_what_they_can_use(cell):
+    model = completed(cell=cell).config.model
+    assert model.forget_bias == 0.0
+    assert (model.weight_dropout == 0.0) == (cell == "none")
+
+
+def test_three_lines_say_why():
+    lines = completed().reasons
+    assert len(lines) == 3
+    assert all(len(line) <= 110 for line in lines)
+
+
+def test_a_budget_in_steps_changes_no_default(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text("a quick brown fox jumps over the lazy dog\n" * 100, "utf-8")
+    lm = recurra.train(file, out=tmp_path / "run", steps=2, progress=Progress())
+    assert lm.config.model.hidden_size == RunConfig().model.hidden_size
+    lm = recurra.train(file, out=tmp_path / "new", minutes=0.05, progress=Progress())
+    assert lm.config.model.output_dropout > 0.0
+    assert lm.config.training.minutes == 0.05
