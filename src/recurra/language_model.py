@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from recurra.config import RunConfig, UnknownRule
 from recurra.errors import ConfigError, RunError
 from recurra.files import write_json
+from recurra.inference.dynamic import DynamicConfig, evaluate_dynamically
 from recurra.inference.evaluate import Evaluation, evaluate, evaluate_text
 from recurra.inference.generate import generate, stream
 from recurra.inference.sampling import GenerationConfig
@@ -118,6 +120,41 @@ class LanguageModel:
             num_bytes=num_bytes,
             unknown_id=self.vocabulary.unknown_id,
         )
+
+    def evaluate_dynamically(
+        self,
+        text: str | bytes | None = None,
+        *,
+        unknown: UnknownRule = "replace",
+        **settings: Any,
+    ) -> Evaluation:
+        """`evaluate` of a model that goes on learning from what it has read; see
+        `inference/dynamic.py`. The model itself is left as it was.
+
+        Args:
+            text: as in `evaluate`; by default the run's own validation part.
+            settings: fields of `DynamicConfig`: segment, lr, decay.
+
+        Raises:
+            RunError: the model belongs to no run, so the text it was trained on is not known.
+            ConfigError, NonFiniteError: a setting will not do.
+        """
+        config = DynamicConfig(**settings)
+        own = self._own_tokens()
+        if text is None:
+            ids: Any = own.val
+            static = self.validate()
+        else:
+            ids = self._encode(text, unknown)
+            static = self.evaluate(text, unknown=unknown)
+        nats = evaluate_dynamically(self.model, ids, own.train, config)
+        return dataclasses.replace(static, total_nats=nats)
+
+    def _encode(self, text: str | bytes, unknown: UnknownRule) -> Any:
+        if isinstance(text, str):
+            return self.vocabulary.encode(prepare_text(text, self.config.text), unknown)
+        assert isinstance(self.vocabulary, ByteVocabulary)
+        return self.vocabulary.encode_bytes(text)
 
     def _evaluate_bytes(self, data: bytes, window: int | None) -> Evaluation:
         if not isinstance(self.vocabulary, ByteVocabulary):

@@ -77,6 +77,22 @@ def test_eval_and_score_agree(run, source, capsys, text):
     assert rest == pytest.approx(figures["bits_per_char"], rel=1e-6)
 
 
+def test_eval_reports_dynamic_evaluation_apart(run, capsys, fails):
+    assert main(["eval", run, "--json"]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert main(["eval", run, "--dynamic", "--json"]) == 0
+    both = json.loads(capsys.readouterr().out)
+    dynamic = both.pop("dynamic")
+    assert both == plain
+    assert dynamic["num_tokens"] == plain["num_tokens"]
+    assert dynamic["total_nats"] < plain["total_nats"]
+    assert main(["eval", run, "--dynamic", "--dynamic-lr", "0.0001"]) == 0
+    assert "dynamic evaluation" in capsys.readouterr().out
+    fails(["eval", run, "--dynamic", "--window", "5"], 2, "--window")
+    fails(["eval", run, "--dynamic-lr", "1"], 2, "--dynamic")
+    fails(["eval", run, "--dynamic", "--dynamic-lr", "-1"], 2, "lr")
+
+
 def test_score_text_top_and_page(run, source, tmp_path, capsys):
     page = tmp_path / "page.html"
     assert main(["score", run, source, "--top", "3", "--html", str(page)]) == 0

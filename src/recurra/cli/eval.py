@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from recurra.cli.parsing import parse
 from recurra.config import UnknownRule
+from recurra.errors import ConfigError
+
+if TYPE_CHECKING:
+    from recurra.inference.evaluate import Evaluation
+    from recurra.language_model import LanguageModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +40,13 @@ class Eval:
     unknown: UnknownRule = "replace"
     """What to do with a symbol that the model never saw."""
 
+    dynamic: bool = False
+    """Measure also by dynamic evaluation, apart: the model goes on learning from each segment after
+    it was predicted."""
+
+    dynamic_lr: float | None = None
+    """How far dynamic evaluation moves a weight for a gradient of its usual size (0.0005)."""
+
     device: str = "cpu"
     """Where to compute: auto, cpu, cuda, cuda:N or mps."""
 
@@ -45,17 +57,38 @@ class Eval:
 def run(arguments: Sequence[str]) -> int:
     """Print the figures."""
     command = parse(Eval, "eval", arguments)
+    if command.dynamic and command.window is not None:
+        raise ConfigError("--dynamic carries the state from end to end; drop --window")
+    if command.dynamic_lr is not None and not command.dynamic:
+        raise ConfigError("--dynamic-lr is for --dynamic")
     from recurra.api import load
 
     lm = load(command.run, command.device)
-    if command.sources:
-        text = lm.read(command.sources)
-        result = lm.evaluate(text, window=command.window, unknown=command.unknown)
-    else:
+    text = lm.read(command.sources) if command.sources else None
+    if text is None:
         result = lm.validate(window=command.window)
+    else:
+        result = lm.evaluate(text, window=command.window, unknown=command.unknown)
+    dynamic = _evaluate_dynamically(lm, text, command) if command.dynamic else None
     if command.json:
-        print(json.dumps(result.to_dict()))
+        figures: dict[str, Any] = dict(result.to_dict())
+        if dynamic is not None:
+            figures["dynamic"] = dynamic.to_dict()
+        print(json.dumps(figures))
         return 0
+    _print(result)
+    if dynamic is not None:
+        print("\nlearning on from what was read (dynamic evaluation)")
+        _print(dynamic)
+    return 0
+
+
+def _evaluate_dynamically(lm: LanguageModel, text: str | bytes | None, command: Eval) -> Evaluation:
+    settings = {} if command.dynamic_lr is None else {"lr": command.dynamic_lr}
+    return lm.evaluate_dynamically(text, unknown=command.unknown, **settings)
+
+
+def _print(result: Evaluation) -> None:
     print(f"perplexity      {result.perplexity:.4f}")
     print(f"nats per token  {result.nats_per_token:.4f}")
     print(f"bits per token  {result.bits_per_token:.4f}")
@@ -63,4 +96,3 @@ def run(arguments: Sequence[str]) -> int:
     print(f"bits per byte   {result.bits_per_byte:.4f}")
     unknown = f", {result.num_unknown:,} of them unknown" if result.num_unknown else ""
     print(f"tokens          {result.num_tokens:,}{unknown}")
-    return 0

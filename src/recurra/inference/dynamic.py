@@ -42,7 +42,7 @@ class DynamicConfig:
     segment: int = 20
     """Tokens that are predicted before they are learned from."""
 
-    lr: float = 2e-3
+    lr: float = 5e-4
     """How far a weight moves for a gradient of its usual size."""
 
     decay: float = 2e-3

@@ -1,0 +1,99 @@
+"""Dynamic evaluation: it predicts before it learns, follows its rule, and leaves no trace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from recurra.config import ModelConfig
+from recurra.errors import ConfigError, NonFiniteError, SourceError
+from recurra.inference.dynamic import DynamicConfig, evaluate_dynamically
+from recurra.inference.evaluate import evaluate
+from recurra.model import RecurrentLM
+
+
+def make(backend: str = "auto", **options: Any) -> RecurrentLM:
+    torch.manual_seed(0)
+    return RecurrentLM(ModelConfig(vocab_size=9, hidden_size=12, backend=backend, **options)).eval()  # type: ignore[arg-type]
+
+
+def ids(length: int, seed: int = 0) -> Any:
+    return np.random.default_rng(seed).integers(9, size=length)
+
+
+def test_without_learning_it_is_plain_evaluation() -> None:
+    model, text = make(), ids(333)
+    config = DynamicConfig(lr=0.0, decay=0.0, segment=7)
+    nats = evaluate_dynamically(model, text, ids(500), config)
+    assert nats == pytest.approx(evaluate(model, text).total_nats, rel=1e-5)
+
+
+def test_a_text_that_repeats_itself_is_learned_and_the_model_left_as_it_was() -> None:
+    model, text = make().train(), np.tile(ids(10), 60)
+    before = [p.detach().clone() for p in model.parameters()]
+    model.head_bias.grad = torch.ones(9)
+    nats = evaluate_dynamically(model, text, ids(500), DynamicConfig(lr=5e-3))
+    assert nats < 0.9 * evaluate(model, text).total_nats
+    assert all(map(torch.equal, before, model.parameters()))
+    assert model.training
+    assert torch.equal(model.head_bias.grad, torch.ones(9))
+    assert model.embedding.grad is None
+
+
+def test_what_comes_later_changes_nothing_before() -> None:
+    text = ids(200)
+    other = np.concatenate([text[:101], ids(99, seed=5)])
+    config = DynamicConfig(segment=10, lr=2e-3)
+    cut = [evaluate_dynamically(make(), t[:101], ids(500), config) for t in (text, other)]
+    assert cut[0] == cut[1]
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_with_and_without_the_kernels(cell: str) -> None:
+    config = DynamicConfig(segment=6, lr=1e-3)
+    results = [
+        evaluate_dynamically(make(backend, cell=cell, num_layers=2), ids(80), ids(300), config)
+        for backend in ("reference", "auto")
+    ]
+    assert results[0] == pytest.approx(results[1], rel=1e-3)
+
+
+def test_the_first_step_is_the_rule_s() -> None:
+    """Two segments: the second is predicted by weights that are worked out here by hand."""
+    model, text, train = make("reference"), ids(13), ids(400)
+    config = DynamicConfig(segment=6, lr=3e-3, decay=0.5)
+    nats = evaluate_dynamically(model, text, train, config)
+    first, second = (torch.from_numpy(part)[None] for part in (text[:7], text[6:]))
+    parameters = list(model.parameters())
+    squares = [torch.zeros_like(p) for p in parameters]
+    random = np.random.default_rng(0)
+    for _ in range(64):
+        starts = random.integers(0, len(train) - 6, size=16)
+        rows = torch.from_numpy(np.stack([train[s : s + 7] for s in starts]))
+        grads = torch.autograd.grad(model.loss(rows[:, :-1], rows[:, 1:])[0], parameters)
+        for square, grad in zip(squares, grads, strict=True):
+            square += grad**2 / 64
+    roots = [square.sqrt() for square in squares]
+    mean = torch.cat([root.flatten() for root in roots]).mean()
+    loss, state = model.loss(first[:, :-1], first[:, 1:])
+    grads = torch.autograd.grad(loss, parameters)
+    with torch.no_grad():
+        for parameter, grad, root in zip(parameters, grads, roots, strict=True):
+            parameter -= config.lr * grad / (root + 1e-3 * mean)
+        after, _ = model.loss(second[:, :-1], second[:, 1:], tuple(s.detach() for s in state))
+    assert nats == pytest.approx(6 * float(loss.detach()) + 6 * float(after), rel=1e-5)
+
+
+def test_rude_settings() -> None:
+    model = make()
+    with pytest.raises(SourceError, match="at least 2"):
+        evaluate_dynamically(model, ids(1), ids(50), DynamicConfig())
+    with pytest.raises(ConfigError, match="segment"):
+        DynamicConfig(segment=0)
+    with pytest.raises(ConfigError, match="lr"):
+        DynamicConfig(lr=float("nan"))
+    with pytest.raises(NonFiniteError, match="smaller lr"):
+        evaluate_dynamically(model, ids(500), ids(50), DynamicConfig(lr=1e30))
