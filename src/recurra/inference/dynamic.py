@@ -10,7 +10,8 @@ The rule is that of Krause, Kahembwe, Murray and Renals (2018): after each segme
     w <- w - lr * g / (rms + mean rms * 1e-3) + min(decay * rms / mean rms, 1) * (w0 - w)
 
 where rms is the root of the mean square of each weight's gradient over the text that the model was
-trained on, and w0 the weights it came with.
+trained on, and w0 the weights it came with. Beyond the paper, no weight moves further than
+`LONGEST` lr at once: those of a token that the sample of the training text never has would.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from recurra.inference.reading import IdArray
 from recurra.model import RecurrentLM
 from recurra.recurrence.cells import State
 
+LONGEST = 10.0
 _ROWS, _BATCHES = 16, 64
 """Of the training text, for the gradients' usual size."""
 
@@ -123,7 +125,10 @@ class _Learner:
     def step(self) -> None:
         """Learn from the last gradients."""
         away = torch._foreach_sub(self._first, self._parameters)
-        torch._foreach_addcmul_(self._parameters, self._rates, self._grads(), value=-1.0)
+        steps, longest = torch._foreach_mul(self._rates, self._grads()), LONGEST * self._config.lr
+        torch._foreach_clamp_min_(steps, -longest)
+        torch._foreach_clamp_max_(steps, longest)
+        torch._foreach_sub_(self._parameters, steps)
         torch._foreach_addcmul_(self._parameters, self._decays, away)
 
     def _grads(self) -> list[Tensor]:

@@ -24,15 +24,15 @@ from recurra.training.progress import format_count
 
 SIZES = (64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
 """Units to choose among."""
-TOKENS_PER_WEIGHT = 6.0
+TOKENS_PER_WEIGHT = 14.0
 """A model is as large as leaves it this many tokens to learn from, repetitions included."""
-WEIGHTS_PER_TOKEN = 3.0
+WEIGHTS_PER_TOKEN = 10.0
 """But it has no more weights than this for each token of the text."""
 LARGEST_ONE_HOT = 256
 """Vocabulary up to which the first layer reads tokens without an embedding."""
 BATCH_SIZE, NUM_STEPS = 16, 64
-LR_OF_512 = 4e-3
-"""Learning rate of a layer of 512 units; it falls with the root of the size."""
+UNITS_TIMES_LR, HIGHEST_LR = 384 * 1.2e-2, 2e-2
+"""The learning rate is one over the size, up to the highest."""
 _TRIED_SIZE = 256
 
 
@@ -114,15 +114,16 @@ def _with_size(config: RunConfig, given: Set[str], size: int) -> RunConfig:
 
 def _with_rates(config: RunConfig, given: Set[str], times_read: float) -> RunConfig:
     """Learning rate, and dropout by how often every token will be read."""
-    rate = round(min(0.5, 0.1 * math.log2(1.0 + times_read)), 2)
-    model = config.model
+    model, doublings = config.model, math.log2(1.0 + times_read)
+    outputs = round(min(0.5, max(0.0, 0.1 * (doublings - 0.9))), 2)
+    weights = round(min(0.5, max(0.0, 0.1 * (doublings - 1.9))), 2)
     return _replace(
         config,
         given,
-        lr=float(f"{LR_OF_512 * math.sqrt(512 / model.hidden_size):.2g}"),
-        output_dropout=rate,
-        weight_dropout=rate if model.cell != "none" else 0.0,
-        dropout=rate if model.num_layers > 1 else 0.0,
+        lr=float(f"{min(HIGHEST_LR, UNITS_TIMES_LR / model.hidden_size):.2g}"),
+        output_dropout=outputs,
+        weight_dropout=weights if model.cell != "none" else 0.0,
+        dropout=outputs if model.num_layers > 1 else 0.0,
     )
 
 
