@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -158,6 +159,17 @@ def test_a_minute_budget_includes_everything(source, tmp_path):
     run(source, tmp_path / "run", minutes=0.05, schedule="cosine")
     assert 1.5 < clock.seconds() < 6.0
     assert lines(tmp_path / "run")[-1]["lr"] < 1e-2 * 0.5
+
+
+def test_the_learning_rate_warms_up_however_long_the_start_took(source, tmp_path):
+    started = time.monotonic() - 2.0
+    options = SMALL | {"warmup": 0.5, "schedule": "constant", "report_every": 1}
+    config = RunConfig.from_options(minutes=0.08, **options)
+    clock, given = Clock(started), options.keys()
+    launch.start_run([source], config, tmp_path / "run", Progress(), clock, given=given)
+    rates = [line["lr"] for line in lines(tmp_path / "run")]
+    assert rates[0] < SMALL["lr"] / 4
+    assert rates == sorted(rates)
 
 
 def test_exploding_learning_rate_stops_with_a_reason(source, tmp_path):

@@ -34,12 +34,15 @@ class Budget:
         epoch_length: batches in an epoch.
         clock: measures the minutes.
         reserve: seconds kept for the last evaluation and save; the trainer learns it as it goes.
+        began: when the first update was due, in seconds of the clock. What passed before is not
+            spent, only no longer there: a learning rate that warms up must begin at its beginning.
     """
 
     config: TrainingConfig
     epoch_length: int
     clock: Clock
     reserve: float = 0.0
+    began: float = 0.0
 
     @property
     def minutes(self) -> float | None:
@@ -51,7 +54,8 @@ class Budget:
     def spent(self, step: int, epoch: int, position: int) -> float:
         """The share spent after `step` updates, `position` of them in this `epoch` (0 to 1)."""
         if self.minutes is not None:
-            return self.clock.seconds() / max(self.minutes * 60 - self.reserve, 1e-9)
+            available = self.minutes * 60 - self.reserve - self.began
+            return (self.clock.seconds() - self.began) / max(available, 1e-9)
         if self.config.steps is not None:
             return step / self.config.steps
         assert self.config.epochs is not None

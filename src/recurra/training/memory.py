@@ -80,13 +80,14 @@ class Timing:
 
     `seconds` since the training began, interruptions left out; `updates`, those of them spent in
     updates since the last report; `reserve`, those kept for the last report; `next_report`, the
-    earliest time of the next one.
+    earliest time of the next one; `began`, when the first update was due.
     """
 
     seconds: float = 0.0
     updates: float = 0.0
     reserve: float = 0.0
     next_report: float = 0.0
+    began: float = 0.0
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:

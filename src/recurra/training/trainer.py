@@ -114,7 +114,7 @@ class Trainer:
         """
         self.memory, self.timing = self.saver.restore(self.updater, self.reporter)
         self.budget.clock.rewind(self.timing.seconds)
-        self.budget.reserve = self.timing.reserve
+        self.budget.reserve, self.budget.began = self.timing.reserve, self.timing.began
         if not self.memory.finished:
             self.progress.message(f"going on from step {self.memory.step:,}")
 
@@ -163,9 +163,6 @@ class Trainer:
             self.model, self.stream, self.budget, seconds, num_val, self.processes.count
         )
         self.progress.plan(lines)
-        self._agree()
-        # What the start has cost of a budget in minutes is no reason to report after one update.
-        self.memory.reports = int(self._spent * REPORTS_PER_RUN)
 
     def _start_afresh(self) -> None:
         if self.processes.is_first:
@@ -173,6 +170,7 @@ class Trainer:
                 file.unlink(missing_ok=True)
         # Too small a disk shows now, and not after the first report.
         self._save()
+        self.budget.began = self.timing.began = self.budget.clock.seconds()
         self._agree()
 
     def _train(self) -> bool:
@@ -345,7 +343,7 @@ class Trainer:
         )
         self.memory, self.timing = self.saver.roll_back(self.memory, self.updater, self.reporter)
         self.memory.rollbacks, self.memory.lr_scale = rollbacks, scale
-        self.timing.seconds = seconds
+        self.timing.seconds, self.timing.began = seconds, self.budget.began
         self._agree()
         self.progress.message(
             f"{what}; back to step {self.memory.step:,} with half the learning rate"
