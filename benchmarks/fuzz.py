@@ -113,7 +113,7 @@ def use_model(run: Path) -> None:
 
 def use_state(model: RecurrentLM, file: Path) -> None:
     optimizer = build_optimizer(model, TrainingConfig())
-    read_state(file, model, optimizer, 2, begun=True)
+    read_state(file, model, optimizer, {}, 2, begun=True)
 
 
 def use_text(run: Path) -> None:

@@ -283,7 +283,7 @@ def _own_step(row: TrainingRow, backend: str, precision: str, embedding_size: in
     batch = next(stream.epoch(0, 0))
 
     def step() -> None:
-        updater.update(batch, 0.1)
+        updater.update(batch, 0.1, 1)
 
     return step
 

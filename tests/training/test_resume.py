@@ -65,6 +65,15 @@ def test_other_cells_and_kinds_of_bptt_resume_too(run, tmp_path, listener, crash
     assert crash.differences(tmp_path / "whole", tmp_path / "parts") == []
 
 
+@pytest.mark.parametrize("step", [1, 17])
+def test_averaged_weights_resume_too(run, tmp_path, listener, crash, step):
+    options = {"weight_averaging": 0.9}
+    run(tmp_path / "whole", **OPTIONS | options)
+    stop(run, listener, tmp_path / "parts", step, **options)
+    resume(tmp_path / "parts")
+    assert crash.differences(tmp_path / "whole", tmp_path / "parts") == []
+
+
 def test_two_runs_of_one_seed_have_the_same_files(run, tmp_path, crash):
     run(tmp_path / "a", **OPTIONS)
     run(tmp_path / "b", **OPTIONS)

@@ -47,6 +47,10 @@ class TrainingConfig:
     weight_decay: float = 0.0
     """Decoupled for adamw, added to the gradient for sgd and adam; biases are spared."""
 
+    weight_averaging: float = 0.0
+    """Decay of a moving average of the weights, per update; the average is what is validated, saved
+    and sampled from. 0 for none; 0.999 averages about the last thousand."""
+
     schedule: Literal["constant", "step", "cosine"] = "cosine"
     """The learning rate against the budget."""
 
@@ -160,6 +164,8 @@ class TrainingConfig:
         require(within, "lr_milestones are shares of the budget, between 0 and 1")
         for name in ("momentum", "warmup", "final_lr"):
             require(0.0 <= getattr(self, name) <= 1.0, f"{name} must lie between 0 and 1")
+        averaging = self.weight_averaging
+        require(0.0 <= averaging < 1.0, "weight_averaging must be at least 0 and below 1")
         require(0 <= self.weight_decay < math.inf, "weight_decay must be finite, not negative")
         require(0 < self.lr_decay <= MAX_FLOAT, "lr_decay must be positive and finite")
         for name in ("clip_norm", "clip_value"):

@@ -1,6 +1,6 @@
 """One moment of a training as files, and back: all that is needed to go on as if never stopped.
 
-    state.safetensors    weights, the optimiser's averages, hidden state, random generators
+    state.safetensors    weights and their averages, the optimiser's, hidden state, random states
     training.json        counters and the best so far; settings, text and vocabulary
     session.json         what differs from run to run: the clock, the machine
     best.safetensors     the weights that model.safetensors held
@@ -79,14 +79,19 @@ class Moment:
 
 
 def state_to_bytes(
-    model: nn.Module, optimizer: torch.optim.Optimizer, hidden: Sequence[Tensor]
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    averages: Tensors,
+    hidden: Sequence[Tensor],
 ) -> bytes:
     """The file of tensors.
 
     Args:
+        averages: of the weights, by name; {} where none are kept.
         hidden: the carried state of all rows of the batch, each (L, B, H).
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"average.{name}": tensor for name, tensor in averages.items()}
     for index, slots in optimizer.state_dict()["state"].items():
         for name, value in slots.items():
             if value is not None:
@@ -100,13 +105,15 @@ def read_state(
     file: Path,
     model: RecurrentLM,
     optimizer: torch.optim.Optimizer,
+    averages: Tensors,
     batch_size: int,
     *,
     begun: bool,
 ) -> State | None:
-    """Restore weights, optimiser and torch's random generators.
+    """Restore weights, their averages, optimiser and torch's random generators.
 
     Args:
+        averages: written in place.
         begun: whether an update was made; before the first there are neither averages nor a
             hidden state.
 
@@ -118,6 +125,7 @@ def read_state(
     """
     expected = {f"model.{name}": spec for name, spec in parameter_specs(model.config).items()}
     expected |= {name: _spec(tensor) for name, tensor in _random_states().items()}
+    expected |= {f"average.{name}": _spec(tensor) for name, tensor in averages.items()}
     # A state that was saved where there was a GPU has its generator too.
     expected.setdefault("random.cuda", TensorSpec(torch.uint8, (16,)))
     if begun:
@@ -125,6 +133,8 @@ def read_state(
     tensors, _ = read_tensor_file(file, expected, optional={"random.cuda"})
     _set_random_states(tensors, file)
     model.load_state_dict(_below("model.", tensors))
+    for name, average in averages.items():
+        average.copy_(tensors[f"average.{name}"])
     _load_optimizer(optimizer, _below("optimizer.", tensors))
     hidden = _below("hidden.", tensors)
     return tuple(hidden[str(i)].to(model.device) for i in range(len(hidden))) or None

@@ -94,7 +94,7 @@ class Saver:
                 memory, self._identity, timing, environment(self.processes, updater.backend)
             )
             files = {
-                STATE: state_to_bytes(updater.model, updater.optimizer, hidden),
+                STATE: state_to_bytes(updater.model, updater.optimizer, updater.averages, hidden),
                 **moment.to_files(),
                 **({} if best is None else {BEST: best}),
                 **{p.name: p.read_bytes() for p in self.folder.histories() if p.is_file()},
@@ -197,6 +197,7 @@ class Saver:
             place / STATE,
             updater.model,
             updater.optimizer,
+            updater.averages,
             self.config.batch_size,
             begun=moment.memory.step > 0,
         )

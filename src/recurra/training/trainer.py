@@ -209,7 +209,7 @@ class Trainer:
         started = time.perf_counter()
         memory, lr = self.memory, self._learning_rate()
         self._is_whole = False
-        nats, norm = self.updater.update(batch, lr)
+        nats, norm = self.updater.update(batch, lr, memory.step + 1)
         memory.step += 1
         memory.position += 1
         memory.tokens += batch.num_tokens
@@ -264,13 +264,14 @@ class Trainer:
         memory, timing, clock = self.memory, self.timing, self.budget.clock
         started = clock.seconds()
         timing.seconds = started
-        with self._interruptible():
-            report = self.reporter.compute(
-                memory, timing, self.stream.epoch_length(), with_samples=self._sample_due()
-            )
-        if self._sample_due():
-            memory.last_sample = memory.step
-        self.reporter.publish(report, memory)
+        with self.updater.averaged_weights():
+            with self._interruptible():
+                report = self.reporter.compute(
+                    memory, timing, self.stream.epoch_length(), with_samples=self._sample_due()
+                )
+            if self._sample_due():
+                memory.last_sample = memory.step
+            self.reporter.publish(report, memory)
         self._agree()
         memory.reports = int(self._spent * REPORTS_PER_RUN)
         timing.updates = 0.0

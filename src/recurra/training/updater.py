@@ -7,6 +7,7 @@ processes only that gradients are averaged over them.
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,8 @@ from recurra.model import RecurrentLM
 from recurra.processes import Processes, losses_named
 from recurra.recurrence.cells import State
 from recurra.recurrence.dropout import Rows
+from recurra.tensor_file import Tensors
+from recurra.training.averaging import WeightAverage
 from recurra.training.batches import Batch, BatchStream
 from recurra.training.clipping import clip_gradients, clipping_factor, describe_non_finite
 from recurra.training.compiled_update import CompiledUpdate
@@ -68,6 +71,8 @@ class Updater:
     ) -> None:
         self.model, self.config = model, config
         self.optimizer = build_optimizer(model, config)
+        decay = config.weight_averaging
+        self._average = WeightAverage(model, decay) if decay > 0.0 else None
         self.state: State | None = None
         self.backend = model.backend_for(stream.recurrent_gradient_scale)
         self._stream, self._processes = stream, processes
@@ -78,8 +83,20 @@ class Updater:
         self._compiled = CompiledGradients(model) if serves else None
         self._compiled_update = CompiledUpdate(self.optimizer) if serves else None
 
-    def update(self, batch: Batch, lr: float) -> Update:
+    @property
+    def averages(self) -> Tensors:
+        """Of the weights, by name; {} where none are kept."""
+        return {} if self._average is None else self._average.tensors
+
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """The model has its weights' averages while this lasts, if they are kept."""
+        return nullcontext() if self._average is None else self._average.in_place()
+
+    def update(self, batch: Batch, lr: float, number: int) -> Update:
         """Learn from one batch.
+
+        Args:
+            number: of this update; the first is 1.
 
         Raises:
             NonFiniteError: the loss or a gradient is NaN or infinite; weights, optimiser and
@@ -94,6 +111,8 @@ class Updater:
             raise NonFiniteError(f"the loss is {nats / batch.num_tokens}")
         norm = self._step(lr)
         self.state = state
+        if self._average is not None:
+            self._average.add(number)
         return Update(nats, norm)
 
     def close(self) -> None:

@@ -1,0 +1,63 @@
+"""The moving average of the weights: its numbers, and that it is what is judged and kept."""
+
+import pytest
+import torch
+from torch import nn
+
+from recurra.config import RunConfig
+from recurra.model import RecurrentLM
+from recurra.processes import ALONE
+from recurra.text.token_file import load_token_file
+from recurra.training.averaging import WeightAverage
+from recurra.training.batches import BatchStream
+from recurra.training.schedules import learning_rate
+from recurra.training.updater import Updater
+
+
+def test_the_mean_forgets_as_the_equation_says():
+    model = nn.Linear(2, 3).double()
+    average = WeightAverage(model, 0.5)
+    expected = model.weight.detach().clone()
+    for n in range(1, 20):
+        model.weight.data.normal_()
+        average.add(n)
+        decay = min(0.5, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * model.weight.detach()
+    torch.testing.assert_close(average.tensors["weight"], expected)
+
+
+def test_it_takes_the_weights_place_and_leaves_it():
+    model = nn.Linear(2, 3)
+    average = WeightAverage(model, 0.9)
+    mean = average.tensors["weight"].clone()
+    own, place = model.weight.data.normal_().clone(), model.weight.data_ptr()
+    with average.in_place():
+        assert torch.equal(model.weight, mean)
+        assert model.weight.data_ptr() == place
+    assert torch.equal(model.weight, own)
+    assert torch.equal(average.tensors["weight"], mean)
+
+
+def test_what_is_saved_is_the_average_and_what_learns_is_not(run, tmp_path):
+    options = {"steps": 9, "report_every": 4, "schedule": "constant", "hidden_size": 8}
+    plain = run(tmp_path / "plain", **options)
+    averaged = run(tmp_path / "averaged", **options, weight_averaging=0.7)
+    # The weights after each update, the same with and without an average.
+    config = averaged.config
+    torch.manual_seed(config.training.seed)
+    model = RecurrentLM(config.model)
+    stream = BatchStream(load_token_file(tmp_path / "plain").train, config.training)
+    updater = Updater(model, config.training, stream, ALONE)
+    average = WeightAverage(model, 0.7)
+    for number, batch in zip(range(1, 10), stream.epoch(0), strict=False):
+        updater.update(batch, learning_rate(config.training, (number - 1) / 9), number)
+        average.add(number)
+    for name, parameter in plain.model.named_parameters():
+        torch.testing.assert_close(parameter, model.get_parameter(name))
+        torch.testing.assert_close(averaged.model.get_parameter(name), average.tensors[name])
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])
+def test_a_decay_that_is_none_is_refused(decay):
+    with pytest.raises(Exception, match="weight_averaging"):
+        RunConfig.from_options(weight_averaging=decay)
