@@ -17,13 +17,20 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from recurra import config, d2l, errors, model, nn
     from recurra.api import LanguageModel, load, train
+    from recurra.comparison import compare
 
-_FROM_API = ("LanguageModel", "load", "train")
+_FUNCTIONS = {
+    "LanguageModel": "api",
+    "compare": "comparison",
+    "load": "api",
+    "train": "api",
+}
 _MODULES = ("config", "d2l", "errors", "model", "nn")
 
 __all__ = [
     "LanguageModel",
     "__version__",
+    "compare",
     "config",
     "d2l",
     "errors",
@@ -36,8 +43,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Load a public name on first use, so that `recurra --help` need not import torch."""
-    if name in _FROM_API:
-        return getattr(importlib.import_module("recurra.api"), name)
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(f"recurra.{_FUNCTIONS[name]}"), name)
     if name in _MODULES:
         return importlib.import_module(f"recurra.{name}")
     raise AttributeError(f"module 'recurra' has no attribute {name!r}")

@@ -142,11 +142,16 @@ def _choose_path(out: Source | None, sources: Sequence[Source], config: RunConfi
         return Path(out)
     first = str(sources[0]) if sources else DEFAULT_CORPUS
     name = f"{'text' if first == '-' else Path(first).stem or 'text'}-{config.model.cell}"
-    path, number = Path("runs") / name, 1
-    while path.exists():
+    return numbered(Path("runs") / name)
+
+
+def numbered(path: Path) -> Path:
+    """The path itself, or with the first number from 2 on that nothing has yet."""
+    free, number = path, 1
+    while free.exists():
         number += 1
-        path = Path("runs") / f"{name}-{number}"
-    return path
+        free = path.with_name(f"{path.name}-{number}")
+    return free
 
 
 def _prepare(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from recurra.cli.markdown import table
 from recurra.cli.parsing import parse
 from recurra.errors import ConfigError
 
@@ -107,21 +108,4 @@ def _print_table(row: TrainingRow | WritingRow, records: list[dict[str, Any]]) -
         )
         for record in records
     ]
-    widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
-    print(f"\n**{row.name}**\n")
-    print(_line(head, widths))
-    print(
-        "|"
-        + "|".join(f"{'-' * (width + 1)}{':' if i else '-'}" for i, width in enumerate(widths))
-        + "|"
-    )
-    for line in lines:
-        print(_line(line, widths), flush=True)
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    padded = [
-        cell.rjust(width) if index else cell.ljust(width)
-        for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    ]
-    return f"| {' | '.join(padded)} |"
+    print(f"\n**{row.name}**\n\n{table(head, lines)}", flush=True)

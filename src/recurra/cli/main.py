@@ -21,6 +21,7 @@ STARTED = time.monotonic()
 
 VERBS = {
     "train": "learn a model from a text",
+    "compare": "several settings on one text at equal minutes or tokens",
     "generate": "continue a prompt",
     "eval": "perplexity and bits per character of a text",
     "score": "what is surprising in a text, per line and per character",

@@ -1,11 +1,14 @@
-"""The loss curve: drawn with characters in a terminal, and as an SVG file with the plot extra."""
+"""Loss curves: drawn with characters in a terminal, and as an SVG file with the plot extra."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from recurra.errors import MissingExtraError
 from recurra.files import replaced
@@ -79,7 +82,6 @@ def write_svg(records: Sequence[dict[str, Any]], file: Path, title: str) -> None
         MissingExtraError: matplotlib is not installed.
     """
     require_matplotlib()
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
@@ -89,10 +91,68 @@ def write_svg(records: Sequence[dict[str, Any]], file: Path, title: str) -> None
         if points:
             axes.plot(*zip(*points, strict=True), label=label)
     axes.set(xlabel="update", ylabel="nats per token")
-    # A folder's name is no formula, and may hold bytes that are no characters.
-    axes.set_title(title.encode("utf-8", "replace").decode("utf-8"), parse_math=False)
+    axes.set_title(_printable(title), parse_math=False)
     axes.grid(alpha=0.3)
     axes.legend()
+    _save(figure, file)
+
+
+def write_comparison_svg(
+    curves: Mapping[str, Sequence[Sequence[dict[str, Any]]]], file: Path, title: str
+) -> None:
+    """Write validation losses against time and against tokens, side by side, as an SVG picture.
+
+    Each contender has a line, the mean over its runs, and a band from the lowest to the highest.
+
+    Args:
+        curves: of each contender by its name, the records of its runs.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.6, 3.8), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, key in zip(panels, ("seconds", "tokens"), strict=True):
+        for name, runs in curves.items():
+            known = [run for run in runs if run]
+            if not known:
+                continue
+            xs, losses = _on_common_places(known, key)
+            (line,) = axes.plot(xs, losses.mean(0), label=_printable(name).replace("$", r"\$"))
+            low, high = losses.min(0), losses.max(0)
+            axes.fill_between(xs, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
+        axes.set(xlabel=key)
+        axes.grid(alpha=0.3)
+    panels[0].set(ylabel="validation, nats per token")
+    panels[0].legend()
+    figure.suptitle(_printable(title).replace("$", r"\$"))
+    _save(figure, file)
+
+
+def _on_common_places(
+    runs: Sequence[Sequence[dict[str, Any]]], key: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Places that all runs have passed, and each run's validation loss there (runs, places)."""
+    first = max(run[0][key] for run in runs)
+    last = max(min(run[-1][key] for run in runs), first)
+    places = np.linspace(first, last, 200)
+    losses = [
+        np.interp(places, [r[key] for r in run], [r["val_nats"] for r in run]) for run in runs
+    ]
+    return places, np.stack(losses)
+
+
+def _printable(title: str) -> str:
+    # A folder's name may hold bytes that are no characters.
+    return title.encode("utf-8", "replace").decode("utf-8")
+
+
+def _save(figure: Any, file: Path) -> None:
+    from matplotlib import rc_context
+
     # Text stays text, for the viewer's fonts to draw; the same curve gives the same bytes.
     style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "recurra"}
     with replaced(file) as temporary, rc_context(style), warnings.catch_warnings():

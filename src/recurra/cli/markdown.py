@@ -1,0 +1,20 @@
+"""Tables as Markdown has them, which a terminal shows as well."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Lines of one table; the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
+    rule = "|".join(f"{'-' * (width + 1)}{':' if i else '-'}" for i, width in enumerate(widths))
+    return "\n".join([_line(head, widths), f"|{rule}|", *(_line(line, widths) for line in lines)])
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    padded = [
+        cell.rjust(width) if index else cell.ljust(width)
+        for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    ]
+    return f"| {' | '.join(padded)} |"

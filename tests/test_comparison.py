@@ -1,0 +1,198 @@
+"""Several settings on one text: the runs, the figures, and going on after an interruption."""
+
+import json
+import signal
+import statistics
+from pathlib import Path
+
+import pytest
+
+import recurra
+from recurra import comparison, launch
+from recurra.cli.main import main
+from recurra.comparison import Comparison, Contender, Result, Row
+from recurra.config import RunConfig
+from recurra.errors import ConfigError, RunError, TrainingInterrupted
+from recurra.training.progress import Progress
+
+TEXT = "the cat sat on the mat and the dog sat on the log. " * 40
+SMALL = {"hidden_size": 8, "batch_size": 4, "num_steps": 16, "lr": 1e-2, "sample_length": 5}
+CONTENDERS = {"gru": {"cell": "gru"}, "wide rnn": {"cell": "rnn", "hidden_size": 16}}
+
+
+@pytest.fixture
+def source(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text(TEXT, encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def compare(source, tmp_path):
+    def call(contenders=CONTENDERS, **options):
+        settings = {"num_tokens": 640, "seeds": 2, "out": tmp_path / "all", "progress": Progress()}
+        return recurra.compare(source, contenders, **SMALL | settings | options)
+
+    return call
+
+
+def test_every_contender_has_each_seed_and_reads_as_many_tokens(compare, tmp_path):
+    result = compare(seed=5)
+    assert {row.contender.name for row in result.rows} == set(CONTENDERS)
+    assert [row.mean for row in result.rows] == sorted(row.mean for row in result.rows)
+    for row in result.rows:
+        assert [r.seed for r in row.results] == [5, 6]
+        assert {r.tokens for r in row.results} == {640}
+        for r in row.results:
+            lm = recurra.load(r.folder)
+            assert lm.config.training.seed == r.seed
+            assert lm.validate().bits_per_char == pytest.approx(r.bits_per_char)
+            assert lm.model.num_parameters == r.parameters
+    assert (tmp_path / "all" / "wide-rnn-6" / "model.safetensors").is_file()
+
+
+def test_equal_tokens_whatever_the_batch(compare):
+    wide = {"narrow": {"batch_size": 2}, "wide": {"batch_size": 8}}
+    for row in compare(wide, seeds=1).rows:
+        assert {r.tokens for r in row.results} == {640}
+
+
+def test_mean_and_spread_are_those_of_the_seeds(compare):
+    for row in compare(seeds=3).rows:
+        scores = [r.bits_per_char for r in row.results]
+        assert row.mean == pytest.approx(statistics.fmean(scores))
+        assert row.spread == pytest.approx(statistics.stdev(scores))
+    assert compare(seeds=1, force=True).rows[0].spread is None
+
+
+def test_what_was_done_stays(compare, tmp_path, monkeypatch):
+    started = []
+
+    def counted(sources, config, out, *rest, **more):
+        started.append(Path(out).name)
+        if len(started) == 3:
+            raise TrainingInterrupted(signal.SIGINT)
+        return launch.start_run(sources, config, out, *rest, **more)
+
+    monkeypatch.setattr(comparison, "start_run", counted)
+    with pytest.raises(TrainingInterrupted):
+        compare()
+    assert started == ["gru-1", "wide-rnn-1", "gru-2"]
+    first = (tmp_path / "all" / "gru-1" / "metrics.jsonl").read_bytes()
+    whole = compare()
+    assert started[3:] == ["gru-2", "wide-rnn-2"]
+    assert (tmp_path / "all" / "gru-1" / "metrics.jsonl").read_bytes() == first
+    again = compare(threads=1)
+    assert started[5:] == []
+    assert [row.scores for row in again.rows] == [row.scores for row in whole.rows]
+
+
+def test_an_interrupted_run_goes_on(compare, tmp_path):
+    whole = compare(out=tmp_path / "whole")
+
+    class Stops(Progress):
+        def moment(self, moment):
+            if moment.step == 7:
+                signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(TrainingInterrupted):
+        compare(progress=Stops())
+    parts = compare()
+    assert [row.scores for row in parts.rows] == [row.scores for row in whole.rows]
+
+
+def test_a_folder_of_something_else_is_left_alone(compare, tmp_path):
+    compare(seeds=1)
+    with pytest.raises(RunError, match="other settings"):
+        compare(seeds=2)
+    with pytest.raises(RunError, match="other settings"):
+        compare(seeds=1, lr=2e-2)
+    assert len(compare(seeds=2, force=True).rows[0].results) == 2
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").touch()
+    with pytest.raises(RunError, match="holds no comparison"):
+        compare(out=tmp_path / "mine")
+
+
+@pytest.mark.parametrize(
+    ("contenders", "options", "words"),
+    [
+        ({"a": {"steps": 3}, "b": {"steps": 4}}, {"num_tokens": None}, "differ in steps"),
+        ({"a": {}, "b": {"seed": 4}}, {}, "differ in seed"),
+        (["gru", "gru "], {}, "unknown|cell"),
+        ({"gru 1": {}, "gru-1": {}}, {}, "there twice"),
+        ([], {}, "nothing to compare"),
+        (["gru"], {"seeds": 0}, "seeds must be"),
+        (["gru"], {"num_tokens": 0}, "num_tokens must be"),
+        (["gru"], {"minutes": 1}, "one budget"),
+        (["gru"], {"val_fraction": 0.0}, "validate"),
+        (["gru"], {"hiden_size": 3}, "hidden_size"),
+    ],
+)
+def test_what_is_no_comparison_is_refused_before_anything_is_written(
+    compare, tmp_path, contenders, options, words
+):
+    with pytest.raises(ConfigError, match=words):
+        compare(contenders, **options)
+    assert not (tmp_path / "all").exists()
+
+
+def test_a_failed_run_is_counted_and_the_others_go_on(compare):
+    wild = {"cell": "rnn-relu", "lr": 1e9, "clip_norm": None, "optimizer": "sgd", "warmup": 0.0}
+    good, bad = compare({"wild": wild, "gru": {"cell": "gru"}}, num_tokens=6400).rows
+    assert good.contender.name == "gru"
+    assert len(good.scores) == 2
+    assert bad.scores == []
+    assert [r.nats_per_token for r in bad.results] == [None, None]
+
+
+def row(name, *scores):
+    results = [Result(i, Path(), 1, s, s, 1, 1.0, 1.0, []) for i, s in enumerate(scores)]
+    return Row(Contender(name, RunConfig(), frozenset()), results)
+
+
+def test_who_is_too_close_to_tell():
+    best, near, far = row("a", 1.0, 1.2), row("b", 1.1, 1.3), row("c", 2.0, 2.1)
+    alone = row("d", 1.1)
+    told = Comparison(Path(), [best, near, alone, far]).as_good_as_the_best()
+    assert [r.contender.name for r in told] == ["b"]
+
+
+def test_with_minutes_what_was_not_given_is_chosen_for_each(compare):
+    options = {"num_tokens": None, "minutes": 0.05, "seeds": 1, "hidden_size": 8}
+    result = compare({"lstm": {}, "gru": {"cell": "gru"}}, **options)
+    for r in (row.results[0] for row in result.rows):
+        training = recurra.load(r.folder).config.training
+        assert training.final_lr == 0.02  # as training/recipe.py has it
+        assert training.lr == SMALL["lr"]
+
+
+def test_the_command_prints_a_table_and_draws(source, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    small = ["--batch-size", "4", "--num-steps", "16", "--sample-length", "5", "--num-tokens=640"]
+    contenders = ["--contender", "gru", "--contender", "--cell rnn --hidden-size 9"]
+    command = [
+        "compare", str(source), *contenders, *small, "--hidden-size", "8", "--seeds", "2", "--out",
+        str(tmp_path / "all"), "--quiet",
+    ]  # fmt: skip
+    assert main([*command, "--plot"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].split("|")[1].strip() == "contender"
+    assert {line.split("|")[1].strip() for line in out[2:4]} == {
+        "gru", "--cell rnn --hidden-size 9",
+    }  # fmt: skip
+    picture = (tmp_path / "all" / "comparison.svg").read_text("utf-8")
+    assert "--cell rnn --hidden-size 9" in picture
+    assert "tokens" in picture
+    assert main([*command, "--json"]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(records) == 4
+    assert {record["parameters"] for record in records} == {
+        recurra.load(record["folder"]).model.num_parameters for record in records
+    }
+
+
+@pytest.mark.parametrize("name", ["lstn", "--cell lstn", '--cell "lstm', "--cel gru", ""])
+def test_a_contender_that_is_none_is_named(source, capsys, name):
+    assert main(["compare", str(source), "--contender", name, "--num-tokens", "640"]) == 2
+    assert "contender" in capsys.readouterr().err
