@@ -17,7 +17,7 @@ from recurra.errors import ConfigError
         (TextConfig, {"letters_only": True, "tokens": "byte"}, "letters_only"),
         (ModelConfig, {"hidden_size": 0}, "hidden_size"),
         (ModelConfig, {"dropout": 1.0}, "dropout"),
-        (ModelConfig, {"cell": "gru", "forget_bias": 1.0}, "no forget gate"),
+        (ModelConfig, {"cell": "gru", "forget_bias": 1.0}, "no such gate"),
         (ModelConfig, {"forget_bias": math.nan}, "finite"),
         (TrainingConfig, {"lr": math.inf}, "lr must be positive and finite"),
         (TrainingConfig, {"lr": math.nan}, "lr"),

@@ -56,7 +56,8 @@ def test_both_readmes_show_the_same_commands():
 
 def test_public_names_are_the_documented_ones():
     assert recurra.__all__ == [
-        "LanguageModel", "__version__", "compare", "config", "d2l", "errors", "load", "model", "nn", "train",
+        "LanguageModel", "__version__", "compare", "config", "d2l", "errors", "load", "model", "nn",
+        "train",
     ]  # fmt: skip
     for name in recurra.__all__:
         assert getattr(recurra, name) is not None

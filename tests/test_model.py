@@ -9,6 +9,7 @@ from torch import nn
 from recurra.config import ModelConfig
 from recurra.errors import ConfigError
 from recurra.model import RecurrentLM
+from recurra.recurrence.dropout import Rows
 
 CELLS = ["rnn", "rnn-relu", "gru", "lstm", "none"]
 
@@ -103,7 +104,7 @@ def test_orthogonal_init_is_orthogonal_per_gate():
 
 def test_forget_bias_adds_to_the_forget_gate_alone():
     plain, forgetful = make(init="normal"), make(init="normal", forget_bias=1.0)
-    difference = forgetful.bias_ih_l0 - plain.bias_ih_l0
+    difference = forgetful.bias_hh_l0 - plain.bias_hh_l0
     assert difference.tolist() == [0.0] * 12 + [1.0] * 12 + [0.0] * 24
 
 
@@ -155,3 +156,113 @@ def test_a_locked_mask_is_the_same_at_all_steps():
     assert torch.equal(dropped[0].expand_as(dropped), dropped)
     assert dropped[0].any()
     assert not dropped[0].all()
+
+
+NEWER = ["lstm-ln", "mogrifier", "mingru", "minlstm", "sru", "rglru"]
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("cell", [*CELLS, *NEWER])
+def test_every_cell_reads_in_pieces_and_by_any_backend_it_has(cell, residual):
+    model = make(cell=cell, num_layers=2, embedding_size=12, residual=residual).double()
+    ids, targets = torch.randint(9, (2, 11)), torch.randint(9, (2, 11))
+    whole, last = model(ids)
+    first, state = model(ids[:, :4])
+    second, end = model(ids[:, 4:], state)
+    torch.testing.assert_close(torch.cat([first, second], 1), whole, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(end, last, rtol=1e-9, atol=1e-11)
+    loss, _ = model.loss(ids, targets)
+    torch.autograd.backward(loss)
+    reference = make(
+        cell=cell, num_layers=2, embedding_size=12, residual=residual, backend="reference"
+    ).double()
+    torch.autograd.backward(reference.loss(ids, targets)[0])
+    for name, parameter in model.named_parameters():
+        expected = reference.get_parameter(name).grad
+        assert expected is not None, name
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-7, atol=1e-10)
+
+
+def test_a_residual_block_is_griffins():
+    model = make(cell="mingru", num_layers=1, embedding_size=12, residual=True).double()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter.data, std=0.3)
+    ids = torch.randint(9, (2, 5))
+    x = model.embedding[ids.t()]
+
+    def rms(x, gain):
+        return x / (x.square().mean(-1, keepdim=True) + torch.finfo(x.dtype).eps).sqrt() * gain
+
+    u = rms(x, model.norm_l0)
+    z, n = (u @ model.weight_ih_l0.t() + model.bias_ih_l0).chunk(2, dim=-1)
+    z, h, read = z.sigmoid(), torch.zeros(2, 12, dtype=torch.float64), []
+    for z_t, n_t in zip(z, n, strict=True):
+        h = (1 - z_t) * h + z_t * n_t
+        read.append(h)
+    gelu = nn.functional.gelu
+    x = x + (torch.stack(read) * gelu(u @ model.gate_l0.t())) @ model.out_l0.t()
+    v = rms(x, model.feed_norm_l0)
+    a, b = (v @ model.feed_in_l0.t()).chunk(2, dim=-1)
+    x = x + (gelu(a) * b) @ model.feed_out_l0.t()
+    expected = rms(x, model.final_norm) @ model.head_weight.t() + model.head_bias
+    torch.testing.assert_close(model(ids)[0], expected.transpose(0, 1), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm", "lstm-ln"])
+def test_zoneout_keeps_units_and_mixes_both_outcomes_when_nothing_is_learned(cell):
+    plain, model = make(cell=cell), make(cell=cell, zoneout=0.25)
+    assert model.backend == "reference"
+    ids = torch.randint(9, (3, 1))
+    before = tuple(torch.randn_like(part) for part in plain.zero_state(3))
+    _, after = plain.eval()(ids, before)
+    _, mean = model.eval()(ids, before)
+    for b, a, m in zip(before, after, mean, strict=True):
+        torch.testing.assert_close(m, 0.25 * b + 0.75 * a)
+    model.train()
+    kept, times = 0, 400
+    for _ in range(times):
+        _, drawn = model(ids, before)
+        for b, a, d in zip(before, after, drawn, strict=True):
+            stays = torch.isclose(d, b)
+            assert torch.isclose(torch.where(stays, b, a), d).all()
+            kept += float(stays.float().mean()) / len(before)
+    assert kept / times == pytest.approx(0.25, abs=0.02)
+
+
+def test_zoneout_of_some_rows_is_that_of_the_whole_batch():
+    model = make(zoneout=0.5)
+    ids = torch.randint(9, (4, 6))
+    torch.manual_seed(3)
+    whole, _ = model.hidden(ids)
+    for own in (slice(0, 1), slice(1, 4)):
+        torch.manual_seed(3)
+        part, _ = model.hidden(ids[own], rows=Rows(own, 4))
+        torch.testing.assert_close(part, whole[:, own])
+
+
+def test_chrono_init_spreads_memories_up_to_its_length():
+    model = make(hidden_size=300, chrono=50)
+    forget = (model.bias_ih_l0 + model.bias_hh_l0).detach().split(300)
+    spans = forget[1].exp()
+    assert 1.0 <= float(spans.min()) < 2.0
+    assert 47.0 < float(spans.max()) <= 49.0
+    assert torch.equal(forget[0], -forget[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"cell": "mogrifier", "embedding_size": 0}, "embedding_size"),
+        ({"residual": True, "embedding_size": 5}, "residual needs"),
+        ({"cell": "sru", "zoneout": 0.1}, "gates read the state"),
+        ({"zoneout": 0.1, "backend": "native"}, "reference backend"),
+        ({"zoneout": 1.0}, "zoneout"),
+        ({"chrono": 2}, "chrono"),
+        ({"chrono": -1}, "chrono"),
+        ({"chrono": 9, "forget_bias": 1.0}, "drop one"),
+        ({"cell": "gru", "chrono": 9}, "chrono is for"),
+    ],
+)
+def test_options_that_do_not_go_together(options, words):
+    with pytest.raises(ConfigError, match=words):
+        make(**options)

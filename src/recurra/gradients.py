@@ -269,7 +269,9 @@ class _Pass:
 
     def _layer_gradients(self, index: int) -> LayerParameters:
         parameters = self._model.layers()[index]
-        gradients = LayerParameters._make(None if p is None else p.grad for p in parameters)
+        gradients = LayerParameters.from_torch(
+            None if p is None else p.grad for p in parameters.of_torch
+        )
         if index == 0 and self._table is not None:
             gradients = gradients._replace(weight_ih=self._grad_table(self._table))
         return gradients

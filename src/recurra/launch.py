@@ -130,7 +130,7 @@ def _surrounded(config: RunConfig, progress: Progress, clock: Clock) -> Iterator
     if training.plot:
         require_matplotlib()
     device = choose_device(training.device, local_rank())
-    require_backend(config.model.backend, device)
+    require_backend(config.model.backend, config.model.cell, device)
     with stop_signals() as signals, joined_processes(device) as processes:
         shown = progress if processes.is_first else Progress()
         yield Surroundings(shown, clock, processes, signals)

@@ -7,18 +7,20 @@ training; the state is explicit, nothing hides it between calls.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from recurra import output_layer
 from recurra.config import ModelConfig
-from recurra.recurrence.cells import LayerParameters, State, find_cell
-from recurra.recurrence.dropout import NO_DROPOUT, Dropout, Rows
+from recurra.recurrence.cells import NUM_OF_TORCH, LayerParameters, State, find_cell
+from recurra.recurrence.dropout import NO_DROPOUT, Dropout, Rows, Zoneout
+from recurra.recurrence.residual import BlockParameters, block_shapes, run_blocks
 from recurra.recurrence.scan import choose_backend, run_stack
 from recurra.tensor_file import TensorSpec
 
-_LAYER_NAMES = LayerParameters._fields[:4]
+_LAYER_NAMES = LayerParameters._fields[:NUM_OF_TORCH]
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -31,9 +33,15 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         inputs = hidden if layer else width or vocab
         shapes[f"weight_ih_l{layer}"] = (gates, inputs)
         shapes[f"bias_ih_l{layer}"] = (gates,)
-        if cell.num_states:
+        if cell.reads_state:
             shapes[f"weight_hh_l{layer}"] = (gates, hidden)
             shapes[f"bias_hh_l{layer}"] = (gates,)
+        extra = cell.extra_shapes(hidden, inputs)
+        if config.residual:
+            extra |= block_shapes(hidden)
+        shapes |= {f"{name}_l{layer}": shape for name, shape in extra.items()}
+    if config.residual:
+        shapes["final_norm"] = (hidden,)
     if not config.tie_weights:
         shapes["head_weight"] = (vocab, hidden)
     return shapes | {"head_bias": (vocab,)}
@@ -50,7 +58,8 @@ class RecurrentLM(nn.Module):
 
     Parameters carry torch.nn's names: `weight_ih_l0` (G*H, I), `weight_hh_l0` (G*H, H),
     `bias_ih_l0`, `bias_hh_l0` (G*H,), then `weight_ih_l1` and so on; around them `embedding`
-    (V, E), unless the input is one-hot, and the output layer's `head_weight` (V, H), unless tied
+    (V, E), unless the input is one-hot, what residual blocks add (`residual.BlockParameters`, and
+    `final_norm`), and the output layer's `head_weight` (V, H), unless tied
     to the embedding, and `head_bias` (V,).
 
     Args:
@@ -60,6 +69,7 @@ class RecurrentLM(nn.Module):
     embedding: nn.Parameter
     head_weight: nn.Parameter
     head_bias: nn.Parameter
+    final_norm: nn.Parameter
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -87,6 +97,8 @@ class RecurrentLM(nn.Module):
         """The same where gradients are scaled on their way back; see `scan.run`."""
         if self.config.backend != "auto":
             return self.config.backend
+        if self.config.zoneout:
+            return "reference"
         return choose_backend(self.config.cell, self.device, recurrent_gradient_scale)
 
     @property
@@ -94,7 +106,8 @@ class RecurrentLM(nn.Module):
         """Whether the compiled kernels can compute all of it."""
         return (
             self.backend == "native"
-            and find_cell(self.config.cell).num_states > 0
+            and not self.config.residual
+            and find_cell(self.config.cell).reads_state
             and all(
                 p.dtype == torch.float32 and p.is_contiguous() and p.device.type == "cpu"
                 for p in self.parameters()
@@ -105,8 +118,14 @@ class RecurrentLM(nn.Module):
     def reset_parameters(self) -> None:
         """Draw the first weights as `config.init` says, from torch's global generator."""
         bound = 1.0 / math.sqrt(self.config.hidden_size)
+        cell = find_cell(self.config.cell)
+        extra = cell.extra_shapes(self.config.hidden_size, 1)
         for name, parameter in self.named_parameters():
-            if self.config.init == "normal":
+            if (own := name.rpartition("_l")[0]) in extra:
+                cell.first_extra(own, parameter)
+            elif own.endswith("norm") or name == "final_norm":
+                parameter.fill_(1.0)
+            elif self.config.init == "normal":
                 if parameter.dim() == 1:
                     parameter.zero_()
                 else:
@@ -118,20 +137,35 @@ class RecurrentLM(nn.Module):
                     nn.init.orthogonal_(gate)
             else:
                 parameter.uniform_(-bound, bound)
-        if self.config.forget_bias:
-            forget = slice(self.config.hidden_size, 2 * self.config.hidden_size)
-            for layer in range(self.config.num_layers):
-                bias = getattr(self, f"bias_ih_l{layer}")
-                bias[forget] += self.config.forget_bias
+        for layer in range(self.config.num_layers):
+            self._set_gate_biases(layer)
+
+    def _set_gate_biases(self, layer: int) -> None:
+        """What `forget_bias` and `chrono` say of the first biases of an LSTM's gates."""
+        units, config = self.config.hidden_size, self.config
+        forget = slice(units, 2 * units)
+        if config.forget_bias:
+            getattr(self, f"bias_hh_l{layer}")[forget] += config.forget_bias
+        if config.chrono:
+            spans = torch.empty(units).uniform_(1.0, config.chrono - 1.0).log()
+            getattr(self, f"bias_ih_l{layer}")[: 2 * units] = 0.0
+            getattr(self, f"bias_hh_l{layer}")[: 2 * units] = torch.cat([-spans, spans])
 
     def layers(self) -> list[LayerParameters]:
         """The parameters of each recurrent layer, the lowest first."""
-        return [
-            LayerParameters._make(
-                [*(getattr(self, f"{name}_l{layer}", None) for name in _LAYER_NAMES), None]
-            )
-            for layer in range(self.config.num_layers)
-        ]
+        return [self._layer(index) for index in range(self.config.num_layers)]
+
+    def _block(self, index: int) -> BlockParameters:
+        return BlockParameters._make(
+            getattr(self, f"{name}_l{index}") for name in BlockParameters._fields
+        )
+
+    def _layer(self, index: int) -> LayerParameters:
+        config = self.config
+        shapes = find_cell(config.cell).extra_shapes(config.hidden_size, 1)
+        of_torch = (getattr(self, f"{name}_l{index}", None) for name in _LAYER_NAMES)
+        extra = tuple(getattr(self, f"{name}_l{index}") for name in shapes)
+        return LayerParameters.from_torch(of_torch)._replace(extra=extra or None)
 
     def zero_state(self, batch_size: int) -> State:
         """The state before anything was read: (h,) or (h, c), each (L, B, H); () without one."""
@@ -161,16 +195,20 @@ class RecurrentLM(nn.Module):
         inputs = ids.t()
         if self.config.embedding_size:
             inputs = nn.functional.embedding(inputs, self.embedding)
-        return run_stack(
-            self.config.cell,
-            inputs,
-            state or None,
-            self.layers(),
-            self.config.backend,
-            dropout=self.dropout,
-            precision=self.config.precision,
-            recurrent_gradient_scale=recurrent_gradient_scale,
-            rows=rows,
+        options: dict[str, Any] = {
+            "dropout": self.dropout,
+            "rows": rows,
+            "precision": self.config.precision,
+            "recurrent_gradient_scale": recurrent_gradient_scale,
+        }
+        if self.config.zoneout:
+            options["zoneout"] = Zoneout(self.config.zoneout, self.training, rows)
+        cell, backend, layers = self.config.cell, self.config.backend, self.layers()
+        if not self.config.residual:
+            return run_stack(cell, inputs, state or None, layers, backend, **options)
+        blocks = [self._block(index) for index in range(len(layers))]
+        return run_blocks(
+            cell, inputs, state or None, layers, blocks, self.final_norm, backend, **options
         )
 
     @property

@@ -65,6 +65,28 @@ def test_other_cells_and_kinds_of_bptt_resume_too(run, tmp_path, listener, crash
     assert crash.differences(tmp_path / "whole", tmp_path / "parts") == []
 
 
+@pytest.mark.parametrize("cell", ["lstm-ln", "mogrifier", "mingru", "minlstm", "sru", "rglru"])
+@pytest.mark.parametrize("residual", [False, True])
+def test_newer_cells_and_residual_blocks_resume_too(run, tmp_path, listener, crash, cell, residual):
+    options = {"cell": cell, "residual": residual, "hidden_size": 16, "embedding_size": 16}
+    options |= {"num_layers": 2, "dropout": 0.1, "output_dropout": 0.1, "weight_dropout": 0.1}
+    lm = run(tmp_path / "whole", **OPTIONS | options)
+    stop(run, listener, tmp_path / "parts", 13, **options)
+    resume(tmp_path / "parts")
+    assert crash.differences(tmp_path / "whole", tmp_path / "parts") == []
+    loaded = api.load(tmp_path / "parts")
+    assert loaded.validate() == lm.validate()
+    assert len(loaded.generate("the", max_new_tokens=30, seed=1)) == 30
+
+
+def test_zoneout_resumes_too(run, tmp_path, listener, crash):
+    options = {"zoneout": 0.2}
+    run(tmp_path / "whole", **OPTIONS | options)
+    stop(run, listener, tmp_path / "parts", 13, **options)
+    resume(tmp_path / "parts")
+    assert crash.differences(tmp_path / "whole", tmp_path / "parts") == []
+
+
 @pytest.mark.parametrize("step", [1, 17])
 def test_averaged_weights_resume_too(run, tmp_path, listener, crash, step):
     options = {"weight_averaging": 0.9}

@@ -10,10 +10,18 @@ import tyro
 from recurra.checks import MAX_FLOAT, require, require_choices, require_types
 from recurra.config.text import MAX_VOCABULARY
 
-CellName = Literal["rnn", "rnn-relu", "gru", "lstm", "none"]
+CellName = Literal[
+    "rnn", "rnn-relu", "gru", "lstm", "lstm-ln", "mogrifier", "mingru", "minlstm", "sru", "rglru",
+    "none",
+]  # fmt: skip
 BackendName = Literal["auto", "reference", "bptt", "library", "native"]
 Precision = Literal["fp32", "bf16"]
 FirstWeights = Literal["uniform", "normal", "orthogonal"]
+
+CELLS_WITH_FORGET_GATE = ("lstm", "lstm-ln", "mogrifier")
+"""Those whose second gate forgets."""
+CELLS_WITHOUT_MIXING = ("mingru", "minlstm", "sru", "rglru", "none")
+"""Those whose gates do not read the state."""
 
 MAX_UNITS = 2**16
 """Largest width of a layer or an embedding; a file that asks for more is not from here."""
@@ -36,17 +44,25 @@ class ModelConfig:
     num_layers: int = 1
     """Recurrent layers, one above the other."""
 
+    residual: bool = False
+    """Put each layer in a residual block with a gate and a feed-forward part; needs embedding_size
+    equal to hidden_size."""
+
     embedding_size: int = 64
     """Width of the learned input embedding; 0 feeds the one-hot vector, as the book does."""
 
     dropout: float = 0.0
-    """Probability of dropping a unit between two layers."""
+    """Probability of dropping a unit between two layers, or of what a residual block adds."""
 
     output_dropout: float = 0.0
     """Probability of dropping a unit of the last layer, before the output layer."""
 
     weight_dropout: float = 0.0
     """Probability of dropping a recurrent weight for a whole window."""
+
+    zoneout: float = 0.0
+    """Probability that a unit of the state stays as it was for a step (slow: by the plain equations
+    only)."""
 
     locked_dropout: bool = False
     """Drop the same units at all steps of a window (variational dropout) instead of drawing anew at
@@ -61,6 +77,10 @@ class ModelConfig:
 
     forget_bias: float = 0.0
     """Added to the LSTM forget gate's first bias; 1 helps it to remember from the start."""
+
+    chrono: int = 0
+    """Chrono initialisation of the input and forget gates' biases: memories of up to this many
+    steps; 0 for none."""
 
     backend: BackendName = "auto"
     """Who computes the recurrence."""
@@ -78,22 +98,48 @@ class ModelConfig:
             init=FirstWeights,
         )
         self._check_sizes()
-        for name in ("dropout", "output_dropout", "weight_dropout"):
+        for name in ("dropout", "output_dropout", "weight_dropout", "zoneout"):
             require(0.0 <= getattr(self, name) < 1.0, f"{name} must be at least 0 and below 1")
-        require(
-            not self.tie_weights or self.embedding_size == self.hidden_size,
-            f"tie_weights needs embedding_size equal to hidden_size"
-            f" ({self.embedding_size} and {self.hidden_size})",
-        )
+        for name in ("tie_weights", "residual"):
+            require(
+                not getattr(self, name) or self.embedding_size == self.hidden_size,
+                f"{name} needs embedding_size equal to hidden_size"
+                f" ({self.embedding_size} and {self.hidden_size})",
+            )
         require(abs(self.forget_bias) <= MAX_FLOAT, "forget_bias must be finite")
+        self._check_gates()
+
+    def _check_gates(self) -> None:
         require(
-            self.forget_bias == 0.0 or self.cell == "lstm",
-            f"forget_bias is for the lstm cell; {self.cell} has no forget gate",
+            self.chrono == 0 or self.cell in CELLS_WITH_FORGET_GATE,
+            f"chrono is for {', '.join(CELLS_WITH_FORGET_GATE)}; {self.cell} has no such gates",
+        )
+        require(self.chrono == 0 or self.chrono > 2, "chrono must be above 2, or 0 for none")
+        require(
+            self.chrono == 0 or self.forget_bias == 0.0, "chrono sets the forget bias: drop one"
+        )
+        require(
+            self.zoneout == 0.0 or self.cell not in CELLS_WITHOUT_MIXING,
+            f"zoneout is for cells whose gates read the state; those of {self.cell} do not",
+        )
+        require(
+            self.zoneout == 0.0 or self.backend in ("auto", "reference"),
+            f"zoneout is computed by the reference backend, not by {self.backend}",
+        )
+        require(
+            self.forget_bias == 0.0 or self.cell in CELLS_WITH_FORGET_GATE,
+            f"forget_bias is for {', '.join(CELLS_WITH_FORGET_GATE)}; {self.cell} has no such gate",
+        )
+        require(
+            self.embedding_size > 0 or self.cell != "mogrifier",
+            "the mogrifier cell changes its inputs, which one-hot vectors do not allow; give it an"
+            " embedding_size",
         )
 
     def _check_sizes(self) -> None:
         require(self.hidden_size >= 1, "hidden_size must be at least 1")
         require(self.vocab_size >= 1, "vocab_size must be at least 1")
+        require(self.chrono <= 10**9, "chrono must be at most 1e9")
         require(self.num_layers >= 1, "num_layers must be at least 1")
         require(self.embedding_size >= 0, "embedding_size must be 0 (one-hot) or positive")
         largest = {

@@ -35,7 +35,7 @@ class RunConfig:
         """What was set and has no effect beside the other settings, a sentence each."""
         text, model, training = self.text, self.model, self.training
         found = []
-        if model.dropout and model.num_layers == 1:
+        if model.dropout and model.num_layers == 1 and not model.residual:
             found.append("dropout works between layers, and there is only one (see output_dropout)")
         if model.locked_dropout and not (model.dropout or model.output_dropout):
             found.append("locked_dropout is for dropout and output_dropout, and both are 0")

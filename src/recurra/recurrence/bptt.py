@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from recurra.recurrence import reference
-from recurra.recurrence.cells import CELLS, Cell, LayerParameters, State
+from recurra.recurrence.cells import CELLS, NUM_OF_TORCH, Cell, LayerParameters, State
 from recurra.recurrence.reference import project
 from recurra.recurrence.time_loops import LOOPS, LoopGradients, RecurrentWeights, Trace
 from recurra.recurrence.workspace import SHELF
@@ -51,7 +51,9 @@ def run_layer(
         # it, which takes a second; so it is asked only where somebody has imported it already.
         compiler: Any = torch.compiler
         apply = compiler.disable(apply)
-    outputs, *final = apply(cell.name, dtype, recurrent_gradient_scale, inputs, *parameters, *state)
+    outputs, *final = apply(
+        cell.name, dtype, recurrent_gradient_scale, inputs, *parameters.of_torch, *state
+    )
     return outputs, tuple(final)
 
 
@@ -67,24 +69,23 @@ class _LayerThroughTime(torch.autograd.Function):
         inputs: Tensor,
         *parameters_and_state: Tensor,
     ) -> tuple[Tensor, ...]:
-        split = len(LayerParameters._fields)
-        parameters = LayerParameters(*parameters_and_state[:split])
+        parameters = LayerParameters.from_torch(parameters_and_state[:NUM_OF_TORCH])
         loop = LOOPS[name]
         projected = _project(inputs, parameters, dtype, fold_bias=loop.folds_bias_hh)
-        state = parameters_and_state[split:]
+        state = parameters_and_state[NUM_OF_TORCH:]
         final, trace = loop.forward(projected, state, _recurrent_weights(parameters, dtype))
         ctx.name, ctx.dtype, ctx.scale = name, dtype, scale
         ctx.num_buffers = len(trace.buffers)
-        ctx.save_for_backward(trace.hidden, *trace.buffers, inputs, *parameters, *state)
+        ctx.save_for_backward(trace.hidden, *trace.buffers, inputs, *parameters.of_torch, *state)
         return (trace.hidden[1:], *final)
 
     @staticmethod
     def backward(ctx: Any, grad_outputs: Tensor, *grad_final: Tensor) -> tuple[Any, ...]:
         hidden, *saved = ctx.saved_tensors
         buffers, (inputs, *saved) = saved[: ctx.num_buffers], saved[ctx.num_buffers :]
-        parameters = LayerParameters(*saved[: len(LayerParameters._fields)])
+        parameters = LayerParameters.from_torch(saved[:NUM_OF_TORCH])
         if torch.is_grad_enabled():
-            state = tuple(saved[len(LayerParameters._fields) :])
+            state = tuple(saved[NUM_OF_TORCH:])
             found = backward_with_graph(
                 ctx.name,
                 inputs,
@@ -122,13 +123,15 @@ def backward_with_graph(
         needed: for the inputs, each parameter and each part of the state: its gradient is wanted.
     """
     # Aliases, so that a way from one of them to another outside this layer is not counted twice.
-    given: list[Any] = [None if t is None else t.view_as(t) for t in (inputs, *parameters, *state)]
-    first, rest = 1 + len(parameters), given[1:]
+    given: list[Any] = [
+        None if t is None else t.view_as(t) for t in (inputs, *parameters.of_torch, *state)
+    ]
+    first, rest = 1 + NUM_OF_TORCH, given[1:]
     outputs, final = reference.run_layer(
         CELLS[name],
         given[0],
         tuple(given[first:]),
-        LayerParameters(*rest[: len(parameters)]),
+        LayerParameters.from_torch(rest[:NUM_OF_TORCH]),
         **options,
     )
     wanted = [alias for alias, need in zip(given, needed, strict=True) if need]

@@ -4,7 +4,7 @@ A mask holds 0 for what is dropped and 1 / (1 - p) for the rest, so that the mea
 anew at every step (Srivastava et al. 2014), or once for all steps of a window ("locked" or
 variational dropout: Gal and Ghahramani 2016). States that are carried are never dropped. Recurrent
 weights are dropped for a whole window (DropConnect: Wan et al. 2013; on W_hh: Merity, Keskar and
-Socher 2018).
+Socher 2018). Zoneout keeps units of the state as they were instead of dropping them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from recurra.kernels import library
-from recurra.recurrence.cells import LayerParameters
+from recurra.recurrence.cells import LayerParameters, State
 
 
 class Rows(NamedTuple):
@@ -41,6 +41,30 @@ class Dropout(NamedTuple):
 
 
 NO_DROPOUT = Dropout()
+
+
+class Zoneout(NamedTuple):
+    """At each step each unit of a state stays as it was with a probability; where nothing is
+    learned, the mean of both outcomes takes its place (Krueger et al. 2017).
+
+    `draws` tells which; `rows` are as in `scan.run_stack`.
+    """
+
+    probability: float
+    draws: bool
+    rows: Rows | None = None
+
+    def mix(self, before: State, after: State) -> State:
+        """The state that a step leaves, each tensor (B, H)."""
+        return tuple(self._mix(b, a) for b, a in zip(before, after, strict=True))
+
+    def _mix(self, before: Tensor, after: Tensor) -> Tensor:
+        if not self.draws:
+            return torch.lerp(after, before, self.probability)
+        rows, units = after.shape
+        total = rows if self.rows is None else self.rows.total
+        changes = fill_mask(after.new_empty(total, units), self.probability) > 0.0
+        return torch.where(changes if self.rows is None else changes[self.rows.own], after, before)
 
 
 def fill_mask(mask: Tensor, probability: float) -> Tensor:

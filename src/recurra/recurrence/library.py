@@ -47,7 +47,7 @@ def run_layer(
     state_dtype = state[0].dtype
     if not inputs.is_floating_point():
         inputs = one_hot(inputs.long(), parameters.weight_ih.shape[1])
-    weights = [p.to(dtype) for p in parameters if p is not None]
+    weights = [p.to(dtype) for p in parameters.of_torch if p is not None]
     initial = [s.unsqueeze(0).to(dtype) for s in state]
     hx = initial if cell.name == "lstm" else initial[0]
     outputs, *final = _call(

@@ -14,12 +14,10 @@ from torch import Tensor
 
 from recurra.errors import ConfigError
 from recurra.recurrence.bptt import backward_with_graph
-from recurra.recurrence.cells import Cell, LayerParameters, State
+from recurra.recurrence.cells import NUM_OF_TORCH, Cell, LayerParameters, State
 from recurra.recurrence.passes import LayerPasses, Trace
 from recurra.recurrence.reference import project
 from recurra.recurrence.workspace import SHELF, Fresh
-
-_NUM_PARAMETERS = len(LayerParameters._fields)
 
 
 def run_layer(
@@ -47,7 +45,7 @@ def run_layer(
         compiler: Any = torch.compiler
         apply = compiler.disable(apply)
     passes = LayerPasses(cell.name, dtype, recurrent_gradient_scale, SHELF, Fresh())
-    outputs, *final = apply(passes, inputs, *parameters, *state)
+    outputs, *final = apply(passes, inputs, *parameters.of_torch, *state)
     return outputs, tuple(final)
 
 
@@ -57,7 +55,8 @@ def why_not(inputs: Tensor, state: State | None, parameters: LayerParameters) ->
         return "has no projected LSTM"
     if type(inputs) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_exporting():
         return "needs tensors with memory"
-    for tensor in (inputs, *(state or ()), *parameters):
+    own = parameters.extra or ()
+    for tensor in (inputs, *(state or ()), *parameters.of_torch, *own):
         if tensor is None:
             continue
         if tensor.device.type != "cpu":
@@ -74,11 +73,11 @@ class _LayerThroughTime(torch.autograd.Function):
     def forward(
         ctx: Any, passes: LayerPasses, inputs: Tensor, *parameters_and_state: Tensor
     ) -> tuple[Tensor, ...]:
-        parameters = LayerParameters(*parameters_and_state[:_NUM_PARAMETERS])
-        state = parameters_and_state[_NUM_PARAMETERS:]
+        parameters = LayerParameters.from_torch(parameters_and_state[:NUM_OF_TORCH])
+        state = parameters_and_state[NUM_OF_TORCH:]
         trace = passes.forward(inputs, state, parameters, saves=any(ctx.needs_input_grad))
         ctx.passes = passes
-        ctx.save_for_backward(*trace, inputs, *parameters, *state)
+        ctx.save_for_backward(*trace, inputs, *parameters.of_torch, *state)
         final = [part[-1].clone() for part in trace[:2] if part is not None]
         return (trace.hidden[1:], *final)
 
@@ -86,7 +85,10 @@ class _LayerThroughTime(torch.autograd.Function):
     def backward(ctx: Any, grad_outputs: Tensor, *grad_final: Tensor) -> tuple[Any, ...]:
         split = len(Trace._fields)
         trace, (inputs, *rest) = Trace(*ctx.saved_tensors[:split]), ctx.saved_tensors[split:]
-        parameters, state = LayerParameters(*rest[:_NUM_PARAMETERS]), tuple(rest[_NUM_PARAMETERS:])
+        parameters, state = (
+            LayerParameters.from_torch(rest[:NUM_OF_TORCH]),
+            tuple(rest[NUM_OF_TORCH:]),
+        )
         if torch.is_grad_enabled():
             found = backward_with_graph(
                 ctx.passes.cell,
@@ -99,8 +101,8 @@ class _LayerThroughTime(torch.autograd.Function):
                 recurrent_gradient_scale=ctx.passes.recurrent_scale,
             )
             return (None, *found)
-        gradients = LayerParameters._make(
-            None if p is None else p.new_empty(p.shape) for p in parameters
+        gradients = LayerParameters.from_torch(
+            None if p is None else p.new_empty(p.shape) for p in parameters.of_torch
         )
         grad_inputs, initial = ctx.passes.backward(
             trace,
@@ -111,4 +113,4 @@ class _LayerThroughTime(torch.autograd.Function):
             gradients,
             needs_inputs=ctx.needs_input_grad[1],
         )
-        return (None, grad_inputs, *gradients, *initial)
+        return (None, grad_inputs, *gradients.of_torch, *initial)

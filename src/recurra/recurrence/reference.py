@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from recurra.recurrence.cells import Cell, LayerParameters, State
+from recurra.recurrence.dropout import Zoneout
 from recurra.recurrence.precision import product
 
 
@@ -22,13 +23,19 @@ def run_layer(
     *,
     dtype: torch.dtype,
     recurrent_gradient_scale: float,
+    zoneout: Zoneout | None = None,
 ) -> tuple[Tensor, State]:
     """One layer through time; arguments and result as in `scan.run`."""
     outputs = []
-    for projected in project(inputs, parameters, dtype):
+    reads = project(inputs, parameters, dtype) if cell.projects_beforehand else inputs
+    for projected in reads:
         if recurrent_gradient_scale != 1.0:
             state = tuple(scale_gradient(s, recurrent_gradient_scale) for s in state)
-        output, state = cell.step(projected, state, parameters, dtype)
+        before = state
+        output, state = cell.step(projected, before, parameters, dtype)
+        if zoneout is not None:
+            state = zoneout.mix(before, state)
+            output = state[0]
         outputs.append(output)
     return torch.stack(outputs), state
 

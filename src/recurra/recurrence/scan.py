@@ -13,9 +13,18 @@ from torch import Tensor
 
 from recurra.errors import ConfigError
 from recurra.kernels import library as kernels
-from recurra.recurrence import bptt, library, native, reference
-from recurra.recurrence.cells import CELLS, LayerParameters, State, check_shapes, find_cell
-from recurra.recurrence.dropout import NO_DROPOUT, Dropout, Rows, drop, drop_weights
+from recurra.recurrence import bptt, library, linear_scan, native, reference, time_batched
+from recurra.recurrence.cells import (
+    CELLS,
+    Cell,
+    LayerParameters,
+    LinearCell,
+    State,
+    check_shapes,
+    find_cell,
+)
+from recurra.recurrence.dropout import NO_DROPOUT, Dropout, Rows, Zoneout, drop, drop_weights
+from recurra.recurrence.time_loops import LOOPS
 
 _RUNNERS: dict[str, Callable[..., tuple[Tensor, State]]] = {
     "reference": reference.run_layer,
@@ -38,6 +47,7 @@ def run(
     *,
     precision: str = "fp32",
     recurrent_gradient_scale: float = 1.0,
+    zoneout: Zoneout | None = None,
 ) -> tuple[Tensor, State]:
     """One layer through time.
 
@@ -50,6 +60,7 @@ def run(
         precision: fp32 leaves the products in the parameters' dtype; bf16 rounds their operands.
         recurrent_gradient_scale: multiplies every gradient that passes from one step to the step
             before; randomised truncation needs it to stay unbiased.
+        zoneout: of the state, where a cell's output is its state; by the reference backend only.
 
     Returns:
         The outputs (T, B, H) and the state after the last step.
@@ -58,6 +69,10 @@ def run(
         ConfigError: an unknown cell or backend, or one that cannot do what is asked.
     """
     kind = find_cell(cell)
+    if zoneout is not None:
+        if not kind.reads_state or backend not in ("auto", "reference"):
+            raise ConfigError(f"there is no zoneout of {cell} by the {backend} backend")
+        backend = "reference"
     if backend == "auto":
         backend = choose_backend(
             cell,
@@ -66,31 +81,52 @@ def run(
             steps=inputs.shape[0],
             compiles=not native.why_not(inputs, state, parameters),
         )
-    if backend not in _RUNNERS:
-        raise ConfigError(f"unknown backend {backend!r}; there are auto, {', '.join(BACKENDS)}")
+    require_cell(backend, kind)
     check_shapes(kind, inputs, parameters)
     zero = zero_state(cell, inputs.shape[1], parameters)
     state = zero if state is None else state
     expected, found = ([tuple(s.shape) for s in parts] for parts in (zero, state))
     if found != expected:
         raise ConfigError(f"the state of {cell} has shapes {found}, and should have {expected}")
-    weight = parameters.weight_ih
-    return _RUNNERS[backend](
-        kind,
-        inputs,
-        state,
-        parameters,
-        dtype=torch.bfloat16 if precision == "bf16" else weight.dtype,
-        recurrent_gradient_scale=recurrent_gradient_scale,
-    )
+    options: dict[str, Any] = {
+        "dtype": torch.bfloat16 if precision == "bf16" else parameters.weight_ih.dtype,
+        "recurrent_gradient_scale": recurrent_gradient_scale,
+    }
+    if zoneout is not None:
+        options["zoneout"] = zoneout
+    if isinstance(kind, LinearCell) and backend != "reference":
+        return time_batched.run_layer(kind, inputs, state, parameters, backend, **options)
+    return _RUNNERS[backend](kind, inputs, state, parameters, **options)
 
 
-def require_backend(backend: str, device: torch.device) -> None:
-    """See to it that a backend can compute on a device, before anything depends on it.
+def backends_of(cell: Cell) -> tuple[str, ...]:
+    """Those that can compute a cell."""
+    if isinstance(cell, LinearCell):
+        return linear_scan.BACKENDS
+    return BACKENDS if cell.name in LOOPS or not cell.num_states else ("reference",)
+
+
+def require_cell(backend: str, cell: Cell) -> None:
+    """See to it that there is such a backend, and that it can compute the cell.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if backend not in BACKENDS:
+        raise ConfigError(f"unknown backend {backend!r}; there are auto, {', '.join(BACKENDS)}")
+    able = backends_of(cell)
+    if backend not in able:
+        raise ConfigError(f"the {backend} backend has no {cell.name}; take auto, {', '.join(able)}")
+
+
+def require_backend(backend: str, cell: str, device: torch.device) -> None:
+    """See to it that a backend can compute a cell on a device, before anything depends on it.
 
     Raises:
         ConfigError, KernelError: it cannot.
     """
+    if backend != "auto":
+        require_cell(backend, find_cell(cell))
     if backend == "native":
         if device.type != "cpu":
             raise ConfigError(f"the native backend computes on a CPU, not on {device.type}")
@@ -114,11 +150,12 @@ def choose_backend(
 
     `compiles` tells whether tensors and layer are such that the compiled kernels could take them.
     """
-    if device.type == "cpu" and steps == 1:
+    able = backends_of(find_cell(cell))
+    if (device.type == "cpu" and steps == 1) or len(able) == 1:
         return "reference"
     if device.type == "cpu" and compiles and CELLS[cell].num_states and kernels.is_available():
         return "native"
-    if recurrent_gradient_scale != 1.0:
+    if "library" not in able or recurrent_gradient_scale != 1.0:
         return "bptt"
     has_fused_lstm: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     fused = device.type != "cpu" or (cell == "lstm" and has_fused_lstm)
@@ -127,14 +164,10 @@ def choose_backend(
 
 def zero_state(cell: str, batch_size: int, parameters: LayerParameters) -> State:
     """The state before anything was read: zeros, each (B, H) (h of a projected LSTM: (B, P))."""
-    num_states = CELLS[cell].num_states
-    if num_states == 0:
-        return ()
-    weight = parameters.weight_hh
-    assert weight is not None
-    h = weight.new_zeros(batch_size, weight.shape[1])
-    c = weight.new_zeros(batch_size, weight.shape[0] // CELLS[cell].num_gates)
-    return (h, c)[:num_states]
+    kind, weight = CELLS[cell], parameters.weight_ih
+    units = weight.shape[0] // kind.num_gates
+    outputs = units if parameters.weight_hr is None else len(parameters.weight_hr)
+    return tuple(weight.new_zeros(batch_size, n) for n in (outputs, units)[: kind.num_states])
 
 
 def run_stack(

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from recurra.config import ModelConfig, RunConfig, TrainingConfig
+from recurra.config.model import CELLS_WITH_FORGET_GATE, CELLS_WITHOUT_MIXING
 from recurra.kernels import library
 from recurra.model import RecurrentLM, parameter_shapes
 from recurra.training.batches import BatchStream, Ids
@@ -30,6 +31,8 @@ WEIGHTS_PER_TOKEN = 10.0
 """But it has no more weights than this for each token of the text."""
 LARGEST_ONE_HOT = 256
 """Vocabulary up to which the first layer reads tokens without an embedding."""
+NARROW_EMBEDDING = 64
+"""Width of an embedding where the cell cannot do without one."""
 BATCH_SIZE, NUM_STEPS = 16, 64
 UNITS_TIMES_LR, HIGHEST_LR = 384 * 1.2e-2, 2e-2
 """The learning rate is one over the size, up to the highest."""
@@ -90,24 +93,29 @@ def _with_basics(
         num_steps=NUM_STEPS,
         precision="bf16" if _has_fast_bf16(device) else "fp32",
         init="orthogonal",
-        forget_bias=1.0 if config.model.cell == "lstm" else 0.0,
+        forget_bias=1.0 if _takes_forget_bias(config.model) else 0.0,
         locked_dropout=True,
         final_lr=0.02,
     )
 
 
+def _takes_forget_bias(model: ModelConfig) -> bool:
+    return model.cell in CELLS_WITH_FORGET_GATE and not model.chrono
+
+
 def _with_size(config: RunConfig, given: Set[str], size: int) -> RunConfig:
     model = config.model
-    if "hidden_size" in given or "tie_weights" in given:
+    if {"hidden_size", "tie_weights", "residual"} & given:
         size = model.hidden_size  # what is tied to it has its width already
     ties = model.vocab_size > LARGEST_ONE_HOT and "embedding_size" not in given
     if "tie_weights" in given:
         ties = model.tie_weights
+    narrow = NARROW_EMBEDDING if model.cell == "mogrifier" else 0
     return _replace(
         config,
         given,
         hidden_size=size,
-        embedding_size=size if ties else 0,
+        embedding_size=size if ties or model.residual else narrow,
         tie_weights=ties,
     )
 
@@ -122,8 +130,8 @@ def _with_rates(config: RunConfig, given: Set[str], times_read: float) -> RunCon
         given,
         lr=float(f"{min(HIGHEST_LR, UNITS_TIMES_LR / model.hidden_size):.2g}"),
         output_dropout=outputs,
-        weight_dropout=weights if model.cell != "none" else 0.0,
-        dropout=outputs if model.num_layers > 1 else 0.0,
+        weight_dropout=0.0 if model.cell in CELLS_WITHOUT_MIXING else weights,
+        dropout=outputs if model.num_layers > 1 or model.residual else 0.0,
     )
 
 

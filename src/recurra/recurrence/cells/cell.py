@@ -1,0 +1,143 @@
+"""What a cell is: one time step, written as its equations, and the parameters it reads.
+
+A cell knows neither the batch loop nor the time loop, and no gradient: `reference.py` repeats
+`step` through time and lets autograd do the rest. What a layer reads from outside at step t comes
+in already projected, x_t W_ih' + b_ih, because that product does not depend on the past.
+
+Gate order and parameter layout are torch.nn's: i, f, g, o for the LSTM, r, z, n for the GRU.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from recurra.errors import ConfigError
+from recurra.recurrence.precision import product
+
+State = tuple[Tensor, ...]
+"""What a layer carries from step to step: (h,) or (h, c), each (B, H); () without hidden state."""
+
+
+class LayerParameters(NamedTuple):
+    """The parameters of one layer, as torch.nn names and shapes them.
+
+    `weight_ih` (G*H, I), `weight_hh` (G*H, H), biases (G*H,) or None; `weight_hr` (P, H) only for
+    an LSTM with projection, whose `weight_hh` is then (G*H, P). The cell without hidden state has
+    neither `weight_hh` nor `bias_hh`; nor has one whose gates do not read the state. `extra` are
+    the cell's own parameters, as its `extra_shapes` lists them, or None.
+    """
+
+    weight_ih: Tensor
+    weight_hh: Tensor | None = None
+    bias_ih: Tensor | None = None
+    bias_hh: Tensor | None = None
+    weight_hr: Tensor | None = None
+    extra: tuple[Tensor, ...] | None = None
+
+    @property
+    def of_torch(self) -> tuple[Tensor | None, ...]:
+        """All that torch.nn's layers have: the cell's own left out."""
+        return (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, self.weight_hr)
+
+    @classmethod
+    def from_torch(cls, tensors: Iterable[Tensor | None]) -> Self:
+        """The inverse of `of_torch`."""
+        weight_ih, weight_hh, bias_ih, bias_hh, weight_hr = tensors
+        assert weight_ih is not None
+        return cls(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
+
+    def recurrent_product(self, h: Tensor, dtype: torch.dtype) -> Tensor:
+        """h W_hh' + b_hh, shape (B, G*H); the product in `dtype`, the result in h's."""
+        assert self.weight_hh is not None
+        recurrent = product(h, self.weight_hh, dtype)
+        return recurrent if self.bias_hh is None else recurrent + self.bias_hh
+
+
+NUM_OF_TORCH = len(LayerParameters._fields) - 1
+
+
+class Cell(ABC):
+    """One kind of recurrence.
+
+    Attributes:
+        name: by which it is chosen.
+        num_gates: row blocks of W_ih, each of H rows.
+        num_states: tensors of its state.
+        reads_state: whether gates read the state, by W_hh. Where they do not, all products can be
+            taken for all steps at once.
+        projects_beforehand: whether the inputs' product with W_ih depends on nothing else.
+    """
+
+    name: str
+    num_gates: int
+    num_states: int
+    reads_state = True
+    projects_beforehand = True
+
+    @abstractmethod
+    def step(
+        self, projected: Tensor, state: State, parameters: LayerParameters, dtype: torch.dtype
+    ) -> tuple[Tensor, State]:
+        """One step in time.
+
+        Args:
+            projected: x_t W_ih' + b_ih, shape (B, G*H); x_t itself, (B, I), where the cell does not
+                project beforehand.
+            state: the state before the step, `num_states` tensors.
+            parameters: the layer's parameters.
+            dtype: number format of the matrix products.
+
+        Returns:
+            The layer's output at this step, (B, H), and the state after it.
+        """
+
+    def extra_shapes(self, units: int, inputs: int) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of parameters that only this cell has."""
+        return {}
+
+    def first_extra(self, name: str, parameter: Tensor) -> None:
+        """Write the first values of one of them."""
+        raise NotImplementedError(f"{self.name} has no {name}")
+
+
+def check_shapes(cell: Cell, inputs: Tensor, parameters: LayerParameters) -> None:
+    """See to it that a layer's parameters fit each other and its inputs; kernels trust that.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    takes_numbers = inputs.is_floating_point()
+    if inputs.dim() != 2 + takes_numbers or inputs.shape[0] < 1:
+        raise ConfigError(
+            "a layer reads numbers (T, B, I) or ids (T, B) of at least one step, not"
+            f" {tuple(inputs.shape)}"
+        )
+    rows, width = parameters.weight_ih.shape
+    units = rows // cell.num_gates
+    projection = parameters.weight_hr
+    outputs = units if projection is None else len(projection)
+    expected = {
+        "weight_ih": (cell.num_gates * units, inputs.shape[-1] if takes_numbers else width),
+        "weight_hh": (rows, outputs),
+        "bias_ih": (rows,),
+        "bias_hh": (rows,),
+        "weight_hr": (outputs, units),
+    }
+    found = {name: getattr(parameters, name) for name in expected}
+    extra = cell.extra_shapes(units, width)
+    if len(parameters.extra or ()) != len(extra):
+        raise ConfigError(f"{cell.name} has as parameters of its own: {', '.join(extra) or 'none'}")
+    found |= zip(extra, parameters.extra or (), strict=True)
+    for name, shape in (expected | extra).items():
+        parameter = found[name]
+        if parameter is not None and tuple(parameter.shape) != shape:
+            raise ConfigError(f"{name} of {cell.name} is {tuple(parameter.shape)}, and not {shape}")
+    if parameters.weight_hh is None and cell.reads_state:
+        raise ConfigError(f"{cell.name} needs weight_hh")
+    if not takes_numbers and not cell.projects_beforehand:
+        raise ConfigError(f"{cell.name} reads numbers, not ids: it needs an embedding")

@@ -1,0 +1,87 @@
+"""The LSTM with changes that are known to help it; by the plain equations only."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import layer_norm
+
+from recurra.recurrence.cells.book import LstmCell
+from recurra.recurrence.cells.cell import Cell, LayerParameters, State
+from recurra.recurrence.precision import product
+
+
+class LayerNormLstmCell(Cell):
+    """The LSTM with normalised sums: Ba, Kiros and Hinton 2016, "Layer Normalization".
+
+    i, f, g, o come from LN(x_t W_ih') + LN(h_{t-1} W_hh') + b, and h_t = o * tanh(LN(c_t)); each LN
+    over all units of its sum, with a gain of its own, and a bias for c_t's. b is b_hh; b_ih belongs
+    to the sum before it is normalised.
+    """
+
+    name, num_gates, num_states = "lstm-ln", 4, 2
+
+    def extra_shapes(self, units: int, inputs: int) -> dict[str, tuple[int, ...]]:
+        gates = self.num_gates * units
+        return {
+            "gain_ih": (gates,),
+            "gain_hh": (gates,),
+            "gain_cell": (units,),
+            "bias_cell": (units,),
+        }
+
+    def first_extra(self, name: str, parameter: Tensor) -> None:
+        parameter.fill_(0.0 if name == "bias_cell" else 1.0)
+
+    def step(
+        self, projected: Tensor, state: State, parameters: LayerParameters, dtype: torch.dtype
+    ) -> tuple[Tensor, State]:
+        assert parameters.extra is not None
+        assert parameters.weight_hh is not None
+        gain_ih, gain_hh, gain_cell, bias_cell = parameters.extra
+        h, c = state
+        recurrent = product(h, parameters.weight_hh, dtype)
+        gates = layer_norm(projected, gain_ih.shape, gain_ih)
+        gates = gates + layer_norm(recurrent, gain_hh.shape, gain_hh, parameters.bias_hh)
+        i, f, g, o = gates.chunk(4, dim=1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        h = torch.sigmoid(o) * torch.tanh(layer_norm(c, gain_cell.shape, gain_cell, bias_cell))
+        return h, (h, c)
+
+
+class MogrifierCell(Cell):
+    """The LSTM whose input and state gate each other first: Melis, Kocisky and Blunsom 2020.
+
+    Five rounds in turns, x = 2 s(h Q_1') * x, h = 2 s(x R_1') * h, x = 2 s(h Q_2') * x and so on;
+    then the LSTM reads the last x and h. Needs inputs that are numbers: an embedding.
+    """
+
+    name, num_gates, num_states = "mogrifier", 4, 2
+    projects_beforehand = False
+    _ROUNDS = 5
+
+    def extra_shapes(self, units: int, inputs: int) -> dict[str, tuple[int, ...]]:
+        shapes = ((inputs, units), (units, inputs))
+        return {f"mogrify_{i}": shapes[i % 2] for i in range(self._ROUNDS)}
+
+    def first_extra(self, name: str, parameter: Tensor) -> None:
+        # 2 s(0) is 1: at first the cell is the LSTM.
+        parameter.zero_()
+
+    def step(
+        self, projected: Tensor, state: State, parameters: LayerParameters, dtype: torch.dtype
+    ) -> tuple[Tensor, State]:
+        assert parameters.extra is not None
+        x, (h, c) = projected, state
+        for index, weight in enumerate(parameters.extra):
+            if index % 2 == 0:
+                x = 2.0 * torch.sigmoid(product(h, weight, dtype)) * x
+            else:
+                h = 2.0 * torch.sigmoid(product(x, weight, dtype)) * h
+        gates = product(x, parameters.weight_ih, dtype)
+        if parameters.bias_ih is not None:
+            gates = gates + parameters.bias_ih
+        return _LSTM.step(gates, (h, c), parameters, dtype)
+
+
+_LSTM = LstmCell()

@@ -1,0 +1,243 @@
+"""Cells beyond the book's: their equations written out once more, and every backend they have."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from recurra.errors import ConfigError
+from recurra.kernels import library
+from recurra.recurrence import scan
+from recurra.recurrence.cells import CELLS, LayerParameters, LinearCell, find_cell
+
+LINEAR = [name for name, cell in CELLS.items() if isinstance(cell, LinearCell)]
+VARIANTS = ["lstm-ln", "mogrifier"]
+SHAPES = [(1, 1, 1, 1), (1, 3, 4, 5), (7, 1, 3, 8), (13, 5, 6, 17)]
+
+
+def make_layer(name, inputs, units, dtype=torch.float64, bias=True):
+    cell = find_cell(name)
+
+    def parameter(*shape):
+        return (torch.randn(*shape, dtype=dtype) / units**0.5).requires_grad_()
+
+    gates = cell.num_gates * units
+    extra = tuple(parameter(*shape) for shape in cell.extra_shapes(units, inputs).values())
+    return LayerParameters(
+        weight_ih=parameter(gates, inputs),
+        weight_hh=parameter(gates, units) if cell.reads_state else None,
+        bias_ih=parameter(gates) if bias else None,
+        bias_hh=parameter(gates) if bias and cell.reads_state else None,
+        extra=extra or None,
+    )
+
+
+def leaves_of(layer, inputs, state):
+    found = (inputs, *state, *layer.of_torch, *(layer.extra or ()))
+    return [t for t in found if t is not None and t.requires_grad]
+
+
+def outcome(name, inputs, state, layer, backend, **options):
+    """Outputs, final state and all gradients."""
+    outputs, final = scan.run(name, inputs, state, layer, backend, **options)
+    weights = [torch.linspace(-1, 2, p.numel()).view_as(p) for p in (outputs, *final)]
+    total = sum((p * w).sum() for p, w in zip((outputs, *final), weights, strict=True))
+    values = [part.detach() for part in (outputs, *final)]
+    return [*values, *torch.autograd.grad(total, leaves_of(layer, inputs, state))]
+
+
+def assert_same(actual, expected, tolerance):
+    for a, e in zip(actual, expected, strict=True):
+        scale = max(float(e.detach().abs().max()), 1e-30)
+        assert float((a - e).detach().abs().max()) <= tolerance * scale
+
+
+def make_case(name, shape, dtype=torch.float64, bias=True):
+    steps, batch, inputs, units = shape
+    torch.manual_seed(0)
+    layer = make_layer(name, inputs, units, dtype, bias)
+    state = tuple(
+        torch.randn(batch, units, dtype=dtype).requires_grad_()
+        for _ in range(find_cell(name).num_states)
+    )
+    return torch.randn(steps, batch, inputs, dtype=dtype).requires_grad_(), state, layer
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", LINEAR)
+def test_all_steps_at_once_equal_step_by_step(name, shape, bias):
+    inputs, state, layer = make_case(name, shape, bias=bias)
+    for options in ({}, {"recurrent_gradient_scale": 0.75}):
+        expected = outcome(name, inputs, state, layer, "reference", **options)
+        assert_same(outcome(name, inputs, state, layer, "bptt", **options), expected, 1e-10)
+
+
+@pytest.mark.skipif(not library.is_available(), reason="no compiler for the kernels")
+@pytest.mark.parametrize("shape", SHAPES[1:], ids=str)
+@pytest.mark.parametrize("name", LINEAR)
+def test_the_compiled_scan_equals_step_by_step(name, shape):
+    inputs, state, layer = make_case(name, shape, torch.float32)
+    expected = outcome(name, inputs, state, layer, "reference")
+    assert_same(outcome(name, inputs, state, layer, "native"), expected, 2e-5)
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_ids_equal_one_hot_inputs(name):
+    _, state, layer = make_case(name, (9, 3, 11, 6))
+    ids = torch.randint(11, (9, 3))
+    one_hot = torch.nn.functional.one_hot(ids, 11).double()
+    expected = outcome(name, one_hot, state, layer, "reference")
+    for backend in ("reference", "bptt"):
+        assert_same(outcome(name, ids, state, layer, backend), expected, 1e-10)
+
+
+@pytest.mark.parametrize("name", LINEAR + VARIANTS)
+def test_gradients_pass_gradcheck(name):
+    inputs, state, layer = make_case(name, (4, 2, 3, 4))
+    leaves = leaves_of(layer, inputs, state)
+    extra = len(layer.extra or ())
+
+    def function(inputs, *rest):
+        state, rest = rest[: len(given)], list(rest[len(given) :])
+        own = tuple(rest[len(rest) - extra :]) or None
+        present = iter(rest[: len(rest) - extra])
+        parts = [None if p is None else next(present) for p in layer.of_torch]
+        parameters = LayerParameters.from_torch(parts)._replace(extra=own)
+        outputs, final = scan.run(name, inputs, state, parameters, "reference")
+        return outputs, *final
+
+    given = state
+    assert torch.autograd.gradcheck(function, leaves)
+
+
+@pytest.mark.parametrize("name", LINEAR + VARIANTS)
+def test_two_halves_equal_the_whole(name):
+    inputs, _, layer = make_case(name, (11, 3, 4, 6))
+    for backend in scan.backends_of(find_cell(name)):
+        if backend == "native":
+            continue
+        whole, final = scan.run(name, inputs, None, layer, backend)
+        first, state = scan.run(name, inputs[:4], None, layer, backend)
+        second, end = scan.run(name, inputs[4:], state, layer, backend)
+        assert_same([torch.cat([first, second]), *end], [whole, *final], 1e-12)
+
+
+def sigmoid(x):
+    return 1.0 / (1.0 + math.exp(-x))
+
+
+def numbers(name):
+    """One unit, one input, two steps by the papers' equations, in plain numbers."""
+    inputs, state, layer = make_case(name, (2, 1, 1, 1))
+    x = inputs.flatten().tolist()
+    w = layer.weight_ih.flatten().tolist()
+    b = layer.bias_ih.flatten().tolist()
+    outputs, _ = scan.run(name, inputs, state, layer, "reference")
+    return x, w, b, state[0].item(), layer, outputs.flatten().tolist()
+
+
+def test_mingru_in_plain_numbers():
+    x, w, b, h, _, outputs = numbers("mingru")
+    for x_t, y in zip(x, outputs, strict=True):
+        z, n = sigmoid(w[0] * x_t + b[0]), w[1] * x_t + b[1]
+        h = (1 - z) * h + z * n
+        assert y == pytest.approx(h)
+
+
+def test_minlstm_in_plain_numbers():
+    x, w, b, h, _, outputs = numbers("minlstm")
+    for x_t, y in zip(x, outputs, strict=True):
+        i, f, g = sigmoid(w[0] * x_t + b[0]), sigmoid(w[1] * x_t + b[1]), w[2] * x_t + b[2]
+        h = f / (f + i) * h + i / (f + i) * g
+        assert y == pytest.approx(h)
+
+
+def test_sru_in_plain_numbers():
+    x, w, b, c, _, outputs = numbers("sru")
+    for x_t, y in zip(x, outputs, strict=True):
+        f, r = sigmoid(w[1] * x_t + b[1]), sigmoid(w[2] * x_t + b[2])
+        c = f * c + (1 - f) * (w[0] * x_t + b[0])
+        assert y == pytest.approx(r * math.tanh(c) + (1 - r) * (w[3] * x_t + b[3]))
+
+
+def test_rglru_in_plain_numbers():
+    x, w, b, h, layer, outputs = numbers("rglru")
+    decay = layer.extra[0].item()
+    for x_t, y in zip(x, outputs, strict=True):
+        r, i = sigmoid(w[0] * x_t + b[0]), sigmoid(w[1] * x_t + b[1])
+        a = sigmoid(decay) ** (8 * r)
+        h = a * h + math.sqrt(1 - a * a) * i * (w[2] * x_t + b[2])
+        assert y == pytest.approx(h)
+
+
+def test_rglru_begins_with_long_memories():
+    decay = torch.empty(5000)
+    find_cell("rglru").first_extra("decay", decay)
+    kept = torch.sigmoid(decay) ** 8
+    assert 0.9 <= float(kept.min()) < 0.901
+    assert 0.998 < float(kept.max()) <= 0.9991
+
+
+def test_rglru_has_finite_gradients_where_nothing_is_forgotten():
+    inputs, state, layer = make_case("rglru", (5, 2, 3, 4), torch.float32)
+    layer = layer._replace(extra=(torch.full((4,), 60.0, requires_grad=True),))
+    for part in outcome("rglru", inputs, state, layer, "reference"):
+        assert torch.isfinite(part).all()
+
+
+def test_layer_norm_lstm_is_an_lstm_between_norms():
+    inputs, state, layer = make_case("lstm-ln", (1, 2, 3, 5))
+    gain_ih, gain_hh, gain_cell, bias_cell = layer.extra
+
+    def norm(x, gain):
+        centred = x - x.mean(1, keepdim=True)
+        return gain * centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt()
+
+    (x,), (h, c) = inputs, state
+    gates = norm(x @ layer.weight_ih.t() + layer.bias_ih, gain_ih)
+    gates = gates + norm(h @ layer.weight_hh.t(), gain_hh) + layer.bias_hh
+    i, f, g, o = gates.chunk(4, dim=1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    h = o.sigmoid() * (norm(c, gain_cell) + bias_cell).tanh()
+    outputs, (_, last) = scan.run("lstm-ln", inputs, state, layer, "reference")
+    assert_same([outputs[0], last], [h, c], 1e-12)
+
+
+def test_mogrifier_is_an_lstm_of_what_gated_each_other():
+    inputs, state, layer = make_case("mogrifier", (1, 2, 3, 5))
+    (x,), (h, c) = inputs, state
+    q1, r1, q2, r2, q3 = layer.extra
+    x = 2 * (h @ q1.t()).sigmoid() * x
+    h = 2 * (x @ r1.t()).sigmoid() * h
+    x = 2 * (h @ q2.t()).sigmoid() * x
+    h = 2 * (x @ r2.t()).sigmoid() * h
+    x = 2 * (h @ q3.t()).sigmoid() * x
+    expected, final = scan.run("lstm", x[None], (h, c), layer._replace(extra=None), "reference")
+    outputs, last = scan.run("mogrifier", inputs, state, layer, "reference")
+    assert_same([outputs, *last], [expected, *final], 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [*itertools.product(VARIANTS, ["bptt", "library", "native"]), ("sru", "library")],
+)
+def test_a_backend_that_lacks_a_cell_says_which_has_it(name, backend):
+    inputs, state, layer = make_case(name, (2, 1, 3, 4))
+    with pytest.raises(ConfigError, match=f"{backend} backend has no {name}; take auto, reference"):
+        scan.run(name, inputs, state, layer, backend)
+    outputs, _ = scan.run(name, inputs, state, layer, "auto")
+    assert outputs.shape == (2, 1, 4)
+
+
+def test_parameters_of_the_cells_own_are_checked():
+    inputs, state, layer = make_case("rglru", (2, 1, 3, 4))
+    with pytest.raises(ConfigError, match="decay of rglru is"):
+        scan.run("rglru", inputs, state, layer._replace(extra=(torch.zeros(3),)))
+    with pytest.raises(ConfigError, match="of its own: decay"):
+        scan.run("rglru", inputs, state, layer._replace(extra=None))
+    ids = torch.zeros(2, 1, dtype=torch.int64)
+    inputs, state, layer = make_case("mogrifier", (2, 1, 3, 4))
+    with pytest.raises(ConfigError, match="embedding"):
+        scan.run("mogrifier", ids, state, layer)
