@@ -79,6 +79,16 @@ def test_newer_cells_and_residual_blocks_resume_too(run, tmp_path, listener, cra
     assert len(loaded.generate("the", max_new_tokens=30, seed=1)) == 30
 
 
+@pytest.mark.parametrize("step", [3, 8, 9, 23])
+@pytest.mark.parametrize("sampling", ["sequential", "random"])
+def test_batches_that_grow_resume_too(run, tmp_path, listener, crash, step, sampling):
+    options = {"batch_growth": 4, "window_growth": 2, "sampling": sampling}
+    run(tmp_path / "whole", **OPTIONS | options)
+    stop(run, listener, tmp_path / "parts", step, **options)
+    resume(tmp_path / "parts")
+    assert crash.differences(tmp_path / "whole", tmp_path / "parts") == []
+
+
 def test_zoneout_resumes_too(run, tmp_path, listener, crash):
     options = {"zoneout": 0.2}
     run(tmp_path / "whole", **OPTIONS | options)

@@ -8,7 +8,7 @@ from recurra.config import TrainingConfig
 from recurra.training.schedules import learning_rate
 
 
-@pytest.mark.parametrize("schedule", ["constant", "step", "cosine"])
+@pytest.mark.parametrize("schedule", ["constant", "step", "cosine", "linear"])
 def test_warm_up_is_linear_and_never_zero(schedule):
     config = TrainingConfig(lr=2.0, warmup=0.1, schedule=schedule)
     assert learning_rate(config, 0.05) == pytest.approx(1.0)
@@ -36,3 +36,18 @@ def test_cosine_follows_its_formula_and_ends_at_its_floor():
     share = (0.5 - 0.2) / 0.8
     expected = 4.0 * (0.1 + 0.9 * (1 + math.cos(math.pi * share)) / 2)
     assert learning_rate(config, 0.5) == pytest.approx(expected)
+
+
+def test_linear_is_a_straight_line_to_its_end():
+    config = TrainingConfig(lr=4.0, warmup=0.2, schedule="linear", final_lr=0.0)
+    rates = [learning_rate(config, s) for s in (0.2, 0.4, 0.6, 1.0, 2.0)]
+    assert rates == pytest.approx([4.0, 3.0, 2.0, 0.0, 0.0])
+
+
+def test_one_cycle_rises_and_falls_along_half_cosines():
+    config = TrainingConfig(lr=5.0, warmup=0.4, schedule="one-cycle", final_lr=0.01)
+    assert learning_rate(config, 0.0) == pytest.approx(0.2)
+    assert learning_rate(config, 0.2) == pytest.approx((0.2 + 5.0) / 2)
+    assert learning_rate(config, 0.4) == pytest.approx(5.0)
+    assert learning_rate(config, 0.7) == pytest.approx((5.0 + 0.05) / 2)
+    assert learning_rate(config, 1.0) == pytest.approx(0.05)

@@ -14,7 +14,11 @@ from recurra.config.text import TextConfig
 from recurra.config.training import TrainingConfig
 from recurra.errors import ConfigError
 
-_SCHEDULE_OPTIONS = {"final_lr": "cosine", "lr_milestones": "step", "lr_decay": "step"}
+_SCHEDULE_OPTIONS = {
+    "final_lr": ("cosine", "linear", "one-cycle"),
+    "lr_milestones": ("step",),
+    "lr_decay": ("step",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +45,11 @@ class RunConfig:
             found.append("locked_dropout is for dropout and output_dropout, and both are 0")
         if training.momentum and training.optimizer != "sgd":
             found.append(f"momentum is for sgd; {training.optimizer} has its own")
-        for name, schedule in _SCHEDULE_OPTIONS.items():
+        for name, schedules in _SCHEDULE_OPTIONS.items():
             default = getattr(TrainingConfig(), name)
-            if training.schedule != schedule and getattr(training, name) != default:
-                found.append(f"{name} is for the {schedule} schedule, not for {training.schedule}")
+            if training.schedule not in schedules and getattr(training, name) != default:
+                kinds = ", ".join(schedules)
+                found.append(f"{name} is for the {kinds} schedule, not for {training.schedule}")
         if text.tokens == "byte":
             for name in ("encoding", "newlines"):
                 if getattr(text, name) != getattr(TextConfig(), name):

@@ -12,6 +12,8 @@ from recurra.checks import MAX_FLOAT, require, require_choices, require_types
 
 Sampling = Literal["sequential", "random"]
 
+Schedule = Literal["constant", "step", "cosine", "linear", "one-cycle"]
+
 MAX_BUDGET = 10**12
 """Largest number of updates, epochs or minutes."""
 MAX_BATCH = 2**24
@@ -27,6 +29,13 @@ class TrainingConfig:
 
     num_steps: int = 64
     """Tokens in one window, through which the gradient flows back."""
+
+    batch_growth: int = 1
+    """Begin with a batch this many times smaller, and double it in equal stages of the budget; a
+    power of 2."""
+
+    window_growth: int = 1
+    """Begin with windows this many times shorter, and double them likewise."""
 
     sampling: Sampling = "sequential"
     """sequential carries the state from batch to batch; random starts every window from zero."""
@@ -51,14 +60,15 @@ class TrainingConfig:
     """Decay of a moving average of the weights, per update; the average is what is validated, saved
     and sampled from. 0 for none; 0.999 averages about the last thousand."""
 
-    schedule: Literal["constant", "step", "cosine"] = "cosine"
+    schedule: Schedule = "cosine"
     """The learning rate against the budget."""
 
     warmup: float = 0.02
-    """Share of the budget over which the learning rate rises from 0."""
+    """Share of the budget over which the learning rate rises, from 0 (one-cycle: from lr / 25,
+    along half a cosine)."""
 
     final_lr: float = 0.05
-    """Where the cosine ends, as a share of lr."""
+    """Where cosine, linear and one-cycle end, as a share of lr."""
 
     lr_milestones: tuple[float, ...] = (0.5, 0.75)
     """Shares of the budget at which the step schedule multiplies lr by lr_decay."""
@@ -133,10 +143,11 @@ class TrainingConfig:
             sampling=Sampling,
             bptt=Literal["truncated", "full", "randomized"],
             optimizer=Literal["sgd", "adam", "adamw"],
-            schedule=Literal["constant", "step", "cosine"],
+            schedule=Schedule,
             on_nan=Literal["stop", "rollback"],
         )
         self._check_sizes()
+        self._check_growth()
         self._check_rates()
         given = [n for n in ("epochs", "steps", "minutes") if getattr(self, n) is not None]
         require(len(given) <= 1, f"one budget, please, not several: {' and '.join(given)}")
@@ -157,6 +168,17 @@ class TrainingConfig:
             require(value is None or value >= 1, f"{name} must be at least 1")
             require(value is None or value <= MAX_BUDGET, f"{name} must be at most 1e12")
         require(self.bptt != "randomized" or self.num_steps >= 2, "randomized needs num_steps >= 2")
+
+    def _check_growth(self) -> None:
+        for name, of in (("batch_growth", "batch_size"), ("window_growth", "num_steps")):
+            factor, size = getattr(self, name), getattr(self, of)
+            is_power = factor >= 1 and factor & (factor - 1) == 0
+            require(is_power, f"{name} must be 1, 2, 4, 8 and so on, not {factor}")
+            require(size % factor == 0, f"{of} {size} cannot be divided by {name} {factor}")
+        if self.batch_growth == self.window_growth == 1:
+            return
+        require(self.epochs is None, "batches that grow need a budget in minutes or steps")
+        require(self.bptt == "truncated", f"batches that grow do not go with bptt {self.bptt}")
 
     def _check_rates(self) -> None:
         require(0 < self.lr < math.inf, "lr must be positive and finite")

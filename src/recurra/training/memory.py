@@ -42,13 +42,15 @@ class Memory:
     """Position in the data, counters, the best so far.
 
     `reports` counts the twentieths of the budget that were reported, `position` the batches done in
-    the current epoch; `last_report` and `last_sample` are the steps of the last of each. After
-    `rollbacks` returns to an earlier checkpoint, learning rates are multiplied by `lr_scale`.
+    the current epoch, `stage` that of `growth.py`; `last_report` and `last_sample` are the steps of
+    the last of each. After `rollbacks` returns to an earlier checkpoint, learning rates are
+    multiplied by `lr_scale`.
     """
 
     step: int = 0
     epoch: int = 0
     position: int = 0
+    stage: int = 0
     tokens: int = 0
     reports: int = 0
     last_report: int = 0

@@ -83,8 +83,9 @@ def describe_plan(
     step_seconds: float,
     num_val_tokens: int,
     num_processes: int = 1,
+    grows: bool = False,
 ) -> list[str]:
-    """Three lines: the model, the text, the cost."""
+    """Three lines: the model, the text, the cost; `grows` says that batches do."""
     config, training = model.config, stream.config
     width = f"embedding {config.embedding_size}" if config.embedding_size else "one-hot input"
     layers = f"{config.num_layers} layer" + ("s" if config.num_layers > 1 else "")
@@ -93,6 +94,7 @@ def describe_plan(
     per_step = training.batch_size * stream.num_steps
     rate = per_step / step_seconds
     backend = model.backend_for(stream.recurrent_gradient_scale)
+    at_first = " at first" if grows else ""
     shared = f" by {num_processes} processes" if num_processes > 1 else ""
     duration = budget.minutes * 60 if budget.minutes is not None else steps * step_seconds
     return [
@@ -101,6 +103,6 @@ def describe_plan(
         f" ({backend} on {model.device}, {config.precision})",
         f"text      {len(stream.ids):,} tokens to learn from, {num_val_tokens:,} to validate on",
         f"training  about {steps:,} updates of {training.batch_size} x {stream.num_steps} tokens"
-        f"{shared}, {format_count(rate)} tokens/s, {format_seconds(duration)} in all,"
+        f"{at_first}{shared}, {format_count(rate)} tokens/s, {format_seconds(duration)} in all,"
         f" {memory / 2**20:,.0f} MB",
     ]

@@ -16,6 +16,7 @@ from recurra.files import replace_bytes
 from recurra.processes import Processes
 from recurra.recurrence.cells import State
 from recurra.training.checkpoints import Checkpoints, Cost, name_of, step_of
+from recurra.training.growth import at_stage
 from recurra.training.identity import differences, environment
 from recurra.training.memory import Memory, Timing
 from recurra.training.moment import BEST, STATE, Moment, read_state, state_to_bytes
@@ -87,7 +88,7 @@ class Saver:
         Raises:
             OSError: the disk is full, or fails; the older checkpoints are as they were.
         """
-        total = self.config.batch_size
+        total = at_stage(self.config, memory.stage).batch_size
         hidden = [self.processes.gather_streams(part, total) for part in updater.state or ()]
         if self.processes.is_first:
             moment = Moment(
@@ -198,10 +199,10 @@ class Saver:
             updater.model,
             updater.optimizer,
             updater.averages,
-            self.config.batch_size,
+            at_stage(self.config, moment.memory.stage).batch_size,
             begun=moment.memory.step > 0,
         )
-        updater.state = self._own_rows(hidden)
+        updater.state = self._own_rows(hidden, moment.memory)
         best = place / BEST
         reporter.best = best.read_bytes() if best.is_file() else None
         self._tell_changes(moment, updater.backend)
@@ -214,8 +215,8 @@ class Saver:
             self._forget_needless(names[: names.index(name) + 1], moment.memory)
         return moment.memory, moment.timing
 
-    def _own_rows(self, hidden: State | None) -> State | None:
-        rows = self.processes.share(self.config.batch_size)
+    def _own_rows(self, hidden: State | None, memory: Memory) -> State | None:
+        rows = self.processes.share(at_stage(self.config, memory.stage).batch_size)
         return None if hidden is None else tuple(part[:, rows].contiguous() for part in hidden)
 
     def _tell_changes(self, moment: Moment, backend: str) -> None:

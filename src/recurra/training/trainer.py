@@ -22,6 +22,7 @@ from recurra.text.vocabulary import Vocabulary
 from recurra.training.batches import Batch, BatchStream, Ids
 from recurra.training.budget import Budget, Clock
 from recurra.training.failures import describe_failure
+from recurra.training.growth import at_stage, stage_at
 from recurra.training.interruption import PATIENCE, SIGNALS, StopSignals
 from recurra.training.memory import Memory, Timing
 from recurra.training.plan import describe_plan, seconds_per_step
@@ -91,7 +92,8 @@ class Trainer:
         self.folder, self.progress = folder, around.progress
         self.processes, self.signals = around.processes, around.signals
         self.memory, self.timing = Memory(), Timing()
-        self.stream = BatchStream(train_ids, config, self.processes)
+        self._train_ids = train_ids
+        self.stream = self._stage_stream()
         self.budget = Budget(config, self.stream.epoch_length(), around.clock)
         self.updater = Updater(model, config, self.stream, self.processes)
         self.reporter = Reporter(
@@ -113,6 +115,7 @@ class Trainer:
                 other settings.
         """
         self.memory, self.timing = self.saver.restore(self.updater, self.reporter)
+        self._enter_stage()
         self.budget.clock.rewind(self.timing.seconds)
         self.budget.reserve, self.budget.began = self.timing.reserve, self.timing.began
         if not self.memory.finished:
@@ -160,7 +163,13 @@ class Trainer:
         share = num_val / (self.config.batch_size * self.stream.num_steps)
         self.budget.reserve = seconds * min(share, MAX_VALIDATION_TOKENS) / 3 + 0.5
         lines = describe_plan(
-            self.model, self.stream, self.budget, seconds, num_val, self.processes.count
+            self.model,
+            self.stream,
+            self.budget,
+            seconds,
+            num_val,
+            self.processes.count,
+            grows=stage_at(self.config, 1.0) > 0,
         )
         self.progress.plan(lines)
 
@@ -185,6 +194,8 @@ class Trainer:
                 if self._save_due:
                     self._save()
                 self._obey_signals()
+                if self._grow():
+                    batches = self._batches()
                 self._batch = next(batches)
                 if self._batch is not None:
                     self._update(self._batch)
@@ -204,6 +215,27 @@ class Trainer:
             self.memory.position = 0
             self._agree()
             yield None
+
+    def _grow(self) -> bool:
+        """Enter the stage that the budget has come to; False when it is the same as before."""
+        stage = stage_at(self.config, self._spent)
+        if stage <= self.memory.stage:
+            return False
+        self.memory.stage = stage
+        if self.memory.position > 0:
+            self.memory.epoch, self.memory.position = self.memory.epoch + 1, 0
+        self._enter_stage()
+        return True
+
+    def _enter_stage(self) -> None:
+        self.stream = self._stage_stream()
+        self.updater.follow(self.stream)
+        self.budget.epoch_length = self.stream.epoch_length()
+
+    def _stage_stream(self) -> BatchStream:
+        return BatchStream(
+            self._train_ids, at_stage(self.config, self.memory.stage), self.processes
+        )
 
     def _update(self, batch: Batch) -> None:
         started = time.perf_counter()
@@ -343,6 +375,7 @@ class Trainer:
             self.budget.clock.seconds(),
         )
         self.memory, self.timing = self.saver.roll_back(self.memory, self.updater, self.reporter)
+        self._enter_stage()
         self.memory.rollbacks, self.memory.lr_scale = rollbacks, scale
         self.timing.seconds, self.timing.began = seconds, self.budget.began
         self._agree()

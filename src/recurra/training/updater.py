@@ -76,8 +76,9 @@ class Updater:
         self.state: State | None = None
         self.backend = model.backend_for(stream.recurrent_gradient_scale)
         self._stream, self._processes = stream, processes
-        rows = Rows(stream.rows, config.batch_size) if processes.count > 1 else None
-        self._objective = processes.joined(_Objective(model, rows, stream.recurrent_gradient_scale))
+        self._alone = _Objective(model, None, stream.recurrent_gradient_scale)
+        self._objective = processes.joined(self._alone)
+        self.follow(stream)
         # Several processes share gradients through torch's engine, which needs autograd.
         serves = processes.count == 1 and CompiledGradients.serves(model)
         self._compiled = CompiledGradients(model) if serves else None
@@ -114,6 +115,12 @@ class Updater:
         if self._average is not None:
             self._average.add(number)
         return Update(nats, norm)
+
+    def follow(self, stream: BatchStream) -> None:
+        """Take batches from another stream from here on; only their size differs."""
+        self._stream = stream
+        if self._processes.count > 1:
+            self._alone.rows = Rows(stream.rows, stream.config.batch_size)
 
     def close(self) -> None:
         """Let go of the other processes; nothing can be learned any more."""

@@ -1,0 +1,55 @@
+"""Batches that grow: sizes by the share of the budget that is spent."""
+
+import pytest
+
+from recurra.config import TrainingConfig
+from recurra.errors import ConfigError
+from recurra.training.growth import at_stage, stage_at
+from recurra.training.updater import Updater
+
+
+def sizes(config, spent):
+    settings = at_stage(config, stage_at(config, spent))
+    return settings.batch_size, settings.num_steps
+
+
+def test_sizes_double_in_equal_shares_until_all_are_full():
+    config = TrainingConfig(batch_size=32, num_steps=64, batch_growth=4, window_growth=2)
+    assert sizes(config, 0.0) == (8, 32)
+    assert sizes(config, 0.33) == (8, 32)
+    assert sizes(config, 0.34) == (16, 64)
+    assert sizes(config, 0.67) == (32, 64)
+    assert sizes(config, 1.5) == (32, 64)
+
+
+def test_without_growth_there_is_one_stage():
+    config = TrainingConfig()
+    assert stage_at(config, 0.99) == 0
+    assert at_stage(config, 0) == config
+
+
+def test_every_update_has_the_size_of_its_stage(run, tmp_path, monkeypatch):
+    seen, update = [], Updater.update
+
+    def watched(self, batch, lr, number):
+        seen.append(batch.ids.shape)
+        return update(self, batch, lr, number)
+
+    monkeypatch.setattr(Updater, "update", watched)
+    run(tmp_path / "run", steps=9, batch_growth=4, window_growth=2)
+    assert seen == [(1, 8)] * 3 + [(2, 16)] * 3 + [(4, 16)] * 3
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batch_growth": 3}, "2, 4, 8"),
+        ({"window_growth": 0}, "2, 4, 8"),
+        ({"batch_growth": 64}, "cannot be divided"),
+        ({"batch_growth": 2, "epochs": 3.0}, "budget in minutes"),
+        ({"window_growth": 2, "bptt": "full"}, "bptt full"),
+    ],
+)
+def test_what_cannot_grow_is_refused(options, words):
+    with pytest.raises(ConfigError, match=words):
+        TrainingConfig(**options)
