@@ -25,7 +25,7 @@ from recurra.training.progress import format_count
 
 SIZES = (64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
 """Units to choose among."""
-TOKENS_PER_WEIGHT = 14.0
+TOKENS_PER_WEIGHT = 5.0
 """A model is as large as leaves it this many tokens to learn from, repetitions included."""
 WEIGHTS_PER_TOKEN = 10.0
 """But it has no more weights than this for each token of the text."""
@@ -34,8 +34,10 @@ LARGEST_ONE_HOT = 256
 NARROW_EMBEDDING = 64
 """Width of an embedding where the cell cannot do without one."""
 BATCH_SIZE, NUM_STEPS = 16, 64
-UNITS_TIMES_LR, HIGHEST_LR = 384 * 1.2e-2, 2e-2
+UNITS_TIMES_LR, HIGHEST_LR = 384 * 1.2e-2, 1.6e-2
 """The learning rate is one over the size, up to the highest."""
+WARMUP, CLIP_NORM = 0.1, 0.25
+"""So long and so low because these rates are high: what they break at first is never mended."""
 _TRIED_SIZE = 256
 
 
@@ -95,7 +97,10 @@ def _with_basics(
         init="orthogonal",
         forget_bias=1.0 if _takes_forget_bias(config.model) else 0.0,
         locked_dropout=True,
-        final_lr=0.02,
+        schedule="linear",
+        warmup=WARMUP,
+        final_lr=0.0,
+        clip_norm=CLIP_NORM,
     )
 
 

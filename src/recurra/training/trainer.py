@@ -25,6 +25,7 @@ from recurra.training.failures import describe_failure
 from recurra.training.growth import at_stage, stage_at
 from recurra.training.interruption import PATIENCE, SIGNALS, StopSignals
 from recurra.training.memory import Memory, Timing
+from recurra.training.overfitting import describe_overfitting
 from recurra.training.plan import describe_plan, seconds_per_step
 from recurra.training.progress import Moment, Progress
 from recurra.training.reporter import MAX_VALIDATION_TOKENS, Reporter
@@ -427,5 +428,7 @@ class Trainer:
         self.model.eval()
         records = self.folder.read_metrics()
         self.saver.tell_cost(self.budget.clock.seconds())
+        if (memorised := describe_overfitting(records)) is not None:
+            self.progress.message(memorised)
         self.progress.finished(records)
         return records

@@ -1,0 +1,41 @@
+"""Whether a model learned its text by heart, as the reports show it.
+
+The validation loss decides: what a model knows of its own text is no success of it elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+LEAST_RISE = 0.02
+"""Of the validation loss in nats, above its usual wavering from report to report."""
+LARGE_GAP = 0.4
+"""Between the two losses in nats; dropout, which raises the training loss alone, hides some."""
+
+
+def describe_overfitting(records: Sequence[dict[str, Any]]) -> str | None:
+    """A sentence for a person, or None where there is nothing to say.
+
+    Args:
+        records: lines of metrics.jsonl.
+    """
+    known = [record for record in records if record["val_nats"] is not None]
+    if not known:
+        return None
+    best, last = min(known, key=lambda record: record["val_nats"]), known[-1]
+    kept = f"kept are the weights of step {best['step']:,}"
+    rise = last["val_nats"] - best["val_nats"]
+    if rise > LEAST_RISE and last["train_nats"] < best["train_nats"]:
+        return (
+            f"by heart  from step {best['step']:,} on it memorised: the loss on the text it learns"
+            f" fell from {best['train_nats']:.2f} to {last['train_nats']:.2f} nats, on the held-out"
+            f" part it rose from {best['val_nats']:.2f} to {last['val_nats']:.2f}; {kept}"
+        )
+    if best["val_nats"] - best["train_nats"] > LARGE_GAP:
+        return (
+            f"by heart  {best['train_nats']:.2f} nats on the text it learned, but"
+            f" {best['val_nats']:.2f} on the held-out part: only the second tells how well it does"
+            " on other text; more text would help most"
+        )
+    return None
