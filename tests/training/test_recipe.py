@@ -42,6 +42,13 @@ def test_a_text_that_is_read_often_gets_more_dropout():
     assert rates[-1] == 0.5
 
 
+def test_a_small_text_is_not_read_forever():
+    small = completed(850, length=18_000).config
+    assert small.training.max_epochs == recipe.MOST_TIMES_READ
+    assert small.model.hidden_size < completed(850, length=10**6).config.model.hidden_size
+    assert completed(850, length=18_000, max_epochs=9).config.training.max_epochs == 9
+
+
 def test_what_was_given_stays():
     given = {
         "hidden_size": 100, "embedding_size": 7, "batch_size": 5, "num_steps": 9, "lr": 0.1,

@@ -156,9 +156,19 @@ def test_early_stopping(source, tmp_path):
 
 def test_a_minute_budget_includes_everything(source, tmp_path):
     clock = Clock()
-    run(source, tmp_path / "run", minutes=0.05, schedule="cosine")
+    run(source, tmp_path / "run", minutes=0.05, schedule="cosine", max_epochs=None)
     assert 1.5 < clock.seconds() < 6.0
     assert lines(tmp_path / "run")[-1]["lr"] < 1e-2 * 0.5
+
+
+def test_max_epochs_ends_a_budget_in_minutes_early(source, tmp_path):
+    clock = Clock()
+    run(source, tmp_path / "run", minutes=1, max_epochs=2, schedule="linear", final_lr=0.0)
+    assert clock.seconds() < 20.0
+    last = lines(tmp_path / "run")[-1]
+    assert last["epoch"] == pytest.approx(2.0)
+    # The schedule has come to its end, too.
+    assert last["lr"] < 1e-3
 
 
 def test_the_learning_rate_warms_up_however_long_the_start_took(source, tmp_path):

@@ -92,6 +92,9 @@ class TrainingConfig:
     """Budget: wall-clock minutes for everything, evaluation and saving included (2 when no budget
     of any kind is given)."""
 
+    max_epochs: float | None = None
+    """Of a budget in minutes use no more than what so many passes over the training part take."""
+
     patience: int | None = None
     """Stop after this many reports in a row without a better validation loss."""
 
@@ -151,8 +154,12 @@ class TrainingConfig:
         self._check_rates()
         given = [n for n in ("epochs", "steps", "minutes") if getattr(self, n) is not None]
         require(len(given) <= 1, f"one budget, please, not several: {' and '.join(given)}")
-        for name in given:
+        for name in (*given, *(["max_epochs"] if self.max_epochs is not None else [])):
             require(0 < getattr(self, name) <= MAX_BUDGET, f"{name} must lie between 0 and 1e12")
+        require(
+            self.max_epochs is None or (self.epochs is None and self.steps is None),
+            "max_epochs limits a budget in minutes; steps and epochs are limits themselves",
+        )
         require(
             self.bptt == "truncated" or self.sampling == "sequential",
             f"bptt {self.bptt} follows the text through time; it needs sequential sampling",

@@ -53,21 +53,35 @@ class Budget:
 
     def spent(self, step: int, epoch: int, position: int) -> float:
         """The share spent after `step` updates, `position` of them in this `epoch` (0 to 1)."""
+        # An epoch may hold a batch more than its usual length; it ends when it ends.
+        epochs = epoch + min(position / self.epoch_length, 1.0)
         if self.minutes is not None:
             available = self.minutes * 60 - self.reserve - self.began
-            return (self.clock.seconds() - self.began) / max(available, 1e-9)
+            share = (self.clock.seconds() - self.began) / max(available, 1e-9)
+            most = self.config.max_epochs
+            return share if most is None else max(share, epochs / most)
         if self.config.steps is not None:
             return step / self.config.steps
         assert self.config.epochs is not None
-        # An epoch may hold a batch more than its usual length; it ends when it ends.
-        share = min(position / self.epoch_length, 1.0)
-        return (epoch + share) / self.config.epochs
+        return epochs / self.config.epochs
+
+    def total_seconds(self, seconds_per_step: float) -> float:
+        """How long all of it will take, an estimate."""
+        learning = self.total_steps(seconds_per_step) * seconds_per_step
+        if self.minutes is None:
+            return learning
+        whole = self.minutes * 60
+        limited = self.config.max_epochs is not None
+        return min(whole, self.clock.seconds() + learning) if limited else whole
 
     def total_steps(self, seconds_per_step: float) -> int:
         """Updates that the budget buys, an estimate where it is in minutes."""
         if self.minutes is not None:
             left = self.minutes * 60 - self.clock.seconds()
-            return max(int(left / max(seconds_per_step, 1e-9)), 1)
+            steps = left / max(seconds_per_step, 1e-9)
+            if self.config.max_epochs is not None:
+                steps = min(steps, self.config.max_epochs * self.epoch_length)
+            return max(int(steps), 1)
         if self.config.steps is not None:
             return self.config.steps
         assert self.config.epochs is not None

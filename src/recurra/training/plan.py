@@ -96,7 +96,7 @@ def describe_plan(
     backend = model.backend_for(stream.recurrent_gradient_scale)
     at_first = " at first" if grows else ""
     shared = f" by {num_processes} processes" if num_processes > 1 else ""
-    duration = budget.minutes * 60 if budget.minutes is not None else steps * step_seconds
+    duration = budget.total_seconds(step_seconds)
     return [
         f"model     {config.cell}, {layers} of {config.hidden_size} units, {width},"
         f" vocabulary {config.vocab_size:,}: {model.num_parameters:,} parameters"

@@ -27,8 +27,8 @@ SIZES = (64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
 """Units to choose among."""
 TOKENS_PER_WEIGHT = 5.0
 """A model is as large as leaves it this many tokens to learn from, repetitions included."""
-WEIGHTS_PER_TOKEN = 10.0
-"""But it has no more weights than this for each token of the text."""
+MOST_TIMES_READ = 100.0
+"""How often a text is read at most: what a longer time would add is learned by heart."""
 LARGEST_ONE_HOT = 256
 """Vocabulary up to which the first layer reads tokens without an embedding."""
 NARROW_EMBEDDING = 64
@@ -67,9 +67,10 @@ def complete(
     speed = _measure_speed(_with_size(chosen, given, _TRIED_SIZE), ids, device)
     size = _choose_size(chosen, given, len(ids), speed * seconds)
     chosen = _with_size(chosen, given, size)
-    tokens = speed * seconds / _flops_per_token(chosen.model)
+    tokens = _num_tokens(chosen, len(ids), speed * seconds)
     chosen = _with_rates(chosen, given, tokens / len(ids))
-    return Recipe(chosen, _reasons(chosen, tokens, len(ids), seconds))
+    needed = tokens * _flops_per_token(chosen.model) / speed
+    return Recipe(chosen, _reasons(chosen, tokens, len(ids), needed))
 
 
 def _replace(config: RunConfig, given: Set[str], **settings: Any) -> RunConfig:
@@ -101,6 +102,7 @@ def _with_basics(
         warmup=WARMUP,
         final_lr=0.0,
         clip_norm=CLIP_NORM,
+        max_epochs=MOST_TIMES_READ,
     )
 
 
@@ -153,13 +155,19 @@ def _choose_size(config: RunConfig, given: Set[str], num_ids: int, operations: f
     """The largest that is left enough to learn from."""
     chosen = SIZES[0]
     for size in SIZES:
-        model = _with_size(config, given, size).model
-        weights = sum(math.prod(shape) for shape in parameter_shapes(model).values())
-        tokens = operations / _flops_per_token(model)
-        if tokens < TOKENS_PER_WEIGHT * weights or weights > WEIGHTS_PER_TOKEN * num_ids:
+        sized = _with_size(config, given, size)
+        weights = sum(math.prod(shape) for shape in parameter_shapes(sized.model).values())
+        if _num_tokens(sized, num_ids, operations) < TOKENS_PER_WEIGHT * weights:
             break
         chosen = size
     return chosen
+
+
+def _num_tokens(config: RunConfig, num_ids: int, operations: float) -> float:
+    """That the model will learn from, repetitions included."""
+    most = config.training.max_epochs
+    tokens = operations / _flops_per_token(config.model)
+    return tokens if most is None else min(tokens, most * num_ids)
 
 
 def _reasons(config: RunConfig, tokens: float, num_ids: int, seconds: float) -> list[str]:

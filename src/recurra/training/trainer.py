@@ -335,7 +335,7 @@ class Trainer:
         tally = self.memory.since_report
         left = seconds / spent * (1.0 - spent) if spent > 0 else float("inf")
         if self.budget.minutes is not None:
-            left = self.budget.minutes * 60 - seconds
+            left = min(left, self.budget.minutes * 60 - seconds)
         speed = tally.tokens / max(self.timing.updates, 1e-9)
         self.progress.moment(Moment(spent, self.memory.step, tally.mean_nats, speed, left))
 
