@@ -36,6 +36,8 @@ NARROW_EMBEDDING = 64
 BATCH_SIZE, NUM_STEPS = 16, 64
 UNITS_TIMES_LR, HIGHEST_LR = 384 * 1.2e-2, 1.6e-2
 """The learning rate is one over the size, up to the highest."""
+DECAY_TIMES_SEEN, HIGHEST_DECAY = 12.0, 0.5
+"""The weight decay is one over how often a symbol was seen on average, up to the highest."""
 WARMUP, CLIP_NORM = 0.1, 0.25
 """So long and so low because these rates are high: what they break at first is never mended."""
 _TRIED_SIZE = 256
@@ -69,6 +71,7 @@ def complete(
     chosen = _with_size(chosen, given, size)
     tokens = _num_tokens(chosen, len(ids), speed * seconds)
     chosen = _with_rates(chosen, given, tokens / len(ids))
+    chosen = _replace(chosen, given, weight_decay=_weight_decay(chosen.model, len(ids)))
     needed = tokens * _flops_per_token(chosen.model) / speed
     return Recipe(chosen, _reasons(chosen, tokens, len(ids), needed))
 
@@ -130,7 +133,7 @@ def _with_size(config: RunConfig, given: Set[str], size: int) -> RunConfig:
 def _with_rates(config: RunConfig, given: Set[str], times_read: float) -> RunConfig:
     """Learning rate, and dropout by how often every token will be read."""
     model, doublings = config.model, math.log2(1.0 + times_read)
-    outputs = round(min(0.5, max(0.0, 0.1 * (doublings - 0.9))), 2)
+    outputs = round(min(0.6, max(0.0, 0.1 * (doublings - 0.9))), 2)
     weights = round(min(0.5, max(0.0, 0.1 * (doublings - 1.9))), 2)
     return _replace(
         config,
@@ -140,6 +143,12 @@ def _with_rates(config: RunConfig, given: Set[str], times_read: float) -> RunCon
         weight_dropout=0.0 if model.cell in CELLS_WITHOUT_MIXING else weights,
         dropout=outputs if model.num_layers > 1 or model.residual else 0.0,
     )
+
+
+def _weight_decay(model: ModelConfig, num_ids: int) -> float:
+    """Against symbols so rare that what the model makes of them is chance."""
+    decay = min(HIGHEST_DECAY, DECAY_TIMES_SEEN * model.vocab_size / num_ids)
+    return float(f"{decay:.1g}")
 
 
 def _measure_speed(config: RunConfig, ids: Ids, device: torch.device) -> float:
@@ -176,7 +185,7 @@ def _reasons(config: RunConfig, tokens: float, num_ids: int, seconds: float) -> 
         f"size      {model.hidden_size} units: {seconds:,.0f} s of learning are about"
         f" {format_count(tokens)} tokens with it, and the text has {format_count(num_ids)}",
         f"speed     batches of {training.batch_size} x {training.num_steps}, learning rate"
-        f" {training.lr:g}, products in {model.precision}",
+        f" {training.lr:g}, weight decay {training.weight_decay:g}, products in {model.precision}",
         f"dropout   {model.output_dropout:g} of the outputs, {model.weight_dropout:g} of the"
         f" recurrent weights: each token will be read about {tokens / num_ids:.1f} times",
     ]
