@@ -1,6 +1,7 @@
 """What a run is like where nobody said."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -47,6 +48,29 @@ def test_a_small_text_is_not_read_forever():
     assert small.training.max_epochs == recipe.MOST_TIMES_READ
     assert small.model.hidden_size < completed(850, length=10**6).config.model.hidden_size
     assert completed(850, length=18_000, max_epochs=9).config.training.max_epochs == 9
+
+
+def test_what_has_no_kernels_computes_in_fp32(monkeypatch):
+    monkeypatch.setattr(recipe.library, "is_available", lambda: True)
+    monkeypatch.setattr(
+        recipe.library, "load", lambda: SimpleNamespace(recurra_best_kind=lambda: 2)
+    )
+    assert completed(cell="gru").config.model.precision == "bf16"
+    for options in (
+        {"cell": "sru"},
+        {"zoneout": 0.1},
+        {"residual": True, "hidden_size": 64, "embedding_size": 64},
+    ):
+        assert completed(**options).config.model.precision == "fp32"
+
+
+def test_other_cells_learn_more_slowly():
+    rates = [
+        completed(cell=cell, hidden_size=256).config.training.lr for cell in ("lstm", "gru", "rnn")
+    ]
+    assert rates == sorted(rates, reverse=True)
+    linear = {"cell": "mingru", "residual": True, "hidden_size": 256, "embedding_size": 256}
+    assert completed(**linear).config.training.lr == rates[0] / 4
 
 
 def test_rare_symbols_get_weight_decay():

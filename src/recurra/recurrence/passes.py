@@ -23,7 +23,7 @@ from recurra.recurrence.cells import LayerParameters, State
 from recurra.recurrence.program import Do, at_once
 from recurra.recurrence.workspace import Workspace
 
-_CELLS = {"rnn": 0, "rnn-relu": 1, "gru": 2, "lstm": 3}
+COMPILED_CELLS = {"rnn": 0, "rnn-relu": 1, "gru": 2, "lstm": 3}
 _SAVED = {"rnn": 0, "rnn-relu": 0, "gru": 4, "lstm": 4}
 """Values kept per unit and step for the backward pass."""
 _DELTAS = {"rnn": 1, "rnn-relu": 1, "gru": 4, "lstm": 4}
@@ -342,7 +342,7 @@ class LayerPasses:
         packed = self._take("packed weight", numbers)
         spare = self._take("spare", kernels.recurra_spare_numbers(threads, batch, units))
         layer = library.Layer(
-            cell=_CELLS[self.cell],
+            cell=COMPILED_CELLS[self.cell],
             kind=self.kind,
             threads=threads,
             steps=steps,

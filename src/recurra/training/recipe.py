@@ -19,6 +19,7 @@ from recurra.config import ModelConfig, RunConfig, TrainingConfig
 from recurra.config.model import CELLS_WITH_FORGET_GATE, CELLS_WITHOUT_MIXING
 from recurra.kernels import library
 from recurra.model import RecurrentLM, parameter_shapes
+from recurra.recurrence.passes import COMPILED_CELLS
 from recurra.training.batches import BatchStream, Ids
 from recurra.training.plan import seconds_per_step
 from recurra.training.progress import format_count
@@ -38,6 +39,10 @@ UNITS_TIMES_LR, HIGHEST_LR = 384 * 1.2e-2, 1.6e-2
 """The learning rate is one over the size, up to the highest."""
 DECAY_TIMES_SEEN, HIGHEST_DECAY = 12.0, 0.5
 """The weight decay is one over how often a symbol was seen on average, up to the highest."""
+LR_OF_CELL = {"gru": 2 / 3, "rnn": 1 / 3, "rnn-relu": 1 / 3}
+"""Of the LSTM's learning rate."""
+LR_OF_LINEAR = 1 / 4
+"""Of residual blocks, and of cells whose gates do not read the state."""
 WARMUP, CLIP_NORM = 0.1, 0.25
 """So long and so low because these rates are high: what they break at first is never mended."""
 _TRIED_SIZE = 256
@@ -97,7 +102,7 @@ def _with_basics(
         given,
         batch_size=max(1, min(BATCH_SIZE, num_ids // (4 * NUM_STEPS))),
         num_steps=NUM_STEPS,
-        precision="bf16" if _has_fast_bf16(device) else "fp32",
+        precision="bf16" if _has_fast_bf16(config.model, device) else "fp32",
         init="orthogonal",
         forget_bias=1.0 if _takes_forget_bias(config.model) else 0.0,
         locked_dropout=True,
@@ -138,11 +143,18 @@ def _with_rates(config: RunConfig, given: Set[str], times_read: float) -> RunCon
     return _replace(
         config,
         given,
-        lr=float(f"{min(HIGHEST_LR, UNITS_TIMES_LR / model.hidden_size):.2g}"),
+        lr=_learning_rate(model),
         output_dropout=outputs,
         weight_dropout=0.0 if model.cell in CELLS_WITHOUT_MIXING else weights,
         dropout=outputs if model.num_layers > 1 or model.residual else 0.0,
     )
+
+
+def _learning_rate(model: ModelConfig) -> float:
+    share = LR_OF_CELL.get(model.cell, 1.0)
+    if model.residual or model.cell in CELLS_WITHOUT_MIXING:
+        share = LR_OF_LINEAR
+    return float(f"{share * min(HIGHEST_LR, UNITS_TIMES_LR / model.hidden_size):.2g}")
 
 
 def _weight_decay(model: ModelConfig, num_ids: int) -> float:
@@ -191,8 +203,9 @@ def _reasons(config: RunConfig, tokens: float, num_ids: int, seconds: float) -> 
     ]
 
 
-def _has_fast_bf16(device: torch.device) -> bool:
-    if device.type != "cpu" or not library.is_available():
+def _has_fast_bf16(model: ModelConfig, device: torch.device) -> bool:
+    is_compiled = model.cell in COMPILED_CELLS and not model.residual and not model.zoneout
+    if device.type != "cpu" or not is_compiled or not library.is_available():
         return False
     kind: int = library.load().recurra_best_kind()
     return kind > 1
