@@ -51,7 +51,8 @@ from recurra.training.interruption import stop_signals
 from recurra.training.progress import Progress
 from recurra.training.recipe import complete
 from recurra.training.run_folder import RunFolder
-from recurra.training.trainer import Surroundings, Trainer
+from recurra.training.surroundings import Surroundings
+from recurra.training.trainer import Trainer
 
 LEARNING_SHARE = 0.93
 """Of a budget in minutes; reports, samples and checkpoints take the rest."""

@@ -9,6 +9,7 @@ import torch
 
 import recurra
 from recurra.config import RunConfig
+from recurra.kernels import library
 from recurra.training import recipe
 from recurra.training.progress import Progress
 
@@ -51,10 +52,9 @@ def test_a_small_text_is_not_read_forever():
 
 
 def test_what_has_no_kernels_computes_in_fp32(monkeypatch):
-    monkeypatch.setattr(recipe.library, "is_available", lambda: True)
-    monkeypatch.setattr(
-        recipe.library, "load", lambda: SimpleNamespace(recurra_best_kind=lambda: 2)
-    )
+    kernels = SimpleNamespace(recurra_best_kind=lambda: 2)
+    monkeypatch.setattr(library, "is_available", lambda: True)
+    monkeypatch.setattr(library, "load", lambda: kernels)
     assert completed(cell="gru").config.model.precision == "bf16"
     for options in (
         {"cell": "sru"},

@@ -55,57 +55,6 @@ def test_every_file_of_a_resumed_run_is_that_of_an_undisturbed_one(
     assert crash.differences(tmp_path / "whole", tmp_path / "parts") == []
 
 
-@pytest.mark.parametrize("cell", ["rnn", "gru", "none"])
-@pytest.mark.parametrize("bptt", ["full", "randomized"])
-def test_other_cells_and_kinds_of_bptt_resume_too(run, tmp_path, listener, crash, cell, bptt):
-    options = {"cell": cell, "bptt": bptt}
-    run(tmp_path / "whole", **OPTIONS | options)
-    stop(run, listener, tmp_path / "parts", 13, **options)
-    resume(tmp_path / "parts")
-    assert crash.differences(tmp_path / "whole", tmp_path / "parts") == []
-
-
-@pytest.mark.parametrize("cell", ["lstm-ln", "mogrifier", "mingru", "minlstm", "sru", "rglru"])
-@pytest.mark.parametrize("residual", [False, True])
-def test_newer_cells_and_residual_blocks_resume_too(run, tmp_path, listener, crash, cell, residual):
-    options = {"cell": cell, "residual": residual, "hidden_size": 16, "embedding_size": 16}
-    options |= {"num_layers": 2, "dropout": 0.1, "output_dropout": 0.1, "weight_dropout": 0.1}
-    lm = run(tmp_path / "whole", **OPTIONS | options)
-    stop(run, listener, tmp_path / "parts", 13, **options)
-    resume(tmp_path / "parts")
-    assert crash.differences(tmp_path / "whole", tmp_path / "parts") == []
-    loaded = api.load(tmp_path / "parts")
-    assert loaded.validate() == lm.validate()
-    assert len(loaded.generate("the", max_new_tokens=30, seed=1)) == 30
-
-
-@pytest.mark.parametrize("step", [3, 8, 9, 23])
-@pytest.mark.parametrize("sampling", ["sequential", "random"])
-def test_batches_that_grow_resume_too(run, tmp_path, listener, crash, step, sampling):
-    options = {"batch_growth": 4, "window_growth": 2, "sampling": sampling}
-    run(tmp_path / "whole", **OPTIONS | options)
-    stop(run, listener, tmp_path / "parts", step, **options)
-    resume(tmp_path / "parts")
-    assert crash.differences(tmp_path / "whole", tmp_path / "parts") == []
-
-
-def test_zoneout_resumes_too(run, tmp_path, listener, crash):
-    options = {"zoneout": 0.2}
-    run(tmp_path / "whole", **OPTIONS | options)
-    stop(run, listener, tmp_path / "parts", 13, **options)
-    resume(tmp_path / "parts")
-    assert crash.differences(tmp_path / "whole", tmp_path / "parts") == []
-
-
-@pytest.mark.parametrize("step", [1, 17])
-def test_averaged_weights_resume_too(run, tmp_path, listener, crash, step):
-    options = {"weight_averaging": 0.9}
-    run(tmp_path / "whole", **OPTIONS | options)
-    stop(run, listener, tmp_path / "parts", step, **options)
-    resume(tmp_path / "parts")
-    assert crash.differences(tmp_path / "whole", tmp_path / "parts") == []
-
-
 def test_two_runs_of_one_seed_have_the_same_files(run, tmp_path, crash):
     run(tmp_path / "a", **OPTIONS)
     run(tmp_path / "b", **OPTIONS)

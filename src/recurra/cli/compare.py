@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -14,7 +13,8 @@ import tyro
 
 from recurra.cli.markdown import table
 from recurra.cli.parsing import given_options, parse, typed
-from recurra.config import CellName, ModelConfig, RunConfig, TextConfig, TrainingConfig
+from recurra.cli.settings import Settings
+from recurra.config import CellName
 from recurra.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compare:
+class Compare(Settings):
     """Train several settings on one text, at equal minutes or equal tokens, with several seeds.
 
     All options of recurra train count for all contenders. Every run is kept and is one like any
@@ -57,19 +57,6 @@ class Compare:
 
     quiet: bool = False
     """Show no progress."""
-
-    text: TextConfig = field(default_factory=TextConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Own:
-    """A contender's own options."""
-
-    text: TextConfig = field(default_factory=TextConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -116,16 +103,12 @@ def _contender(name: str, command: Compare, given: frozenset[str]) -> Contender:
 
     name = typed(name)
     arguments = ["--cell", name] if name in get_args(CellName) else _split(name)
-    text = dataclasses.replace(command.text, separator=typed(command.text.separator))
-    prompts = tuple(map(typed, command.training.prompt))
-    training = dataclasses.replace(command.training, prompt=prompts)
-    default = _Own(text=text, model=command.model, training=training)
+    default = Settings(text=command.text, model=command.model, training=command.training)
     try:
-        own = parse(_Own, "train", arguments, default=default)
+        own = parse(Settings, "train", arguments, default=default)
     except ConfigError as error:
         raise ConfigError(f"the contender {name!r}: {error}") from None
-    config = RunConfig(text=own.text, model=own.model, training=own.training)
-    return Contender(name, config, given | given_options(arguments))
+    return Contender(name, own.to_config(), given | given_options(arguments))
 
 
 def _split(options: str) -> list[str]:

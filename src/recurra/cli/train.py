@@ -6,15 +6,15 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from recurra.cli import main
-from recurra.cli.parsing import given_options, parse, typed
-from recurra.config import ModelConfig, RunConfig, TextConfig, TrainingConfig
+from recurra.cli.parsing import given_options, parse
+from recurra.cli.settings import Settings
 from recurra.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train:
+class Train(Settings):
     """Learn a model from a text; leave it in a folder that every other verb reads.
 
     While it learns it reports the validation loss and what it would write. Ctrl-C saves; --resume
@@ -51,10 +51,6 @@ class Train:
     quiet: bool = False
     """Show no progress."""
 
-    text: TextConfig = field(default_factory=TextConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-
 
 def run(arguments: Sequence[str]) -> int:
     """Train or resume."""
@@ -68,7 +64,7 @@ def run(arguments: Sequence[str]) -> int:
     from recurra.training.run_folder import RunFolder
 
     progress, clock = _progress(command), Clock(main.STARTED)
-    config = _config(command)
+    config = command.to_config()
     if command.resume is not None:
         lm = launch.resume_run(
             command.resume, progress, clock, given=config, sources=command.sources
@@ -92,13 +88,6 @@ def run(arguments: Sequence[str]) -> int:
     progress.message(f"best     {describe(best)}")
     progress.message(f"saved in {lm.path}; try: recurra generate {lm.path} --prompt TEXT")
     return 0
-
-
-def _config(command: Train) -> RunConfig:
-    text = dataclasses.replace(command.text, separator=typed(command.text.separator))
-    prompts = tuple(map(typed, command.training.prompt))
-    training = dataclasses.replace(command.training, prompt=prompts)
-    return RunConfig(text=text, model=command.model, training=training)
 
 
 def _with_own_settings(folder: Path, arguments: Sequence[str]) -> Train:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -64,6 +65,12 @@ class Budget:
             return step / self.config.steps
         assert self.config.epochs is not None
         return epochs / self.config.epochs
+
+    def seconds_left(self, spent: float) -> float:
+        """How long it will still take, by the share that is spent; infinite before the start."""
+        seconds = self.clock.seconds()
+        left = seconds / spent * (1.0 - spent) if spent > 0 else math.inf
+        return left if self.minutes is None else min(left, self.minutes * 60 - seconds)
 
     def total_seconds(self, seconds_per_step: float) -> float:
         """How long all of it will take, an estimate."""

@@ -8,8 +8,12 @@ budget is cut into stages of equal shares; from one to the next, sizes double un
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 from recurra.config import TrainingConfig
+from recurra.processes import Processes
+from recurra.training.batches import Batch, BatchStream, Ids
+from recurra.training.memory import Memory
 
 
 def stage_at(config: TrainingConfig, spent: float) -> int:
@@ -27,3 +31,46 @@ def at_stage(config: TrainingConfig, stage: int) -> TrainingConfig:
         batch_growth=1,
         window_growth=1,
     )
+
+
+class GrowingStream:
+    """The batches of a run from stage to stage; where in them it is stands in its `Memory`.
+
+    Attributes:
+        now: the stream of the stage that was entered last.
+
+    Args:
+        ids: the training part.
+        config: the sizes at the end, and by how much smaller they begin.
+        processes: those that share each batch.
+
+    Raises:
+        SourceError, ConfigError: as `BatchStream`.
+    """
+
+    def __init__(self, ids: Ids, config: TrainingConfig, processes: Processes) -> None:
+        self._ids, self._config, self._processes = ids, config, processes
+        self.enter(0)
+
+    def enter(self, stage: int) -> None:
+        """Read in the sizes of this stage from here on."""
+        self.now = BatchStream(self._ids, at_stage(self._config, stage), self._processes)
+
+    def grow(self, memory: Memory, spent: float) -> bool:
+        """Enter the stage that the budget has come to; False when it is the same as before."""
+        stage = stage_at(self._config, spent)
+        if stage <= memory.stage:
+            return False
+        memory.stage = stage
+        if memory.position > 0:
+            memory.epoch, memory.position = memory.epoch + 1, 0
+        self.enter(stage)
+        return True
+
+    def batches(self, memory: Memory) -> Iterator[Batch | None]:
+        """All batches from here on in this stage's sizes; None at the end of an epoch."""
+        while True:
+            yield from self.now.epoch(memory.epoch, memory.position)
+            memory.epoch += 1
+            memory.position = 0
+            yield None

@@ -15,6 +15,7 @@ from recurra.model import RecurrentLM
 from recurra.recurrence.cells import find_cell
 from recurra.training.batches import BatchStream
 from recurra.training.budget import Budget
+from recurra.training.growth import stage_at
 from recurra.training.progress import format_count, format_seconds
 
 LONGEST_TRIAL = 512
@@ -83,9 +84,8 @@ def describe_plan(
     step_seconds: float,
     num_val_tokens: int,
     num_processes: int = 1,
-    grows: bool = False,
 ) -> list[str]:
-    """Three lines: the model, the text, the cost; `grows` says that batches do."""
+    """Three lines: the model, the text, the cost."""
     config, training = model.config, stream.config
     width = f"embedding {config.embedding_size}" if config.embedding_size else "one-hot input"
     layers = f"{config.num_layers} layer" + ("s" if config.num_layers > 1 else "")
@@ -94,7 +94,7 @@ def describe_plan(
     per_step = training.batch_size * stream.num_steps
     rate = per_step / step_seconds
     backend = model.backend_for(stream.recurrent_gradient_scale)
-    at_first = " at first" if grows else ""
+    at_first = " at first" if stage_at(budget.config, 1.0) > 0 else ""
     shared = f" by {num_processes} processes" if num_processes > 1 else ""
     duration = budget.total_seconds(step_seconds)
     return [

@@ -8,30 +8,28 @@ nothing is half done: there the loop reports, saves, and obeys signals.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from recurra.config import TrainingConfig
 from recurra.errors import LostProcessError, NonFiniteError, TrainingInterrupted
 from recurra.files import append_line
 from recurra.model import RecurrentLM
-from recurra.processes import Processes
 from recurra.text.vocabulary import Vocabulary
 from recurra.training.batches import Batch, BatchStream, Ids
-from recurra.training.budget import Budget, Clock
+from recurra.training.budget import Budget
 from recurra.training.failures import describe_failure
-from recurra.training.growth import at_stage, stage_at
-from recurra.training.interruption import PATIENCE, SIGNALS, StopSignals
+from recurra.training.growth import GrowingStream
+from recurra.training.interruption import PATIENCE, SIGNALS
 from recurra.training.memory import Memory, Timing
 from recurra.training.overfitting import describe_overfitting
 from recurra.training.plan import describe_plan, seconds_per_step
-from recurra.training.progress import Moment, Progress
+from recurra.training.progress import Moment
 from recurra.training.reporter import MAX_VALIDATION_TOKENS, Reporter
 from recurra.training.run_folder import RunFolder
 from recurra.training.saver import Saver
 from recurra.training.schedules import learning_rate
+from recurra.training.surroundings import Surroundings
 from recurra.training.updater import Updater
 from recurra.training.weights import load_weights, save_weights
 
@@ -39,23 +37,6 @@ REPORTS_PER_RUN = 20
 MAX_ROLLBACKS = 3
 LEARNING_PER_REPORT = 20.0
 """Of a budget in minutes this many times as long is spent on learning as on reports."""
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What a training is surrounded by.
-
-    Attributes:
-        progress: who is told.
-        clock: started when the run's time began.
-        processes: those that train together.
-        signals: what a person wants meanwhile.
-    """
-
-    progress: Progress
-    clock: Clock
-    processes: Processes
-    signals: StopSignals
 
 
 class Trainer:
@@ -93,8 +74,7 @@ class Trainer:
         self.folder, self.progress = folder, around.progress
         self.processes, self.signals = around.processes, around.signals
         self.memory, self.timing = Memory(), Timing()
-        self._train_ids = train_ids
-        self.stream = self._stage_stream()
+        self._reading = GrowingStream(train_ids, config, self.processes)
         self.budget = Budget(config, self.stream.epoch_length(), around.clock)
         self.updater = Updater(model, config, self.stream, self.processes)
         self.reporter = Reporter(
@@ -108,6 +88,11 @@ class Trainer:
         self._is_whole = True
         self._batch: Batch | None = None
 
+    @property
+    def stream(self) -> BatchStream:
+        """Where batches come from now."""
+        return self._reading.now
+
     def resume(self) -> None:
         """Take up the training where its newest whole checkpoint left it.
 
@@ -116,7 +101,8 @@ class Trainer:
                 other settings.
         """
         self.memory, self.timing = self.saver.restore(self.updater, self.reporter)
-        self._enter_stage()
+        self._reading.enter(self.memory.stage)
+        self._follow_stream()
         self.budget.clock.rewind(self.timing.seconds)
         self.budget.reserve, self.budget.began = self.timing.reserve, self.timing.began
         if not self.memory.finished:
@@ -164,13 +150,7 @@ class Trainer:
         share = num_val / (self.config.batch_size * self.stream.num_steps)
         self.budget.reserve = seconds * min(share, MAX_VALIDATION_TOKENS) / 3 + 0.5
         lines = describe_plan(
-            self.model,
-            self.stream,
-            self.budget,
-            seconds,
-            num_val,
-            self.processes.count,
-            grows=stage_at(self.config, 1.0) > 0,
+            self.model, self.stream, self.budget, seconds, num_val, self.processes.count
         )
         self.progress.plan(lines)
 
@@ -186,7 +166,7 @@ class Trainer:
     def _train(self) -> bool:
         """Go on until the budget is spent; False when it has gone back to a checkpoint."""
         self._batch = None
-        batches = self._batches()
+        batches = self._reading.batches(self.memory)
         try:
             while not self._done():
                 if self._report_due():
@@ -195,10 +175,13 @@ class Trainer:
                 if self._save_due:
                     self._save()
                 self._obey_signals()
-                if self._grow():
-                    batches = self._batches()
+                if self._reading.grow(self.memory, self._spent):
+                    self._follow_stream()
+                    batches = self._reading.batches(self.memory)
                 self._batch = next(batches)
-                if self._batch is not None:
+                if self._batch is None:
+                    self._agree()
+                else:
                     self._update(self._batch)
                 self._batch = None
             if self.memory.since_report.tokens:
@@ -208,35 +191,9 @@ class Trainer:
             self._fail(error)
             return False
 
-    def _batches(self) -> Iterator[Batch | None]:
-        """All batches from here on; None at the end of an epoch."""
-        while True:
-            yield from self.stream.epoch(self.memory.epoch, self.memory.position)
-            self.memory.epoch += 1
-            self.memory.position = 0
-            self._agree()
-            yield None
-
-    def _grow(self) -> bool:
-        """Enter the stage that the budget has come to; False when it is the same as before."""
-        stage = stage_at(self.config, self._spent)
-        if stage <= self.memory.stage:
-            return False
-        self.memory.stage = stage
-        if self.memory.position > 0:
-            self.memory.epoch, self.memory.position = self.memory.epoch + 1, 0
-        self._enter_stage()
-        return True
-
-    def _enter_stage(self) -> None:
-        self.stream = self._stage_stream()
+    def _follow_stream(self) -> None:
         self.updater.follow(self.stream)
         self.budget.epoch_length = self.stream.epoch_length()
-
-    def _stage_stream(self) -> BatchStream:
-        return BatchStream(
-            self._train_ids, at_stage(self.config, self.memory.stage), self.processes
-        )
 
     def _update(self, batch: Batch) -> None:
         started = time.perf_counter()
@@ -331,12 +288,9 @@ class Trainer:
         return since >= (self.config.sample_every or 1) or self._done()
 
     def _show_moment(self) -> None:
-        spent, seconds = self._spent, self.budget.clock.seconds()
-        tally = self.memory.since_report
-        left = seconds / spent * (1.0 - spent) if spent > 0 else float("inf")
-        if self.budget.minutes is not None:
-            left = min(left, self.budget.minutes * 60 - seconds)
+        spent, tally = self._spent, self.memory.since_report
         speed = tally.tokens / max(self.timing.updates, 1e-9)
+        left = self.budget.seconds_left(spent)
         self.progress.moment(Moment(spent, self.memory.step, tally.mean_nats, speed, left))
 
     def _save(self) -> None:
@@ -376,7 +330,8 @@ class Trainer:
             self.budget.clock.seconds(),
         )
         self.memory, self.timing = self.saver.roll_back(self.memory, self.updater, self.reporter)
-        self._enter_stage()
+        self._reading.enter(self.memory.stage)
+        self._follow_stream()
         self.memory.rollbacks, self.memory.lr_scale = rollbacks, scale
         self.timing.seconds, self.timing.began = seconds, self.budget.began
         self._agree()

@@ -101,8 +101,8 @@ class Cell(ABC):
         return {}
 
     def first_extra(self, name: str, parameter: Tensor) -> None:
-        """Write the first values of one of them."""
-        raise NotImplementedError(f"{self.name} has no {name}")
+        """Write the first values of one of them: zeros, unless the cell has its own."""
+        parameter.zero_()
 
 
 def check_shapes(cell: Cell, inputs: Tensor, parameters: LayerParameters) -> None:

@@ -53,7 +53,8 @@ class MogrifierCell(Cell):
     """The LSTM whose input and state gate each other first: Melis, Kocisky and Blunsom 2020.
 
     Five rounds in turns, x = 2 s(h Q_1') * x, h = 2 s(x R_1') * h, x = 2 s(h Q_2') * x and so on;
-    then the LSTM reads the last x and h. Needs inputs that are numbers: an embedding.
+    then the LSTM reads the last x and h. Q and R begin as zeros: 2 s(0) is 1, and the cell an LSTM.
+    Needs inputs that are numbers: an embedding.
     """
 
     name, num_gates, num_states = "mogrifier", 4, 2
@@ -63,10 +64,6 @@ class MogrifierCell(Cell):
     def extra_shapes(self, units: int, inputs: int) -> dict[str, tuple[int, ...]]:
         shapes = ((inputs, units), (units, inputs))
         return {f"mogrify_{i}": shapes[i % 2] for i in range(self._ROUNDS)}
-
-    def first_extra(self, name: str, parameter: Tensor) -> None:
-        # 2 s(0) is 1: at first the cell is the LSTM.
-        parameter.zero_()
 
     def step(
         self, projected: Tensor, state: State, parameters: LayerParameters, dtype: torch.dtype

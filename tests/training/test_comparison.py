@@ -15,16 +15,8 @@ from recurra.config import RunConfig
 from recurra.errors import ConfigError, RunError, TrainingInterrupted
 from recurra.training.progress import Progress
 
-TEXT = "the cat sat on the mat and the dog sat on the log. " * 40
 SMALL = {"hidden_size": 8, "batch_size": 4, "num_steps": 16, "lr": 1e-2, "sample_length": 5}
 CONTENDERS = {"gru": {"cell": "gru"}, "wide rnn": {"cell": "rnn", "hidden_size": 16}}
-
-
-@pytest.fixture
-def source(tmp_path):
-    file = tmp_path / "text.txt"
-    file.write_text(TEXT, encoding="utf-8")
-    return file
 
 
 @pytest.fixture

@@ -1,0 +1,25 @@
+"""The options of a training, which several verbs have."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from recurra.cli.parsing import typed
+from recurra.config import ModelConfig, RunConfig, TextConfig, TrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Options of a text, a model and its training."""
+
+    text: TextConfig = field(default_factory=TextConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def to_config(self) -> RunConfig:
+        """As a run has them."""
+        text = dataclasses.replace(self.text, separator=typed(self.text.separator))
+        prompts = tuple(map(typed, self.training.prompt))
+        training = dataclasses.replace(self.training, prompt=prompts)
+        return RunConfig(text=text, model=self.model, training=training)

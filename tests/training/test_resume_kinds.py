@@ -1,0 +1,59 @@
+"""Every kind of model and of training ends the same, interrupted or not."""
+
+import pytest
+
+from recurra import api, launch
+from recurra.errors import TrainingInterrupted
+from recurra.training.budget import Clock
+from recurra.training.progress import Progress
+
+OPTIONS = {
+    "steps": 30, "num_layers": 2, "dropout": 0.3, "report_every": 6, "checkpoint_every": 4,
+}  # fmt: skip
+
+
+@pytest.fixture
+def resumes(run, tmp_path, listener, crash):
+    """See to it that a run stopped at a step ends with the files of an undisturbed one."""
+
+    def check(step, **options):
+        lm = run(tmp_path / "whole", **OPTIONS | options)
+        with pytest.raises(TrainingInterrupted):
+            run(tmp_path / "parts", listener(stop_at=step), **OPTIONS | options)
+        launch.resume_run(tmp_path / "parts", Progress(), Clock())
+        assert crash.differences(tmp_path / "whole", tmp_path / "parts") == []
+        return lm, api.load(tmp_path / "parts")
+
+    return check
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "none"])
+@pytest.mark.parametrize("bptt", ["full", "randomized"])
+def test_cells_of_the_book_by_every_kind_of_bptt(resumes, cell, bptt):
+    resumes(13, cell=cell, bptt=bptt)
+
+
+@pytest.mark.parametrize("cell", ["lstm-ln", "mogrifier", "mingru", "minlstm", "sru", "rglru"])
+@pytest.mark.parametrize("residual", [False, True])
+def test_cells_beyond_the_book_and_residual_blocks(resumes, cell, residual):
+    lm, loaded = resumes(
+        13, cell=cell, residual=residual, hidden_size=16, embedding_size=16, num_layers=2,
+        dropout=0.1, output_dropout=0.1, weight_dropout=0.1,
+    )  # fmt: skip
+    assert loaded.validate() == lm.validate()
+    assert len(loaded.generate("the", max_new_tokens=30, seed=1)) == 30
+
+
+@pytest.mark.parametrize("step", [3, 10, 11, 23])
+@pytest.mark.parametrize("sampling", ["sequential", "random"])
+def test_batches_that_grow(resumes, step, sampling):
+    resumes(step, batch_growth=4, window_growth=2, sampling=sampling)
+
+
+def test_zoneout(resumes):
+    resumes(13, zoneout=0.2)
+
+
+@pytest.mark.parametrize("step", [1, 17])
+def test_averaged_weights(resumes, step):
+    resumes(step, weight_averaging=0.9)
