@@ -13,13 +13,20 @@ import math
 import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from recurra.checks import require
 from recurra.config import RunConfig
-from recurra.errors import DivergenceError, NonFiniteError, RunError
+from recurra.errors import (
+    DivergenceError,
+    NonFiniteError,
+    RecurraError,
+    RunError,
+    TrainingInterrupted,
+)
 from recurra.files import read_json, to_json, write_json
 from recurra.language_model import LanguageModel, Source, as_list
 from recurra.launch import numbered, resume_run, start_run
@@ -193,11 +200,11 @@ def run_comparison(
     folder = Path(out) if out is not None else numbered(Path("runs") / f"{stem}-comparison")
     begun = _begin(folder, _describe(sources, contenders, seeds), force=force)
     progress.message(
-        f"{'going on' if begun else 'comparing'} in {folder}: {len(contenders)} contenders,"
-        f" {seeds} seeds each"
+        f"{'going on' if begun else 'comparing'} in {folder}: {len(contenders) * seeds} runs,"
+        f" contenders {len(contenders)}, seeds {seeds}"
     )
     results: dict[str, list[Result]] = {c.name: [] for c in contenders}
-    with progress:
+    with progress, _undone_if_nothing_came_of_it(folder), _saying_how_to_go_on(folder):
         for contender, seed in _turns(contenders, seeds):
             place = folder / f"{_slug(contender.name)}-{seed}"
             result = _run(sources, contender, seed, place, progress, force=force)
@@ -266,6 +273,27 @@ def _begin(folder: Path, description: dict[str, Any], *, force: bool) -> bool:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(file, description)
     return False
+
+
+@contextmanager
+def _undone_if_nothing_came_of_it(folder: Path) -> Iterator[None]:
+    """A text or a setting that will not do leaves no folder that a better command would find."""
+    try:
+        yield
+    except RecurraError:
+        if [file.name for file in folder.iterdir()] == [DESCRIPTION]:
+            (folder / DESCRIPTION).unlink()
+            folder.rmdir()
+        raise
+
+
+@contextmanager
+def _saying_how_to_go_on(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except TrainingInterrupted as stop:
+        how = f"saved in {folder}; the same comparison goes on with --out {folder}"
+        raise TrainingInterrupted(stop.signum, how) from None
 
 
 def _describe(

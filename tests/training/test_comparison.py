@@ -12,7 +12,7 @@ from recurra import comparison, launch
 from recurra.cli.main import main
 from recurra.comparison import Comparison, Contender, Result, Row
 from recurra.config import RunConfig
-from recurra.errors import ConfigError, RunError, TrainingInterrupted
+from recurra.errors import ConfigError, RunError, SourceError, TrainingInterrupted
 from recurra.training.progress import Progress
 
 SMALL = {"hidden_size": 8, "batch_size": 4, "num_steps": 16, "lr": 1e-2, "sample_length": 5}
@@ -104,6 +104,27 @@ def test_a_folder_of_something_else_is_left_alone(compare, tmp_path):
     (tmp_path / "mine" / "letter.txt").touch()
     with pytest.raises(RunError, match="holds no comparison"):
         compare(out=tmp_path / "mine")
+
+
+def test_a_text_that_will_not_do_leaves_nothing(source, compare, tmp_path):
+    text = source.read_bytes()
+    source.write_bytes(b"")
+    with pytest.raises(SourceError, match="empty"):
+        compare()
+    assert not (tmp_path / "all").exists()
+    source.write_bytes(text)
+    assert len(compare(seeds=1).rows) == 2
+
+
+def test_an_interruption_says_how_the_comparison_goes_on(compare, tmp_path):
+    class Stops(Progress):
+        def moment(self, moment):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(TrainingInterrupted, match="same comparison goes on") as stop:
+        compare(progress=Stops())
+    assert stop.value.signum == signal.SIGINT
+    assert str(tmp_path / "all") in str(stop.value)
 
 
 @pytest.mark.parametrize(

@@ -154,8 +154,10 @@ class TrainingConfig:
         self._check_rates()
         given = [n for n in ("epochs", "steps", "minutes") if getattr(self, n) is not None]
         require(len(given) <= 1, f"one budget, please, not several: {' and '.join(given)}")
-        for name in (*given, *(["max_epochs"] if self.max_epochs is not None else [])):
-            require(0 < getattr(self, name) <= MAX_BUDGET, f"{name} must lie between 0 and 1e12")
+        for name in ("epochs", "steps", "minutes", "max_epochs"):
+            value = getattr(self, name)
+            within = value is None or 0 < value <= MAX_BUDGET
+            require(within, f"{name} must lie between 0 and 1e12")
         require(
             self.max_epochs is None or (self.epochs is None and self.steps is None),
             "max_epochs limits a budget in minutes; steps and epochs are limits themselves",
