@@ -33,6 +33,7 @@ from recurra.launch import numbered, resume_run, start_run
 from recurra.text.catalogue import DEFAULT_CORPUS
 from recurra.training.budget import Clock
 from recurra.training.curve import require_matplotlib, write_comparison_svg
+from recurra.training.growth import tokens_per_step
 from recurra.training.identity import FREE_SETTINGS
 from recurra.training.progress import ConsoleProgress, Moment, Progress, format_count
 from recurra.training.run_folder import RunFolder
@@ -248,8 +249,8 @@ def _with_budget(contender: Contender, num_tokens: int | None) -> Contender:
     """With a budget in tokens as steps, and no picture for each run."""
     config, training = contender.config, dataclasses.replace(contender.config.training, plot=False)
     if num_tokens is not None:
-        per_step = training.batch_size * training.num_steps
-        training = dataclasses.replace(training, steps=max(1, round(num_tokens / per_step)))
+        steps = max(1, round(num_tokens / tokens_per_step(training)))
+        training = dataclasses.replace(training, steps=steps)
     own = dataclasses.replace(config, training=training)
     return dataclasses.replace(contender, config=own)
 

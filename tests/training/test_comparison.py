@@ -49,6 +49,12 @@ def test_equal_tokens_whatever_the_batch(compare):
         assert {r.tokens for r in row.results} == {640}
 
 
+def test_equal_tokens_where_batches_or_windows_grow(compare):
+    growing = {"rows": {"batch_growth": 4}, "steps": {"window_growth": 2}, "neither": {}}
+    for row in compare(growing, seeds=1, num_tokens=64 * 84).rows:
+        assert row.mean_of("tokens") == pytest.approx(64 * 84, rel=0.02)
+
+
 def test_mean_and_spread_are_those_of_the_seeds(compare):
     for row in compare(seeds=3).rows:
         scores = [r.bits_per_char for r in row.results]

@@ -8,6 +8,7 @@ budget is cut into stages of equal shares; from one to the next, sizes double un
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Iterator
 
 from recurra.config import TrainingConfig
@@ -16,10 +17,15 @@ from recurra.training.batches import Batch, BatchStream, Ids
 from recurra.training.memory import Memory
 
 
+def num_stages(config: TrainingConfig) -> int:
+    """Into how many equal shares the budget is cut: 1 where nothing grows."""
+    return max(config.batch_growth, config.window_growth).bit_length()
+
+
 def stage_at(config: TrainingConfig, spent: float) -> int:
     """The stage in which the share `spent` of the budget lies; the first is 0."""
-    last = max(config.batch_growth, config.window_growth).bit_length() - 1
-    return min(int(spent * (last + 1)), last)
+    stages = num_stages(config)
+    return min(int(spent * stages), stages - 1)
 
 
 def at_stage(config: TrainingConfig, stage: int) -> TrainingConfig:
@@ -31,6 +37,12 @@ def at_stage(config: TrainingConfig, stage: int) -> TrainingConfig:
         batch_growth=1,
         window_growth=1,
     )
+
+
+def tokens_per_step(config: TrainingConfig) -> float:
+    """Of an update, on average over a budget in steps."""
+    stages = [at_stage(config, stage) for stage in range(num_stages(config))]
+    return statistics.fmean(stage.batch_size * stage.num_steps for stage in stages)
 
 
 class GrowingStream:
