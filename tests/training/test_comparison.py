@@ -1,5 +1,6 @@
 """Several settings on one text: the runs, the figures, and going on after an interruption."""
 
+import dataclasses
 import json
 import signal
 import statistics
@@ -8,11 +9,12 @@ from pathlib import Path
 import pytest
 
 import recurra
-from recurra import comparison, launch
+from recurra import launch
 from recurra.cli.main import main
-from recurra.comparison import Comparison, Contender, Result, Row
+from recurra.comparison import Comparison, Contender, Result, Row, runs
 from recurra.config import RunConfig
 from recurra.errors import ConfigError, RunError, SourceError, TrainingInterrupted
+from recurra.training import recipe
 from recurra.training.progress import Progress
 
 SMALL = {"hidden_size": 8, "batch_size": 4, "num_steps": 16, "lr": 1e-2, "sample_length": 5}
@@ -72,7 +74,7 @@ def test_what_was_done_stays(compare, tmp_path, monkeypatch):
             raise TrainingInterrupted(signal.SIGINT)
         return launch.start_run(sources, config, out, *rest, **more)
 
-    monkeypatch.setattr(comparison, "start_run", counted)
+    monkeypatch.setattr(runs, "start_run", counted)
     with pytest.raises(TrainingInterrupted):
         compare()
     assert started == ["gru-1", "wide-rnn-1", "gru-2"]
@@ -186,6 +188,30 @@ def test_with_minutes_what_was_not_given_is_chosen_for_each(compare):
         assert training.lr == SMALL["lr"]
 
 
+def test_what_is_chosen_is_chosen_once_for_all_seeds(compare, monkeypatch):
+    speeds = iter([1e6, 1e12])
+    monkeypatch.setattr(recipe, "_measure_speed", lambda *_: next(speeds))
+    options = {"num_tokens": None, "minutes": 0.03, "seeds": 2, "max_epochs": 1e9}
+    (row,) = compare({"lstm": {}}, **options).rows
+    first, second = (recurra.load(r.folder).config for r in row.results)
+    assert first.model == second.model
+    assert dataclasses.replace(second.training, seed=1) == first.training
+
+
+def test_the_figures_stay_beside_the_runs(compare, tmp_path):
+    result = compare()
+    stored = json.loads((tmp_path / "all" / "results.json").read_text("utf-8"))["runs"]
+    assert [run["bits_per_char"] for run in stored] == [
+        score for row in result.rows for score in row.scores
+    ]
+
+
+def test_printed_it_is_a_table(compare):
+    lines = str(compare(seeds=1)).splitlines()
+    assert lines[0].startswith("| contender")
+    assert "one seed each" in lines[-2]
+
+
 def test_the_command_prints_a_table_and_draws(source, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     small = ["--batch-size", "4", "--num-steps", "16", "--sample-length", "5", "--num-tokens=640"]
@@ -211,7 +237,7 @@ def test_the_command_prints_a_table_and_draws(source, tmp_path, capsys):
     }
 
 
-@pytest.mark.parametrize("name", ["lstn", "--cell lstn", '--cell "lstm', "--cel gru", ""])
+@pytest.mark.parametrize("name", ["lstn", "--cell lstn", '--cell "lstm', "--cel gru", "", "gru 5"])
 def test_a_contender_that_is_none_is_named(source, capsys, name):
     assert main(["compare", str(source), "--contender", name, "--num-tokens", "640"]) == 2
     assert "contender" in capsys.readouterr().err

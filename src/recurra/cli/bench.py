@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from recurra.cli.markdown import table
 from recurra.cli.parsing import parse
 from recurra.errors import ConfigError
+from recurra.markdown import table
 
 if TYPE_CHECKING:
     from recurra.benchmark import TrainingRow, WritingRow

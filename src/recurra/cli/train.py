@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 class Train(Settings):
     """Learn a model from a text; leave it in a folder that every other verb reads.
 
+    With a budget in minutes (2 when none is given) everything that is not given is chosen: size,
+    batch, rates, dropout and precision follow from the text, the minutes and a short trial of this
+    machine. With --steps or --epochs the defaults below hold.
+
     While it learns it reports the validation loss and what it would write. Ctrl-C saves; --resume
     goes on. Several processes train one model: torchrun --nproc-per-node N -m recurra train ...
     """

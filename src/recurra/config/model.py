@@ -23,6 +23,7 @@ CELLS_WITH_FORGET_GATE = ("lstm", "lstm-ln", "mogrifier")
 CELLS_WITHOUT_MIXING = ("mingru", "minlstm", "sru", "rglru", "none")
 """Those whose gates do not read the state."""
 
+USUAL_EMBEDDING = 64
 MAX_UNITS = 2**16
 """Largest width of a layer or an embedding; a file that asks for more is not from here."""
 MAX_LAYERS = 256
@@ -48,8 +49,9 @@ class ModelConfig:
     """Put each layer in a residual block with a gate and a feed-forward part; needs embedding_size
     equal to hidden_size."""
 
-    embedding_size: int = 64
-    """Width of the learned input embedding; 0 feeds the one-hot vector, as the book does."""
+    embedding_size: int = USUAL_EMBEDDING
+    """Width of the learned input embedding; 0 feeds the one-hot vector, as the book does. Left at
+    64 it becomes hidden_size where residual or tie_weights need that."""
 
     dropout: float = 0.0
     """Probability of dropping a unit between two layers, or of what a residual block adds."""
@@ -89,6 +91,8 @@ class ModelConfig:
     """Number format of the matrix products; states, gradients and weights stay fp32."""
 
     def __post_init__(self) -> None:
+        if (self.residual or self.tie_weights) and self.embedding_size == USUAL_EMBEDDING:
+            object.__setattr__(self, "embedding_size", self.hidden_size)
         require_types(self)
         require_choices(
             self,

@@ -14,6 +14,12 @@ from recurra.config.text import TextConfig
 from recurra.config.training import TrainingConfig
 from recurra.errors import ConfigError
 
+_SECTIONS = {"text": TextConfig, "model": ModelConfig, "training": TrainingConfig}
+_OWNER = {
+    f.name: section
+    for section, kind in reversed(_SECTIONS.items())
+    for f in dataclasses.fields(kind)
+}
 _SCHEDULE_OPTIONS = {
     "final_lr": ("cosine", "linear", "one-cycle"),
     "lr_milestones": ("step",),
@@ -65,20 +71,19 @@ class RunConfig:
         Raises:
             ConfigError: an unknown name (the nearest known one is suggested) or a wrong value.
         """
-        sections = {"text": TextConfig, "model": ModelConfig, "training": TrainingConfig}
-        owner = {
-            f.name: section
-            for section, kind in reversed(sections.items())
-            for f in dataclasses.fields(kind)
-        }
-        sorted_options: dict[str, dict[str, Any]] = {name: {} for name in sections}
+        sorted_options: dict[str, dict[str, Any]] = {name: {} for name in _SECTIONS}
         for name, value in options.items():
-            if name not in owner:
-                near = difflib.get_close_matches(name, owner, n=1)
+            if name not in _OWNER:
+                near = difflib.get_close_matches(name, _OWNER, n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise ConfigError(f"unknown option {name!r}{hint}")
-            sorted_options[owner[name]][name] = value
-        return cls(**{name: kind(**sorted_options[name]) for name, kind in sections.items()})
+            sorted_options[_OWNER[name]][name] = value
+        return cls(**{name: kind(**sorted_options[name]) for name, kind in _SECTIONS.items()})
+
+    @staticmethod
+    def option_names() -> frozenset[str]:
+        """All that `from_options` knows."""
+        return frozenset(_OWNER)
 
     def to_dict(self) -> dict[str, Any]:
         """As nested plain values, for JSON."""
@@ -91,9 +96,8 @@ class RunConfig:
         Raises:
             ConfigError: a section or field is unknown, missing its type, or out of range.
         """
-        sections = {"text": TextConfig, "model": ModelConfig, "training": TrainingConfig}
         built = {}
-        for name, kind in sections.items():
+        for name, kind in _SECTIONS.items():
             section = values.get(name)
             if not isinstance(section, dict):
                 raise ConfigError(f"config section {name!r} is missing")

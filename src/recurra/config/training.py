@@ -90,10 +90,13 @@ class TrainingConfig:
 
     minutes: float | None = None
     """Budget: wall-clock minutes for everything, evaluation and saving included (2 when no budget
-    of any kind is given)."""
+    of any kind is given). With it, all settings that are not given are chosen for the text, the
+    minutes and this machine, whatever stands here as their default; three lines say what and
+    why."""
 
     max_epochs: float | None = None
-    """Of a budget in minutes use no more than what so many passes over the training part take."""
+    """Of a budget in minutes use no more than what so many passes over the training part take
+    (100 when not given: what more would add is learned by heart)."""
 
     patience: int | None = None
     """Stop after this many reports in a row without a better validation loss."""
@@ -157,7 +160,7 @@ class TrainingConfig:
         for name in ("epochs", "steps", "minutes", "max_epochs"):
             value = getattr(self, name)
             within = value is None or 0 < value <= MAX_BUDGET
-            require(within, f"{name} must lie between 0 and 1e12")
+            require(within, f"{name} must be above 0 and at most 1e12")
         require(
             self.max_epochs is None or (self.epochs is None and self.steps is None),
             "max_epochs limits a budget in minutes; steps and epochs are limits themselves",

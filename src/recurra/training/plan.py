@@ -20,6 +20,9 @@ from recurra.training.progress import format_count, format_seconds
 
 LONGEST_TRIAL = 512
 """Steps of a timed batch; full BPTT's, which may take minutes, is judged by a part of it."""
+TRIAL_SECONDS = 0.2
+LONGEST_PASS = 1.0
+"""In seconds; what takes longer is not tried again."""
 
 
 def seconds_per_step(model: RecurrentLM, stream: BatchStream) -> float:
@@ -28,16 +31,25 @@ def seconds_per_step(model: RecurrentLM, stream: BatchStream) -> float:
     ids = torch.from_numpy(batch.ids).to(model.device)
     targets = torch.from_numpy(batch.targets).to(model.device)
     pass_once = _pass_over(model, ids, targets, stream.recurrent_gradient_scale)
-    best = float("inf")
     with _untouched(model):
         # The first pass pays for memory and code that the later ones find ready.
-        for _ in range(3):
-            started = time.perf_counter()
-            pass_once()
-            best = min(best, time.perf_counter() - started)
-            if best > 1.0:
-                break
-    return float(best * stream.num_steps / batch.ids.shape[1])
+        mean = _mean_seconds(pass_once, 0.0)
+        if mean < LONGEST_PASS:
+            mean = _mean_seconds(pass_once, TRIAL_SECONDS)
+    return mean * (stream.num_steps / int(batch.ids.shape[1]))
+
+
+def _mean_seconds(work: Callable[[], object], at_least: float) -> float:
+    """Of one of as many repetitions as last that long.
+
+    The mean, not the best: on a machine that also does something else, the best is what a training
+    will not get.
+    """
+    started, count = time.perf_counter(), 0
+    while (passed := time.perf_counter() - started) < at_least or count == 0:
+        work()
+        count += 1
+    return passed / count
 
 
 def _pass_over(

@@ -225,5 +225,10 @@ def format_count(number: float) -> str:
     return f"{number:.0f}"
 
 
+# Unicode has pictures of the control characters, in their order.
+_PICTURES = {code: 0x2400 + code for code in range(0x20)} | dict.fromkeys(range(127, 160), "�")
+
+
 def _one_line(text: str) -> str:
-    return text.replace("\n", "⏎")
+    """Without what would move a terminal's cursor, or worse: its line breaks and controls drawn."""
+    return text.replace("\n", "⏎").translate(_PICTURES)

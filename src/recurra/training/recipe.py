@@ -78,7 +78,7 @@ def complete(
     chosen = _with_rates(chosen, given, tokens / len(ids))
     chosen = _replace(chosen, given, weight_decay=_weight_decay(chosen.model, len(ids)))
     needed = tokens * _flops_per_token(chosen.model) / speed
-    return Recipe(chosen, _reasons(chosen, tokens, len(ids), needed))
+    return Recipe(chosen, _reasons(chosen, tokens, len(ids), needed, seconds))
 
 
 def _replace(config: RunConfig, given: Set[str], **settings: Any) -> RunConfig:
@@ -120,8 +120,9 @@ def _takes_forget_bias(model: ModelConfig) -> bool:
 
 def _with_size(config: RunConfig, given: Set[str], size: int) -> RunConfig:
     model = config.model
-    if {"hidden_size", "tie_weights", "residual"} & given:
-        size = model.hidden_size  # what is tied to it has its width already
+    is_bound = "embedding_size" in given and (model.tie_weights or model.residual)
+    if "hidden_size" in given or is_bound:
+        size = model.hidden_size
     ties = model.vocab_size > LARGEST_ONE_HOT and "embedding_size" not in given
     if "tie_weights" in given:
         ties = model.tie_weights
@@ -191,11 +192,16 @@ def _num_tokens(config: RunConfig, num_ids: int, operations: float) -> float:
     return tokens if most is None else min(tokens, most * num_ids)
 
 
-def _reasons(config: RunConfig, tokens: float, num_ids: int, seconds: float) -> list[str]:
+def _reasons(
+    config: RunConfig, tokens: float, num_ids: int, needed: float, seconds: float
+) -> list[str]:
     model, training = config.model, config.training
+    most = training.max_epochs
+    is_enough = f" ({most:g} readings of it are enough)" if most and needed < 0.9 * seconds else ""
     return [
-        f"size      {model.hidden_size} units: {seconds:,.0f} s of learning are about"
-        f" {format_count(tokens)} tokens with it, and the text has {format_count(num_ids)}",
+        f"size      {model.hidden_size} units: {needed:,.0f} s of learning are about"
+        f" {format_count(tokens)} tokens with it, and the text has {format_count(num_ids)}"
+        f"{is_enough}",
         f"speed     batches of {training.batch_size} x {training.num_steps}, learning rate"
         f" {training.lr:g}, weight decay {training.weight_decay:g}, products in {model.precision}",
         f"dropout   {model.output_dropout:g} of the outputs, {model.weight_dropout:g} of the"

@@ -2,23 +2,24 @@
 
 Every run is an ordinary one, in a folder of its own that every verb reads. All contenders have
 their turn with one seed before the next seed begins, so that a machine that slows down slows all
-of them. What was done stays: the same comparison in the same folder goes on where it stopped.
+of them. Where settings follow from the minutes and the machine's speed they are chosen once, for a
+contender's first seed, and hold for the others: seeds differ in chance alone. What was done stays:
+the same comparison in the same folder goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from recurra.checks import require
+from recurra.comparison.results import Comparison, Contender, Result, Row
 from recurra.config import RunConfig
 from recurra.errors import (
     DivergenceError,
@@ -38,109 +39,9 @@ from recurra.training.identity import FREE_SETTINGS
 from recurra.training.progress import ConsoleProgress, Moment, Progress, format_count
 from recurra.training.run_folder import RunFolder
 
-DESCRIPTION, PICTURE = "comparison.json", "comparison.svg"
+DESCRIPTION, RESULTS, PICTURE = "comparison.json", "results.json", "comparison.svg"
 COMMON = ("epochs", "steps", "minutes", "seed", "device", "threads", "plot", "val_fraction")
 """Settings that all contenders share, or the comparison would not be one."""
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One of those that are compared.
-
-    Attributes:
-        name: as it stands in the table.
-        config: its settings, the common ones included.
-        given: names of those that somebody chose; with a budget in minutes the others follow from
-            text and machine (`training/recipe.py`).
-    """
-
-    name: str
-    config: RunConfig
-    given: frozenset[str]
-
-
-@dataclass(frozen=True)
-class Result:
-    """What one run showed.
-
-    Attributes:
-        nats_per_token, bits_per_char: of the best weights on the whole validation part, with the
-            state carried; None where the training failed.
-        tokens, seconds: that it took, by its last report.
-        tokens_per_second: of its updates, the median over the reports.
-        records: the lines of metrics.jsonl.
-    """
-
-    seed: int
-    folder: Path
-    parameters: int
-    nats_per_token: float | None
-    bits_per_char: float | None
-    tokens: int
-    seconds: float
-    tokens_per_second: float
-    records: list[dict[str, Any]]
-
-    def to_dict(self) -> dict[str, Any]:
-        """All but the records, ready for JSON."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        del values["records"]
-        return values | {"folder": str(self.folder)}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One contender's runs."""
-
-    contender: Contender
-    results: Sequence[Result]
-
-    @property
-    def scores(self) -> list[float]:
-        """Bits per character (or nats per token, where those are not known), of runs that did not
-        fail."""
-        found = [
-            r.nats_per_token if r.bits_per_char is None else r.bits_per_char for r in self.results
-        ]
-        return [score for score in found if score is not None]
-
-    @property
-    def mean(self) -> float:
-        """Of the scores; infinite where every run failed."""
-        return statistics.fmean(self.scores) if self.scores else math.inf
-
-    @property
-    def spread(self) -> float | None:
-        """The scores' sample standard deviation; None with fewer than two."""
-        return statistics.stdev(self.scores) if len(self.scores) > 1 else None
-
-    def mean_of(self, name: str) -> float | None:
-        """Mean of one of the results' figures over the runs that have it."""
-        values = [value for r in self.results if (value := getattr(r, name)) is not None]
-        return statistics.fmean(values) if values else None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """All of it.
-
-    Attributes:
-        folder: of the runs.
-        rows: the best first.
-    """
-
-    folder: Path
-    rows: Sequence[Row]
-
-    def as_good_as_the_best(self) -> list[Row]:
-        """Rows after the first whose distance to it is below twice its standard error: with these
-        seeds nobody can tell which of them is ahead."""
-        best, *others = self.rows
-        return [row for row in others if _is_within_noise(best, row)]
-
-    def curves(self) -> dict[str, list[list[dict[str, Any]]]]:
-        """The records of each contender's runs, by its name."""
-        return {row.contender.name: [r.records for r in row.results] for row in self.rows}
 
 
 def compare(
@@ -207,12 +108,14 @@ def run_comparison(
     results: dict[str, list[Result]] = {c.name: [] for c in contenders}
     with progress, _undone_if_nothing_came_of_it(folder), _saying_how_to_go_on(folder):
         for contender, seed in _turns(contenders, seeds):
+            done = results[contender.name]
+            settled = _with_settings_of(done[0].folder, contender) if done else contender
             place = folder / f"{_slug(contender.name)}-{seed}"
-            result = _run(sources, contender, seed, place, progress, force=force)
-            results[contender.name].append(result)
-            progress.message(_tell(contender, result))
+            done.append(_run(sources, settled, seed, place, progress, force=force))
+            progress.message(_tell(contender, done[-1]))
     rows = [Row(contender, results[contender.name]) for contender in contenders]
     comparison = Comparison(folder, sorted(rows, key=lambda row: row.mean))
+    write_json(folder / RESULTS, {"runs": comparison.records()})
     if plots:
         write_comparison_svg(comparison.curves(), folder / PICTURE, title=stem)
     return comparison
@@ -252,7 +155,8 @@ def _with_budget(contender: Contender, num_tokens: int | None) -> Contender:
         steps = max(1, round(num_tokens / tokens_per_step(training)))
         training = dataclasses.replace(training, steps=steps)
     own = dataclasses.replace(config, training=training)
-    return dataclasses.replace(contender, config=own)
+    given = contender.given | ({"steps"} if num_tokens is not None else set())
+    return Contender(contender.name, own, given)
 
 
 def _begin(folder: Path, description: dict[str, Any], *, force: bool) -> bool:
@@ -301,21 +205,29 @@ def _describe(
     sources: Sequence[Source], contenders: Sequence[Contender], seeds: int
 ) -> dict[str, Any]:
     """What makes a comparison this one, as JSON has it."""
-    described = {}
-    for contender in contenders:
-        config = contender.config.to_dict()
-        for name in FREE_SETTINGS:
-            del config["training"][name]
-        given = sorted(
-            name for section in config.values() for name in section.keys() & contender.given
-        )
-        described[contender.name] = {"config": config, "given": given}
+    described = {
+        contender.name: {
+            name: value
+            for section in contender.config.to_dict().values()
+            for name, value in section.items()
+            if name in contender.given - set(FREE_SETTINGS)
+        }
+        for contender in contenders
+    }
     description = {
         "sources": [str(source) for source in sources],
         "seeds": seeds,
         "contenders": described,
     }
     return dict(json.loads(to_json(description)))
+
+
+def _with_settings_of(run: Path, contender: Contender) -> Contender:
+    """As the contender's first run had them, nothing left to choose."""
+    config = RunFolder(run).read_config()
+    free = {name: getattr(contender.config.training, name) for name in FREE_SETTINGS}
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, **free))
+    return Contender(contender.name, config, RunConfig.option_names())
 
 
 def _turns(contenders: Sequence[Contender], seeds: int) -> Iterator[tuple[Contender, int]]:
@@ -358,7 +270,7 @@ def _result(seed: int, place: Path, lm: LanguageModel | None) -> Result:
     return Result(
         seed=seed,
         folder=place,
-        parameters=0 if lm is None else lm.model.num_parameters,
+        parameters=None if lm is None else lm.model.num_parameters,
         nats_per_token=nats,
         bits_per_char=bits,
         tokens=last["tokens"],
@@ -371,8 +283,10 @@ def _result(seed: int, place: Path, lm: LanguageModel | None) -> Result:
 def _tell(contender: Contender, result: Result) -> str:
     if result.nats_per_token is None:
         return f"{contender.name}, seed {result.seed}: failed"
+    config = RunFolder(result.folder).read_config()
     return (
         f"{contender.name}, seed {result.seed}: {result.nats_per_token:.4f} nats per token,"
+        f" {config.model.hidden_size} units, learning rate {config.training.lr:g},"
         f" {format_count(result.tokens)} tokens in {result.seconds:.0f} s"
     )
 
@@ -380,13 +294,6 @@ def _tell(contender: Contender, result: Result) -> str:
 def _slug(name: str) -> str:
     """A folder's name: letters and digits of the contender's."""
     return re.sub(r"\W+", "-", name).strip("-") or "contender"
-
-
-def _is_within_noise(best: Row, other: Row) -> bool:
-    if best.spread is None or other.spread is None:
-        return False
-    variances = (row.spread**2 / len(row.scores) for row in (best, other) if row.spread is not None)
-    return other.mean - best.mean < 2.0 * math.sqrt(sum(variances))
 
 
 class _Brief(Progress):
