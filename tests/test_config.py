@@ -98,3 +98,11 @@ def test_damaged_json_is_refused(damage):
 def test_numbers_that_nothing_can_hold_are_refused(options):
     with pytest.raises(ConfigError):
         RunConfig.from_options(**options)
+
+
+def test_an_embedding_that_nobody_sized_follows_what_needs_it():
+    assert ModelConfig(tie_weights=True, hidden_size=100).embedding_size == 100
+    assert ModelConfig(residual=True, hidden_size=100).embedding_size == 100
+    assert ModelConfig(hidden_size=100).embedding_size == 64
+    with pytest.raises(ConfigError, match="equal to hidden_size"):
+        ModelConfig(residual=True, hidden_size=100, embedding_size=50)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
 import numpy as np
 
+from recurra.checks import require
 from recurra.config import RunConfig, UnknownRule
 from recurra.errors import ConfigError, RunError
 from recurra.files import write_json
@@ -140,13 +142,13 @@ class LanguageModel:
             ConfigError, NonFiniteError: a setting will not do.
         """
         config = DynamicConfig(**settings)
-        own = self._own_tokens()
+        own = self._own_tokens(with_validation=text is None)
         if text is None:
             ids: Any = own.val
             static = self.validate()
         else:
-            ids = self._encode(text, unknown)
             static = self.evaluate(text, unknown=unknown)
+            ids = self._encode(text, unknown)
         nats = evaluate_dynamically(self.model, ids, own.train, config)
         return dataclasses.replace(static, total_nats=nats)
 
@@ -211,11 +213,11 @@ class LanguageModel:
             return read_bytes(sources, self.config.text)
         return read_text(sources, self.config.text)
 
-    def _own_tokens(self) -> TokenFile:
+    def _own_tokens(self, *, with_validation: bool = True) -> TokenFile:
         if self.path is None:
-            raise RunError("this model belongs to no run, so there is no validation part")
+            raise RunError("this model belongs to no run, so its own text is not known")
         tokens = load_token_file(self.path)
-        if len(tokens.val) < 2:
+        if with_validation and len(tokens.val) < 2:
             raise RunError(f"{self.path} kept no text for validation; name a text to read")
         tokens.check_ids(len(self.vocabulary))
         return tokens
@@ -228,8 +230,15 @@ class LanguageModel:
 
 
 def as_list(source: Source | Sequence[Source]) -> list[Source]:
-    """One source or several, as a list."""
-    return [source] if isinstance(source, (str, Path)) else list(source)
+    """One source or several, as a list.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    sources = [source] if isinstance(source, (str, Path)) else source
+    is_several = isinstance(sources, Sequence) and all(isinstance(s, (str, Path)) for s in sources)
+    require(is_several, f"a source is a path or a name, or several; not {shortened(source)}")
+    return list(sources)
 
 
 def predicted_sizes(tokens: TokenFile, vocabulary: Vocabulary) -> tuple[int, int]:

@@ -85,12 +85,24 @@ def start_run(
         if is_restart() and own:
             _refuse_other_settings(folder, config, only=given)
             return _run(folder, folder.read_config().training, around, resumed=True)
-        for line in config.ignored():
-            around.progress.message(f"note: {line}")
-        around.processes.first_does(
-            lambda: _prepare(folder, sources, config, given, around, force=force)
-        )
+        _prepare(folder, sources, config, given, around, force=force)
         return _run(folder, folder.read_config().training, around, resumed=False)
+
+
+def prepare_run(
+    sources: Sequence[Source],
+    config: RunConfig,
+    out: Source,
+    progress: Progress,
+    clock: Clock,
+    *,
+    given: Set[str] = frozenset(),
+) -> None:
+    """`start_run` up to the first step: `resume_run` trains what it leaves."""
+    folder = RunFolder(out)
+    with _surrounded(config, progress, clock) as around:
+        _prepare(folder, sources, config, given, around, force=False)
+        folder.unlock()
 
 
 def resume_run(
@@ -156,6 +168,20 @@ def numbered(path: Path) -> Path:
 
 
 def _prepare(
+    folder: RunFolder,
+    sources: Sequence[Source],
+    config: RunConfig,
+    given: Set[str],
+    around: Surroundings,
+    *,
+    force: bool,
+) -> None:
+    for line in config.ignored():
+        around.progress.message(f"note: {line}")
+    around.processes.first_does(lambda: _make(folder, sources, config, given, around, force=force))
+
+
+def _make(
     folder: RunFolder,
     sources: Sequence[Source],
     config: RunConfig,
@@ -259,6 +285,9 @@ def _run(
             trainer.updater.close()
         if training.plot and around.processes.is_first:
             write_svg(records, folder.curve, title=folder.path.name)
+        if (number := around.signals.received) is not None:
+            # Too late to stop this run, but who asked may have more of them in mind.
+            raise TrainingInterrupted(number, f"it had just finished; all is in {folder.path}")
     return LanguageModel(trainer.model, vocabulary, config, folder.path)
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from recurra import api
 from recurra.config import ModelConfig
-from recurra.errors import ConfigError, NonFiniteError, SourceError
+from recurra.errors import ConfigError, NonFiniteError, RunError, SourceError
 from recurra.inference.dynamic import DynamicConfig, evaluate_dynamically
 from recurra.inference.evaluate import evaluate
 from recurra.model import RecurrentLM
+from recurra.training.progress import Progress
 
 
 def make(backend: str = "auto", **options: Any) -> RecurrentLM:
@@ -100,3 +103,20 @@ def test_rude_settings() -> None:
         model.head_bias[0] = float("nan")
     with pytest.raises(NonFiniteError, match="smaller lr"):
         evaluate_dynamically(model, ids(500), ids(50), DynamicConfig())
+
+
+def test_a_run_without_a_validation_part_reads_other_texts(tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("what was, was; what is, is. " * 40, "utf-8")
+    settings: dict[str, Any] = {"hidden_size": 8, "batch_size": 4, "num_steps": 16, "steps": 2}
+    progress = Progress()
+    lm = api.train(file, out=tmp_path / "r", val_fraction=0.0, progress=progress, **settings)
+    assert lm.evaluate_dynamically("what is, was").num_tokens == 11
+    with pytest.raises(RunError, match="no text for validation"):
+        lm.evaluate_dynamically()
+
+
+@pytest.mark.parametrize("settings", [{"lr": "a"}, {"segment": 2.5}, {"decay": None}])
+def test_settings_of_another_type_are_refused(settings: Any) -> None:
+    with pytest.raises(ConfigError):
+        DynamicConfig(**settings)

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from recurra.config import RunConfig
+from recurra.errors import TrainingInterrupted
 from recurra.model import RecurrentLM
 from recurra.processes import ALONE
 from recurra.text.token_file import load_token_file
@@ -55,6 +57,17 @@ def test_what_is_saved_is_the_average_and_what_learns_is_not(run, tmp_path):
     for name, parameter in plain.model.named_parameters():
         torch.testing.assert_close(parameter, model.get_parameter(name))
         torch.testing.assert_close(averaged.model.get_parameter(name), average.tensors[name])
+
+
+def test_the_average_is_kept_also_before_the_first_report(run, tmp_path, listener):
+    options = {"steps": 50, "report_every": 40, "weight_averaging": 0.9}
+    with pytest.raises(TrainingInterrupted):
+        run(tmp_path / "run", progress=listener(stop_at=20), **options)
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("step-*20*")
+    held = load_file(checkpoint / "state.safetensors")
+    kept = load_file(tmp_path / "run" / "model.safetensors")
+    for name, tensor in kept.items():
+        assert torch.equal(tensor, held[f"average.{name}"])
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])

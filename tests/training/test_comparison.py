@@ -14,7 +14,7 @@ from recurra.cli.main import main
 from recurra.comparison import Comparison, Contender, Result, Row, runs
 from recurra.config import RunConfig
 from recurra.errors import ConfigError, RunError, SourceError, TrainingInterrupted
-from recurra.training import recipe
+from recurra.training import recipe, trainer
 from recurra.training.progress import Progress
 
 SMALL = {"hidden_size": 8, "batch_size": 4, "num_steps": 16, "lr": 1e-2, "sample_length": 5}
@@ -72,9 +72,9 @@ def test_what_was_done_stays(compare, tmp_path, monkeypatch):
         started.append(Path(out).name)
         if len(started) == 3:
             raise TrainingInterrupted(signal.SIGINT)
-        return launch.start_run(sources, config, out, *rest, **more)
+        return launch.prepare_run(sources, config, out, *rest, **more)
 
-    monkeypatch.setattr(runs, "start_run", counted)
+    monkeypatch.setattr(runs, "prepare_run", counted)
     with pytest.raises(TrainingInterrupted):
         compare()
     assert started == ["gru-1", "wide-rnn-1", "gru-2"]
@@ -114,6 +114,72 @@ def test_a_folder_of_something_else_is_left_alone(compare, tmp_path):
         compare(out=tmp_path / "mine")
 
 
+def test_force_leaves_no_run_of_the_older_comparison(compare, tmp_path):
+    class Stops(Progress):
+        def moment(self, moment):
+            signal.raise_signal(signal.SIGINT)
+
+    compare()
+    with pytest.raises(TrainingInterrupted):
+        compare(lr=2e-2, force=True, progress=Stops())
+    for row in compare(lr=2e-2).rows:
+        for result in row.results:
+            assert recurra.load(result.folder).config.training.lr == 2e-2
+
+
+def test_another_text_is_refused_when_it_goes_on(source, compare):
+    compare(seeds=1)
+    source.write_text("another text altogether. " * 60, "utf-8")
+    with pytest.raises(RunError, match="goes on with its own text"):
+        compare(seeds=1)
+
+
+def test_a_contender_that_will_not_do_shows_before_any_of_them_learns(compare, tmp_path):
+    with pytest.raises(SourceError, match="batch"):
+        compare({"fits": {}, "does not": {"batch_size": 10_000}})
+    assert not (tmp_path / "all").exists()
+    with pytest.raises(ConfigError, match="validate on"):
+        compare(val_fraction=1e-4)
+    assert not (tmp_path / "all").exists()
+
+
+def test_a_signal_while_a_run_finishes_ends_the_comparison(compare, tmp_path, monkeypatch):
+    def asked_to_stop(records):
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer, "describe_overfitting", asked_to_stop)
+        with pytest.raises(TrainingInterrupted, match="same comparison goes on"):
+            compare()
+    trained = [file.parent.name for file in (tmp_path / "all").glob("*/metrics.jsonl")]
+    assert trained == ["gru-1"]
+    assert len(compare().rows) == 2
+
+
+def test_what_a_run_says_is_told_with_its_name(compare, listener):
+    progress = listener()
+    contenders = {"deep": {"dropout": 0.5}}
+    compare(contenders, seeds=1, progress=progress)
+    compare(contenders, seeds=1, progress=progress)
+    assert any(line.startswith("deep: note: dropout") for line in progress.messages)
+    assert "deep, seed 1: this run had finished already" in progress.messages
+
+
+def test_a_long_name_has_a_short_folder(compare):
+    names = [f"{'long ' * 60}{i}" for i in range(2)]
+    rows = compare({name: {} for name in names}, seeds=1).rows
+    folders = {result.folder.name for row in rows for result in row.results}
+    assert len(folders) == 2
+    assert all(len(folder) < 80 for folder in folders)
+
+
+def test_unknown_tokens_are_told(source, compare):
+    source.write_text(" ".join(f"w{i % 97} v{i}" for i in range(1500)), "utf-8")
+    told = str(compare({"words": {"tokens": "word"}, "letters": {}}, seeds=1))
+    assert "of what words predicts is <unk>" in told
+    assert "of what letters" not in told
+
+
 def test_a_text_that_will_not_do_leaves_nothing(source, compare, tmp_path):
     text = source.read_bytes()
     source.write_bytes(b"")
@@ -145,7 +211,19 @@ def test_an_interruption_says_how_the_comparison_goes_on(compare, tmp_path):
         ([], {}, "nothing to compare"),
         (["gru"], {"seeds": 0}, "seeds must be"),
         (["gru"], {"num_tokens": 0}, "num_tokens must be"),
+        (["gru"], {"num_tokens": 1.5}, "num_tokens must be"),
+        (["gru"], {"seeds": 2.5}, "seeds must be"),
+        (["gru"], {"seed": 2**63 - 1}, "last seed"),
         (["gru"], {"minutes": 1}, "one budget"),
+        (["gru"], {"bptt": "full"}, "whole epoch"),
+        ({"a": {}, "b": {"min_freq": 9}}, {}, "differ in min_freq"),
+        ({"a": {}, "b": {"max_tokens": 900}}, {}, "differ in max_tokens"),
+        ({"a": {}, "b": {"letters_only": True}}, {}, "differ in letters_only"),
+        ({"a": {}, "b": {"vocab_size": 9}}, {}, "differ in vocab_size"),
+        ("gru", {}, "names of cells"),
+        ({"gru": "gru"}, {}, "no mapping"),
+        ({1: {}}, {}, "is a text"),
+        (["gru", "gru"], {}, "there twice"),
         (["gru"], {"val_fraction": 0.0}, "validate"),
         (["gru"], {"hiden_size": 3}, "hidden_size"),
     ],
@@ -168,8 +246,13 @@ def test_a_failed_run_is_counted_and_the_others_go_on(compare):
 
 
 def row(name, *scores):
-    results = [Result(i, Path(), 1, s, s, 1, 1.0, 1.0, []) for i, s in enumerate(scores)]
+    results = [Result(i, Path(), 1, s, s, 0.0, 1, 1.0, 1.0, []) for i, s in enumerate(scores)]
     return Row(Contender(name, RunConfig(), frozenset()), results)
+
+
+def test_standard_input_is_refused_since_it_can_be_read_once(compare):
+    with pytest.raises(ConfigError, match="into a file"):
+        recurra.compare("-", ["gru"], **SMALL)
 
 
 def test_who_is_too_close_to_tell():
@@ -177,6 +260,15 @@ def test_who_is_too_close_to_tell():
     alone = row("d", 1.1)
     told = Comparison(Path(), [best, near, alone, far]).as_good_as_the_best()
     assert [r.contender.name for r in told] == ["b"]
+
+
+def test_what_is_too_close_follows_from_the_number_of_seeds():
+    # Both means differ by 3.5 standard errors: with two seeds chance does that, with six it does
+    # not.
+    few = [row("a", 0.0, 1.0), row("b", 2.475, 3.475)]
+    many = [row("a", *[0.0, 1.0] * 3), row("b", *[1.108, 2.108] * 3)]
+    assert len(Comparison(Path(), few).as_good_as_the_best()) == 1
+    assert Comparison(Path(), many).as_good_as_the_best() == []
 
 
 def test_with_minutes_what_was_not_given_is_chosen_for_each(compare):

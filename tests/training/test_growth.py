@@ -40,6 +40,15 @@ def test_every_update_has_the_size_of_its_stage(run, tmp_path, monkeypatch):
     assert seen == [(1, 8)] * 3 + [(2, 16)] * 3 + [(4, 16)] * 3
 
 
+def test_what_is_left_out_when_a_stage_begins_was_not_read(run, tmp_path, lines):
+    run(tmp_path / "run", steps=9, batch_growth=4, window_growth=2, report_every=1)
+    records = lines(tmp_path / "run")
+    length = 2040 * 9 // 10
+    for record in records:
+        assert record["epoch"] == pytest.approx(record["tokens"] / length, abs=0.01)
+    assert records[-1]["epoch"] < 1.0
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -114,6 +114,74 @@ def test_other_cells_get_what_they_can_use(cell):
     assert (model.weight_dropout == 0.0) == (cell == "none")
 
 
+def test_a_model_leaves_itself_five_tokens_a_weight():
+    def tokens_per_weight(units, operations=2e11 * 160, vocab=65):
+        weights = 4 * units * (vocab + units + 2) + vocab * (units + 1)
+        per_token = 6 * (4 * units * units + vocab * units)
+        return operations / per_token / weights
+
+    size = completed(160).config.model.hidden_size
+    larger = recipe.SIZES[recipe.SIZES.index(size) + 1]
+    assert tokens_per_weight(size) >= 5.0 > tokens_per_weight(larger)
+
+
+def test_what_depends_on_nothing():
+    config = completed().config
+    training, model = config.training, config.model
+    assert (training.schedule, training.warmup, training.final_lr) == ("linear", 0.1, 0.0)
+    assert (training.clip_norm, training.batch_size, training.num_steps) == (0.25, 16, 64)
+    assert (model.init, model.forget_bias, model.locked_dropout) == ("orthogonal", 1.0, True)
+
+
+def test_the_trial_says_what_the_machine_does(monkeypatch):
+    monkeypatch.undo()
+    config = RunConfig.from_options(hidden_size=64, embedding_size=0, batch_size=8)
+    ids = np.zeros(10_000, dtype=np.uint16)
+    counted = []
+    monkeypatch.setattr(recipe, "seconds_per_step", lambda *_: counted.append(1) or 0.01)
+    products = 6 * (4 * 64 * 64 + 2 * 64) * 8 * 64
+    assert recipe._measure_speed(config, ids, CPU) == pytest.approx(products / 0.01)
+
+
+def test_what_is_tied_or_residual_has_its_size_chosen_as_well():
+    for settings in ({"tie_weights": True}, {"residual": True, "cell": "mingru"}):
+        models = [completed(seconds, **settings).config.model for seconds in (5, 850)]
+        assert models[0].hidden_size < models[1].hidden_size
+        assert all(model.embedding_size == model.hidden_size for model in models)
+    plain = completed(5).config
+    assert completed(5, tie_weights=False, residual=False).config == plain
+
+
+def test_sizes_can_grow():
+    for growth in (4, 32):
+        training = completed(batch_growth=growth, window_growth=growth, length=3000).config.training
+        assert training.batch_size % growth == training.num_steps % growth == 0
+    training = completed(window_growth=128, num_steps=128).config.training
+    assert training.num_steps == 128
+
+
+def test_full_bptt_is_not_cut_short():
+    recipe_ = completed(bptt="full")
+    assert recipe_.config.training.max_epochs is None
+    assert "the whole text" in recipe_.reasons[1]
+
+
+def test_sgd_has_the_rate_of_the_book():
+    training = completed(optimizer="sgd", vocab_size=2000).config.training
+    assert (training.lr, training.clip_norm, training.weight_decay) == (1.0, 1.0, 0.0)
+
+
+def test_a_tiny_text_has_short_windows():
+    training = completed(length=45).config.training
+    assert (training.batch_size, training.num_steps) == (1, 11)
+
+
+def test_that_the_text_is_read_often_enough_is_said():
+    (size, *_) = completed(850, length=18_000).reasons
+    assert "100 readings of it are enough" in size
+    assert "enough" not in completed(160).reasons[0]
+
+
 def test_three_lines_say_why():
     lines = completed().reasons
     assert len(lines) == 3

@@ -32,8 +32,8 @@ class Compare(Settings):
     sources: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[SOURCE ...]")
     ] = ()
-    """Files, folders, - for standard input, or corpus names (recurra data list). Without any, the
-    bundled English story."""
+    """Files, folders, or corpus names (recurra data list). Without any, the bundled English
+    story."""
 
     contender: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A cell's name, or options of recurra train, or both, in quotes, such as "gru --lr 0.01"; once

@@ -76,23 +76,13 @@ def run(arguments: Sequence[str]) -> int:
             figures["dynamic"] = dynamic.to_dict()
         print(json.dumps(figures))
         return 0
-    _print(result)
+    print(result)
     if dynamic is not None:
         print("\nlearning on from what was read (dynamic evaluation)")
-        _print(dynamic)
+        print(dynamic)
     return 0
 
 
 def _evaluate_dynamically(lm: LanguageModel, text: str | bytes | None, command: Eval) -> Evaluation:
     settings = {} if command.dynamic_lr is None else {"lr": command.dynamic_lr}
     return lm.evaluate_dynamically(text, unknown=command.unknown, **settings)
-
-
-def _print(result: Evaluation) -> None:
-    print(f"perplexity      {result.perplexity:.4f}")
-    print(f"nats per token  {result.nats_per_token:.4f}")
-    print(f"bits per token  {result.bits_per_token:.4f}")
-    print(f"bits per char   {result.bits_per_char:.4f}")
-    print(f"bits per byte   {result.bits_per_byte:.4f}")
-    unknown = f", {result.num_unknown:,} of them unknown" if result.num_unknown else ""
-    print(f"tokens          {result.num_tokens:,}{unknown}")

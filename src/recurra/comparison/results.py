@@ -38,6 +38,8 @@ class Result:
         parameters: of the model; None where the training failed, as for the next two.
         nats_per_token, bits_per_char: of the best weights on the whole validation part, with the
             state carried.
+        unknown: share of that part that is <unk>, which is easier to predict than what it stands
+            for.
         tokens, seconds: that it took, by its last report.
         tokens_per_second: of its updates, the median over the reports.
         records: the lines of metrics.jsonl.
@@ -48,6 +50,7 @@ class Result:
     parameters: int | None
     nats_per_token: float | None
     bits_per_char: float | None
+    unknown: float | None
     tokens: int
     seconds: float
     tokens_per_second: float
@@ -105,8 +108,8 @@ class Comparison:
     rows: Sequence[Row]
 
     def as_good_as_the_best(self) -> list[Row]:
-        """Rows after the first whose distance to it is below twice its standard error: with these
-        seeds nobody can tell which of them is ahead."""
+        """Rows after the first whose distance to it chance alone exceeds in one of twenty cases
+        (Student's t): with these seeds nobody can tell which of them is ahead."""
         best, *others = self.rows
         return [row for row in others if _is_within_noise(best, row)]
 
@@ -135,10 +138,17 @@ class Comparison:
             lines.append(f"too close to {best} to tell with these seeds: {others}")
         if len(self.rows) > 1 and all(len(row.results) == 1 for row in self.rows):
             lines.append("one seed each: how much of the differences is chance, more --seeds tell")
+        for row in self.rows:
+            if (share := row.mean_of("unknown") or 0.0) > UNKNOWN_TO_TELL:
+                lines.append(
+                    f"{share:.1%} of what {row.contender.name} predicts is <unk>, which flatters it"
+                )
         return "\n".join([*lines, f"runs in {self.folder}"])
 
     __repr__ = __str__
 
+
+UNKNOWN_TO_TELL = 0.001
 
 _HEAD = (
     "contender", "nats/token", "bits/char", "spread", "best", "runs", "parameters", "tokens",
@@ -171,8 +181,16 @@ def _shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
+_STUDENT = (
+    12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12,
+)  # fmt: skip
+"""97.5 % quantiles of Student's t, by the degrees of freedom from 1 on."""
+
+
 def _is_within_noise(best: Row, other: Row) -> bool:
     if best.spread is None or other.spread is None:
         return False
     variances = (row.spread**2 / len(row.scores) for row in (best, other) if row.spread is not None)
-    return other.mean - best.mean < 2.0 * math.sqrt(sum(variances))
+    freedom = len(best.scores) + len(other.scores) - 2
+    quantile = _STUDENT[freedom - 1] if freedom <= len(_STUDENT) else 2.0
+    return other.mean - best.mean < quantile * math.sqrt(sum(variances))

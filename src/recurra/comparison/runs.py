@@ -2,7 +2,8 @@
 
 Every run is an ordinary one, in a folder of its own that every verb reads. All contenders have
 their turn with one seed before the next seed begins, so that a machine that slows down slows all
-of them. Where settings follow from the minutes and the machine's speed they are chosen once, for a
+of them; before the first of them learns, all are made ready, so that what will not do shows at
+once. Where settings follow from the minutes and the machine's speed they are chosen once, for a
 contender's first seed, and hold for the others: seeds differ in chance alone. What was done stays:
 the same comparison in the same folder goes on where it stopped.
 """
@@ -13,6 +14,7 @@ import dataclasses
 import json
 import re
 import statistics
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,14 +26,14 @@ from recurra.config import RunConfig
 from recurra.errors import (
     DivergenceError,
     NonFiniteError,
-    RecurraError,
     RunError,
     TrainingInterrupted,
 )
 from recurra.files import read_json, to_json, write_json
 from recurra.language_model import LanguageModel, Source, as_list
-from recurra.launch import numbered, resume_run, start_run
+from recurra.launch import numbered, prepare_run, resume_run
 from recurra.text.catalogue import DEFAULT_CORPUS
+from recurra.text.token_file import load_token_file
 from recurra.training.budget import Clock
 from recurra.training.curve import require_matplotlib, write_comparison_svg
 from recurra.training.growth import tokens_per_step
@@ -40,8 +42,12 @@ from recurra.training.progress import ConsoleProgress, Moment, Progress, format_
 from recurra.training.run_folder import RunFolder
 
 DESCRIPTION, RESULTS, PICTURE = "comparison.json", "results.json", "comparison.svg"
-COMMON = ("epochs", "steps", "minutes", "seed", "device", "threads", "plot", "val_fraction")
-"""Settings that all contenders share, or the comparison would not be one."""
+COMMON = (
+    "epochs", "steps", "minutes", "seed", "device", "threads", "plot", "val_fraction", "min_freq",
+    "letters_only", "max_tokens", "encoding", "newlines", "separator",
+)  # fmt: skip
+"""Settings that all contenders share, or the comparison would not be one: of the budget, and of
+what is predicted."""
 
 
 def compare(
@@ -73,14 +79,24 @@ def compare(
         RunError: the folder holds another comparison.
         TrainingInterrupted: a signal came; the same call with the same folder goes on.
     """
-    if not isinstance(contenders, Mapping):
-        contenders = {name: {"cell": name} for name in contenders}
     made = []
-    for name, settings in contenders.items():
+    for name, settings in _named(contenders):
         own = {**options, **settings}
         made.append(Contender(name, RunConfig.from_options(**own), frozenset(own)))
     shown = progress or ConsoleProgress()
     return run_comparison(as_list(source), made, seeds, num_tokens, out, shown, force=force)
+
+
+def _named(contenders: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Each contender's name and settings, whichever way they were given."""
+    is_mapping = isinstance(contenders, Mapping)
+    is_sequence = isinstance(contenders, Sequence) and not isinstance(contenders, str)
+    require(is_mapping or is_sequence, "contenders are names of cells, or settings by name")
+    for name in contenders:
+        settings = contenders[name] if is_mapping else {"cell": name}
+        require(isinstance(name, str), f"a contender's name is a text, not {name!r}")
+        require(isinstance(settings, Mapping), f"the settings of {name!r} are no mapping")
+        yield name, settings
 
 
 def run_comparison(
@@ -94,7 +110,7 @@ def run_comparison(
     force: bool = False,
 ) -> Comparison:
     """`compare` with everything spelled out."""
-    _check(contenders, seeds, num_tokens)
+    _check(sources, contenders, seeds, num_tokens)
     plots = contenders[0].config.training.plot
     contenders = [_with_budget(contender, num_tokens) for contender in contenders]
     first = str(sources[0]) if sources else DEFAULT_CORPUS
@@ -106,13 +122,12 @@ def run_comparison(
         f" contenders {len(contenders)}, seeds {seeds}"
     )
     results: dict[str, list[Result]] = {c.name: [] for c in contenders}
-    with progress, _undone_if_nothing_came_of_it(folder), _saying_how_to_go_on(folder):
+    with progress, _saying_how_to_go_on(folder):
+        _make_ready(sources, contenders, folder, progress)
         for contender, seed in _turns(contenders, seeds):
-            done = results[contender.name]
-            settled = _with_settings_of(done[0].folder, contender) if done else contender
-            place = folder / f"{_slug(contender.name)}-{seed}"
-            done.append(_run(sources, settled, seed, place, progress, force=force))
-            progress.message(_tell(contender, done[-1]))
+            result = _run(sources, contender, seed, folder, progress)
+            results[contender.name].append(result)
+            progress.message(_tell(contender, result))
     rows = [Row(contender, results[contender.name]) for contender in contenders]
     comparison = Comparison(folder, sorted(rows, key=lambda row: row.mean))
     write_json(folder / RESULTS, {"runs": comparison.records()})
@@ -121,9 +136,23 @@ def run_comparison(
     return comparison
 
 
-def _check(contenders: Sequence[Contender], seeds: int, num_tokens: int | None) -> None:
+def _check(
+    sources: Sequence[Source], contenders: Sequence[Contender], seeds: Any, num_tokens: Any
+) -> None:
     require(len(contenders) >= 1, "there is nothing to compare")
-    require(seeds >= 1, f"seeds must be at least 1, not {seeds}")
+    require(
+        "-" not in map(str, sources),
+        "every run of a comparison reads the text, and standard input can be read once: put it"
+        " into a file",
+    )
+    for name, value in (("seeds", seeds), ("num_tokens", num_tokens)):
+        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        none_will_do = name == "num_tokens" and value is None
+        require(
+            is_count or none_will_do, f"{name} must be a whole number of at least 1, not {value}"
+        )
+    last_seed = contenders[0].config.training.seed + seeds - 1
+    require(last_seed < 2**63, "the last seed must be at most 2**63 - 1")
     slugs = [_slug(contender.name) for contender in contenders]
     for contender, slug in zip(contenders, slugs, strict=True):
         require(slugs.count(slug) == 1, f"{contender.name!r} is there twice")
@@ -136,12 +165,22 @@ def _check(contenders: Sequence[Contender], seeds: int, num_tokens: int | None) 
             num_tokens is None or training.minutes is training.steps is training.epochs is None,
             "one budget, please: num_tokens, or minutes, steps or epochs",
         )
-        for name in COMMON:
-            own, common = (_setting(c.config, name) for c in (contender, contenders[0]))
-            require(own == common, f"contenders cannot differ in {name} ({common} and {own})")
-    require(num_tokens is None or num_tokens >= 1, "num_tokens must be at least 1")
+        require(
+            num_tokens is None or training.bptt != "full",
+            "with bptt full an update is a whole epoch; give the budget in epochs or minutes",
+        )
+        _check_common(contender.config, contenders[0].config)
     if contenders[0].config.training.plot:
         require_matplotlib()
+
+
+def _check_common(config: RunConfig, other: RunConfig) -> None:
+    for name in COMMON:
+        own, common = _setting(config, name), _setting(other, name)
+        require(own == common, f"contenders cannot differ in {name} ({common} and {own})")
+    # Of bpe it is a way to cut the text; of others, how much of it need not be predicted.
+    sizes = {c.text.vocab_size for c in (config, other) if c.text.tokens != "bpe"}
+    require(len(sizes) < 2, "contenders cannot differ in vocab_size, unless their tokens are bpe")
 
 
 def _setting(config: RunConfig, name: str) -> Any:
@@ -175,17 +214,46 @@ def _begin(folder: Path, description: dict[str, Any], *, force: bool) -> bool:
                 " it with --force"
             )
         return True
+    if folder.is_dir():
+        _clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(file, description)
     return False
 
 
-@contextmanager
-def _undone_if_nothing_came_of_it(folder: Path) -> Iterator[None]:
-    """A text or a setting that will not do leaves no folder that a better command would find."""
+def _clear(folder: Path) -> None:
+    """Remove an older comparison, its runs included, or they would count for the new one."""
+    for name in (DESCRIPTION, RESULTS):
+        (folder / name).unlink(missing_ok=True)
+    for run in map(RunFolder, folder.iterdir()):
+        if run.is_run:
+            run.remove()
+
+
+def _make_ready(
+    sources: Sequence[Source], contenders: Sequence[Contender], folder: Path, progress: Progress
+) -> None:
+    """Make every contender's first run, up to its first step.
+
+    A text or a setting that will not do leaves nothing that a better command would stumble over.
+    """
+    made: list[RunFolder] = []
     try:
-        yield
-    except RecurraError:
+        for contender in contenders:
+            run = RunFolder(_place(folder, contender, contender.config.training.seed))
+            if not run.is_run:
+                made.append(run)
+                shown = _Choices(progress, contender.name)
+                prepare_run(
+                    sources, contender.config, run.path, shown, Clock(),
+                    given=contender.given | {"seed"},
+                )  # fmt: skip
+            held_out = len(load_token_file(run.path).val)
+            require(held_out >= 2, f"{contender.name}: no text was left to validate on")
+    except BaseException:
+        for run in made:
+            if run.is_run:
+                run.remove()
         if [file.name for file in folder.iterdir()] == [DESCRIPTION]:
             (folder / DESCRIPTION).unlink()
             folder.rmdir()
@@ -222,12 +290,17 @@ def _describe(
     return dict(json.loads(to_json(description)))
 
 
-def _with_settings_of(run: Path, contender: Contender) -> Contender:
-    """As the contender's first run had them, nothing left to choose."""
-    config = RunFolder(run).read_config()
+def _settled(contender: Contender, seed: int, folder: Path) -> RunConfig:
+    """The settings of its first run, nothing left to choose, for one of its seeds."""
+    first = _place(folder, contender, contender.config.training.seed)
+    config = RunFolder(first).read_config()
     free = {name: getattr(contender.config.training, name) for name in FREE_SETTINGS}
-    config = dataclasses.replace(config, training=dataclasses.replace(config.training, **free))
-    return Contender(contender.name, config, RunConfig.option_names())
+    training = dataclasses.replace(config.training, seed=seed, **free)
+    return dataclasses.replace(config, training=training)
+
+
+def _place(folder: Path, contender: Contender, seed: int) -> Path:
+    return folder / f"{_slug(contender.name)}-{seed}"
 
 
 def _turns(contenders: Sequence[Contender], seeds: int) -> Iterator[tuple[Contender, int]]:
@@ -238,25 +311,18 @@ def _turns(contenders: Sequence[Contender], seeds: int) -> Iterator[tuple[Conten
 
 
 def _run(
-    sources: Sequence[Source],
-    contender: Contender,
-    seed: int,
-    place: Path,
-    progress: Progress,
-    *,
-    force: bool,
+    sources: Sequence[Source], contender: Contender, seed: int, folder: Path, progress: Progress
 ) -> Result:
-    training = dataclasses.replace(contender.config.training, seed=seed)
-    config = dataclasses.replace(contender.config, training=training)
-    brief = _Brief(progress)
+    place = _place(folder, contender, seed)
+    config = _settled(contender, seed, folder)
+    brief = _Brief(progress, f"{contender.name}, seed {seed}")
     try:
-        if RunFolder(place).is_run and not force:
-            lm = resume_run(place, brief, Clock())
-        else:
-            given = contender.given | {"seed"}
-            lm = start_run(sources, config, place, brief, Clock(), given=given, force=force)
+        if not RunFolder(place).is_run:
+            names = RunConfig.option_names()
+            prepare_run(sources, config, place, Progress(), Clock(), given=names)
+        lm = resume_run(place, brief, Clock(), given=config, sources=sources)
     except (DivergenceError, NonFiniteError) as error:
-        progress.message(f"{contender.name}, seed {seed}: {error}")
+        progress.message(f"{brief.name}: {error}")
         return _result(seed, place, None)
     return _result(seed, place, lm)
 
@@ -265,14 +331,15 @@ def _result(seed: int, place: Path, lm: LanguageModel | None) -> Result:
     records = RunFolder(place).read_metrics()
     last: dict[str, Any] = records[-1] if records else {"tokens": 0, "seconds": 0.0}
     speeds = [record["tokens_per_second"] for record in records]
-    figures = {} if lm is None else lm.validate().to_dict()
-    nats, bits = (figures.get(name) for name in ("nats_per_token", "bits_per_char"))
+    found = None if lm is None else lm.validate()
+    figures = {} if found is None else found.to_dict()
     return Result(
         seed=seed,
         folder=place,
         parameters=None if lm is None else lm.model.num_parameters,
-        nats_per_token=nats,
-        bits_per_char=bits,
+        nats_per_token=figures.get("nats_per_token"),
+        bits_per_char=figures.get("bits_per_char"),
+        unknown=None if found is None else found.num_unknown / found.num_tokens,
         tokens=last["tokens"],
         seconds=last["seconds"],
         tokens_per_second=statistics.median(speeds) if speeds else 0.0,
@@ -292,15 +359,33 @@ def _tell(contender: Contender, result: Result) -> str:
 
 
 def _slug(name: str) -> str:
-    """A folder's name: letters and digits of the contender's."""
-    return re.sub(r"\W+", "-", name).strip("-") or "contender"
+    """A folder's name: letters and digits of the contender's; file systems know no long ones."""
+    slug = re.sub(r"\W+", "-", name).strip("-") or "contender"
+    return slug if len(slug) <= 60 else f"{slug[:50]}-{zlib.crc32(slug.encode()):08x}"
+
+
+class _Choices(Progress):
+    """Passes on what was chosen for a contender."""
+
+    def __init__(self, progress: Progress, name: str) -> None:
+        self._progress, self._name = progress, name
+
+    def plan(self, lines: Sequence[str]) -> None:
+        self._progress.message(self._name)
+        self._progress.plan([f"  {line}" for line in lines])
+
+    def message(self, text: str) -> None:
+        self._progress.message(f"{self._name}: {text}")
 
 
 class _Brief(Progress):
     """Passes on what a person wants to know of one run among many."""
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
+    def __init__(self, progress: Progress, name: str) -> None:
+        self._progress, self.name = progress, name
 
     def moment(self, moment: Moment) -> None:
         self._progress.moment(moment)
+
+    def message(self, text: str) -> None:
+        self._progress.message(f"{self.name}: {text}")

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recurra.checks import require
+from recurra.checks import require, require_types
 from recurra.errors import NonFiniteError, SourceError
 from recurra.gradients import CompiledGradients
 from recurra.inference.reading import IdArray
@@ -51,6 +51,7 @@ class DynamicConfig:
     """How much of the way back to where it was it goes after each segment."""
 
     def __post_init__(self) -> None:
+        require_types(self)
         require(self.segment >= 1, "segment must be at least 1")
         require(0 <= self.lr < math.inf, "lr must be finite, not negative")
         require(0 <= self.decay < math.inf, "decay must be finite, not negative")

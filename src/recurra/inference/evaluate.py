@@ -93,6 +93,17 @@ class Evaluation:
         }
         return {k: None if v is None or not math.isfinite(v) else v for k, v in figures.items()}
 
+    def __str__(self) -> str:
+        unknown = f", {self.num_unknown:,} of them unknown" if self.num_unknown else ""
+        return (
+            f"perplexity      {self.perplexity:.4f}\n"
+            f"nats per token  {self.nats_per_token:.4f}\n"
+            f"bits per token  {self.bits_per_token:.4f}\n"
+            f"bits per char   {self.bits_per_char:.4f}\n"
+            f"bits per byte   {self.bits_per_byte:.4f}\n"
+            f"tokens          {self.num_tokens:,}{unknown}"
+        )
+
     def _bits_per(self, count: int | None) -> float:
         return self.total_nats / math.log(2) / count if count else math.nan
 

@@ -52,10 +52,8 @@ class Budget:
             return self.config.minutes or DEFAULT_MINUTES
         return None
 
-    def spent(self, step: int, epoch: int, position: int) -> float:
-        """The share spent after `step` updates, `position` of them in this `epoch` (0 to 1)."""
-        # An epoch may hold a batch more than its usual length; it ends when it ends.
-        epochs = epoch + min(position / self.epoch_length, 1.0)
+    def spent(self, step: int, epochs: float) -> float:
+        """The share spent after `step` updates, which read the text so often (0 to 1)."""
         if self.minutes is not None:
             available = self.minutes * 60 - self.reserve - self.began
             share = (self.clock.seconds() - self.began) / max(available, 1e-9)

@@ -75,6 +75,7 @@ class GrowingStream:
             return False
         memory.stage = stage
         if memory.position > 0:
+            memory.skipped += 1.0 - min(memory.position / self.now.epoch_length(), 1.0)
             memory.epoch, memory.position = memory.epoch + 1, 0
         self.enter(stage)
         return True

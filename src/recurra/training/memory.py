@@ -42,8 +42,9 @@ class Memory:
     """Position in the data, counters, the best so far.
 
     `reports` counts the twentieths of the budget that were reported, `position` the batches done in
-    the current epoch, `stage` that of `growth.py`; `last_report` and `last_sample` are the steps of
-    the last of each. After `rollbacks` returns to an earlier checkpoint, learning rates are
+    the current epoch, `stage` that of `growth.py`, `skipped` the epochs (parts of them, summed)
+    that were left out when a stage began; `last_report` and `last_sample` are the steps of the last
+    of each. After `rollbacks` returns to an earlier checkpoint, learning rates are
     multiplied by `lr_scale`.
     """
 
@@ -51,6 +52,7 @@ class Memory:
     epoch: int = 0
     position: int = 0
     stage: int = 0
+    skipped: float = 0.0
     tokens: int = 0
     reports: int = 0
     last_report: int = 0
@@ -62,6 +64,11 @@ class Memory:
     lr_scale: float = 1.0
     finished: bool = False
     since_report: Tally = field(default_factory=Tally)
+
+    def epochs(self, epoch_length: int) -> float:
+        """How often the text was read, in epochs of so many batches."""
+        # An epoch may hold a batch more than its usual length; it ends when it ends.
+        return self.epoch - self.skipped + min(self.position / epoch_length, 1.0)
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:

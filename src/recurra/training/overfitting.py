@@ -1,4 +1,4 @@
-"""Whether a model learned its text by heart, as the reports show it.
+"""Whether a model learned what helps only on its own text, as the reports show it.
 
 The validation loss decides: what a model knows of its own text is no success of it elsewhere.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+OR = ", or that part is of another kind"
+"""The losses cannot tell an end of the text that is unlike the rest (an index, a licence)."""
 LEAST_RISE = 0.02
 """Of the validation loss in nats, above its usual wavering from report to report."""
 LARGE_GAP = 0.4
@@ -28,14 +30,15 @@ def describe_overfitting(records: Sequence[dict[str, Any]]) -> str | None:
     rise = last["val_nats"] - best["val_nats"]
     if rise > LEAST_RISE and last["train_nats"] < best["train_nats"]:
         return (
-            f"by heart  from step {best['step']:,} on it memorised: the loss on the text it learns"
-            f" fell from {best['train_nats']:.2f} to {last['train_nats']:.2f} nats, on the held-out"
-            f" part it rose from {best['val_nats']:.2f} to {last['val_nats']:.2f}; {kept}"
+            f"by heart  from step {best['step']:,} on the loss on the text it learns fell from"
+            f" {best['train_nats']:.2f} to {last['train_nats']:.2f} nats, and on the held-out part"
+            f" it rose from {best['val_nats']:.2f} to {last['val_nats']:.2f}: it memorised{OR};"
+            f" {kept}"
         )
     if best["val_nats"] - best["train_nats"] > LARGE_GAP:
         return (
             f"by heart  {best['train_nats']:.2f} nats on the text it learned, but"
-            f" {best['val_nats']:.2f} on the held-out part: only the second tells how well it does"
-            " on other text; more text would help most"
+            f" {best['val_nats']:.2f} on the held-out part: it memorised{OR}. Only the second tells"
+            " how well it does on other text; more text would help most"
         )
     return None

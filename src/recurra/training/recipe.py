@@ -45,6 +45,8 @@ LR_OF_LINEAR = 1 / 4
 """Of residual blocks, and of cells whose gates do not read the state."""
 WARMUP, CLIP_NORM = 0.1, 0.25
 """So long and so low because these rates are high: what they break at first is never mended."""
+SGD_LR, SGD_CLIP_NORM = 1.0, 1.0
+"""The book's, for who asks for its optimizer."""
 _TRIED_SIZE = 256
 
 
@@ -76,7 +78,7 @@ def complete(
     chosen = _with_size(chosen, given, size)
     tokens = _num_tokens(chosen, len(ids), speed * seconds)
     chosen = _with_rates(chosen, given, tokens / len(ids))
-    chosen = _replace(chosen, given, weight_decay=_weight_decay(chosen.model, len(ids)))
+    chosen = _replace(chosen, given, weight_decay=_weight_decay(chosen, len(ids)))
     needed = tokens * _flops_per_token(chosen.model) / speed
     return Recipe(chosen, _reasons(chosen, tokens, len(ids), needed, seconds))
 
@@ -97,11 +99,14 @@ def _with_basics(
     config: RunConfig, given: Set[str], num_ids: int, device: torch.device
 ) -> RunConfig:
     """What depends on neither speed nor size."""
+    training = config.training
+    batch_size = min(BATCH_SIZE, num_ids // (4 * NUM_STEPS))
+    num_steps = min(NUM_STEPS, max(2, num_ids // 4))
     return _replace(
         config,
         given,
-        batch_size=max(1, min(BATCH_SIZE, num_ids // (4 * NUM_STEPS))),
-        num_steps=NUM_STEPS,
+        batch_size=_multiple_of(training.batch_growth, batch_size),
+        num_steps=_multiple_of(training.window_growth, num_steps),
         precision="bf16" if _has_fast_bf16(config.model, device) else "fp32",
         init="orthogonal",
         forget_bias=1.0 if _takes_forget_bias(config.model) else 0.0,
@@ -109,9 +114,15 @@ def _with_basics(
         schedule="linear",
         warmup=WARMUP,
         final_lr=0.0,
-        clip_norm=CLIP_NORM,
-        max_epochs=MOST_TIMES_READ,
+        clip_norm=SGD_CLIP_NORM if training.optimizer == "sgd" else CLIP_NORM,
+        # An epoch of full BPTT is one update.
+        max_epochs=None if training.bptt == "full" else MOST_TIMES_READ,
     )
+
+
+def _multiple_of(unit: int, size: int) -> int:
+    """The nearest below, or the unit itself."""
+    return max(unit, size - size % unit)
 
 
 def _takes_forget_bias(model: ModelConfig) -> bool:
@@ -144,7 +155,7 @@ def _with_rates(config: RunConfig, given: Set[str], times_read: float) -> RunCon
     return _replace(
         config,
         given,
-        lr=_learning_rate(model),
+        lr=SGD_LR if config.training.optimizer == "sgd" else _learning_rate(model),
         output_dropout=outputs,
         weight_dropout=0.0 if model.cell in CELLS_WITHOUT_MIXING else weights,
         dropout=outputs if model.num_layers > 1 or model.residual else 0.0,
@@ -158,9 +169,11 @@ def _learning_rate(model: ModelConfig) -> float:
     return float(f"{share * min(HIGHEST_LR, UNITS_TIMES_LR / model.hidden_size):.2g}")
 
 
-def _weight_decay(model: ModelConfig, num_ids: int) -> float:
+def _weight_decay(config: RunConfig, num_ids: int) -> float:
     """Against symbols so rare that what the model makes of them is chance."""
-    decay = min(HIGHEST_DECAY, DECAY_TIMES_SEEN * model.vocab_size / num_ids)
+    if config.training.optimizer != "adamw":
+        return 0.0  # it would go through the gradient, another thing altogether
+    decay = min(HIGHEST_DECAY, DECAY_TIMES_SEEN * config.model.vocab_size / num_ids)
     return float(f"{decay:.1g}")
 
 
@@ -197,12 +210,13 @@ def _reasons(
 ) -> list[str]:
     model, training = config.model, config.training
     most = training.max_epochs
+    window = "the whole text" if training.bptt == "full" else training.num_steps
     is_enough = f" ({most:g} readings of it are enough)" if most and needed < 0.9 * seconds else ""
     return [
         f"size      {model.hidden_size} units: {needed:,.0f} s of learning are about"
         f" {format_count(tokens)} tokens with it, and the text has {format_count(num_ids)}"
         f"{is_enough}",
-        f"speed     batches of {training.batch_size} x {training.num_steps}, learning rate"
+        f"speed     batches of {training.batch_size} x {window}, learning rate"
         f" {training.lr:g}, weight decay {training.weight_decay:g}, products in {model.precision}",
         f"dropout   {model.output_dropout:g} of the outputs, {model.weight_dropout:g} of the"
         f" recurrent weights: each token will be read about {tokens / num_ids:.1f} times",

@@ -162,7 +162,7 @@ def _record(
     known = perplexity(nats)
     return {
         "step": memory.step,
-        "epoch": round(memory.epoch + memory.position / epoch_length, 4),
+        "epoch": round(memory.epochs(epoch_length), 4),
         "tokens": memory.tokens,
         "seconds": round(timing.seconds, 3),
         "train_nats": tally.mean_nats,

@@ -203,6 +203,16 @@ class RunFolder:
             self._lock = staging._lock
         self._lock.acquire(blocking=False)
 
+    def remove(self) -> None:
+        """Remove the run, folder and all.
+
+        Raises:
+            RunError: something else lies there, too, or another process trains in it.
+        """
+        self._check_free(force=True)
+        with self.locked():
+            shutil.rmtree(self.path)
+
     def _check_free(self, *, force: bool) -> None:
         if not self.path.exists():
             return

@@ -215,7 +215,7 @@ class Trainer:
     def _agree(self) -> None:
         """Let the first process's clock, and a signal to any of them, count for all."""
         memory, first = self.memory, self.processes.is_first
-        spent = self.budget.spent(memory.step, memory.epoch, memory.position)
+        spent = self.budget.spent(memory.step, memory.epochs(self.budget.epoch_length))
         save_due = self.saver.is_due(memory)
         own = [spent if first else 0.0, float(first and save_due)]
         flags = [float(self.signals.received == number) for number in SIGNALS]
@@ -358,7 +358,10 @@ class Trainer:
         self._save()
         if self.processes.is_first and self.memory.best_loss is None:
             # Stopped before the first report: what was learned so far is the best there is.
-            save_weights(self.folder.model, self.model, {"step": self.memory.step, "nats": None})
+            with self.updater.averaged_weights():
+                save_weights(
+                    self.folder.model, self.model, {"step": self.memory.step, "nats": None}
+                )
         # Nobody leaves before it is on disk: torchrun would end those that are left.
         self.processes.sum([0.0])
         raise TrainingInterrupted(

@@ -1,0 +1,14 @@
+"""What a person sees while a model learns."""
+
+import io
+
+from rich.console import Console
+
+from recurra.training.progress import ConsoleProgress
+
+
+def test_a_sample_cannot_move_the_cursor():
+    shown = io.StringIO()
+    console = Console(file=shown, width=80, highlight=False)
+    ConsoleProgress(console).sample("a\n", "b\x1b[2Jc\x00d\x9be\tf")
+    assert shown.getvalue().strip() == "a⏎b␛[2Jc␀d\N{REPLACEMENT CHARACTER}e␉f"
