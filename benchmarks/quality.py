@@ -1,11 +1,12 @@
 """What `recurra train TEXT --minutes M` reaches, whole commands timed from outside.
 
-    python benchmarks/quality.py [--minutes 1 3 15] [--seeds 3] [--texts tiny-shakespeare]
+    python benchmarks/quality.py [--minutes 1 3 15] [--seeds 3] [--first-seed 1]
+                                 [--texts tiny-shakespeare] [--options "--hidden-size 448"]
                                  [--against-book] [--json FILE]
 
 Needs the corpora that it is asked for (RECURRA_DATA or a network); let nothing else run meanwhile.
 `source` is this project's own source, `20k` the first 20,480 bytes of the bundled English story.
-With --against-book a plain one-layer LSTM with the book's settings (d2l section 9.2) has the same
+With --options what is not chosen but given. With --against-book a plain one-layer LSTM with the book's settings (d2l section 9.2) has the same
 minutes, in turns. Prints Markdown: nats per character on the whole validation part, the state
 carried from end to end, and in windows of 64 characters, each from the zero state.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -72,8 +74,9 @@ def run(text: str, settings: str, minutes: float, seed: int) -> Outcome:
     """Train by the command, in a process of its own, and evaluate what it left."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "run"
-        given = BOOK if settings == "book" else {}
-        options = [part for name, value in given.items() for part in (f"--{name}", value)]
+        options = [part for name, value in BOOK.items() for part in (f"--{name}", value)]
+        if settings != "book":
+            options = shlex.split(settings.removeprefix("chosen"))
         command = [
             sys.executable, "-m", "recurra", "train", *sources_of(text, Path(folder)),
             "--minutes", str(minutes), "--seed", str(seed), "--out", str(place), *options,
@@ -101,8 +104,9 @@ def run(text: str, settings: str, minutes: float, seed: int) -> Outcome:
 
 def outcomes(options: argparse.Namespace) -> Iterator[Outcome]:
     """All runs, the seeds outermost, so that a machine that slows down slows every row."""
-    kinds = ("chosen", "book") if options.against_book else ("chosen",)
-    for seed in range(1, options.seeds + 1):
+    chosen = f"chosen {options.options}".strip()
+    kinds = (chosen, "book") if options.against_book else (chosen,)
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
         for text in options.texts:
             for minutes in options.minutes:
                 for settings in kinds:
@@ -142,6 +146,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, nargs="+", default=[1.0, 3.0, 15.0])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=1)
+    parser.add_argument("--options", default="", help="of recurra train, in quotes")
     parser.add_argument("--texts", nargs="+", default=["tiny-shakespeare"])
     parser.add_argument("--against-book", action="store_true")
     parser.add_argument("--json", type=Path, help="append each run here as it ends")
