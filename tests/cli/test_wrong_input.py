@@ -15,7 +15,7 @@ from recurra.cli.main import main
         (["train", "--hidden-size", "0"], ["hidden_size must be at least 1"]),
         (["train", "--cell", "tree"], ["tree", "lstm"]),
         (["train", "--epochs", "1", "--minutes", "1"], ["epochs and minutes"]),
-        (["train", "--tie-weights"], ["tie_weights", "embedding_size"]),
+        (["train", "--tie-weights", "--embedding-size", "5"], ["tie_weights", "embedding_size"]),
         (["train", "--bptt", "full", "--sampling", "random"], ["sequential"]),
         (["train", "--device", "gpu9"], ["gpu9"]),
         (["train", "--encoding", "klingon"], ["klingon"]),
