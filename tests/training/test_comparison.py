@@ -110,8 +110,18 @@ def test_a_folder_of_something_else_is_left_alone(compare, tmp_path):
     assert len(compare(seeds=2, force=True).rows[0].results) == 2
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").touch()
-    with pytest.raises(RunError, match="holds no comparison"):
-        compare(out=tmp_path / "mine")
+    for force in (False, True):
+        with pytest.raises(RunError, match="holds no comparison"):
+            compare(out=tmp_path / "mine", force=force)
+
+
+def test_force_removes_no_run_that_is_not_of_the_comparison(source, compare, tmp_path):
+    compare(seeds=1)
+    for name in ("all/other-1", "all/gru-notes"):
+        recurra.train(source, out=tmp_path / name, steps=1, progress=Progress(), **SMALL)
+    compare(seeds=1, lr=2e-2, force=True)
+    for name in ("all/other-1", "all/gru-notes"):
+        assert recurra.load(tmp_path / name).config.training.lr == SMALL["lr"]
 
 
 def test_force_leaves_no_run_of_the_older_comparison(compare, tmp_path):

@@ -125,6 +125,11 @@ def test_a_model_leaves_itself_five_tokens_a_weight():
     assert tokens_per_weight(size) >= 5.0 > tokens_per_weight(larger)
 
 
+def test_however_long_the_time_a_model_fits_its_text():
+    assert completed(1e6, length=1_003_854).config.model.hidden_size == 768
+    assert completed(1e6, length=10**8).config.model.hidden_size == recipe.SIZES[-1]
+
+
 def test_what_depends_on_nothing():
     config = completed().config
     training, model = config.training, config.model

@@ -12,24 +12,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import statistics
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from recurra.checks import require
+from recurra.comparison.folder import ComparisonFolder, slug
 from recurra.comparison.results import Comparison, Contender, Result, Row
 from recurra.config import RunConfig
 from recurra.errors import (
     DivergenceError,
     NonFiniteError,
-    RunError,
     TrainingInterrupted,
 )
-from recurra.files import read_json, to_json, write_json
+from recurra.files import to_json, write_json
 from recurra.language_model import LanguageModel, Source, as_list
 from recurra.launch import numbered, prepare_run, resume_run
 from recurra.text.catalogue import DEFAULT_CORPUS
@@ -41,7 +39,6 @@ from recurra.training.identity import FREE_SETTINGS
 from recurra.training.progress import ConsoleProgress, Moment, Progress, format_count
 from recurra.training.run_folder import RunFolder
 
-DESCRIPTION, RESULTS, PICTURE = "comparison.json", "results.json", "comparison.svg"
 COMMON = (
     "epochs", "steps", "minutes", "seed", "device", "threads", "plot", "val_fraction", "min_freq",
     "letters_only", "max_tokens", "encoding", "newlines", "separator",
@@ -115,24 +112,25 @@ def run_comparison(
     contenders = [_with_budget(contender, num_tokens) for contender in contenders]
     first = str(sources[0]) if sources else DEFAULT_CORPUS
     stem = "text" if first == "-" else Path(first).stem or "text"
-    folder = Path(out) if out is not None else numbered(Path("runs") / f"{stem}-comparison")
-    begun = _begin(folder, _describe(sources, contenders, seeds), force=force)
+    path = Path(out) if out is not None else numbered(Path("runs") / f"{stem}-comparison")
+    folder = ComparisonFolder(path)
+    begun = folder.begin(_describe(sources, contenders, seeds), force=force)
     progress.message(
-        f"{'going on' if begun else 'comparing'} in {folder}: {len(contenders) * seeds} runs,"
+        f"{'going on' if begun else 'comparing'} in {path}: {len(contenders) * seeds} runs,"
         f" contenders {len(contenders)}, seeds {seeds}"
     )
     results: dict[str, list[Result]] = {c.name: [] for c in contenders}
-    with progress, _saying_how_to_go_on(folder):
+    with progress, _saying_how_to_go_on(path):
         _make_ready(sources, contenders, folder, progress)
         for contender, seed in _turns(contenders, seeds):
             result = _run(sources, contender, seed, folder, progress)
             results[contender.name].append(result)
             progress.message(_tell(contender, result))
     rows = [Row(contender, results[contender.name]) for contender in contenders]
-    comparison = Comparison(folder, sorted(rows, key=lambda row: row.mean))
-    write_json(folder / RESULTS, {"runs": comparison.records()})
+    comparison = Comparison(path, sorted(rows, key=lambda row: row.mean))
+    write_json(folder.results, {"runs": comparison.records()})
     if plots:
-        write_comparison_svg(comparison.curves(), folder / PICTURE, title=stem)
+        write_comparison_svg(comparison.curves(), folder.picture, title=stem)
     return comparison
 
 
@@ -153,9 +151,9 @@ def _check(
         )
     last_seed = contenders[0].config.training.seed + seeds - 1
     require(last_seed < 2**63, "the last seed must be at most 2**63 - 1")
-    slugs = [_slug(contender.name) for contender in contenders]
-    for contender, slug in zip(contenders, slugs, strict=True):
-        require(slugs.count(slug) == 1, f"{contender.name!r} is there twice")
+    slugs = [slug(contender.name) for contender in contenders]
+    for contender in contenders:
+        require(slugs.count(slug(contender.name)) == 1, f"{contender.name!r} is there twice")
         training = contender.config.training
         require(
             contender.config.text.val_fraction > 0.0,
@@ -198,40 +196,11 @@ def _with_budget(contender: Contender, num_tokens: int | None) -> Contender:
     return Contender(contender.name, own, given)
 
 
-def _begin(folder: Path, description: dict[str, Any], *, force: bool) -> bool:
-    """Make the folder; True when this very comparison lies there already.
-
-    Raises:
-        RunError: something else does.
-    """
-    file = folder / DESCRIPTION
-    if not force and folder.exists() and any(folder.iterdir()):
-        if not file.is_file():
-            raise RunError(f"{folder} is not empty, and holds no comparison; name another --out")
-        if read_json(file) != description:
-            raise RunError(
-                f"{folder} holds a comparison of other settings; name another --out, or replace"
-                " it with --force"
-            )
-        return True
-    if folder.is_dir():
-        _clear(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(file, description)
-    return False
-
-
-def _clear(folder: Path) -> None:
-    """Remove an older comparison, its runs included, or they would count for the new one."""
-    for name in (DESCRIPTION, RESULTS):
-        (folder / name).unlink(missing_ok=True)
-    for run in map(RunFolder, folder.iterdir()):
-        if run.is_run:
-            run.remove()
-
-
 def _make_ready(
-    sources: Sequence[Source], contenders: Sequence[Contender], folder: Path, progress: Progress
+    sources: Sequence[Source],
+    contenders: Sequence[Contender],
+    folder: ComparisonFolder,
+    progress: Progress,
 ) -> None:
     """Make every contender's first run, up to its first step.
 
@@ -240,7 +209,7 @@ def _make_ready(
     made: list[RunFolder] = []
     try:
         for contender in contenders:
-            run = RunFolder(_place(folder, contender, contender.config.training.seed))
+            run = folder.run(contender.name, contender.config.training.seed)
             if not run.is_run:
                 made.append(run)
                 shown = _Choices(progress, contender.name)
@@ -254,9 +223,7 @@ def _make_ready(
         for run in made:
             if run.is_run:
                 run.remove()
-        if [file.name for file in folder.iterdir()] == [DESCRIPTION]:
-            (folder / DESCRIPTION).unlink()
-            folder.rmdir()
+        folder.leave_if_nothing_came_of_it()
         raise
 
 
@@ -290,17 +257,12 @@ def _describe(
     return dict(json.loads(to_json(description)))
 
 
-def _settled(contender: Contender, seed: int, folder: Path) -> RunConfig:
+def _settled(contender: Contender, seed: int, folder: ComparisonFolder) -> RunConfig:
     """The settings of its first run, nothing left to choose, for one of its seeds."""
-    first = _place(folder, contender, contender.config.training.seed)
-    config = RunFolder(first).read_config()
+    config = folder.run(contender.name, contender.config.training.seed).read_config()
     free = {name: getattr(contender.config.training, name) for name in FREE_SETTINGS}
     training = dataclasses.replace(config.training, seed=seed, **free)
     return dataclasses.replace(config, training=training)
-
-
-def _place(folder: Path, contender: Contender, seed: int) -> Path:
-    return folder / f"{_slug(contender.name)}-{seed}"
 
 
 def _turns(contenders: Sequence[Contender], seeds: int) -> Iterator[tuple[Contender, int]]:
@@ -311,31 +273,35 @@ def _turns(contenders: Sequence[Contender], seeds: int) -> Iterator[tuple[Conten
 
 
 def _run(
-    sources: Sequence[Source], contender: Contender, seed: int, folder: Path, progress: Progress
+    sources: Sequence[Source],
+    contender: Contender,
+    seed: int,
+    folder: ComparisonFolder,
+    progress: Progress,
 ) -> Result:
-    place = _place(folder, contender, seed)
+    run = folder.run(contender.name, seed)
     config = _settled(contender, seed, folder)
     brief = _Brief(progress, f"{contender.name}, seed {seed}")
     try:
-        if not RunFolder(place).is_run:
+        if not run.is_run:
             names = RunConfig.option_names()
-            prepare_run(sources, config, place, Progress(), Clock(), given=names)
-        lm = resume_run(place, brief, Clock(), given=config, sources=sources)
+            prepare_run(sources, config, run.path, Progress(), Clock(), given=names)
+        lm = resume_run(run.path, brief, Clock(), given=config, sources=sources)
     except (DivergenceError, NonFiniteError) as error:
         progress.message(f"{brief.name}: {error}")
-        return _result(seed, place, None)
-    return _result(seed, place, lm)
+        return _result(seed, run, None)
+    return _result(seed, run, lm)
 
 
-def _result(seed: int, place: Path, lm: LanguageModel | None) -> Result:
-    records = RunFolder(place).read_metrics()
+def _result(seed: int, run: RunFolder, lm: LanguageModel | None) -> Result:
+    records = run.read_metrics()
     last: dict[str, Any] = records[-1] if records else {"tokens": 0, "seconds": 0.0}
     speeds = [record["tokens_per_second"] for record in records]
     found = None if lm is None else lm.validate()
     figures = {} if found is None else found.to_dict()
     return Result(
         seed=seed,
-        folder=place,
+        folder=run.path,
         parameters=None if lm is None else lm.model.num_parameters,
         nats_per_token=figures.get("nats_per_token"),
         bits_per_char=figures.get("bits_per_char"),
@@ -356,12 +322,6 @@ def _tell(contender: Contender, result: Result) -> str:
         f" {config.model.hidden_size} units, learning rate {config.training.lr:g},"
         f" {format_count(result.tokens)} tokens in {result.seconds:.0f} s"
     )
-
-
-def _slug(name: str) -> str:
-    """A folder's name: letters and digits of the contender's; file systems know no long ones."""
-    slug = re.sub(r"\W+", "-", name).strip("-") or "contender"
-    return slug if len(slug) <= 60 else f"{slug[:50]}-{zlib.crc32(slug.encode()):08x}"
 
 
 class _Choices(Progress):

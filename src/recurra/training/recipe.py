@@ -28,6 +28,9 @@ SIZES = (64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
 """Units to choose among."""
 TOKENS_PER_WEIGHT = 5.0
 """A model is as large as leaves it this many tokens to learn from, repetitions included."""
+MOST_WEIGHTS, WEIGHTS_PER_TOKEN = 3e6, 3.0
+"""And no larger than this, or than so many weights for each token of a longer text: beyond, nothing
+was measured."""
 MOST_TIMES_READ = 100.0
 """How often a text is read at most: what a longer time would add is learned by heart."""
 LARGEST_ONE_HOT = 256
@@ -188,11 +191,12 @@ def _measure_speed(config: RunConfig, ids: Ids, device: torch.device) -> float:
 
 def _choose_size(config: RunConfig, given: Set[str], num_ids: int, operations: float) -> int:
     """The largest that is left enough to learn from."""
-    chosen = SIZES[0]
+    chosen, most = SIZES[0], max(MOST_WEIGHTS, WEIGHTS_PER_TOKEN * num_ids)
     for size in SIZES:
         sized = _with_size(config, given, size)
         weights = sum(math.prod(shape) for shape in parameter_shapes(sized.model).values())
-        if _num_tokens(sized, num_ids, operations) < TOKENS_PER_WEIGHT * weights:
+        enough = _num_tokens(sized, num_ids, operations) >= TOKENS_PER_WEIGHT * weights
+        if not enough or weights > most:
             break
         chosen = size
     return chosen
@@ -219,7 +223,7 @@ def _reasons(
         f"speed     batches of {training.batch_size} x {window}, learning rate"
         f" {training.lr:g}, weight decay {training.weight_decay:g}, products in {model.precision}",
         f"dropout   {model.output_dropout:g} of the outputs, {model.weight_dropout:g} of the"
-        f" recurrent weights: each token will be read about {tokens / num_ids:.1f} times",
+        f" recurrent weights: each token will be read about {tokens / num_ids:.3g} times",
     ]
 
 
