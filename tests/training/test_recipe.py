@@ -148,6 +148,19 @@ def test_the_trial_says_what_the_machine_does(monkeypatch):
     assert recipe._measure_speed(config, ids, CPU) == pytest.approx(products / 0.01)
 
 
+def test_the_second_trial_is_of_the_size_that_the_first_one_found(monkeypatch):
+    sizes = []
+
+    def slower_when_larger(config, *_):
+        sizes.append(config.model.hidden_size)
+        return 2e11 if config.model.hidden_size <= 256 else 5e10
+
+    monkeypatch.setattr(recipe, "_measure_speed", slower_when_larger)
+    found = completed(160).config.model.hidden_size
+    assert sizes[0] == 256 < sizes[1]
+    assert found < sizes[1]
+
+
 def test_what_is_tied_or_residual_has_its_size_chosen_as_well():
     for settings in ({"tie_weights": True}, {"residual": True, "cell": "mingru"}):
         models = [completed(seconds, **settings).config.model for seconds in (5, 850)]

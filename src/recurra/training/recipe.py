@@ -75,10 +75,10 @@ def complete(
     Raises:
         SourceError: the text does not fill one batch.
     """
-    chosen = _with_basics(config, given, len(ids), device)
-    speed = _measure_speed(_with_size(chosen, given, _TRIED_SIZE), ids, device)
-    size = _choose_size(chosen, given, len(ids), speed * seconds)
-    chosen = _with_size(chosen, given, size)
+    chosen = _with_size(_with_basics(config, given, len(ids), device), given, _TRIED_SIZE)
+    for _ in range(2):  # larger products have another speed: the second trial is of the first size
+        speed = _measure_speed(chosen, ids, device)
+        chosen = _with_size(chosen, given, _choose_size(chosen, given, len(ids), speed * seconds))
     tokens = _num_tokens(chosen, len(ids), speed * seconds)
     chosen = _with_rates(chosen, given, tokens / len(ids))
     chosen = _replace(chosen, given, weight_decay=_weight_decay(chosen, len(ids)))
