@@ -18,9 +18,8 @@ from recurra.model import RecurrentLM
 from recurra.output_layer import OutputGradients, OutputPasses
 from recurra.recurrence.cells import LayerParameters, State, find_cell
 from recurra.recurrence.dropout import fill_mask
-from recurra.recurrence.passes import (
-    LayerPasses,
-    Trace,
+from recurra.recurrence.passes import LayerPasses, Trace
+from recurra.recurrence.products import (
     add_rows,
     as_operand,
     check_ids,

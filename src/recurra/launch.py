@@ -85,7 +85,9 @@ def start_run(
         if is_restart() and own:
             _refuse_other_settings(folder, config, only=given)
             return _run(folder, folder.read_config().training, around, resumed=True)
-        _prepare(folder, sources, config, given, around, force=force)
+        around.processes.first_does(
+            lambda: _prepare(folder, sources, config, given, around, force=force)
+        )
         return _run(folder, folder.read_config().training, around, resumed=False)
 
 
@@ -101,7 +103,9 @@ def prepare_run(
     """`start_run` up to the first step: `resume_run` trains what it leaves."""
     folder = RunFolder(out)
     with _surrounded(config, progress, clock) as around:
-        _prepare(folder, sources, config, given, around, force=False)
+        around.processes.first_does(
+            lambda: _prepare(folder, sources, config, given, around, force=False)
+        )
         folder.unlock()
 
 
@@ -175,23 +179,11 @@ def _prepare(
     around: Surroundings,
     *,
     force: bool,
-) -> None:
-    for line in config.ignored():
-        around.progress.message(f"note: {line}")
-    around.processes.first_does(lambda: _make(folder, sources, config, given, around, force=force))
-
-
-def _make(
-    folder: RunFolder,
-    sources: Sequence[Source],
-    config: RunConfig,
-    given: Set[str],
-    around: Surroundings,
-    *,
-    force: bool,
 ) -> str:
     """Make a new run up to its first step, and its folder's name."""
     processes = around.processes
+    for line in config.ignored():
+        around.progress.message(f"note: {line}")
     with folder.prepared(force=force) as staging:
         tokens, vocabulary = build_token_file(sources, config.text, staging.path)
         config = _with_vocab_size(config, len(vocabulary))

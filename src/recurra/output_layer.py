@@ -16,8 +16,8 @@ from torch.nn.functional import cross_entropy as torch_cross_entropy
 
 from recurra.errors import ConfigError
 from recurra.kernels import library
-from recurra.recurrence.passes import check_ids, gradient_product, product_kind, take_operand
 from recurra.recurrence.precision import product
+from recurra.recurrence.products import check_ids, gradient_product, product_kind, take_operand
 from recurra.recurrence.program import Do, at_once
 from recurra.recurrence.workspace import SHELF, Fresh, Workspace
 

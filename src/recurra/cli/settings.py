@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from recurra.cli.parsing import typed
-from recurra.config import ModelConfig, RunConfig, TextConfig, TrainingConfig
+from recurra.config import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Options of a text, a model and its training."""
-
-    text: TextConfig = field(default_factory=TextConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+class Settings(RunConfig):
+    """Options of a text, a model and its training, as they were typed."""
 
     def to_config(self) -> RunConfig:
         """As a run has them."""
