@@ -1,4 +1,4 @@
-"""The ids on disk: exact, whole or absent, and used again only when nothing changed."""
+"""The ids on disk: exactly those of the text."""
 
 import hashlib
 import io
@@ -13,34 +13,22 @@ import numpy as np
 import pytest
 
 from recurra.config import TextConfig
-from recurra.errors import ConfigError, RunError, SourceError
-from recurra.text import provisional, sources, token_file
+from recurra.errors import ConfigError, SourceError
+from recurra.text import provisional, sources
 from recurra.text.corpus import read_text
 from recurra.text.indexing import training_share
 from recurra.text.provisional import smallest_dtype
 from recurra.text.token_file import build_token_file, load_token_file, load_vocabulary
-from recurra.text.vocabulary import ByteVocabulary, CharVocabulary, WordVocabulary
+from recurra.text.vocabulary import CharVocabulary, WordVocabulary
+from text.token_file.files import PUBLISHED, TEXT, inside
 
-TEXT = "The cat — “le chat” — sat.\r\nIt's 猫, 🙂!\n" * 20 + "zebra\n"
 UNIFIED = TEXT.replace("\r\n", "\n")
-PUBLISHED = ["tokens.bin", "tokens.json", "vocabulary.json"]
-
-
-@pytest.fixture
-def book(tmp_path):
-    path = tmp_path / "book.txt"
-    path.write_bytes(TEXT.encode())
-    return path
 
 
 @pytest.fixture(params=[7, 1 << 20])
 def small_chunks(request, monkeypatch):
     monkeypatch.setattr(sources, "CHUNK_BYTES", request.param)
     monkeypatch.setattr(provisional, "CHUNK_IDS", request.param)
-
-
-def inside(folder):
-    return sorted(path.name for path in folder.rglob("*"))
 
 
 @pytest.mark.parametrize("kind", ["char", "word", "bpe", "byte"])
@@ -239,169 +227,3 @@ def test_one_repeated_character_is_a_text(tmp_path):
     (tmp_path / "a.txt").write_text("aaaa")
     tokens, vocabulary = build_token_file([tmp_path / "a.txt"], TextConfig(), tmp_path / "out")
     assert (len(vocabulary), tokens.num_train, tokens.ids.tolist()) == (2, 3, [1, 1, 1, 1])
-
-
-# --- used again, or not
-
-
-def stamp(folder):
-    return os.stat(folder / "tokens.bin").st_ino
-
-
-@pytest.mark.parametrize("limit", [None, 50])
-def test_an_unchanged_source_is_not_read_in_again(book, tmp_path, limit):
-    out, config = tmp_path / "out", TextConfig(max_tokens=limit)
-    first, vocabulary = build_token_file([book], config, out)
-    before = stamp(out)
-    assert build_token_file([book], config, out) == (first, vocabulary)
-    assert stamp(out) == before
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda book, out: book.write_bytes(TEXT.replace("sat", "ran").encode()),
-        lambda book, out: book.write_bytes(TEXT.encode() + b"."),
-        lambda book, out: (out / "tokens.bin").write_bytes(b"short"),
-        lambda book, out: (out / "tokens.bin").unlink(),
-        lambda book, out: (out / "tokens.json").unlink(),
-        lambda book, out: (out / "tokens.json").write_text("{}"),
-        lambda book, out: (out / "tokens.json").write_text("not json"),
-        lambda book, out: (out / "vocabulary.json").unlink(),
-        lambda book, out: (out / "vocabulary.json").write_text('{"kind": "byte"}'),
-    ],
-)
-def test_a_change_or_damage_builds_anew(book, tmp_path, change):
-    out = tmp_path / "out"
-    config = TextConfig(val_fraction=0.0)
-    build_token_file([book], config, out)
-    change(book, out)
-    tokens, vocabulary = build_token_file([book], config, out)
-    assert vocabulary.decode(tokens.ids) == read_text([book], config)
-    assert load_token_file(out) == tokens
-    assert load_vocabulary(out) == vocabulary
-
-
-def test_other_settings_build_anew(book, tmp_path):
-    build_token_file([book], TextConfig(), tmp_path / "out")
-    tokens, vocabulary = build_token_file([book], TextConfig(tokens="byte"), tmp_path / "out")
-    assert vocabulary == ByteVocabulary()
-    assert tokens.ids.tobytes() == TEXT.encode()
-
-
-def test_text_after_the_cut_may_change(book, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "CHUNK_BYTES", 64)
-    config = TextConfig(max_tokens=10)
-    build_token_file([book], config, tmp_path / "out")
-    before = stamp(tmp_path / "out")
-    book.write_bytes(TEXT.encode() + b"more")
-    build_token_file([book], config, tmp_path / "out")
-    assert stamp(tmp_path / "out") == before
-
-
-# --- whole or absent
-
-
-@pytest.mark.parametrize("kind", ["char", "word", "byte", "bpe"])
-def test_an_undecodable_or_unreadable_source_leaves_nothing(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(sources, "CHUNK_BYTES", 8)
-    (tmp_path / "a.txt").write_bytes(b"good text " * 9 + b"\xff")
-    (tmp_path / "b.txt").write_bytes(b"")
-    with pytest.raises(SourceError):
-        build_token_file(
-            [tmp_path / "a.txt", tmp_path / "b.txt"], TextConfig(tokens=kind), tmp_path / "out"
-        )
-    assert inside(tmp_path) == ["a.txt", "b.txt"]
-
-
-@pytest.mark.parametrize("there_before", [False, True])
-def test_a_full_disk_leaves_what_was_there(book, tmp_path, monkeypatch, there_before):
-    out = tmp_path / "out"
-    if there_before:
-        build_token_file([book], TextConfig(), out)
-    earlier = load_token_file(out) if there_before else None
-
-    def full(handle):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        build_token_file([book], TextConfig(tokens="byte"), out)
-    if earlier:
-        assert inside(out) == PUBLISHED
-        assert load_token_file(out) == earlier
-    else:
-        assert not out.exists()
-
-
-def test_an_interruption_leaves_nothing(book, tmp_path, monkeypatch):
-    def interrupt(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(token_file, "_publish", interrupt)
-    (tmp_path / "out").mkdir()
-    with pytest.raises(KeyboardInterrupt):
-        build_token_file([book], TextConfig(), tmp_path / "out")
-    assert inside(tmp_path) == ["book.txt", "out"]
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (lambda out: (out / "tokens.json").unlink(), "tokens.json is missing"),
-        (lambda out: (out / "tokens.bin").unlink(), "has 0 bytes instead of"),
-        (lambda out: (out / "tokens.json").write_text("{}"), "has format None"),
-        (lambda out: edit(out, dtype="object"), "damaged: dtype is 'object'"),
-        (lambda out: edit(out, num_tokens=-5), "damaged: num_tokens is -5"),
-        (lambda out: edit(out, num_tokens=True), "damaged: num_tokens is True"),
-        (lambda out: edit(out, num_train=10**9), "damaged: num_train"),
-        (lambda out: edit(out, num_train=0), "damaged: num_train"),
-        (lambda out: edit(out, val_chars=10**9), "damaged: val_chars"),
-        (lambda out: edit(out, sources="book.txt"), "damaged: sources"),
-        (lambda out: edit(out, sha256=3), "damaged: sha256"),
-        (lambda out: edit(out, text=None), "damaged: text"),
-        (lambda out: (out / "tokens.json").write_text("[]"), "should hold one JSON object"),
-        (lambda out: (out / "tokens.json").write_text("{"), "is damaged: "),
-        (lambda out: (out / "tokens.json").write_text('{"version": 99}'), "has format 99"),
-        (lambda out: os.truncate(out / "tokens.bin", 3), "has 3 bytes instead of"),
-    ],
-)
-def test_loading_says_what_is_damaged(book, tmp_path, change, reason):
-    build_token_file([book], TextConfig(), tmp_path / "out")
-    change(tmp_path / "out")
-    with pytest.raises(RunError, match=reason):
-        load_token_file(tmp_path / "out")
-
-
-def edit(folder, **fields):
-    file = folder / "tokens.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
-
-
-def test_other_ids_than_were_written_are_noticed(book, tmp_path):
-    tokens, vocabulary = build_token_file([book], TextConfig(), tmp_path / "out")
-    tokens.verify()
-    tokens.check_ids(len(vocabulary))
-    data = bytearray(tokens.path.read_bytes())
-    data[5] = 255
-    tokens.path.write_bytes(data)
-    changed = load_token_file(tmp_path / "out")
-    with pytest.raises(RunError, match=r"tokens\.bin has changed: its SHA-256 is"):
-        changed.verify()
-    with pytest.raises(RunError, match="it has the id 255, and the vocabulary ends at"):
-        changed.check_ids(len(vocabulary))
-
-
-def test_loading_a_damaged_vocabulary(tmp_path):
-    with pytest.raises(RunError, match=r"vocabulary\.json"):
-        load_vocabulary(tmp_path)
-    (tmp_path / "vocabulary.json").write_text('{"kind": "char", "tokens": []}')
-    with pytest.raises(RunError, match=r"vocabulary\.json is damaged: .*'tokens'"):
-        load_vocabulary(tmp_path)
-
-
-def test_tiny_shakespeare_has_the_known_split(tmp_path, real_data_folder):
-    tokens, vocabulary = build_token_file(["tiny-shakespeare"], TextConfig(), tmp_path)
-    assert (tokens.num_tokens, tokens.num_train, len(tokens.val)) == (1_115_394, 1_003_854, 111_540)
-    assert len(vocabulary) == 66
-    assert tokens.dtype == np.uint8

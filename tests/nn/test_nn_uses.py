@@ -1,0 +1,223 @@
+"""recurra.nn where torch.nn is used: copies, parametrizations, autocast, torch.func, compile."""
+
+import copy
+import io
+import pickle
+from functools import partial
+
+import pytest
+import torch
+from torch.nn.utils.parametrizations import weight_norm
+
+import recurra.nn
+from nn.pairs import (
+    BATCH,
+    CELL_IDS,
+    CELLS,
+    HIDDEN,
+    INPUT,
+    NAMES,
+    OWN_BACKENDS,
+    STEPS,
+    assert_same,
+    leaf,
+    make_inputs,
+    make_pair,
+    make_state,
+    outcome,
+    tensors,
+)
+
+
+def saved_and_loaded(module):
+    buffer = io.BytesIO()
+    torch.save(module, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module)), saved_and_loaded],
+    ids=["deepcopy", "pickle", "torch.save"],
+)
+def test_copies_keep_backend_and_values(duplicate, name):
+    module = getattr(recurra.nn, name)(INPUT, HIDDEN, 2, bidirectional=True, backend="reference")
+    other = duplicate(module)
+    inputs, _ = make_inputs("padded", False, torch.float32)
+    before = outcome(module, inputs, None)
+    assert type(other) is type(module)
+    assert other.backend == "reference"
+    assert_same(outcome(other, inputs, None), before, 0.0)
+    with torch.no_grad():
+        module.weight_hh_l0.add_(1.0)
+    assert_same(outcome(other, inputs, None), before, 0.0)
+
+
+@pytest.mark.parametrize("backend", OWN_BACKENDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_weight_norm_reaches_its_own_parameters(name, backend):
+    ours, theirs = make_pair(name, INPUT, HIDDEN, 2, backend=backend)
+    inputs, _ = make_inputs("padded", False, torch.float64)
+    for module in (ours, theirs):
+        for weight in ("weight_hh_l0", "weight_ih_l1"):
+            weight_norm(module, weight)
+    for scale in (1.0, 1.7):
+        for module in (ours, theirs):
+            with torch.no_grad():
+                module.parametrizations.weight_hh_l0.original0.mul_(scale)
+        actual = outcome(ours, inputs, None)
+        assert "parametrizations.weight_hh_l0.original1" in actual
+        assert_same(actual, outcome(theirs, inputs, None), 1e-10)
+
+
+@pytest.mark.parametrize("backend", OWN_BACKENDS)
+def test_functional_call_takes_the_weights_it_is_given(backend):
+    ours, theirs = make_pair("LSTM", INPUT, HIDDEN, backend=backend)
+    inputs, _ = make_inputs("padded", False, torch.float64)
+    expected = theirs(inputs)[0]
+    single = {name: p.detach().float() for name, p in theirs.named_parameters()}
+    actual = torch.func.functional_call(ours, single, (inputs.float(),))[0]
+    assert actual.dtype == torch.float32
+    assert torch.allclose(actual.double(), expected, atol=1e-6)
+    assert torch.allclose(ours(inputs)[0], expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gradient_step_is_seen_by_the_next_call(name):
+    ours, theirs = make_pair(name, INPUT, HIDDEN)
+    inputs, _ = make_inputs("padded", False, torch.float64)
+    for module in (ours, theirs):
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        for _ in range(5):
+            optimizer.zero_grad()
+            module(inputs)[0].square().sum().backward()
+            optimizer.step()
+    assert_same(outcome(ours, inputs, None), outcome(theirs, inputs, None), 1e-10)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both"])
+@pytest.mark.parametrize("backend", OWN_BACKENDS)
+@pytest.mark.parametrize(("name", "options"), CELLS, ids=CELL_IDS)
+def test_no_sequences_give_what_torch_gives(name, options, backend, bidirectional):
+    ours, theirs = make_pair(
+        name, INPUT, HIDDEN, 2, backend=backend, bidirectional=bidirectional, **options
+    )
+    inputs = torch.zeros(STEPS, 0, INPUT, dtype=torch.float64)
+    assert_same(outcome(ours, inputs, None), outcome(theirs, inputs, None), 0.0)
+
+
+@pytest.mark.parametrize("form", ["padded", "equal", "sorted"])
+@pytest.mark.parametrize("backend", OWN_BACKENDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_results_may_be_written_into(name, backend, form):
+    ours, theirs = make_pair(name, INPUT, HIDDEN, backend=backend)
+    inputs, _ = make_inputs(form, False, torch.float64)
+    for module in (ours, theirs):
+        for part in tensors(module(inputs)):
+            part.mul_(3.0).square().sum().backward(retain_graph=True)
+    for (key, mine), their in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(mine.grad, their.grad, rtol=1e-10, atol=1e-10), key
+
+
+@pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("name", NAMES)
+def test_without_gradients_the_values_are_the_same(name, guard):
+    ours = getattr(recurra.nn, name)(INPUT, HIDDEN, 2)
+    inputs, _ = make_inputs("unsorted", False, torch.float32)
+    expected = tensors(ours(inputs))
+    with guard():
+        actual = tensors(ours(inputs))
+    for a, e in zip(actual, expected, strict=True):
+        assert not a.requires_grad
+        assert torch.equal(a, e.detach())
+    # Buffers used again after inference mode must still be good for training.
+    ours(inputs)[0].data.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "f16"])
+@pytest.mark.parametrize("backend", OWN_BACKENDS)
+@pytest.mark.parametrize(("name", "options"), CELLS, ids=CELL_IDS)
+def test_half_precision_modules_are_as_near_as_torchs(name, options, backend, dtype):
+    torch.manual_seed(0)
+    ours, theirs = make_pair(name, INPUT, HIDDEN, 2, backend=backend, dtype=dtype, **options)
+    inputs, _ = make_inputs("unsorted", False, dtype)
+    actual = outcome(ours, inputs, None)
+    exact = outcome(theirs.double(), inputs._replace(data=inputs.data.double()), None)
+    for key, value in exact.items():
+        assert actual[key].dtype == dtype
+        scale = max(float(value.abs().max()), 1.0)
+        difference = float((actual[key].double() - value).abs().max())
+        assert difference < 8 * torch.finfo(dtype).eps * scale, key
+
+
+@pytest.mark.parametrize("backend", OWN_BACKENDS)
+@pytest.mark.parametrize(("name", "options"), CELLS, ids=CELL_IDS)
+def test_autocast_rounds_products_and_keeps_the_weights_dtype(name, options, backend):
+    torch.manual_seed(0)
+    ours, _ = make_pair(name, INPUT, HIDDEN, 2, backend=backend, dtype=torch.float32, **options)
+    inputs, batch = make_inputs("unsorted", False, torch.float32)
+    hx = make_state(ours, batch)
+    exact = outcome(ours, inputs, hx)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = outcome(ours, inputs, hx)
+        from_bf16 = ours(inputs._replace(data=inputs.data.bfloat16()), hx)[0]
+    assert from_bf16.data.dtype == torch.float32
+    for key, value in exact.items():
+        assert rounded[key].dtype == torch.float32
+        scale = max(float(value.abs().max()), 1.0)
+        # Where a unit's input is near zero, rounding may turn rnn-relu's gradient on or off.
+        tolerance = 0.2 if "nonlinearity" in options and not key.startswith("result") else 0.05
+        assert float((rounded[key] - value).abs().max()) < tolerance * scale, key
+    assert not torch.equal(rounded["result 0"], exact["result 0"])
+
+
+def test_moving_the_module_moves_the_computation():
+    ours, theirs = make_pair("GRU", INPUT, HIDDEN, dtype=torch.float32)
+    inputs, _ = make_inputs("padded", False, torch.float64)
+    actual = outcome(ours.to(torch.float64), inputs, None)
+    assert_same(actual, outcome(theirs.double(), inputs, None), 1e-10)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["GRU", "LSTM"])
+def test_torch_compile_changes_nothing(name):
+    ours, theirs = make_pair(name, INPUT, HIDDEN, 2)
+    compiled = torch.compile(ours, backend="eager")
+    for _ in range(3):
+        inputs, _ = make_inputs("padded", False, torch.float64)
+        actual = outcome(compiled, inputs, None)
+        expected = outcome(theirs, inputs, None)
+        actual = {key.removeprefix("_orig_mod."): value for key, value in actual.items()}
+        assert_same(actual, expected, 1e-10)
+
+
+def test_reference_gives_the_gradient_of_a_gradient():
+    ours, theirs = make_pair("LSTM", INPUT, HIDDEN, backend="reference")
+    inputs, _ = make_inputs("padded", False, torch.float64)
+    penalties = []
+    for module in (ours, theirs):
+        x = leaf(inputs)
+        (slope,) = torch.autograd.grad(module(x)[0].sum(), x, create_graph=True)
+        penalties.append(torch.autograd.grad(slope.square().sum(), module.weight_hh_l0)[0])
+    assert penalties[1].abs().max() > 0
+    assert torch.allclose(*penalties, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("name", "options"), CELLS, ids=CELL_IDS)
+def test_reference_passes_through_torch_func(name, options):
+    ours, theirs = make_pair(name, INPUT, HIDDEN, backend="reference", **options)
+    inputs, _ = make_inputs("padded", False, torch.float64)
+
+    def loss(module, weights, x):
+        return torch.func.functional_call(module, weights, (x,))[0].square().sum()
+
+    weights = {key: p.detach() for key, p in theirs.named_parameters()}
+    per_sample = torch.func.vmap(torch.func.grad(partial(loss, ours)), in_dims=(None, 1))
+    gradients = per_sample(weights, inputs)
+    for index in range(BATCH):
+        theirs.zero_grad()
+        theirs(inputs[:, index])[0].square().sum().backward()
+        for key, p in theirs.named_parameters():
+            assert torch.allclose(gradients[key][index], p.grad, rtol=1e-10, atol=1e-10)

@@ -1,0 +1,29 @@
+"""A run whose files strangers change."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import recurra
+from recurra.training.progress import Progress
+from strangers.attacks import TEXT
+
+SIZES = {"cell": "rnn", "hidden_size": 2, "embedding_size": 0, "batch_size": 2, "num_steps": 4}
+
+
+@pytest.fixture(scope="session")
+def honest_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("honest")
+    (folder / "text.txt").write_text(TEXT)
+    options: dict[str, Any] = {**SIZES, "steps": 2, "sample_length": 4, "device": "cpu"}
+    recurra.train(folder / "text.txt", out=folder / "run", progress=Progress(), **options)
+    return folder / "run"
+
+
+@pytest.fixture
+def run(honest_run: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(honest_run, tmp_path / "run")

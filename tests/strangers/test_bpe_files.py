@@ -1,0 +1,102 @@
+"""A BPE vocabulary from strangers: one typed error, and nothing else of it takes effect."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from recurra.errors import ConfigError
+from recurra.text.vocabulary import Vocabulary
+
+
+@pytest.fixture(scope="session")
+def bpe_values() -> dict[str, Any]:
+    pytest.importorskip("tokenizers", reason="the bpe extra is not installed")
+    from recurra.text.bpe import BpeVocabulary
+
+    return BpeVocabulary.train(["the cat sat on the mat " * 9], vocab_size=262).to_dict()
+
+
+def vocab(values: dict[str, Any]) -> dict[str, int]:
+    names: dict[str, int] = values["tokenizer"]["model"]["vocab"]
+    return names
+
+
+def merges(values: dict[str, Any]) -> list[Any]:
+    pairs: list[Any] = values["tokenizer"]["model"]["merges"]
+    return pairs
+
+
+BPE_ATTACKS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "no model": (lambda v: v["tokenizer"].pop("model"), "tokenizer' has no model"),
+    "no names": (lambda v: v["tokenizer"]["model"].pop("vocab"), "vocab' must have 256 to"),
+    "few names": (
+        lambda v: v["tokenizer"]["model"].update(vocab={"a": 0}),
+        "vocab' must have 256 to",
+    ),
+    "another letter": (
+        lambda v: vocab(v).update({"中": 262}),
+        "byte-level",
+    ),
+    "no letter": (lambda v: vocab(v).update({"": 262}), "not byte-level"),
+    "a byte without a name": (
+        lambda v: vocab(v).update(zz=vocab(v).pop("z")),
+        "lacks the byte 122",
+    ),
+    "the same id": (lambda v: vocab(v).update({"at": 3}), "the id 3, and"),
+    "an id too large": (
+        lambda v: vocab(v).update({"at": 2**40}),
+        "'at' the id 1099511627776",
+    ),
+    "an id of true": (
+        lambda v: vocab(v).update({"at": True}),
+        "'at' the id True",
+    ),
+    "a negative id": (lambda v: vocab(v).update({"at": -1}), "the id -1"),
+    "no merges": (lambda v: v["tokenizer"]["model"].pop("merges"), "merges' is not a list"),
+    "a merge of one": (
+        lambda v: merges(v).append(["a"]),
+        r"merges' has \['a'\], which is no pair",
+    ),
+    "a merge of text": (
+        lambda v: merges(v).append("a t"),
+        "merges' has 'a t', which is no pair",
+    ),
+    "an unknown merge": (
+        lambda v: merges(v).append(["a", "zzz"]),
+        "which is no pair",
+    ),
+    "a merge without a name": (
+        lambda v: merges(v).append(["z", "z"]),
+        "which makes no token",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BPE_ATTACKS)
+def test_an_attack_on_a_bpe_vocabulary_is_one_error(bpe_values: dict[str, Any], name: str) -> None:
+    values = json.loads(json.dumps(bpe_values))
+    change, message = BPE_ATTACKS[name]
+    change(values)
+    with pytest.raises(ConfigError, match=f"^vocabulary field '.*{message}"):
+        Vocabulary.from_dict(values)
+
+
+def test_nothing_else_of_a_tokenizer_takes_effect(bpe_values: dict[str, Any]) -> None:
+    """Neither its other parts, on some of which the library aborts, nor other fields."""
+    honest = Vocabulary.from_dict(bpe_values)
+    values = json.loads(json.dumps(bpe_values))
+    values["tokenizer"] |= {
+        "normalizer": {"type": "Replace", "pattern": {"Regex": "("}, "content": "x"},
+        "pre_tokenizer": {"type": "Split"},
+        "added_tokens": [{"id": 7, "content": "cat"}],
+        "truncation": {"max_length": 1},
+    }
+    values["tokenizer"]["model"] |= {"dropout": 0.9, "unk_token": "zz", "byte_fallback": True}
+    again = Vocabulary.from_dict(values)
+    assert again == honest
+    assert again.to_dict() == bpe_values
+    assert again.encode("the cat sat").tolist() == honest.encode("the cat sat").tolist()

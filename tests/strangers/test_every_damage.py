@@ -1,0 +1,133 @@
+"""Every truncation and many flips of a file, and the limits of what is written and read."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import recurra
+from recurra.config import MAX_VOCABULARY
+from recurra.errors import ConfigError, RecurraError, RunError, SourceError
+from recurra.text.token_file import build_token_file, load_token_file
+from recurra.text.vocabulary import CharVocabulary, WordVocabulary
+from strangers.attacks import (
+    CONFIG,
+    MODEL,
+    TEXT,
+    VOCABULARY,
+)
+
+
+@pytest.mark.parametrize("name", [CONFIG, VOCABULARY, "tokens.json"])
+def test_every_truncation_and_many_flips_of_a_json_file(run: Path, name: str) -> None:
+    """Either a typed error, or a file that says something else and still is one."""
+    file = run / name
+    whole = file.read_bytes()
+    for position in range(len(whole)):
+        for damaged in (whole[:position], *flipped(whole, position)):
+            file.write_bytes(damaged)
+            with contextlib.suppress(RecurraError):
+                read_again(run, name)
+                assert len(damaged) >= len(whole) - 1
+
+
+def flipped(whole: bytes, position: int) -> Iterator[bytes]:
+    for mask in (0x01, 0x02, 0x80):
+        damaged = bytearray(whole)
+        damaged[position] ^= mask
+        yield bytes(damaged)
+
+
+def read_again(run: Path, name: str) -> None:
+    from recurra.text.token_file import load_vocabulary
+    from recurra.training.run_folder import RunFolder
+
+    if name == CONFIG:
+        RunFolder(run).read_config()
+    elif name == VOCABULARY:
+        load_vocabulary(run)
+    else:
+        load_token_file(run).check_ids(13)
+
+
+def test_every_truncation_and_every_flip_of_the_weights(run: Path) -> None:
+    from recurra.config import RunConfig
+    from recurra.training.weights import load_model
+
+    file = run / MODEL
+    config = RunConfig.from_dict(
+        {k: v for k, v in json.loads((run / CONFIG).read_text()).items() if isinstance(v, dict)}
+    ).model
+    whole = file.read_bytes()
+    for position in range(len(whole)):
+        file.write_bytes(whole[:position])
+        with pytest.raises(RunError, match=MODEL):
+            load_model(file, config)
+        for damaged in flipped(whole, position):
+            file.write_bytes(damaged)
+            with contextlib.suppress(RunError):
+                model = load_model(file, config)
+                assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_a_text_of_too_many_words_says_what_to_do(tmp_path: Path) -> None:
+    from collections import Counter
+
+    counts = Counter({f" {number:x}": 1 for number in range(MAX_VOCABULARY)})
+    with pytest.raises(
+        SourceError, match=r"1,048,576 different tokens.*--vocab-size or --min-freq"
+    ):
+        WordVocabulary.from_counts(counts)
+    assert len(WordVocabulary.from_counts(counts, vocab_size=100)) == 100
+
+
+def test_a_vocabulary_that_could_not_be_read_again_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recurra import files
+    from recurra.config import TextConfig
+
+    monkeypatch.setattr(files, "MAX_JSON_MEMORY", 1000)
+    (tmp_path / "text.txt").write_text(TEXT)
+    with pytest.raises(SourceError, match=r"too large to be saved: 13 tokens.*--min-freq"):
+        build_token_file([tmp_path / "text.txt"], TextConfig(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_vocabulary_of_the_largest_size_comes_back(tmp_path: Path) -> None:
+    from recurra.files import write_json
+    from recurra.text.token_file import load_vocabulary
+
+    words = WordVocabulary(f" {number:x}" for number in range(700_000))
+    write_json(tmp_path / VOCABULARY, words.to_dict())
+    assert len(load_vocabulary(tmp_path)) == len(words)
+    characters = CharVocabulary(map(chr, [*range(0xD800), *range(0xE000, 0x40000)]))
+    write_json(tmp_path / VOCABULARY, characters.to_dict())
+    assert load_vocabulary(tmp_path) == characters
+
+
+@pytest.mark.parametrize("name", ["batch_size", "num_steps", "sample_length"])
+def test_sizes_have_limits(name: str) -> None:
+    from recurra.config import RunConfig
+
+    with pytest.raises(ConfigError, match=f"{name} must be at most 16,777,216"):
+        RunConfig.from_options(**{name: 2**24 + 1})
+
+
+def test_no_source_file_reads_pickles() -> None:
+    forbidden = re.compile(
+        r"^\s*(?:import|from) (?:pickle|shelve|marshal|dill|joblib)\b|torch\.load\b|np\.load\b"
+        r"|numpy\.load\b|broadcast_object_list|all_gather_object|allow_pickle",
+        re.MULTILINE,
+    )
+    files = list(Path(recurra.__file__).parent.rglob("*.py"))
+    assert len(files) > 50
+    for file in files:
+        found = forbidden.search(file.read_text("utf-8"))
+        assert found is None, f"{file}: {found}"

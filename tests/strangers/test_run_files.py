@@ -1,0 +1,295 @@
+"""Runs from strangers: whatever their files say, one typed error, soon, and in little memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from recurra.config import MAX_LAYERS, MAX_UNITS, MAX_VOCABULARY
+from recurra.files import MAX_JSON_BYTES
+from recurra.tensor_file import to_bytes
+from strangers.attacks import (
+    CONFIG,
+    MEGABYTES,
+    MODEL,
+    SECONDS,
+    VOCABULARY,
+    Attack,
+    deep,
+    edit,
+    fails,
+    grow,
+    refused,
+    words,
+    write,
+)
+
+
+def both(*attacks: Attack) -> Attack:
+    return lambda run: [attack(run) for attack in attacks]
+
+
+def repeated(item: str, *, size: int = MAX_JSON_BYTES) -> Callable[[], bytes]:
+    """A list of as many items as fit."""
+    before, after = '{"kind": "char", "tokens": [', '""]}'
+    room = size - len((before + after).encode())
+    count = room // len(f"{item},".encode())
+    return lambda: (before + f"{item}," * count + after).encode()
+
+
+def long_string(symbol: str, size: int) -> Callable[[], bytes]:
+    count = size // len(symbol.encode())
+    return lambda: f'{{"kind": "char", "tokens": "{symbol * count}"}}'.encode()
+
+
+def many_tensors() -> bytes:
+    entry = '{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+    header = "{" + ",".join(f'"{number}":{entry}' for number in range(1_000_000)) + "}"
+    return len(header).to_bytes(8, "little") + header.encode() + bytes(4_000_000)
+
+
+SHAPES = "weight_ih_l0", "bias_ih_l0", "weight_hh_l0", "bias_hh_l0", "head_weight", "head_bias"
+
+
+def weights(value: float, rows: int = 13) -> Callable[[], bytes]:
+    shapes = (2, rows), (2,), (2, 2), (2,), (rows, 2), (rows,)
+    tensors = {name: torch.zeros(shape) for name, shape in zip(SHAPES, shapes, strict=True)}
+    tensors["head_bias"][-1] = value
+    return lambda: to_bytes(tensors, {})
+
+
+SIZE = ("model", "hidden_size")
+
+
+ATTACKS: dict[str, tuple[Attack, str]] = {
+    "hidden size 1e9": (edit(CONFIG, *SIZE, value=10**9), "hidden_size must be at most 65,536"),
+    "hidden size 1e9 as a float": (edit(CONFIG, *SIZE, value=1e9), "hidden_size is 1000000000.0"),
+    "hidden size 10**4000": (edit(CONFIG, *SIZE, value=10**4000), "number '1000.* is too large"),
+    "the largest model of all": (
+        both(
+            edit(CONFIG, *SIZE, value=MAX_UNITS),
+            edit(CONFIG, "model", "num_layers", value=MAX_LAYERS),
+        ),
+        f"{MODEL} does not fit its config.json: .* missing",
+    ),
+    "a larger model than its file": (
+        edit(CONFIG, *SIZE, value=MAX_UNITS),
+        r"shape of tensor 'bias_hh_l0' is \[2\], and should be \[65536\]",
+    ),
+    "257 layers": (edit(CONFIG, "model", "num_layers", value=257), "num_layers must be at most"),
+    "layers of -1": (edit(CONFIG, "model", "num_layers", value=-1), "num_layers must be at least"),
+    "layers of true": (edit(CONFIG, "model", "num_layers", value=True), "num_layers is True"),
+    "embedding 1e9": (edit(CONFIG, "model", "embedding_size", value=10**9), "embedding_size must"),
+    "vocabulary 1e9": (edit(CONFIG, "model", "vocab_size", value=10**9), "vocab_size must be at"),
+    "batch 1e9": (edit(CONFIG, "training", "batch_size", value=10**9), "batch_size must be at"),
+    "lr of 1e999": (
+        lambda run: replace(run / CONFIG, b"0.004", b"1e999"),
+        f"{CONFIG} is damaged: the number '1e999' is too large",
+    ),
+    "dropout of NaN": (
+        lambda run: replace(run / CONFIG, b'"dropout": 0.0', b'"dropout": NaN'),
+        f"{CONFIG} is damaged: NaN",
+    ),
+    "forget bias": (edit(CONFIG, "model", "forget_bias", value=10**400), "is too large"),
+    "a key twice in the config": (
+        lambda run: replace(run / CONFIG, b'"hidden_size": 2', b'"hidden_size": 2,"hidden_size":2'),
+        f"{CONFIG} is damaged: the key 'hidden_size' stands twice",
+    ),
+    "a key twice in the vocabulary": (
+        write(VOCABULARY, b'{"kind": "char", "kind": "byte"}'),
+        f"{VOCABULARY} is damaged: the key 'kind' stands twice",
+    ),
+    "the last of many keys twice": (
+        write(VOCABULARY, lambda: many_keys() + b', "1": 0}'),
+        f"{VOCABULARY} is damaged: the key '1' stands twice",
+    ),
+    "a config 10,000 deep": (write(CONFIG, deep(10_000)), f"{CONFIG} is damaged: .* too deeply"),
+    "a vocabulary 10,000 deep": (write(VOCABULARY, deep(10_000)), f"{VOCABULARY} .* too deeply"),
+    "a vocabulary 5 million deep": (
+        write(VOCABULARY, lambda: deep(5_000_000)),
+        f"{VOCABULARY} is too large: its values",
+    ),
+    "a config 900 deep": (write(CONFIG, deep(900)), f"{CONFIG} is damaged: .* too deeply"),
+    "a value that is deep": (
+        lambda run: replace(run / CONFIG, b'"char"', b"[" * 900 + b"]" * 900),
+        f"{CONFIG} is damaged: it is nested too deeply",
+    ),
+    "a gigabyte of config": (grow(CONFIG, 1 << 30), f"{CONFIG} is too large"),
+    "a gigabyte of vocabulary": (grow(VOCABULARY, 1 << 30), f"{VOCABULARY} is too large"),
+    "a terabyte of weights": (grow(MODEL, 1 << 40), f"{MODEL} is damaged: it has 1,099,"),
+    "nothing but lists": (write(VOCABULARY, repeated("[]")), "its values would take"),
+    "nothing but nested lists": (
+        write(VOCABULARY, repeated("[[[[[[[[]]]]]]]]")),
+        "its values would take",
+    ),
+    "nothing but objects": (write(VOCABULARY, repeated("{}")), "its values would take"),
+    "nothing but keys": (write(VOCABULARY, repeated('{"a":1,"b":2}')), "its values would take"),
+    "nothing but numbers": (write(VOCABULARY, repeated("1")), "its values would take"),
+    "as many lists as may be": (
+        write(VOCABULARY, repeated("[]", size=3_000_000)),
+        "must begin with",
+    ),
+    "as many objects as may be": (
+        write(VOCABULARY, repeated("{}", size=3_000_000)),
+        "must begin with",
+    ),
+    "as many keys as may be": (write(VOCABULARY, lambda: many_keys() + b"}"), "field 'kind' is"),
+    "one long string": (write(VOCABULARY, long_string("x", 16_000_000)), "must be a list of"),
+    "one long wide string": (write(VOCABULARY, long_string("🙂", 5_000_000)), "must be a list of"),
+    "a string that one character makes wide": (
+        write(VOCABULARY, lambda: long_string("x", 16_000_000)().replace(b"x", "🙂".encode(), 1)),
+        "must be a list of",
+    ),
+    "the same by an escape": (
+        write(
+            VOCABULARY, lambda: long_string("x", 16_000_000)().replace(b"x", b"\\ud83d\\ude42", 1)
+        ),
+        "must be a list of",
+    ),
+    "a long escaped string": (
+        write(VOCABULARY, long_string("\\ud83d\\ude42", 8_000_000)),
+        "must be a list of",
+    ),
+    "a long kind": (edit(VOCABULARY, "kind", value="x" * 5_000_000), "field 'kind' is 'xxx"),
+    "not UTF-8": (write(CONFIG, b'{"format": "\xff"}'), f"{CONFIG} is damaged: .*utf-8"),
+    "not an object": (write(CONFIG, b"[1, 2]"), f"{CONFIG} is damaged: it should hold one JSON"),
+    "nothing": (write(CONFIG, b""), f"{CONFIG} is damaged"),
+    "another row": (
+        edit(VOCABULARY, "tokens", value=["<unk>", *"abcdefgh"]),
+        f"{VOCABULARY} has 9 tokens, but .*{CONFIG} says 13",
+    ),
+    "other rows": (
+        edit(CONFIG, "model", "vocab_size", value=14),
+        f"{VOCABULARY} has 13 tokens, but .*{CONFIG} says 14",
+    ),
+    "rows of weights": (
+        write(MODEL, weights(0.0, rows=14)),
+        r"\[.*14.*\], and should be \[.*13.*\]",
+    ),
+    "another kind": (
+        both(
+            write(VOCABULARY, b'{"kind": "byte"}'), edit(CONFIG, "model", "vocab_size", value=256)
+        ),
+        f"{VOCABULARY} has byte tokens, but .*{CONFIG} says char",
+    ),
+    "too many words": (write(VOCABULARY, words(MAX_VOCABULARY)), "'tokens' must be a list of 2 to"),
+    "many words, one of them twice": (
+        write(VOCABULARY, lambda: words(700_000)()[:-2] + b', " 1"]}'),
+        "'tokens' has one of its tokens twice",
+    ),
+    "half a character": (
+        edit(VOCABULARY, "tokens", value=["<unk>", "\ud800"]),
+        r"'tokens' has '\\ud800', which is no char",
+    ),
+    "NaN": (write(MODEL, weights(float("nan"))), "'head_bias' has numbers that are not finite"),
+    "infinity": (write(MODEL, weights(float("inf"))), "'head_bias' has numbers that are not fin"),
+    "a header of 2**63 bytes": (write(MODEL, (2**63).to_bytes(8, "little")), f"{MODEL} is no safe"),
+    "a million tensors": (write(MODEL, many_tensors), f"{MODEL} is no safetensors file"),
+    "a missing vocabulary": (lambda run: (run / VOCABULARY).unlink(), f"{VOCABULARY} is missing"),
+    "missing weights": (lambda run: (run / MODEL).unlink(), f"{MODEL} is missing"),
+    "a missing config": (lambda run: (run / CONFIG).unlink(), "holds no run"),
+    "another format": (edit(CONFIG, "format", value=99), f"{CONFIG}: format 99"),
+}
+
+
+def many_keys() -> bytes:
+    """As many keys of one object as are let through."""
+    return b"{" + b",".join(b'"%d": 0' % number for number in range(600_000))
+
+
+def replace(file: Path, old: bytes, new: bytes) -> None:
+    data = file.read_bytes()
+    assert old in data
+    file.write_bytes(data.replace(old, new, 1))
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_is_one_error(run: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    attack, message = ATTACKS[name]
+    attack(run)
+    text = refused(run, message)
+    assert str(run) in text
+    fails(capsys, ["generate", run], text)
+
+
+MEASURED = """
+import json, os, resource, sys, time
+import torch, recurra
+from recurra.errors import RecurraError
+
+torch.set_num_threads(1)
+recurra.load(sys.argv[1])
+
+def peak():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
+
+for folder in sys.argv[2:]:
+    if os.fork():
+        assert os.wait()[1] == 0
+        continue
+    before, started, kind = peak(), time.process_time(), "nothing"
+    try:
+        recurra.load(folder)
+    except BaseException as error:
+        kind = type(error).__name__
+    print(json.dumps([folder, kind, time.process_time() - started, peak() - before]))
+    sys.stdout.flush()
+    os._exit(0)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measures by Linux's /proc")
+def test_no_attack_takes_memory_or_time(honest_run: Path, tmp_path: Path) -> None:
+    folders = []
+    for number, (attack, _) in enumerate(ATTACKS.values()):
+        folders.append(str(shutil.copytree(honest_run, tmp_path / str(number))))
+        attack(tmp_path / str(number))
+    command = [sys.executable, "-c", MEASURED, str(honest_run), *folders]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    figures = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [folder for folder, *_ in figures] == folders
+    for name, (_, kind, seconds, megabytes) in zip(ATTACKS, figures, strict=True):
+        assert kind == "RunError", name
+        assert seconds < SECONDS, name
+        assert megabytes < MEGABYTES, name
+
+
+# What the folder would run if anything in it were read as a pickle.
+class Payload:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("form", ["zip", "plain", "old", "numpy", "safetensors"])
+def test_no_pickle_is_read(
+    run: Path, tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import pickle
+
+    payload = pickle.dumps(Payload(tmp_path / "marker"), protocol=0 if form == "old" else 2)
+    model = run / MODEL
+    if form == "zip":
+        with zipfile.ZipFile(model, "w") as archive:
+            archive.writestr("archive/data.pkl", payload)
+    else:
+        before = {"numpy": b"\x93NUMPY\x01\0v\0", "safetensors": b"\x40\0\0\0\0\0\0\0"}
+        model.write_bytes(before.get(form, b"") + payload + bytes(100))
+    text = refused(run, "looks like a pickle" if form in ("zip", "plain") else MODEL)
+    fails(capsys, ["generate", run], text)
+    assert not (tmp_path / "marker").exists()
+    pickle.loads(payload)
+    assert (tmp_path / "marker").exists()

@@ -1,0 +1,114 @@
+"""The text and the reports of a run from strangers: one typed error each."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+import recurra
+from recurra.errors import RunError
+from recurra.files import MAX_LINES_BYTES
+from recurra.text.token_file import load_token_file
+from strangers.attacks import (
+    SECONDS,
+    Attack,
+    deep,
+    edit,
+    fails,
+    grow,
+    write,
+)
+
+TOKEN_ATTACKS: dict[str, tuple[Attack, str]] = {
+    "objects": (edit("tokens.json", "dtype", value="object"), "dtype is 'object'"),
+    "signed": (edit("tokens.json", "dtype", value="int8"), "dtype is 'int8'"),
+    "no dtype": (edit("tokens.json", "dtype", value=None), "dtype is None"),
+    "negative": (edit("tokens.json", "num_tokens", value=-1), "num_tokens is -1"),
+    "a float": (edit("tokens.json", "num_tokens", value=480.0), "num_tokens is 480.0"),
+    "a text": (edit("tokens.json", "num_tokens", value="480"), "num_tokens is '480'"),
+    "2**63": (edit("tokens.json", "num_tokens", value=2**63), "num_tokens is 9223"),
+    "more": (edit("tokens.json", "num_tokens", value=481), "has 480 bytes instead of 481"),
+    "2**40": (edit("tokens.json", "num_tokens", value=2**40), "has 480 bytes instead of 1099"),
+    "more training": (edit("tokens.json", "num_train", value=481), "num_train is 481"),
+    "more characters": (edit("tokens.json", "val_chars", value=481), "val_chars is 481"),
+    "more characters than bytes": (edit("tokens.json", "num_chars", value=481), "num_chars is 481"),
+    "more bytes": (edit("tokens.json", "val_bytes", value=481), "val_bytes is 481"),
+    "sources": (edit("tokens.json", "sources", value=[1]), r"sources is \[1\]"),
+    "digest": (edit("tokens.json", "sha256", value="00"), "sha256 is '00'"),
+    "size": (edit("tokens.json", "source_bytes", value="1"), "source_bytes is '1'"),
+    "complete": (edit("tokens.json", "source_complete", value=3), "source_complete is 3"),
+    "other ids": (lambda run: (run / "tokens.bin").write_bytes(b"\xff" * 480), "has the id 255"),
+    "a cut": (lambda run: os.truncate(run / "tokens.bin", 479), "has 479 bytes instead of 480"),
+    "deep": (write("tokens.json", deep(100_000)), "is damaged: it is nested too deeply"),
+    "a key twice": (write("tokens.json", b'{"version": 1, "version": 1}'), "stands twice"),
+    "a gigabyte": (grow("tokens.json", 1 << 30), "is too large"),
+}
+
+
+@pytest.mark.parametrize("name", TOKEN_ATTACKS)
+def test_an_attack_on_the_text_is_one_error(
+    run: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attack, message = TOKEN_ATTACKS[name]
+    attack(run)
+    started = time.process_time()
+    with pytest.raises(RunError, match=rf"tokens\.(json|bin) .*{message}") as caught:
+        recurra.load(run).validate()
+    assert time.process_time() - started < SECONDS
+    fails(capsys, ["eval", run], str(caught.value))
+
+
+def test_other_ids_are_noticed_by_their_digest(run: Path) -> None:
+    tokens = load_token_file(run)
+    tokens.verify()
+    data = bytearray((run / "tokens.bin").read_bytes())
+    data[100] ^= 1
+    (run / "tokens.bin").write_bytes(data)
+    with pytest.raises(RunError, match=r"tokens\.bin has changed"):
+        tokens.verify()
+
+
+LINE = {"step": 1, "seconds": 1, "train_nats": 1, "tokens_per_second": 1, "val_nats": 1,
+        "bits_per_char": 1, "perplexity": 1}  # fmt: skip
+
+
+LINES: dict[str, tuple[bytes, str]] = {
+    "a key twice": (b'{"step": 1, "step": 2}\n', "the key 'step' stands twice .*line 1"),
+    "deep": (b'{"step": ' + b"[" * 9999 + b"]" * 9999 + b"}\n", "too deeply"),
+    "a list": (b"[]\n", "one JSON object"),
+    "no step": (b"{}\n", "line 1 is damaged: it is no report"),
+    "a field": (b'{"step": 1}\n', "seconds is"),
+    "NaN": (b'{"step": NaN}\n', "NaN is no number"),
+    "not UTF-8": (b"\xff\n", "is damaged"),
+    "a long line": (b" " * 5_000_000 + b"\n", "line 1 is too long"),
+    "many lines": (
+        json.dumps(LINE).encode() + b"\n" + (b'{"step": 1}' + b" " * 900_000 + b"\n") * 80,
+        "is too large|is damaged",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_an_attack_on_the_metrics_is_one_error(run: Path, name: str) -> None:
+    from recurra.training.run_folder import RunFolder
+
+    data, message = LINES[name]
+    (run / "metrics.jsonl").write_bytes(data)
+    with pytest.raises(RunError, match=rf"metrics\.jsonl.*{message}"):
+        RunFolder(run).read_metrics()
+
+
+def test_endless_metrics_are_not_read_to_their_end(run: Path) -> None:
+    from recurra.files import read_lines
+
+    line = json.dumps({"step": 1, "x": "x" * 1_000_000}).encode() + b"\n"
+    with (run / "metrics.jsonl").open("wb") as file:
+        for _ in range(MAX_LINES_BYTES // len(line) + 1):
+            file.write(line)
+    with pytest.raises(RunError, match="is too large"):
+        for _ in read_lines(run / "metrics.jsonl"):
+            pass
