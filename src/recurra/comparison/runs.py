@@ -115,13 +115,13 @@ def run_comparison(
     path = Path(out) if out is not None else numbered(Path("runs") / f"{stem}-comparison")
     folder = ComparisonFolder(path)
     begun = folder.begin(_describe(sources, contenders, seeds), force=force)
-    progress.message(
-        f"{'going on' if begun else 'comparing'} in {path}: {len(contenders) * seeds} runs,"
-        f" contenders {len(contenders)}, seeds {seeds}"
-    )
     results: dict[str, list[Result]] = {c.name: [] for c in contenders}
     with progress, _saying_how_to_go_on(path):
         _make_ready(sources, contenders, folder, progress)
+        progress.message(
+            f"{'going on' if begun else 'comparing'} in {path}: {len(contenders) * seeds} runs,"
+            f" contenders {len(contenders)}, seeds {seeds}"
+        )
         for contender, seed in _turns(contenders, seeds):
             result = _run(sources, contender, seed, folder, progress)
             results[contender.name].append(result)
