@@ -157,9 +157,13 @@ def _choose_path(out: Source | None, sources: Sequence[Source], config: RunConfi
     """The folder `out`, or else a new one: runs/<text>-<cell>, with a number when that is taken."""
     if out is not None:
         return Path(out)
+    return numbered(Path("runs") / f"{short_name(sources)}-{config.model.cell}")
+
+
+def short_name(sources: Sequence[Source]) -> str:
+    """What a text is called where a folder is named after it."""
     first = str(sources[0]) if sources else DEFAULT_CORPUS
-    name = f"{'text' if first == '-' else Path(first).stem or 'text'}-{config.model.cell}"
-    return numbered(Path("runs") / name)
+    return "text" if first == "-" else Path(first).stem or "text"
 
 
 def numbered(path: Path) -> Path:

@@ -29,8 +29,7 @@ from recurra.errors import (
 )
 from recurra.files import to_json, write_json
 from recurra.language_model import LanguageModel, Source, as_list
-from recurra.launch import numbered, prepare_run, resume_run
-from recurra.text.catalogue import DEFAULT_CORPUS
+from recurra.launch import numbered, prepare_run, resume_run, short_name
 from recurra.text.token_file import load_token_file
 from recurra.training.budget import Clock
 from recurra.training.curve import require_matplotlib, write_comparison_svg
@@ -110,8 +109,7 @@ def run_comparison(
     _check(sources, contenders, seeds, num_tokens)
     plots = contenders[0].config.training.plot
     contenders = [_with_budget(contender, num_tokens) for contender in contenders]
-    first = str(sources[0]) if sources else DEFAULT_CORPUS
-    stem = "text" if first == "-" else Path(first).stem or "text"
+    stem = short_name(sources)
     path = Path(out) if out is not None else numbered(Path("runs") / f"{stem}-comparison")
     folder = ComparisonFolder(path)
     begun = folder.begin(_describe(sources, contenders, seeds), force=force)
