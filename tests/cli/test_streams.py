@@ -1,5 +1,6 @@
 """Signals, pipes, terminals and disks that end early."""
 
+import io
 import json
 import os
 import signal
@@ -45,6 +46,32 @@ def test_a_reader_that_leaves_early_is_no_failure(run):
 @pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
 def test_a_full_disk_is_one_line(run, fails):
     fails(["score", run, "--html", "/dev/full"], 1, "No space left")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("verb", ["generate", "several", "score"])
+def test_a_terminal_gets_no_controls_and_a_pipe_gets_all(
+    tmp_path, quick, capsys, monkeypatch, verb
+):
+    folder, text = tmp_path / "run", tmp_path / "text.txt"
+    text.write_text("\x1b[2J\t\n" * 200, "utf-8")
+    assert main(["train", str(text), "--out", str(folder), "--quiet", *quick]) == 0
+    command = {
+        "generate": ["generate", str(folder), "--prompt", "\x1b", "--seed", "1"],
+        "several": ["generate", str(folder), "--num-samples", "2", "--seed", "1"],
+        "score": ["score", str(folder)],
+    }[verb]
+    capsys.readouterr()
+    assert main(command) == 0
+    piped = capsys.readouterr().out
+    assert "\x1b" in piped
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    assert main(command) == 0
+    assert sys.stdout.getvalue() == piped.replace("\x1b", "\N{SYMBOL FOR ESCAPE}")
 
 
 def test_closed_and_narrow_streams(run, source, tmp_path, quick):

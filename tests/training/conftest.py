@@ -63,6 +63,9 @@ class Listener(Progress):
         self.messages, self.plans = [], []
         self._stop_at, self._signum = stop_at, signum
 
+    def saving(self, text):
+        self.messages.append(text)
+
     def message(self, text):
         self.messages.append(text)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from recurra.cli.parsing import parse, typed
+from recurra.cli.showing import shown
 from recurra.config import UnknownRule
 from recurra.errors import SourceError
 from recurra.inference.sampling import GenerationConfig
@@ -82,9 +83,9 @@ def _settings(command: Generate) -> dict[str, Any]:
 def _print_stream(lm: LanguageModel, prompt: str, command: Generate) -> None:
     pieces = lm.stream(prompt, unknown=command.unknown, **_settings(command))
     if not command.only_new:
-        sys.stdout.write(prompt)
+        sys.stdout.write(shown(prompt))
     for piece in pieces:
-        sys.stdout.write(piece)
+        sys.stdout.write(shown(piece))
         sys.stdout.flush()
     sys.stdout.write("\n")
 
@@ -97,7 +98,7 @@ def _samples(lm: LanguageModel, prompt: str, command: Generate) -> list[str]:
 def _print_samples(lm: LanguageModel, prompt: str, command: Generate) -> None:
     for number, text in enumerate(_samples(lm, prompt, command), start=1):
         print(f"--- {number} ---")
-        print(text if command.only_new else prompt + text)
+        print(shown(text if command.only_new else prompt + text))
 
 
 def _print_json(lm: LanguageModel, prompt: str, command: Generate) -> None:

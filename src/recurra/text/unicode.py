@@ -34,6 +34,17 @@ def printable(text: str) -> str:
     return "".join(escaped).replace(" ", "\u2423")
 
 
+# Unicode has pictures of the first control characters, in their order.
+_PICTURES = {code: 0x2400 + code for code in range(0x20)} | dict.fromkeys(range(127, 160), "\ufffd")
+
+
+def without_controls(text: str, *, but: str = "") -> str:
+    """Text with its control characters drawn, `but` for these: as they are, they would move a
+    terminal's cursor, or worse."""
+    kept = dict.fromkeys(map(ord, but))
+    return text.translate({code: drawn for code, drawn in _PICTURES.items() if code not in kept})
+
+
 def label_bytes(data: bytes) -> str:
     """`printable` for bytes; in hexadecimal when they are no text by themselves."""
     try:

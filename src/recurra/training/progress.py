@@ -17,6 +17,7 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
 
+from recurra.text.unicode import without_controls
 from recurra.training.curve import draw
 
 
@@ -56,6 +57,9 @@ class Progress:
 
     def sample(self, prompt: str, text: str) -> None:
         """The model continued `prompt` with `text`."""
+
+    def saving(self, text: str) -> None:
+        """What checkpoints take."""
 
     def message(self, text: str) -> None:
         """Something a person should know."""
@@ -131,6 +135,9 @@ class ConsoleProgress(Progress):
         shown.truncate(self.console.width if self.console.is_terminal else 200, overflow="ellipsis")
         self.console.print(shown, soft_wrap=True)
 
+    def saving(self, text: str) -> None:
+        self._print(text)
+
     def message(self, text: str) -> None:
         self._print(text)
 
@@ -179,6 +186,10 @@ class Several(Progress):
         for other in self.others:
             other.sample(prompt, text)
 
+    def saving(self, text: str) -> None:
+        for other in self.others:
+            other.saving(text)
+
     def message(self, text: str) -> None:
         for other in self.others:
             other.message(text)
@@ -225,10 +236,6 @@ def format_count(number: float) -> str:
     return f"{number:.0f}"
 
 
-# Unicode has pictures of the control characters, in their order.
-_PICTURES = {code: 0x2400 + code for code in range(0x20)} | dict.fromkeys(range(127, 160), "�")
-
-
 def _one_line(text: str) -> str:
-    """Without what would move a terminal's cursor, or worse: its line breaks and controls drawn."""
-    return text.replace("\n", "⏎").translate(_PICTURES)
+    """For a terminal: its line breaks and controls drawn."""
+    return without_controls(text.replace("\n", "⏎"))

@@ -139,7 +139,7 @@ class Saver:
         """Say what the checkpoints took of a training of so many seconds."""
         if self._costs:
             spent = sum(cost.seconds for cost in self._costs)
-            self.progress.message(
+            self.progress.saving(
                 f"saved     {len(self._costs):,} checkpoints of {self._size()} in {spent:.2f} s,"
                 f" {spent / max(seconds, 1e-9):.2%} of the training"
             )
@@ -150,7 +150,7 @@ class Saver:
         seconds = self._costs[-1].seconds
         pause = max(seconds / LARGEST_SHARE, SECONDS_BETWEEN)
         then = f"{every:,} updates" if every else f"{format_seconds(pause)} and at reports"
-        self.progress.message(f"saving    {self._size()} in {seconds:.2f} s, again every {then}")
+        self.progress.saving(f"saving    {self._size()} in {seconds:.2f} s, again every {then}")
 
     def _size(self) -> str:
         return f"{self._costs[-1].num_bytes / 1e6:.1f} MB"
