@@ -13,7 +13,7 @@ import shutil
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from reprlib import repr as shortened
@@ -105,6 +105,20 @@ def flush(path: Path) -> None:
         raise
     finally:
         os.close(descriptor)
+
+
+def make_folders(path: Path) -> list[Path]:
+    """Make a folder and those above it; the ones that were missing, the lowest first."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def remove_empty(folders: list[Path]) -> None:
+    """Remove those of the folders that hold nothing, in this order."""
+    for folder in folders:
+        with suppress(OSError):  # not empty
+            folder.rmdir()
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -142,6 +142,11 @@ def _is_about_peers(error: RuntimeError) -> bool:
     return isinstance(error, distributed.DistError) or "gloo" in str(error)
 
 
+def started_count() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return _environment_number("WORLD_SIZE", 1)
+
+
 def started_rank() -> int:
     """The rank that torchrun gave this process; 0 without it."""
     return _environment_number("RANK", 0)
@@ -176,8 +181,7 @@ def joined_processes(device: torch.device) -> Iterator[Processes]:
         ConfigError: torchrun's environment is incomplete, or this torch cannot join processes.
         LostProcessError: the others did not come.
     """
-    count = _environment_number("WORLD_SIZE", 1)
-    if count == 1:
+    if started_count() == 1:
         yield Processes(device=device)
         return
     if not distributed.is_available():

@@ -12,7 +12,8 @@ from recurra.recurrence import scan
 from recurra.recurrence.cells import CELLS, LayerParameters, LinearCell, find_cell
 
 LINEAR = [name for name, cell in CELLS.items() if isinstance(cell, LinearCell)]
-VARIANTS = ["lstm-ln", "mogrifier"]
+BOOK = ["rnn", "rnn-relu", "gru", "lstm", "none"]
+VARIANTS = [name for name in CELLS if name not in (*LINEAR, *BOOK)]
 SHAPES = [(1, 1, 1, 1), (1, 3, 4, 5), (7, 1, 3, 8), (13, 5, 6, 17)]
 
 

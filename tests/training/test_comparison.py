@@ -12,6 +12,7 @@ import recurra
 from recurra import launch
 from recurra.cli.main import main
 from recurra.comparison import Comparison, Contender, Result, Row, runs
+from recurra.comparison.folder import STAGING
 from recurra.config import RunConfig
 from recurra.errors import ConfigError, RunError, SourceError, TrainingInterrupted
 from recurra.training import recipe, trainer
@@ -137,6 +138,50 @@ def test_force_leaves_no_run_of_the_older_comparison(compare, tmp_path):
             assert recurra.load(result.folder).config.training.lr == 2e-2
 
 
+@pytest.mark.parametrize("fault", ["text", "setting"])
+def test_force_removes_nothing_before_the_new_comparison_is_ready(source, compare, tmp_path, fault):
+    before = compare()
+    if fault == "text":
+        source.unlink()
+    wrong = {"fits": {}, "does not": {"batch_size": 10_000 if fault == "setting" else 2}}
+    with pytest.raises(SourceError):
+        compare(wrong, force=True)
+    assert {path.name for path in (tmp_path / "all").iterdir()} >= {"results.json", "gru-2"}
+    assert not list((tmp_path / "all").glob(".*.tmp"))
+    for row in before.rows:
+        for result in row.results:
+            found = recurra.load(result.folder).validate().bits_per_char
+            assert found == pytest.approx(result.bits_per_char)
+
+
+def test_force_writes_over_nothing_that_is_not_of_the_comparison(source, compare, tmp_path):
+    compare({"gru": {"cell": "gru"}}, seeds=1)
+    own = tmp_path / "all" / "rnn-1"
+    recurra.train(source, out=own, steps=1, progress=Progress(), **SMALL | {"lr": 3e-3})
+    with pytest.raises(RunError, match="in the way"):
+        compare({"rnn": {"cell": "rnn"}}, seeds=1, force=True)
+    assert recurra.load(own).config.training.lr == 3e-3
+    assert recurra.load(tmp_path / "all" / "gru-1").config.model.cell == "gru"
+
+
+def test_one_process_at_a_time(compare):
+    class ComparesToo(Progress):
+        def moment(self, moment):
+            with pytest.raises(RunError, match="another process compares in it"):
+                compare()
+            refused.append(moment.step)
+
+    refused = []
+    compare(progress=ComparesToo())
+    assert refused
+
+
+def test_what_a_killed_process_had_prepared_is_no_hindrance(compare, tmp_path):
+    (tmp_path / "all" / STAGING / "gru-1").mkdir(parents=True)
+    assert len(compare(seeds=1).rows) == 2
+    assert not (tmp_path / "all" / STAGING).exists()
+
+
 def test_another_text_is_refused_when_it_goes_on(source, compare):
     compare(seeds=1)
     source.write_text("another text altogether. " * 60, "utf-8")
@@ -173,6 +218,7 @@ def test_what_a_run_says_is_told_with_its_name(compare, listener):
     compare(contenders, seeds=1, progress=progress)
     assert any(line.startswith("deep: note: dropout") for line in progress.messages)
     assert "deep, seed 1: this run had finished already" in progress.messages
+    assert not any("saving" in line for line in progress.messages)
 
 
 def test_a_long_name_has_a_short_folder(compare):
@@ -263,6 +309,12 @@ def row(name, *scores):
 def test_standard_input_is_refused_since_it_can_be_read_once(compare):
     with pytest.raises(ConfigError, match="into a file"):
         recurra.compare("-", ["gru"], **SMALL)
+
+
+def test_several_processes_are_refused(compare, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="without torchrun"):
+        compare()
 
 
 def test_who_is_too_close_to_tell():

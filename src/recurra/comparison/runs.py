@@ -30,6 +30,7 @@ from recurra.errors import (
 from recurra.files import to_json, write_json
 from recurra.language_model import LanguageModel, Source, as_list
 from recurra.launch import numbered, prepare_run, resume_run, short_name
+from recurra.processes import started_count
 from recurra.text.token_file import load_token_file
 from recurra.training.budget import Clock
 from recurra.training.curve import require_matplotlib, write_comparison_svg
@@ -112,23 +113,23 @@ def run_comparison(
     stem = short_name(sources)
     path = Path(out) if out is not None else numbered(Path("runs") / f"{stem}-comparison")
     folder = ComparisonFolder(path)
-    begun = folder.begin(_describe(sources, contenders, seeds), force=force)
-    results: dict[str, list[Result]] = {c.name: [] for c in contenders}
-    with progress, _saying_how_to_go_on(path):
-        _make_ready(sources, contenders, folder, progress)
+    description = _describe(sources, contenders, seeds)
+    goes_on = folder.holds(description, force=force)
+    with progress, folder.locked():
+        if goes_on:
+            _make_ready(sources, contenders, folder, progress)
+        else:
+            with folder.prepared(description) as staging:
+                _make_ready(sources, contenders, staging, progress)
         progress.message(
-            f"{'going on' if begun else 'comparing'} in {path}: {len(contenders) * seeds} runs,"
+            f"{'going on' if goes_on else 'comparing'} in {path}: {len(contenders) * seeds} runs,"
             f" contenders {len(contenders)}, seeds {seeds}"
         )
-        for contender, seed in _turns(contenders, seeds):
-            result = _run(sources, contender, seed, folder, progress)
-            results[contender.name].append(result)
-            progress.message(_tell(contender, result))
-    rows = [Row(contender, results[contender.name]) for contender in contenders]
-    comparison = Comparison(path, sorted(rows, key=lambda row: row.mean))
-    write_json(folder.results, {"runs": comparison.records()})
-    if plots:
-        write_comparison_svg(comparison.curves(), folder.picture, title=stem)
+        rows = _train(sources, contenders, seeds, folder, progress)
+        comparison = Comparison(path, sorted(rows, key=lambda row: row.mean))
+        write_json(folder.results, {"runs": comparison.records()})
+        if plots:
+            write_comparison_svg(comparison.curves(), folder.picture, title=stem)
     return comparison
 
 
@@ -136,6 +137,7 @@ def _check(
     sources: Sequence[Source], contenders: Sequence[Contender], seeds: Any, num_tokens: Any
 ) -> None:
     require(len(contenders) >= 1, "there is nothing to compare")
+    require(started_count() == 1, "a comparison is made by one process; start it without torchrun")
     require(
         "-" not in map(str, sources),
         "every run of a comparison reads the text, and standard input can be read once: put it"
@@ -200,29 +202,32 @@ def _make_ready(
     folder: ComparisonFolder,
     progress: Progress,
 ) -> None:
-    """Make every contender's first run, up to its first step.
+    """Make every contender's first run, up to its first step, unless it is there."""
+    for contender in contenders:
+        run = folder.run(contender.name, contender.config.training.seed)
+        if not run.is_run:
+            shown = _Choices(progress, contender.name)
+            given = contender.given | {"seed"}
+            prepare_run(sources, contender.config, run.path, shown, Clock(), given=given)
+        held_out = len(load_token_file(run.path).val)
+        require(held_out >= 2, f"{contender.name}: no text was left to validate on")
 
-    A text or a setting that will not do leaves nothing that a better command would stumble over.
-    """
-    made: list[RunFolder] = []
-    try:
-        for contender in contenders:
-            run = folder.run(contender.name, contender.config.training.seed)
-            if not run.is_run:
-                made.append(run)
-                shown = _Choices(progress, contender.name)
-                prepare_run(
-                    sources, contender.config, run.path, shown, Clock(),
-                    given=contender.given | {"seed"},
-                )  # fmt: skip
-            held_out = len(load_token_file(run.path).val)
-            require(held_out >= 2, f"{contender.name}: no text was left to validate on")
-    except BaseException:
-        for run in made:
-            if run.is_run:
-                run.remove()
-        folder.leave_if_nothing_came_of_it()
-        raise
+
+def _train(
+    sources: Sequence[Source],
+    contenders: Sequence[Contender],
+    seeds: int,
+    folder: ComparisonFolder,
+    progress: Progress,
+) -> list[Row]:
+    """All runs, in turns, from where they stand."""
+    results: dict[str, list[Result]] = {c.name: [] for c in contenders}
+    with _saying_how_to_go_on(folder.path):
+        for contender, seed in _turns(contenders, seeds):
+            result = _run(sources, contender, seed, folder, progress)
+            results[contender.name].append(result)
+            progress.message(_tell(contender, result))
+    return [Row(contender, results[contender.name]) for contender in contenders]
 
 
 @contextmanager

@@ -36,8 +36,10 @@ from recurra.errors import ConfigError, RunError
 from recurra.files import (
     UNFINISHED,
     flush,
+    make_folders,
     read_json,
     read_lines,
+    remove_empty,
     remove_unfinished,
     write_bytes,
     write_json,
@@ -153,7 +155,7 @@ class RunFolder:
         place = self.path.resolve()
         self.remove_unfinished()
         self._check_free(force=force)
-        made = _make_folders(place.parent)
+        made = make_folders(place.parent)
         prefix = f".{place.name}-"
         staging = RunFolder(tempfile.mkdtemp(prefix=prefix, suffix=UNFINISHED, dir=place.parent))
         try:
@@ -169,9 +171,7 @@ class RunFolder:
                 self._take_place(staging, place)
         finally:
             shutil.rmtree(staging.path, ignore_errors=True)
-            for folder in made:
-                with suppress(OSError):  # not empty: the run, or somebody else's file, is in it
-                    folder.rmdir()
+            remove_empty(made)
 
     @contextmanager
     def _kept_free(self) -> Iterator[None]:
@@ -307,13 +307,6 @@ class RunFolder:
         if validated:
             return min(validated, key=lambda record: float(record["val_nats"]))
         return records[-1] if records else {}
-
-
-def _make_folders(path: Path) -> list[Path]:
-    """Make a folder and those above it; the ones that were missing, the lowest first."""
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    return missing
 
 
 def _aside(place: Path) -> Path:
