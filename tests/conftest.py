@@ -1,7 +1,11 @@
 """Fixtures that several rooms use."""
 
+import signal
+
 import pytest
 import torch
+
+from recurra.training.interruption import SIGNALS
 
 
 def _devices() -> list[str]:
@@ -21,3 +25,13 @@ def device(request: pytest.FixtureRequest) -> str:
 def _one_thread() -> None:
     """Models this small gain nothing from a second thread, and lose much on a busy machine."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_signal_is_ignored() -> None:
+    """nohup, and a shell that starts the tests in the background, ignore signals for all children;
+    the trainings that are sent some would go on for ever."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            is_ctrl_c = number == signal.SIGINT
+            signal.signal(number, signal.default_int_handler if is_ctrl_c else signal.SIG_DFL)
