@@ -17,6 +17,7 @@ from recurra.config import RunConfig
 from recurra.errors import ConfigError, RunError, SourceError, TrainingInterrupted
 from recurra.training import recipe, trainer
 from recurra.training.progress import Progress
+from recurra.training.run_folder import RunFolder
 
 SMALL = {"hidden_size": 8, "batch_size": 4, "num_steps": 16, "lr": 1e-2, "sample_length": 5}
 CONTENDERS = {"gru": {"cell": "gru"}, "wide rnn": {"cell": "rnn", "hidden_size": 16}}
@@ -164,6 +165,47 @@ def test_force_writes_over_nothing_that_is_not_of_the_comparison(source, compare
     assert recurra.load(tmp_path / "all" / "gru-1").config.model.cell == "gru"
 
 
+def test_force_removes_nothing_when_one_of_the_runs_cannot_go(compare, tmp_path):
+    compare()
+    letter = tmp_path / "all" / "wide-rnn-2" / "letter.txt"
+    letter.touch()
+    before = sorted((tmp_path / "all").rglob("*"))
+    with pytest.raises(RunError, match=r"letter\.txt"):
+        compare(lr=2e-2, force=True)
+    assert sorted((tmp_path / "all").rglob("*")) == before
+    letter.unlink()
+    with RunFolder(letter.parent).locked(), pytest.raises(RunError, match="in use"):
+        compare(lr=2e-2, force=True)
+    assert len(compare().rows) == 2
+
+
+@pytest.mark.parametrize("killed_at", range(1, 9))
+def test_killed_while_runs_are_exchanged_it_is_the_old_comparison_or_the_new_one(
+    compare, tmp_path, monkeypatch, killed_at
+):
+    """From the chosen renaming on nothing works any more, as for a process that was killed."""
+    compare(seeds=1)
+    rename, count = Path.rename, 0
+
+    def renamed(path, target):
+        nonlocal count
+        count += path.parent.name != STAGING
+        if count >= killed_at:
+            raise SystemExit
+        return rename(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", renamed)
+        with pytest.raises(SystemExit):
+            compare(seeds=1, lr=2e-2, force=True)
+    description = tmp_path / "all" / "comparison.json"
+    is_new = description.exists() and '"lr": 0.02' in description.read_text("utf-8")
+    lr = 2e-2 if is_new else SMALL["lr"]
+    for row in compare(seeds=1, lr=lr).rows:
+        assert recurra.load(row.results[0].folder).config.training.lr == lr
+    assert not list((tmp_path / "all").glob(".*.tmp"))
+
+
 def test_one_process_at_a_time(compare):
     class ComparesToo(Progress):
         def moment(self, moment):
@@ -178,8 +220,9 @@ def test_one_process_at_a_time(compare):
 
 def test_what_a_killed_process_had_prepared_is_no_hindrance(compare, tmp_path):
     (tmp_path / "all" / STAGING / "gru-1").mkdir(parents=True)
+    (tmp_path / "all" / ".comparison.json.77.tmp").touch()
     assert len(compare(seeds=1).rows) == 2
-    assert not (tmp_path / "all" / STAGING).exists()
+    assert not list((tmp_path / "all").glob(".*.tmp"))
 
 
 def test_another_text_is_refused_when_it_goes_on(source, compare):
@@ -222,11 +265,11 @@ def test_what_a_run_says_is_told_with_its_name(compare, listener):
 
 
 def test_a_long_name_has_a_short_folder(compare):
-    names = [f"{'long ' * 60}{i}" for i in range(2)]
+    names = ["long " * 60 + "1", "long " * 60 + "2", "\U00020000" * 60]
     rows = compare({name: {} for name in names}, seeds=1).rows
     folders = {result.folder.name for row in rows for result in row.results}
-    assert len(folders) == 2
-    assert all(len(folder) < 80 for folder in folders)
+    assert len(folders) == 3
+    assert all(len(folder.encode()) < 80 for folder in folders)
 
 
 def test_unknown_tokens_are_told(source, compare):
@@ -263,7 +306,7 @@ def test_an_interruption_says_how_the_comparison_goes_on(compare, tmp_path):
         ({"a": {"steps": 3}, "b": {"steps": 4}}, {"num_tokens": None}, "differ in steps"),
         ({"a": {}, "b": {"seed": 4}}, {}, "differ in seed"),
         (["gru", "gru "], {}, "unknown|cell"),
-        ({"gru 1": {}, "gru-1": {}}, {}, "there twice"),
+        ({"gru 1": {}, "Gru-1": {}}, {}, "share a folder"),
         ([], {}, "nothing to compare"),
         (["gru"], {"seeds": 0}, "seeds must be"),
         (["gru"], {"num_tokens": 0}, "num_tokens must be"),

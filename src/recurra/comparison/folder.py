@@ -23,8 +23,8 @@ from recurra.errors import RunError
 from recurra.files import UNFINISHED, make_folders, read_json, remove_empty, write_json
 from recurra.training.run_folder import LOCK, RunFolder
 
-STAGING = f".new{UNFINISHED}"
-"""Where the first runs are prepared."""
+STAGING, READY, ASIDE = (f".{name}{UNFINISHED}" for name in ("new", "ready", "old"))
+"""Where the first runs are prepared, where they wait, and where an older comparison does."""
 
 
 class ComparisonFolder:
@@ -40,15 +40,38 @@ class ComparisonFolder:
         """Where a contender's run of this seed lies."""
         return RunFolder(self.path / f"{slug(name)}-{seed}")
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Be the only process that compares here; what a killed one left half done is settled.
+
+        Raises:
+            RunError: another process compares here, or the folder cannot be one.
+        """
+        if (self.path.exists() or self.path.is_symlink()) and not self.path.is_dir():
+            raise RunError(f"{self.path} is no folder; --out needs one")
+        made = make_folders(self.path)
+        lock = FileLock(self.path / LOCK)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise RunError(f"{self.path} is in use: another process compares in it") from None
+        try:
+            self._settle()
+            yield
+        finally:
+            lock.release()
+            if not self.description.exists():
+                with suppress(OSError):  # Windows: somebody else has it by now
+                    (self.path / LOCK).unlink()
+                remove_empty(made)
+
     def holds(self, description: dict[str, Any], *, force: bool) -> bool:
         """Whether this very comparison lies here; with `force` it is to begin anew.
 
         Raises:
             RunError: something else lies here, or another comparison and `force` is off.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise RunError(f"{self.path} is a file; --out needs a folder")
-        if not self.path.exists() or self._names() <= {LOCK, STAGING}:
+        if {path.name for path in self.path.iterdir()} <= {LOCK}:
             return False
         if not self.description.is_file():
             raise RunError(f"{self.path} is not empty, and holds no comparison; name another --out")
@@ -57,78 +80,94 @@ class ComparisonFolder:
                 f"{self.path} holds a comparison of other settings; name another --out, or replace"
                 " it with --force"
             )
+        if force:
+            self._older_runs()
         return not force
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Be the only process that compares here; a folder that stays empty is removed.
-
-        Raises:
-            RunError: another process compares here.
-        """
-        made = make_folders(self.path)
-        lock = FileLock(self.path / LOCK)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            raise RunError(f"{self.path} is in use: another process compares in it") from None
-        try:
-            yield
-        finally:
-            lock.release()
-            if self._names() == {LOCK}:
-                with suppress(OSError):  # somebody else has it by now
-                    (self.path / LOCK).unlink()
-                remove_empty(made)
 
     @contextmanager
     def prepared(self, description: dict[str, Any]) -> Iterator[ComparisonFolder]:
         """Yield a folder to prepare the first runs in; at the end of the block they come here, and
         an older comparison goes, all its runs included: they would count for this one.
 
-        When the block fails, what was here is as it was.
+        When anything fails, what was here is as it was.
 
         Raises:
             RunError: a run that has to go cannot, or something else is in the way of a new one.
         """
         staging = ComparisonFolder(self.path / STAGING)
-        shutil.rmtree(staging.path, ignore_errors=True)  # of a process that was killed
         staging.path.mkdir()
         try:
             yield staging
-            self._take(staging, description)
+            older = self._older_runs()
+            self._check_exchange(older, [path.name for path in staging.path.iterdir()])
+            write_json(staging.description, description)
+            staging.path.rename(self.path / READY)
+            self._exchange([run.path for run in older])
         finally:
-            shutil.rmtree(staging.path, ignore_errors=True)
+            self._settle()
 
-    def _take(self, staging: ComparisonFolder, description: dict[str, Any]) -> None:
-        older = self._older_runs()
-        paths, new = [run.path for run in older], sorted(staging.path.iterdir())
-        for path in (self.path / run.name for run in new):
-            if path.exists() and path not in paths:
-                raise RunError(f"{path} is in the way, and not of the comparison that lies there")
+    def _check_exchange(self, older: list[RunFolder], new: list[str]) -> None:
+        names = [run.path.name for run in older]
+        for path in (self.path / name for name in new):
+            if path.exists() and path.name not in names:
+                raise RunError(f"{path} is in the way; it is no run of the comparison here")
         for run in older:
-            run.remove()
-        self.results.unlink(missing_ok=True)
-        self.picture.unlink(missing_ok=True)
-        # Before the runs: whoever finds some of them missing makes them.
-        write_json(self.description, description)
-        for path in new:
-            path.rename(self.path / path.name)
+            run.check_removable()
 
-    def _names(self) -> set[str]:
-        return {path.name for path in self.path.iterdir()}
+    def _exchange(self, older: list[Path]) -> None:
+        """Nothing but renaming: at the moment when the description comes in, the new one counts."""
+        aside, ready = self.path / ASIDE, ComparisonFolder(self.path / READY)
+        aside.mkdir()
+        for path in (*older, self.results, self.picture, self.description):
+            if path.exists():
+                path.rename(aside / path.name)
+        ready.description.rename(self.description)
+
+    def _settle(self) -> None:
+        """Bring an exchange to its end, or, before the new description is in, undo it."""
+        staging, aside, ready = (self.path / name for name in (STAGING, ASIDE, READY))
+        if (ready / self.description.name).exists():
+            _move_all(aside, self.path)
+            _remove(staging)
+            ready.rename(staging)
+        else:
+            _move_all(ready, self.path)
+        for folder in (staging, aside, ready):
+            _remove(folder)
+        for file in (self.description, self.results, self.picture):
+            for unfinished in self.path.glob(f".{file.name}.*{UNFINISHED}"):
+                unfinished.unlink()
 
     def _older_runs(self) -> list[RunFolder]:
         """Those of the comparison that lies here."""
         if not self.description.is_file():
             return []
         contenders = read_json(self.description).get("contenders", {})
+        if not isinstance(contenders, dict):
+            raise RunError(f"{self.description} is damaged: contenders is no object")
         slugs = "|".join(re.escape(slug(name)) for name in contenders)
         runs = [RunFolder(path) for path in sorted(self.path.iterdir())]
         return [r for r in runs if re.fullmatch(rf"({slugs})-\d+", r.path.name) and r.is_run]
 
 
+def _move_all(source: Path, target: Path) -> None:
+    if source.is_dir():
+        for path in sorted(source.iterdir()):
+            path.rename(target / path.name)
+
+
+def _remove(folder: Path) -> None:
+    if folder.is_dir() and not folder.is_symlink():
+        shutil.rmtree(folder)
+    else:
+        folder.unlink(missing_ok=True)
+
+
 def slug(name: str) -> str:
     """A contender's name as a folder's: its letters and digits; file systems know no long ones."""
     whole = re.sub(r"\W+", "-", name).strip("-") or "contender"
-    return whole if len(whole) <= 60 else f"{whole[:50]}-{zlib.crc32(whole.encode()):08x}"
+    return (
+        whole
+        if len(whole.encode()) <= 60
+        else f"{whole.encode()[:50].decode(errors='ignore')}-{zlib.crc32(whole.encode()):08x}"
+    )

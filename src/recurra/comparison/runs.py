@@ -114,8 +114,8 @@ def run_comparison(
     path = Path(out) if out is not None else numbered(Path("runs") / f"{stem}-comparison")
     folder = ComparisonFolder(path)
     description = _describe(sources, contenders, seeds)
-    goes_on = folder.holds(description, force=force)
     with progress, folder.locked():
+        goes_on = folder.holds(description, force=force)
         if goes_on:
             _make_ready(sources, contenders, folder, progress)
         else:
@@ -151,9 +151,8 @@ def _check(
         )
     last_seed = contenders[0].config.training.seed + seeds - 1
     require(last_seed < 2**63, "the last seed must be at most 2**63 - 1")
-    slugs = [slug(contender.name) for contender in contenders]
+    _check_names([contender.name for contender in contenders])
     for contender in contenders:
-        require(slugs.count(slug(contender.name)) == 1, f"{contender.name!r} is there twice")
         training = contender.config.training
         require(
             contender.config.text.val_fraction > 0.0,
@@ -170,6 +169,15 @@ def _check(
         _check_common(contender.config, contenders[0].config)
     if contenders[0].config.training.plot:
         require_matplotlib()
+
+
+def _check_names(names: Sequence[str]) -> None:
+    for index, name in enumerate(names):
+        for other in names[:index]:
+            require(name != other, f"{name!r} is there twice")
+            # Some file systems do not tell large letters from small ones.
+            is_same = slug(name).casefold() == slug(other).casefold()
+            require(not is_same, f"{other!r} and {name!r} would share a folder; rename one")
 
 
 def _check_common(config: RunConfig, other: RunConfig) -> None:
