@@ -23,7 +23,7 @@ from recurra.errors import RunError
 from recurra.files import UNFINISHED, make_folders, read_json, remove_empty, write_json
 from recurra.training.run_folder import LOCK, RunFolder
 
-STAGING, READY, ASIDE = (f".{name}{UNFINISHED}" for name in ("new", "ready", "old"))
+STAGING, READY, ASIDE = (f".comparison-{name}{UNFINISHED}" for name in ("new", "ready", "old"))
 """Where the first runs are prepared, where they wait, and where an older comparison does."""
 
 
