@@ -279,6 +279,16 @@ def test_unknown_tokens_are_told(source, compare):
     assert "of what letters" not in told
 
 
+def test_a_folder_of_texts_may_hold_its_own_comparison(source):
+    folder = source.parent / "texts"
+    folder.mkdir()
+    (folder / "text.txt").write_bytes(source.read_bytes())
+    settings = SMALL | {"num_tokens": 640, "seeds": 2, "progress": Progress()}
+    for _ in range(2):
+        rows = recurra.compare(folder, ["gru", "rnn"], out=folder / "runs" / "all", **settings).rows
+        assert len(rows) == 2
+
+
 def test_a_text_that_will_not_do_leaves_nothing(source, compare, tmp_path):
     text = source.read_bytes()
     source.write_bytes(b"")

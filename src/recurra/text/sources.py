@@ -188,6 +188,10 @@ def _text_files(folder: Path, nul_is_text: bool) -> list[RawSource]:
     return found
 
 
+COMPARISON_FILES = ("comparison.json", "results.json", "comparison.svg")
+"""What a comparison writes beside its runs, and no text."""
+
+
 def _visible_files(folder: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise SourceError(f"cannot read {error.filename}: {error.strerror}") from error
@@ -199,7 +203,8 @@ def _visible_files(folder: Path) -> Iterator[Path]:
             continue
         # os.walk goes into what is left in the list.
         folders[:] = [name for name in folders if not name.startswith(".")]
+        own = COMPARISON_FILES if "comparison.json" in files else ()
         for name in files:
             path = Path(parent, name)
-            if not name.startswith(".") and path.is_file():
+            if not name.startswith(".") and name not in own and path.is_file():
                 yield path
