@@ -1,11 +1,15 @@
 """Fixtures that several rooms use."""
 
+import os
 import signal
 
 import pytest
 import torch
 
 from recurra.training.interruption import SIGNALS
+from recurra.training.progress import Progress
+
+TEXT = "the cat sat on the mat and the dog sat on the log. " * 40
 
 
 def _devices() -> list[str]:
@@ -35,3 +39,36 @@ def _no_signal_is_ignored() -> None:
         if signal.getsignal(number) is signal.SIG_IGN:
             is_ctrl_c = number == signal.SIGINT
             signal.signal(number, signal.default_int_handler if is_ctrl_c else signal.SIG_DFL)
+
+
+@pytest.fixture
+def source(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text(TEXT, encoding="utf-8")
+    return file
+
+
+class Listener(Progress):
+    """Writes down what a person would be told, and sends itself a signal after an update."""
+
+    def __init__(self, stop_at=None, signum=signal.SIGINT):
+        self.messages, self.plans = [], []
+        self._stop_at, self._signum = stop_at, signum
+
+    def saving(self, text):
+        self.messages.append(text)
+
+    def message(self, text):
+        self.messages.append(text)
+
+    def plan(self, lines):
+        self.plans += lines
+
+    def moment(self, moment):
+        if moment.step == self._stop_at:
+            os.kill(os.getpid(), self._signum)
+
+
+@pytest.fixture
+def listener():
+    return Listener

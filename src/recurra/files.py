@@ -121,10 +121,11 @@ def remove_empty(folders: list[Path]) -> None:
             folder.rmdir()
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Remove what a process that was killed left half-written in a folder."""
-    for path in folder.glob(f".*{UNFINISHED}"):
-        if path.is_dir():
+def remove_unfinished(folder: Path, names: str = "*") -> None:
+    """Remove what a process that was killed left half-written in a folder, of files and folders
+    with these names (a glob pattern)."""
+    for path in folder.glob(f".{names}{UNFINISHED}"):
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)

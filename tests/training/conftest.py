@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ import pytest
 from recurra import api
 from recurra.training.progress import Progress
 
-TEXT = "the cat sat on the mat and the dog sat on the log. " * 40
 SMALL = {"hidden_size": 24, "batch_size": 4, "num_steps": 16, "lr": 1e-2, "sample_length": 20}
 
 
@@ -27,13 +25,6 @@ def _benchmark(name):
 def crash():
     """benchmarks/crash.py, whose comparison of two runs the tests share."""
     return _benchmark("crash")
-
-
-@pytest.fixture
-def source(tmp_path):
-    file = tmp_path / "text.txt"
-    file.write_text(TEXT, encoding="utf-8")
-    return file
 
 
 @pytest.fixture
@@ -54,32 +45,6 @@ def lines():
         return [json.loads(line) for line in (folder / name).read_text("utf-8").splitlines()]
 
     return read
-
-
-class Listener(Progress):
-    """Writes down what a person would be told, and sends itself a signal after an update."""
-
-    def __init__(self, stop_at=None, signum=signal.SIGINT):
-        self.messages, self.plans = [], []
-        self._stop_at, self._signum = stop_at, signum
-
-    def saving(self, text):
-        self.messages.append(text)
-
-    def message(self, text):
-        self.messages.append(text)
-
-    def plan(self, lines):
-        self.plans += lines
-
-    def moment(self, moment):
-        if moment.step == self._stop_at:
-            os.kill(os.getpid(), self._signum)
-
-
-@pytest.fixture
-def listener():
-    return Listener
 
 
 class FailAt:

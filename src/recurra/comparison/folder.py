@@ -10,7 +10,6 @@ comparison.svg      with --plot
 from __future__ import annotations
 
 import re
-import shutil
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,7 +19,15 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from recurra.errors import RunError
-from recurra.files import UNFINISHED, make_folders, read_json, remove_empty, write_json
+from recurra.files import (
+    UNFINISHED,
+    make_folders,
+    read_json,
+    remove_empty,
+    remove_unfinished,
+    write_json,
+)
+from recurra.text.sources import COMPARISON_FILES
 from recurra.training.run_folder import LOCK, RunFolder
 
 STAGING, READY, ASIDE = (f".comparison-{name}{UNFINISHED}" for name in ("new", "ready", "old"))
@@ -32,9 +39,9 @@ class ComparisonFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.description = self.path / "comparison.json"
-        self.results = self.path / "results.json"
-        self.picture = self.path / "comparison.svg"
+        self.description, self.results, self.picture = (
+            self.path / name for name in COMPARISON_FILES
+        )
 
     def run(self, name: str, seed: int) -> RunFolder:
         """Where a contender's run of this seed lies."""
@@ -59,11 +66,11 @@ class ComparisonFolder:
             self._settle()
             yield
         finally:
-            lock.release()
             if not self.description.exists():
-                with suppress(OSError):  # Windows: somebody else has it by now
+                with suppress(OSError):  # Windows removes no open file, but this one on release
                     (self.path / LOCK).unlink()
-                remove_empty(made)
+            lock.release()
+            remove_empty(made)
 
     def holds(self, description: dict[str, Any], *, force: bool) -> bool:
         """Whether this very comparison lies here; with `force` it is to begin anew.
@@ -125,18 +132,14 @@ class ComparisonFolder:
 
     def _settle(self) -> None:
         """Bring an exchange to its end, or, before the new description is in, undo it."""
-        staging, aside, ready = (self.path / name for name in (STAGING, ASIDE, READY))
+        aside, ready = self.path / ASIDE, self.path / READY
         if (ready / self.description.name).exists():
             _move_all(aside, self.path)
-            _remove(staging)
-            ready.rename(staging)
+            ready.rename(self.path / STAGING)
         else:
             _move_all(ready, self.path)
-        for folder in (staging, aside, ready):
-            _remove(folder)
-        for file in (self.description, self.results, self.picture):
-            for unfinished in self.path.glob(f".{file.name}.*{UNFINISHED}"):
-                unfinished.unlink()
+        for names in ("comparison-*", *(f"{name}.*" for name in COMPARISON_FILES)):
+            remove_unfinished(self.path, names)
 
     def _older_runs(self) -> list[RunFolder]:
         """Those of the comparison that lies here."""
@@ -156,18 +159,10 @@ def _move_all(source: Path, target: Path) -> None:
             path.rename(target / path.name)
 
 
-def _remove(folder: Path) -> None:
-    if folder.is_dir() and not folder.is_symlink():
-        shutil.rmtree(folder)
-    else:
-        folder.unlink(missing_ok=True)
-
-
 def slug(name: str) -> str:
     """A contender's name as a folder's: its letters and digits; file systems know no long ones."""
     whole = re.sub(r"\W+", "-", name).strip("-") or "contender"
-    return (
-        whole
-        if len(whole.encode()) <= 60
-        else f"{whole.encode()[:50].decode(errors='ignore')}-{zlib.crc32(whole.encode()):08x}"
-    )
+    data = whole.encode()
+    if len(data) <= 60:
+        return whole
+    return f"{data[:50].decode(errors='ignore')}-{zlib.crc32(data):08x}"

@@ -23,6 +23,8 @@ CHUNK_BYTES = 1 << 20
 """Bytes read at a time."""
 
 STDIN = "-"
+COMPARISON_FILES = ("comparison.json", "results.json", "comparison.svg")
+"""What a comparison writes beside its runs, the first when it begins; no text."""
 _NUL_SEARCH_BYTES = 1 << 16
 _LONGEST_NAME = 120
 # Fed to the digest between two files, so that moving text from one to the next is a change.
@@ -188,10 +190,6 @@ def _text_files(folder: Path, nul_is_text: bool) -> list[RawSource]:
     return found
 
 
-COMPARISON_FILES = ("comparison.json", "results.json", "comparison.svg")
-"""What a comparison writes beside its runs, and no text."""
-
-
 def _visible_files(folder: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise SourceError(f"cannot read {error.filename}: {error.strerror}") from error
@@ -203,7 +201,7 @@ def _visible_files(folder: Path) -> Iterator[Path]:
             continue
         # os.walk goes into what is left in the list.
         folders[:] = [name for name in folders if not name.startswith(".")]
-        own = COMPARISON_FILES if "comparison.json" in files else ()
+        own = COMPARISON_FILES if COMPARISON_FILES[0] in files else ()
         for name in files:
             path = Path(parent, name)
             if not name.startswith(".") and name not in own and path.is_file():

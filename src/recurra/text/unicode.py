@@ -41,8 +41,7 @@ _PICTURES = {code: 0x2400 + code for code in range(0x20)} | dict.fromkeys(range(
 def without_controls(text: str, *, but: str = "") -> str:
     """Text with its control characters drawn, `but` for these: as they are, they would move a
     terminal's cursor, or worse."""
-    kept = dict.fromkeys(map(ord, but))
-    return text.translate({code: drawn for code, drawn in _PICTURES.items() if code not in kept})
+    return text.translate({code: c for code, c in _PICTURES.items() if chr(code) not in but})
 
 
 def label_bytes(data: bytes) -> str:

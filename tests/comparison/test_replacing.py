@@ -1,0 +1,111 @@
+"""An older comparison goes whole, and only when the new one is ready."""
+
+from pathlib import Path
+
+import pytest
+
+import recurra
+from comparison.settings import SMALL
+from recurra.comparison.folder import STAGING
+from recurra.errors import RunError, SourceError, TrainingInterrupted
+from recurra.training.progress import Progress
+from recurra.training.run_folder import RunFolder
+
+
+def test_a_folder_of_something_else_is_left_alone(compare, tmp_path):
+    compare(seeds=1)
+    with pytest.raises(RunError, match="other settings"):
+        compare(seeds=2)
+    with pytest.raises(RunError, match="other settings"):
+        compare(seeds=1, lr=2e-2)
+    assert len(compare(seeds=2, force=True).rows[0].results) == 2
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").touch()
+    for force in (False, True):
+        with pytest.raises(RunError, match="holds no comparison"):
+            compare(out=tmp_path / "mine", force=force)
+
+
+def test_force_leaves_no_run_of_the_older_comparison(compare, listener):
+    compare()
+    with pytest.raises(TrainingInterrupted):
+        compare(lr=2e-2, force=True, progress=listener(stop_at=1))
+    for row in compare(lr=2e-2).rows:
+        for result in row.results:
+            assert recurra.load(result.folder).config.training.lr == 2e-2
+
+
+def test_force_removes_no_run_that_is_not_of_the_comparison(source, compare, tmp_path):
+    compare(seeds=1)
+    for name in ("all/other-1", "all/gru-notes"):
+        recurra.train(source, out=tmp_path / name, steps=1, progress=Progress(), **SMALL)
+    compare(seeds=1, lr=2e-2, force=True)
+    for name in ("all/other-1", "all/gru-notes"):
+        assert recurra.load(tmp_path / name).config.training.lr == SMALL["lr"]
+
+
+def test_force_writes_over_nothing_that_is_not_of_the_comparison(source, compare, tmp_path):
+    compare({"gru": {"cell": "gru"}}, seeds=1)
+    own = tmp_path / "all" / "rnn-1"
+    recurra.train(source, out=own, steps=1, progress=Progress(), **SMALL | {"lr": 3e-3})
+    with pytest.raises(RunError, match="in the way"):
+        compare({"rnn": {"cell": "rnn"}}, seeds=1, force=True)
+    assert recurra.load(own).config.training.lr == 3e-3
+    assert recurra.load(tmp_path / "all" / "gru-1").config.model.cell == "gru"
+
+
+@pytest.mark.parametrize("fault", ["text", "setting"])
+def test_force_removes_nothing_before_the_new_comparison_is_ready(source, compare, tmp_path, fault):
+    before = compare()
+    if fault == "text":
+        source.unlink()
+    wrong = {"fits": {}, "does not": {"batch_size": 10_000 if fault == "setting" else 2}}
+    with pytest.raises(SourceError):
+        compare(wrong, force=True)
+    assert {path.name for path in (tmp_path / "all").iterdir()} >= {"results.json", "gru-2"}
+    assert not list((tmp_path / "all").glob(".*.tmp"))
+    for row in before.rows:
+        for result in row.results:
+            found = recurra.load(result.folder).validate().bits_per_char
+            assert found == pytest.approx(result.bits_per_char)
+
+
+def test_force_removes_nothing_when_one_of_the_runs_cannot_go(compare, tmp_path):
+    compare()
+    letter = tmp_path / "all" / "wide-rnn-2" / "letter.txt"
+    letter.touch()
+    before = sorted((tmp_path / "all").rglob("*"))
+    with pytest.raises(RunError, match=r"letter\.txt"):
+        compare(lr=2e-2, force=True)
+    assert sorted((tmp_path / "all").rglob("*")) == before
+    letter.unlink()
+    with RunFolder(letter.parent).locked(), pytest.raises(RunError, match="in use"):
+        compare(lr=2e-2, force=True)
+    assert len(compare().rows) == 2
+
+
+@pytest.mark.parametrize("killed_at", range(1, 9))
+def test_killed_while_runs_are_exchanged_it_is_the_old_comparison_or_the_new_one(
+    compare, tmp_path, monkeypatch, killed_at
+):
+    """From the chosen renaming on nothing works any more, as for a process that was killed."""
+    compare(seeds=1)
+    rename, count = Path.rename, 0
+
+    def renamed(path, target):
+        nonlocal count
+        count += path.parent.name != STAGING
+        if count >= killed_at:
+            raise SystemExit
+        return rename(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", renamed)
+        with pytest.raises(SystemExit):
+            compare(seeds=1, lr=2e-2, force=True)
+    description = tmp_path / "all" / "comparison.json"
+    is_new = description.exists() and '"lr": 0.02' in description.read_text("utf-8")
+    lr = 2e-2 if is_new else SMALL["lr"]
+    for row in compare(seeds=1, lr=lr).rows:
+        assert recurra.load(row.results[0].folder).config.training.lr == lr
+    assert not list((tmp_path / "all").glob(".*.tmp"))
