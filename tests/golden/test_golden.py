@@ -7,9 +7,9 @@ On the machine class that made the records every bit must agree; elsewhere the l
 import json
 
 import pytest
-from golden import scenarios
 
 import recurra
+from golden import scenarios
 
 RECORD = json.loads(scenarios.RECORDS.read_text("utf-8"))
 IS_SAME_MACHINE = scenarios.machine() == RECORD["machine"]
