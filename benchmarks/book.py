@@ -28,10 +28,10 @@ from torch import Tensor
 
 from recurra import d2l
 from recurra.config import ModelConfig
-from recurra.gradients import CompiledGradients
+from recurra.engine.clipping import clip_gradients
+from recurra.engine.compiled import CompiledGradients
 from recurra.kernels import library as kernels
 from recurra.model import RecurrentLM
-from recurra.training.clipping import clip_gradients
 
 BATCH_SIZE, NUM_STEPS = 32, 35
 BACKENDS = ("reference", "library", "bptt") + (("native",) if kernels.is_available() else ())

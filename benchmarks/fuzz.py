@@ -39,16 +39,16 @@ except ImportError:
 with atheris.instrument_imports(include=["recurra"]) if atheris else nullcontext():
     import recurra.api
     from recurra.config import TrainingConfig
+    from recurra.data.token_file import load_token_file, load_vocabulary
+    from recurra.engine.optimizers import build_optimizer
     from recurra.errors import RecurraError
-    from recurra.model import RecurrentLM, parameter_specs
-    from recurra.tensor_file import read_tensor_file
+    from recurra.io.tensors import read_tensor_file
+    from recurra.model.recurrent_lm import RecurrentLM, parameter_specs
+    from recurra.report.progress import Progress
+    from recurra.runs.checkpoint import SESSION, STATE, TRAINING, Moment, read_state
+    from recurra.runs.directory import RunFolder
     from recurra.text.bpe import BpeVocabulary
-    from recurra.text.token_file import load_token_file, load_vocabulary
     from recurra.text.vocabulary import WordVocabulary
-    from recurra.training.moment import SESSION, STATE, TRAINING, Moment, read_state
-    from recurra.training.optimizer import build_optimizer
-    from recurra.training.progress import Progress
-    from recurra.training.run_folder import RunFolder
 
 TEXT = "the cat sat on the mat, the dog on the log.\n" * 12
 SLOWEST_SECONDS = 2.0

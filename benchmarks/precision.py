@@ -18,7 +18,7 @@ from pathlib import Path
 
 from recurra import api
 from recurra.kernels import library
-from recurra.training.progress import Progress
+from recurra.report.progress import Progress
 
 CORPORA = ("time-machine", "tiny-shakespeare")
 REPORTS = 5

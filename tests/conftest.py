@@ -6,8 +6,8 @@ import signal
 import pytest
 import torch
 
-from recurra.training.interruption import SIGNALS
-from recurra.training.progress import Progress
+from recurra.report.progress import Progress
+from recurra.runtime.signals import SIGNALS
 
 TEXT = "the cat sat on the mat and the dog sat on the log. " * 40
 

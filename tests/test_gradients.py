@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from recurra.config import ModelConfig
+from recurra.engine.compiled import CompiledGradients
 from recurra.errors import ConfigError
-from recurra.gradients import CompiledGradients
 from recurra.kernels import library
 from recurra.model import RecurrentLM
 

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from recurra.errors import ConfigError
-from recurra.kernels import library
-from recurra.output_layer import compiled_cross_entropy, cross_entropy
-from recurra.recurrence import workspace
+from recurra.kernels import buffers, library
+from recurra.model.output_layer import compiled_cross_entropy, cross_entropy
 
 pytestmark = pytest.mark.skipif(not library.is_available(), reason="no compiler for the kernels")
 
@@ -16,10 +15,8 @@ FORMATS = [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)]
 
 @pytest.fixture(autouse=True)
 def _poison_buffers(monkeypatch):
-    taken = workspace.SHELF._take
-    monkeypatch.setattr(
-        workspace.SHELF, "_take", lambda n, like: taken(n, like).fill_(float("nan"))
-    )
+    taken = buffers.SHELF._take
+    monkeypatch.setattr(buffers.SHELF, "_take", lambda n, like: taken(n, like).fill_(float("nan")))
 
 
 def _problem(rows, units, vocabulary):

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from recurra.errors import RunError
-from recurra.tensor_file import MAX_HEADER_BYTES, TensorSpec, read_tensor_file, to_bytes
+from recurra.io.tensors import MAX_HEADER_BYTES, TensorSpec, read_tensor_file, to_bytes
 
 TENSORS = {
     "matrix": torch.arange(6, dtype=torch.float32).reshape(2, 3),
@@ -69,7 +69,7 @@ def test_the_library_reads_the_file_too(file: Path) -> None:
 def test_the_same_values_are_the_same_bytes_in_every_process(file: Path) -> None:
     program = (
         "import sys, torch\n"
-        "from recurra.tensor_file import to_bytes\n"
+        "from recurra.io.tensors import to_bytes\n"
         "tensors = {'scalar': torch.tensor(0.5),\n"
         "    'bytes': torch.tensor([1, 2, 3], dtype=torch.uint8),\n"
         "    'matrix': torch.arange(6, dtype=torch.float32).reshape(2, 3)}\n"
@@ -232,7 +232,7 @@ def bits(tensor: torch.Tensor) -> bytes:
 
 
 def test_a_file_that_changes_while_it_is_read(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from recurra import tensor_file
+    from recurra.io import tensors as tensor_file
 
     check = tensor_file._check_entries
 

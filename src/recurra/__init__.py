@@ -14,7 +14,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from recurra.version import __version__
 
 # Threads that wait for each other spin first. On a machine that does something else as well, the
 # one they wait for may not be running, and they spin away the time it needs: up to ten times
@@ -25,11 +25,11 @@ if "torch" not in sys.modules and not os.environ.keys() & {"GOMP_SPINCOUNT", "OM
 if TYPE_CHECKING:
     from recurra import config, d2l, errors, model, nn
     from recurra.api import LanguageModel, load, train
-    from recurra.comparison import compare
+    from recurra.experiments import compare
 
 _FUNCTIONS = {
     "LanguageModel": "api",
-    "compare": "comparison",
+    "compare": "experiments",
     "load": "api",
     "train": "api",
 }

@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from recurra.config import RunConfig
-from recurra.devices import choose_device
+from recurra.data.token_file import load_vocabulary
 from recurra.errors import RunError
-from recurra.language_model import LanguageModel, Source, as_list
-from recurra.launch import start_run
-from recurra.text.token_file import load_vocabulary
+from recurra.inference.language_model import LanguageModel, Source, as_list
+from recurra.report.progress import ConsoleProgress, Progress
+from recurra.runs.directory import RunFolder
+from recurra.runs.weights import load_model
+from recurra.runtime.devices import choose_device
 from recurra.training.budget import Clock
-from recurra.training.progress import ConsoleProgress, Progress
-from recurra.training.run_folder import RunFolder
-from recurra.training.weights import load_model
+from recurra.training.launch import start_run
 
 __all__ = ["LanguageModel", "load", "train"]
 

@@ -31,7 +31,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from recurra.errors import ConfigError
 from recurra.recurrence.cells import LayerParameters, State
-from recurra.recurrence.scan import BACKENDS, choose_backend, run
+from recurra.recurrence.layer import BACKENDS, choose_backend, run
 
 __all__ = ["GRU", "LSTM", "RNN"]
 

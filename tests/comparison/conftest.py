@@ -4,7 +4,7 @@ import pytest
 
 import recurra
 from comparison.settings import CONTENDERS, SMALL
-from recurra.training.progress import Progress
+from recurra.report.progress import Progress
 
 
 @pytest.fixture

@@ -7,12 +7,11 @@ import pytest
 
 import recurra
 from comparison.settings import SMALL
-from recurra import launch
-from recurra.comparison import runs
-from recurra.comparison.folder import STAGING
 from recurra.errors import ConfigError, RunError, SourceError, TrainingInterrupted
-from recurra.training import trainer
-from recurra.training.progress import Progress
+from recurra.experiments import runs
+from recurra.experiments.folder import STAGING
+from recurra.report.progress import Progress
+from recurra.training import launch, loop
 
 
 def test_what_was_done_stays(compare, tmp_path, monkeypatch):
@@ -58,7 +57,7 @@ def test_a_signal_while_a_run_finishes_ends_the_comparison(compare, tmp_path, mo
         signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patched:
-        patched.setattr(trainer, "describe_overfitting", asked_to_stop)
+        patched.setattr(loop, "describe_overfitting", asked_to_stop)
         with pytest.raises(TrainingInterrupted, match="same comparison goes on"):
             compare()
     trained = [file.parent.name for file in (tmp_path / "all").glob("*/metrics.jsonl")]

@@ -6,10 +6,10 @@ import pytest
 
 import recurra
 from comparison.settings import SMALL
-from recurra.comparison.folder import STAGING
 from recurra.errors import RunError, SourceError, TrainingInterrupted
-from recurra.training.progress import Progress
-from recurra.training.run_folder import RunFolder
+from recurra.experiments.folder import STAGING
+from recurra.report.progress import Progress
+from recurra.runs.directory import RunFolder
 
 
 def test_a_folder_of_something_else_is_left_alone(compare, tmp_path):

@@ -8,8 +8,8 @@ import pytest
 
 import recurra
 from recurra.cli.main import main
-from recurra.comparison import Comparison, Contender, Result, Row
 from recurra.config import RunConfig
+from recurra.experiments import Comparison, Contender, Result, Row
 
 
 def row(name, *scores):

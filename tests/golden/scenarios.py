@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import recurra
 from recurra.errors import TrainingInterrupted
-from recurra.training.progress import Progress
+from recurra.report.progress import Progress
 
 RUNS = Path(__file__).parent / "runs"
 RECORDS = Path(__file__).parent / "records.json"

@@ -15,7 +15,7 @@ from recurra.errors import ConfigError, NonFiniteError, RunError, SourceError
 from recurra.inference.dynamic import DynamicConfig, evaluate_dynamically
 from recurra.inference.evaluate import evaluate
 from recurra.model import RecurrentLM
-from recurra.training.progress import Progress
+from recurra.report.progress import Progress
 
 
 def make(backend: str = "auto", **options: Any) -> RecurrentLM:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recurra.engine.sampling import GenerationConfig, Sampler, draw, penalize, softmax, warp
 from recurra.errors import ConfigError, NonFiniteError
-from recurra.inference.sampling import GenerationConfig, Sampler, draw, penalize, softmax, warp
 
 INFINITY = float("inf")
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from recurra.errors import ConfigError, NonFiniteError, SourceError, UnknownTokenError
 from recurra.inference.evaluate import evaluate_text
 from recurra.inference.score import Score, score_text
-from recurra.inference.score_page import score_html
 from recurra.inference.spans import character_sizes, characters_completed, spread_over_characters
 from recurra.model import RecurrentLM
+from recurra.report.score_page import score_html
 from recurra.text.vocabulary import WordVocabulary
 
 MakeModel = Callable[..., RecurrentLM]

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from recurra.config import ModelConfig
+from recurra.engine import compiled_decoder
 from recurra.errors import NonFiniteError
-from recurra.inference import writer as writer_module
 from recurra.inference.generate import GenerationConfig, generate_ids
 from recurra.kernels import library
 from recurra.model import RecurrentLM
@@ -74,13 +74,13 @@ def test_every_setting(settings: dict[str, Any]) -> None:
 def test_every_model(
     monkeypatch: pytest.MonkeyPatch, cell: str, options: dict[str, Any], samples: int, threads: int
 ) -> None:
-    monkeypatch.setattr(writer_module, "NUMBERS_PER_THREAD", 1)
+    monkeypatch.setattr(compiled_decoder, "NUMBERS_PER_THREAD", 1)
     torch.set_num_threads(threads)
     assert_same({"cell": cell} | options, {"num_samples": samples, "top_p": 0.9}, [])
 
 
 def test_an_embedding_too_large_to_be_folded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer_module, "MOST_FOLDED", 22)
+    monkeypatch.setattr(compiled_decoder, "MOST_FOLDED", 22)
     for width in (5, 16):
         assert_same({"cell": "gru", "embedding_size": width}, {"num_samples": 3}, [4])
 
@@ -125,7 +125,7 @@ def test_tokens_before_a_damaged_one_are_written_and_then_it_says_so() -> None:
 def test_threads_of_other_samples_end_too_where_one_is_damaged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(writer_module, "NUMBERS_PER_THREAD", 1)
+    monkeypatch.setattr(compiled_decoder, "NUMBERS_PER_THREAD", 1)
     torch.set_num_threads(4)  # two that share four or five of the samples, twice
     model = make("native", cell="lstm", embedding_size=0)
     config = GenerationConfig(max_new_tokens=200, num_samples=9, seed=5)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from recurra.errors import ConfigError
-from recurra.kernels import library
-from recurra.recurrence import scan, workspace
+from recurra.kernels import buffers, library
+from recurra.recurrence import layer as recurrent_layer
 from recurra.recurrence.cells import CELLS, LayerParameters
 
 RECURRENT = ["rnn", "rnn-relu", "gru", "lstm"]
@@ -41,7 +41,7 @@ def make_layer(cell, input_size, hidden_size, dtype, device="cpu", bias=True, pr
 
 
 def make_state(cell, batch, parameters):
-    zero = scan.zero_state(cell, batch, parameters)
+    zero = recurrent_layer.zero_state(cell, batch, parameters)
     return tuple(torch.randn_like(s).mul_(0.5).requires_grad_() for s in zero)
 
 
@@ -55,7 +55,9 @@ def outcome(cell, inputs, state, layers, backend, **options):
     leaves = [t for t in leaves if t.requires_grad]
     for leaf in leaves:
         leaf.grad = None
-    outputs, final = scan.run_stack(cell, inputs, state or None, layers, backend, **options)
+    outputs, final = recurrent_layer.run_stack(
+        cell, inputs, state or None, layers, backend, **options
+    )
     generator = torch.Generator().manual_seed(5)
     total = torch.zeros((), dtype=torch.float64)
     for part in (outputs, *final):
@@ -77,10 +79,8 @@ def assert_same(actual: list[Tensor], expected: list[Tensor], tolerance: float):
 @pytest.fixture(autouse=True)
 def _poison_buffers(monkeypatch):
     """Whatever is used before it is written shows as NaN: on the shelf, and in fresh memory."""
-    taken = workspace.SHELF._take
-    monkeypatch.setattr(
-        workspace.SHELF, "_take", lambda n, like: taken(n, like).fill_(float("nan"))
-    )
+    taken = buffers.SHELF._take
+    monkeypatch.setattr(buffers.SHELF, "_take", lambda n, like: taken(n, like).fill_(float("nan")))
     torch.use_deterministic_algorithms(True)
     assert torch.utils.deterministic.fill_uninitialized_memory
     yield
@@ -177,7 +177,7 @@ def test_bptt_passes_gradcheck(cell):
 
     def function(inputs, *rest):
         parameters = LayerParameters(*rest[: len(present)])
-        outputs, final = scan.run(cell, inputs, rest[len(present) :], parameters, "bptt")
+        outputs, final = recurrent_layer.run(cell, inputs, rest[len(present) :], parameters, "bptt")
         return outputs, *final
 
     assert torch.autograd.gradcheck(function, (inputs, *present, *state))
@@ -189,9 +189,9 @@ def test_two_halves_equal_the_whole(cell, backend, device):
     torch.manual_seed(5)
     layers = [make_layer(cell, w, 6, torch.float64, device) for w in (4, 6)]
     inputs = torch.randn(11, 3, 4, dtype=torch.float64, device=device)
-    whole, final = scan.run_stack(cell, inputs, None, layers, backend)
-    first, state = scan.run_stack(cell, inputs[:4], None, layers, backend)
-    second, end = scan.run_stack(cell, inputs[4:], state or None, layers, backend)
+    whole, final = recurrent_layer.run_stack(cell, inputs, None, layers, backend)
+    first, state = recurrent_layer.run_stack(cell, inputs[:4], None, layers, backend)
+    second, end = recurrent_layer.run_stack(cell, inputs[4:], state or None, layers, backend)
     assert_same([torch.cat([first, second]), *end], [whole, *final], 1e-12)
 
 
@@ -211,7 +211,9 @@ def test_recurrent_gradient_scale_zero_cuts_time():
     torch.manual_seed(6)
     layer = make_layer("lstm", 4, 5, torch.float64)
     inputs = torch.randn(7, 3, 4, dtype=torch.float64, requires_grad=True)
-    outputs, _ = scan.run("lstm", inputs, None, layer, "bptt", recurrent_gradient_scale=0.0)
+    outputs, _ = recurrent_layer.run(
+        "lstm", inputs, None, layer, "bptt", recurrent_gradient_scale=0.0
+    )
     outputs[-1].sum().backward()
     assert inputs.grad[-1].abs().min() > 0
     assert inputs.grad[:-1].abs().max() == 0
@@ -221,7 +223,7 @@ def test_retained_graph_gives_the_same_gradients_twice():
     torch.manual_seed(7)
     layer = make_layer("gru", 4, 5, torch.float64)
     inputs = torch.randn(7, 3, 4, dtype=torch.float64, requires_grad=True)
-    outputs, _ = scan.run("gru", inputs, None, layer, "bptt")
+    outputs, _ = recurrent_layer.run("gru", inputs, None, layer, "bptt")
     first = torch.autograd.grad(outputs.sum(), [inputs, layer.weight_hh], retain_graph=True)
     second = torch.autograd.grad(outputs.sum(), [inputs, layer.weight_hh])
     for a, b in zip(first, second, strict=True):
@@ -234,8 +236,8 @@ def test_bf16_stays_near_fp32_and_keeps_its_dtype(cell, backend):
     torch.manual_seed(8)
     layer = make_layer(cell, 6, 16, torch.float32)
     inputs = torch.randn(9, 4, 6)
-    exact, _ = scan.run(cell, inputs, None, layer, "reference")
-    rounded, _ = scan.run(cell, inputs, None, layer, backend, precision="bf16")
+    exact, _ = recurrent_layer.run(cell, inputs, None, layer, "reference")
+    rounded, _ = recurrent_layer.run(cell, inputs, None, layer, backend, precision="bf16")
     assert rounded.dtype == torch.float32
     difference = (rounded - exact).abs().max()
     assert 0 < difference < 0.05
@@ -245,11 +247,11 @@ def test_unknown_names_are_refused_with_those_there_are():
     layer = make_layer("rnn", 3, 4, torch.float32)
     inputs = torch.zeros(2, 1, 3)
     with pytest.raises(ConfigError, match="lstm"):
-        scan.run("rnm", inputs, None, layer)
+        recurrent_layer.run("rnm", inputs, None, layer)
     with pytest.raises(ConfigError, match="bptt"):
-        scan.run("rnn", inputs, None, layer, "numpy")
+        recurrent_layer.run("rnn", inputs, None, layer, "numpy")
     with pytest.raises(ConfigError, match="scale"):
-        scan.run("rnn", inputs, None, layer, "library", recurrent_gradient_scale=2.0)
+        recurrent_layer.run("rnn", inputs, None, layer, "library", recurrent_gradient_scale=2.0)
 
 
 @pytest.mark.parametrize("cell", RECURRENT)
@@ -261,7 +263,7 @@ def test_gradients_of_gradients_equal_reference(cell):
     leaves = [inputs, *(p for p in layer.of_torch if p is not None), *state]
     results = []
     for backend in ("bptt", "reference"):
-        outputs, _ = scan.run(cell, inputs, state, layer, backend)
+        outputs, _ = recurrent_layer.run(cell, inputs, state, layer, backend)
         (slope,) = torch.autograd.grad(outputs.square().sum(), inputs, create_graph=True)
         penalty = outputs.sum() + slope.square().sum()
         results.append(torch.autograd.grad(penalty, leaves))
@@ -271,41 +273,41 @@ def test_gradients_of_gradients_equal_reference(cell):
 def test_auto_takes_the_backend_that_is_ahead_here(monkeypatch):
     cpu = torch.device("cpu")
     monkeypatch.setattr(library, "is_available", lambda: True)
-    assert scan.choose_backend("gru", cpu) == "native"
-    assert scan.choose_backend("lstm", cpu, recurrent_gradient_scale=1.5) == "native"
-    assert scan.choose_backend("lstm", cpu, compiles=False) == "library"
-    assert scan.choose_backend("none", cpu) == "bptt"
+    assert recurrent_layer.choose_backend("gru", cpu) == "native"
+    assert recurrent_layer.choose_backend("lstm", cpu, recurrent_gradient_scale=1.5) == "native"
+    assert recurrent_layer.choose_backend("lstm", cpu, compiles=False) == "library"
+    assert recurrent_layer.choose_backend("none", cpu) == "bptt"
     monkeypatch.setattr(library, "is_available", lambda: False)
-    assert scan.choose_backend("gru", cpu) == "bptt"
-    assert scan.choose_backend("lstm", cpu) == "library"
-    assert scan.choose_backend("lstm", cpu, recurrent_gradient_scale=1.5) == "bptt"
-    assert scan.choose_backend("lstm", cpu, steps=1) == "reference"
-    assert scan.choose_backend("gru", torch.device("cuda")) == "library"
+    assert recurrent_layer.choose_backend("gru", cpu) == "bptt"
+    assert recurrent_layer.choose_backend("lstm", cpu) == "library"
+    assert recurrent_layer.choose_backend("lstm", cpu, recurrent_gradient_scale=1.5) == "bptt"
+    assert recurrent_layer.choose_backend("lstm", cpu, steps=1) == "reference"
+    assert recurrent_layer.choose_backend("gru", torch.device("cuda")) == "library"
 
 
 def test_wrong_shapes_are_refused_before_anything_is_computed():
     layer = make_layer("gru", 3, 4, torch.float32)
     inputs = torch.zeros(2, 5, 3)
-    for backend in scan.BACKENDS:
+    for backend in recurrent_layer.BACKENDS:
         with pytest.raises(ConfigError, match=r"\(1, 4\).*should have.*\(5, 4\)"):
-            scan.run("gru", inputs, (torch.zeros(1, 4),), layer, backend)
+            recurrent_layer.run("gru", inputs, (torch.zeros(1, 4),), layer, backend)
         with pytest.raises(ConfigError, match="at least one step"):
-            scan.run("gru", inputs[:0], None, layer, backend)
+            recurrent_layer.run("gru", inputs[:0], None, layer, backend)
     with pytest.raises(ConfigError, match="layers"):
-        scan.run_stack("gru", inputs, (torch.zeros(3, 5, 4),), [layer])
+        recurrent_layer.run_stack("gru", inputs, (torch.zeros(3, 5, 4),), [layer])
 
 
-@pytest.mark.parametrize("backend", scan.BACKENDS)
+@pytest.mark.parametrize("backend", recurrent_layer.BACKENDS)
 @pytest.mark.parametrize("name", ["weight_ih", "weight_hh", "bias_ih", "bias_hh"])
 def test_parameters_that_do_not_fit_are_refused(backend, name):
     layer = make_layer("gru", 3, 4, torch.float32)
     cut = layer._replace(**{name: getattr(layer, name)[:-1]})
     with pytest.raises(ConfigError, match="of gru is"):
-        scan.run("gru", torch.zeros(2, 5, 3), None, cut, backend)
+        recurrent_layer.run("gru", torch.zeros(2, 5, 3), None, cut, backend)
     with pytest.raises(ConfigError, match="weight_ih of gru"):
-        scan.run("gru", torch.zeros(2, 5, 2), None, layer, backend)
+        recurrent_layer.run("gru", torch.zeros(2, 5, 2), None, layer, backend)
     with pytest.raises(ConfigError, match="reads numbers"):
-        scan.run("gru", torch.zeros(2, 5, 3, dtype=torch.int64), None, layer, backend)
+        recurrent_layer.run("gru", torch.zeros(2, 5, 3, dtype=torch.int64), None, layer, backend)
 
 
 needs_kernels = pytest.mark.skipif(not library.is_available(), reason="no compiler for the kernels")
@@ -353,18 +355,20 @@ def test_native_bf16_gradients_stay_near_those_of_fp32(cell, shape):
 def test_native_refuses_what_it_cannot_do():
     inputs = torch.zeros(2, 1, 3)
     with pytest.raises(ConfigError, match="fp32"):
-        scan.run("rnn", inputs.double(), None, make_layer("rnn", 3, 4, torch.float64), "native")
+        recurrent_layer.run(
+            "rnn", inputs.double(), None, make_layer("rnn", 3, 4, torch.float64), "native"
+        )
     layer = make_layer("rnn", 3, 4, torch.float32)
     for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
         mixed = layer._replace(**{part: getattr(layer, part).double()})
         with pytest.raises(ConfigError, match="fp32"):
-            scan.run("rnn", inputs, None, mixed, "native")
+            recurrent_layer.run("rnn", inputs, None, mixed, "native")
     for wrong, state in ((inputs.double(), None), (inputs, (torch.zeros(1, 4).double(),))):
         with pytest.raises(ConfigError, match="fp32"):
-            scan.run("rnn", wrong, state, layer, "native")
+            recurrent_layer.run("rnn", wrong, state, layer, "native")
     layer = make_layer("lstm", 3, 4, torch.float32, proj_size=2)
     with pytest.raises(ConfigError, match="projected"):
-        scan.run("lstm", inputs, None, layer, "native")
+        recurrent_layer.run("lstm", inputs, None, layer, "native")
 
 
 @needs_kernels
@@ -377,7 +381,7 @@ def test_native_gradients_of_gradients_equal_reference(cell):
     leaves = [inputs, *(p for p in layer.of_torch if p is not None), *state]
     results = []
     for backend in ("native", "reference"):
-        outputs, _ = scan.run(cell, inputs, state, layer, backend)
+        outputs, _ = recurrent_layer.run(cell, inputs, state, layer, backend)
         (slope,) = torch.autograd.grad(outputs.square().sum(), inputs, create_graph=True)
         penalty = outputs.sum() + slope.square().sum()
         results.append(torch.autograd.grad(penalty, leaves))

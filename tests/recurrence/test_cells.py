@@ -8,7 +8,7 @@ import torch
 
 from recurra.errors import ConfigError
 from recurra.kernels import library
-from recurra.recurrence import scan
+from recurra.recurrence import layer as recurrent_layer
 from recurra.recurrence.cells import CELLS, LayerParameters, LinearCell, find_cell
 
 LINEAR = [name for name, cell in CELLS.items() if isinstance(cell, LinearCell)]
@@ -41,7 +41,7 @@ def leaves_of(layer, inputs, state):
 
 def outcome(name, inputs, state, layer, backend, **options):
     """Outputs, final state and all gradients."""
-    outputs, final = scan.run(name, inputs, state, layer, backend, **options)
+    outputs, final = recurrent_layer.run(name, inputs, state, layer, backend, **options)
     weights = [torch.linspace(-1, 2, p.numel()).view_as(p) for p in (outputs, *final)]
     total = sum((p * w).sum() for p, w in zip((outputs, *final), weights, strict=True))
     values = [part.detach() for part in (outputs, *final)]
@@ -106,7 +106,7 @@ def test_gradients_pass_gradcheck(name):
         present = iter(rest[: len(rest) - extra])
         parts = [None if p is None else next(present) for p in layer.of_torch]
         parameters = LayerParameters.from_torch(parts)._replace(extra=own)
-        outputs, final = scan.run(name, inputs, state, parameters, "reference")
+        outputs, final = recurrent_layer.run(name, inputs, state, parameters, "reference")
         return outputs, *final
 
     given = state
@@ -116,12 +116,12 @@ def test_gradients_pass_gradcheck(name):
 @pytest.mark.parametrize("name", LINEAR + VARIANTS)
 def test_two_halves_equal_the_whole(name):
     inputs, _, layer = make_case(name, (11, 3, 4, 6))
-    for backend in scan.backends_of(find_cell(name)):
+    for backend in recurrent_layer.backends_of(find_cell(name)):
         if backend == "native":
             continue
-        whole, final = scan.run(name, inputs, None, layer, backend)
-        first, state = scan.run(name, inputs[:4], None, layer, backend)
-        second, end = scan.run(name, inputs[4:], state, layer, backend)
+        whole, final = recurrent_layer.run(name, inputs, None, layer, backend)
+        first, state = recurrent_layer.run(name, inputs[:4], None, layer, backend)
+        second, end = recurrent_layer.run(name, inputs[4:], state, layer, backend)
         assert_same([torch.cat([first, second]), *end], [whole, *final], 1e-12)
 
 
@@ -135,7 +135,7 @@ def numbers(name):
     x = inputs.flatten().tolist()
     w = layer.weight_ih.flatten().tolist()
     b = layer.bias_ih.flatten().tolist()
-    outputs, _ = scan.run(name, inputs, state, layer, "reference")
+    outputs, _ = recurrent_layer.run(name, inputs, state, layer, "reference")
     return x, w, b, state[0].item(), layer, outputs.flatten().tolist()
 
 
@@ -202,7 +202,7 @@ def test_layer_norm_lstm_is_an_lstm_between_norms():
     i, f, g, o = gates.chunk(4, dim=1)
     c = f.sigmoid() * c + i.sigmoid() * g.tanh()
     h = o.sigmoid() * (norm(c, gain_cell) + bias_cell).tanh()
-    outputs, (_, last) = scan.run("lstm-ln", inputs, state, layer, "reference")
+    outputs, (_, last) = recurrent_layer.run("lstm-ln", inputs, state, layer, "reference")
     assert_same([outputs[0], last], [h, c], 1e-12)
 
 
@@ -215,8 +215,10 @@ def test_mogrifier_is_an_lstm_of_what_gated_each_other():
     x = 2 * (h @ q2.t()).sigmoid() * x
     h = 2 * (x @ r2.t()).sigmoid() * h
     x = 2 * (h @ q3.t()).sigmoid() * x
-    expected, final = scan.run("lstm", x[None], (h, c), layer._replace(extra=None), "reference")
-    outputs, last = scan.run("mogrifier", inputs, state, layer, "reference")
+    expected, final = recurrent_layer.run(
+        "lstm", x[None], (h, c), layer._replace(extra=None), "reference"
+    )
+    outputs, last = recurrent_layer.run("mogrifier", inputs, state, layer, "reference")
     assert_same([outputs, *last], [expected, *final], 1e-12)
 
 
@@ -227,18 +229,18 @@ def test_mogrifier_is_an_lstm_of_what_gated_each_other():
 def test_a_backend_that_lacks_a_cell_says_which_has_it(name, backend):
     inputs, state, layer = make_case(name, (2, 1, 3, 4))
     with pytest.raises(ConfigError, match=f"{backend} backend has no {name}; take auto, reference"):
-        scan.run(name, inputs, state, layer, backend)
-    outputs, _ = scan.run(name, inputs, state, layer, "auto")
+        recurrent_layer.run(name, inputs, state, layer, backend)
+    outputs, _ = recurrent_layer.run(name, inputs, state, layer, "auto")
     assert outputs.shape == (2, 1, 4)
 
 
 def test_parameters_of_the_cells_own_are_checked():
     inputs, state, layer = make_case("rglru", (2, 1, 3, 4))
     with pytest.raises(ConfigError, match="decay of rglru is"):
-        scan.run("rglru", inputs, state, layer._replace(extra=(torch.zeros(3),)))
+        recurrent_layer.run("rglru", inputs, state, layer._replace(extra=(torch.zeros(3),)))
     with pytest.raises(ConfigError, match="of its own: decay"):
-        scan.run("rglru", inputs, state, layer._replace(extra=None))
+        recurrent_layer.run("rglru", inputs, state, layer._replace(extra=None))
     ids = torch.zeros(2, 1, dtype=torch.int64)
     inputs, state, layer = make_case("mogrifier", (2, 1, 3, 4))
     with pytest.raises(ConfigError, match="embedding"):
-        scan.run("mogrifier", ids, state, layer)
+        recurrent_layer.run("mogrifier", ids, state, layer)

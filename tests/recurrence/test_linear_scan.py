@@ -5,7 +5,7 @@ import torch
 
 from recurra.errors import ConfigError
 from recurra.kernels import library
-from recurra.recurrence.linear_scan import BACKENDS, linear_scan
+from recurra.recurrence.backends.linear_scan import BACKENDS, linear_scan
 
 SHAPES = [(1, 1), (1, 5), (7, 3, 4), (13, 2, 65), (40, 3, 129), (5, 1, 1024)]
 BACKENDS_HERE = [b for b in BACKENDS if b != "native" or library.is_available()]

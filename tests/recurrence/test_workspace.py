@@ -5,15 +5,15 @@ import gc
 import pytest
 import torch
 
+from recurra.kernels import buffers
 from recurra.nn import GRU, LSTM, RNN
-from recurra.recurrence import workspace
 
 
 @pytest.fixture
 def shelf(monkeypatch):
-    fresh = workspace.Shelf()
-    monkeypatch.setattr("recurra.recurrence.bptt.SHELF", fresh)
-    monkeypatch.setattr("recurra.recurrence.time_loops.SHELF", fresh)
+    fresh = buffers.Shelf()
+    monkeypatch.setattr("recurra.recurrence.backends.bptt.SHELF", fresh)
+    monkeypatch.setattr("recurra.recurrence.backends.bptt_loops.SHELF", fresh)
     return fresh
 
 
@@ -37,10 +37,10 @@ def test_another_dtype_or_a_much_larger_buffer_does_not_serve(shelf):
 
 def test_the_shelf_stays_small(shelf):
     like = torch.zeros(1)
-    many = [shelf.borrow(20_000 + n, like=like) for n in range(3 * workspace.MOST_BUFFERS)]
+    many = [shelf.borrow(20_000 + n, like=like) for n in range(3 * buffers.MOST_BUFFERS)]
     many += [shelf.borrow(10, like=like) for _ in range(100)]
     del many
-    assert len(shelf._free) == workspace.MOST_BUFFERS
+    assert len(shelf._free) == buffers.MOST_BUFFERS
     assert shelf.free_bytes == sum(b.nbytes for b in shelf._free)
 
 

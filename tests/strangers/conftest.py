@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import recurra
-from recurra.training.progress import Progress
+from recurra.report.progress import Progress
 from strangers.attacks import TEXT
 
 SIZES = {"cell": "rnn", "hidden_size": 2, "embedding_size": 0, "batch_size": 2, "num_steps": 4}

@@ -13,8 +13,8 @@ import torch
 
 import recurra
 from recurra.config import MAX_VOCABULARY
+from recurra.data.token_file import build_token_file, load_token_file
 from recurra.errors import ConfigError, RecurraError, RunError, SourceError
-from recurra.text.token_file import build_token_file, load_token_file
 from recurra.text.vocabulary import CharVocabulary, WordVocabulary
 from strangers.attacks import (
     CONFIG,
@@ -45,8 +45,8 @@ def flipped(whole: bytes, position: int) -> Iterator[bytes]:
 
 
 def read_again(run: Path, name: str) -> None:
-    from recurra.text.token_file import load_vocabulary
-    from recurra.training.run_folder import RunFolder
+    from recurra.data.token_file import load_vocabulary
+    from recurra.runs.directory import RunFolder
 
     if name == CONFIG:
         RunFolder(run).read_config()
@@ -58,7 +58,7 @@ def read_again(run: Path, name: str) -> None:
 
 def test_every_truncation_and_every_flip_of_the_weights(run: Path) -> None:
     from recurra.config import RunConfig
-    from recurra.training.weights import load_model
+    from recurra.runs.weights import load_model
 
     file = run / MODEL
     config = RunConfig.from_dict(
@@ -90,8 +90,8 @@ def test_a_text_of_too_many_words_says_what_to_do(tmp_path: Path) -> None:
 def test_a_vocabulary_that_could_not_be_read_again_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from recurra import files
     from recurra.config import TextConfig
+    from recurra.io import files
 
     monkeypatch.setattr(files, "MAX_JSON_MEMORY", 1000)
     (tmp_path / "text.txt").write_text(TEXT)
@@ -101,8 +101,8 @@ def test_a_vocabulary_that_could_not_be_read_again_is_not_written(
 
 
 def test_a_vocabulary_of_the_largest_size_comes_back(tmp_path: Path) -> None:
-    from recurra.files import write_json
-    from recurra.text.token_file import load_vocabulary
+    from recurra.data.token_file import load_vocabulary
+    from recurra.io.files import write_json
 
     words = WordVocabulary(f" {number:x}" for number in range(700_000))
     write_json(tmp_path / VOCABULARY, words.to_dict())

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from recurra.config import MAX_LAYERS, MAX_UNITS, MAX_VOCABULARY
-from recurra.files import MAX_JSON_BYTES
-from recurra.tensor_file import to_bytes
+from recurra.io.files import MAX_JSON_BYTES
+from recurra.io.tensors import to_bytes
 from strangers.attacks import (
     CONFIG,
     MEGABYTES,

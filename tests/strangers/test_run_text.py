@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import recurra
+from recurra.data.token_file import load_token_file
 from recurra.errors import RunError
-from recurra.files import MAX_LINES_BYTES
-from recurra.text.token_file import load_token_file
+from recurra.io.files import MAX_LINES_BYTES
 from strangers.attacks import (
     SECONDS,
     Attack,
@@ -94,7 +94,7 @@ LINES: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("name", LINES)
 def test_an_attack_on_the_metrics_is_one_error(run: Path, name: str) -> None:
-    from recurra.training.run_folder import RunFolder
+    from recurra.runs.directory import RunFolder
 
     data, message = LINES[name]
     (run / "metrics.jsonl").write_bytes(data)
@@ -103,7 +103,7 @@ def test_an_attack_on_the_metrics_is_one_error(run: Path, name: str) -> None:
 
 
 def test_endless_metrics_are_not_read_to_their_end(run: Path) -> None:
-    from recurra.files import read_lines
+    from recurra.io.files import read_lines
 
     line = json.dumps({"step": 1, "x": "x" * 1_000_000}).encode() + b"\n"
     with (run / "metrics.jsonl").open("wb") as file:

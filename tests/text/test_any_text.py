@@ -11,10 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recurra.config import TextConfig
+from recurra.data import provisional
+from recurra.data.token_file import TokenFile, build_token_file
 from recurra.errors import SourceError
-from recurra.text import provisional, sources
+from recurra.text import sources
 from recurra.text.corpus import prepare_text
-from recurra.text.token_file import TokenFile, build_token_file
 from recurra.text.vocabulary import ByteVocabulary, CharVocabulary, Vocabulary, WordVocabulary
 
 pytest.importorskip("tokenizers", reason="the bpe extra is not installed")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from recurra.errors import CorpusError
-from recurra.files import cache_folder
+from recurra.io.files import cache_folder
 from recurra.text import catalogue
 from recurra.text.catalogue import Corpus, describe, locate, names, nearest
 

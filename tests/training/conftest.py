@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from recurra import api
-from recurra.training.progress import Progress
+from recurra.report.progress import Progress
 
 SMALL = {"hidden_size": 24, "batch_size": 4, "num_steps": 16, "lr": 1e-2, "sample_length": 20}
 

@@ -6,14 +6,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from recurra.config import RunConfig
+from recurra.data.batches import BatchStream
+from recurra.data.token_file import load_token_file
+from recurra.engine.averaging import WeightAverage
+from recurra.engine.updater import Updater
 from recurra.errors import TrainingInterrupted
 from recurra.model import RecurrentLM
-from recurra.processes import ALONE
-from recurra.text.token_file import load_token_file
-from recurra.training.averaging import WeightAverage
-from recurra.training.batches import BatchStream
+from recurra.runtime.distributed import ALONE
 from recurra.training.schedules import learning_rate
-from recurra.training.updater import Updater
 
 
 def test_the_mean_forgets_as_the_equation_says():

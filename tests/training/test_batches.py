@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from recurra.config import TrainingConfig
+from recurra.data.batches import BatchStream, random_windows, sequential_windows
 from recurra.errors import SourceError
-from recurra.training.batches import BatchStream, random_windows, sequential_windows
 
 
 def test_sequential_windows_cut_rows_side_by_side():

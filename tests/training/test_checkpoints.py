@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from recurra.errors import RunError
-from recurra.training.checkpoints import MANIFEST, Checkpoints, name_of, step_of
+from recurra.runs.checkpoint_store import MANIFEST, Checkpoints, name_of, step_of
 
 FILES = {"state.safetensors": bytes(range(256)), "training.json": b"{}\n", "empty": b""}
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from recurra.engine.clipping import clip_gradients
 from recurra.errors import NonFiniteError
-from recurra.training.clipping import clip_gradients
 
 
 def named(**gradients):

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from recurra.config import ModelConfig, TrainingConfig
+from recurra.engine.compiled_optimizer import CompiledUpdate
+from recurra.engine.optimizers import build_optimizer
 from recurra.kernels import library
 from recurra.model import RecurrentLM
-from recurra.training.compiled_update import CompiledUpdate
-from recurra.training.optimizer import build_optimizer
 
 pytestmark = pytest.mark.skipif(not library.is_available(), reason="no compiler for the kernels")
 

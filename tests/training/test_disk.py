@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from recurra.training.checkpoints import Checkpoints
+from recurra.runs.checkpoint_store import Checkpoints
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs")
 

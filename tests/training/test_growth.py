@@ -3,9 +3,9 @@
 import pytest
 
 from recurra.config import TrainingConfig
+from recurra.engine.updater import Updater
 from recurra.errors import ConfigError
-from recurra.training.growth import at_stage, stage_at
-from recurra.training.updater import Updater
+from recurra.training.batch_schedule import at_stage, stage_at
 
 
 def sizes(config, spent):

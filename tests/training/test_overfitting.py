@@ -6,7 +6,7 @@ import random
 import pytest
 
 from recurra import api
-from recurra.training.overfitting import describe_overfitting
+from recurra.report.overfitting import describe_overfitting
 
 
 def records(*losses):

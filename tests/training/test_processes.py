@@ -12,13 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from recurra import launch
 from recurra.config import ModelConfig, TrainingConfig
+from recurra.data.batches import BatchStream
 from recurra.errors import ConfigError, RunError
 from recurra.model import RecurrentLM
-from recurra.processes import Processes
-from recurra.recurrence.scan import Rows
-from recurra.training.batches import BatchStream
+from recurra.recurrence.layer import Rows
+from recurra.runtime.distributed import Processes
+from recurra.training import launch
 from recurra.training.budget import Clock
 
 pytestmark = pytest.mark.skipif(

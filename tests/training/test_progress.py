@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from recurra.training.progress import ConsoleProgress
+from recurra.report.progress import ConsoleProgress
 
 
 def test_a_sample_cannot_move_the_cursor():

@@ -10,8 +10,8 @@ import torch
 import recurra
 from recurra.config import RunConfig
 from recurra.kernels import library
+from recurra.report.progress import Progress
 from recurra.training import recipe
-from recurra.training.progress import Progress
 
 CPU = torch.device("cpu")
 

@@ -12,14 +12,15 @@ import sys
 import pytest
 import torch
 
-from recurra import api, launch
+from recurra import api
 from recurra.config import RunConfig
 from recurra.errors import ConfigError, RunError, TrainingInterrupted
-from recurra.training import identity
+from recurra.report.progress import Progress
+from recurra.runs import compatibility
+from recurra.runs.checkpoint_store import Checkpoints
+from recurra.runs.directory import RunFolder
+from recurra.training import launch
 from recurra.training.budget import Clock
-from recurra.training.checkpoints import Checkpoints
-from recurra.training.progress import Progress
-from recurra.training.run_folder import RunFolder
 
 OPTIONS = {
     "steps": 30, "num_layers": 2, "dropout": 0.3, "report_every": 6, "checkpoint_every": 4,
@@ -122,7 +123,7 @@ def test_another_text_with_a_record_to_match_is_refused_by_the_checkpoint(run, t
 
 def test_another_machine_is_told_and_not_refused(run, tmp_path, listener, monkeypatch):
     stop(run, listener, tmp_path / "run", 9)
-    monkeypatch.setattr(identity, "processor_name", lambda: "Z80")
+    monkeypatch.setattr(compatibility, "processor_name", lambda: "Z80")
     monkeypatch.setattr(torch, "__version__", "9.9.9")
     torch.set_num_threads(2)
     told = listener()
@@ -192,13 +193,13 @@ def test_every_byte_of_a_checkpoint_flipped_or_cut_off_is_noticed(run, tmp_path,
 
 def _taken(folder, progress):
     """The checkpoint that a resumed run would take up."""
-    from recurra.processes import ALONE
-    from recurra.text.token_file import load_token_file
+    from recurra.data.token_file import load_token_file
+    from recurra.runtime.distributed import ALONE
     from recurra.training.saver import Saver
 
     run_folder = RunFolder(folder)
     config = run_folder.read_config()
-    belongs = identity.identity(config, load_token_file(folder))
+    belongs = compatibility.identity(config, load_token_file(folder))
     saver = Saver(run_folder, config.training, belongs, progress, ALONE)
     return saver._newest_whole(saver.checkpoints.names())
 
@@ -248,7 +249,7 @@ def test_only_one_trains_in_a_folder(run, tmp_path, listener):
 def test_a_dead_process_holds_no_lock(run, tmp_path, listener):
     stop(run, listener, tmp_path / "run", 9)
     program = (
-        "import sys, time; from recurra.training.run_folder import RunFolder\n"
+        "import sys, time; from recurra.runs.directory import RunFolder\n"
         "with RunFolder(sys.argv[1]).locked():\n"
         "    print('locked', flush=True); time.sleep(60)"
     )

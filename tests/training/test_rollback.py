@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from recurra import launch
+from recurra.data.batches import BatchStream
+from recurra.data.token_file import load_token_file
+from recurra.engine.updater import Updater
 from recurra.errors import NonFiniteError, TrainingInterrupted
-from recurra.text.token_file import load_token_file
-from recurra.training.batches import BatchStream
+from recurra.report.progress import Progress
+from recurra.runs.checkpoint_store import Checkpoints
+from recurra.runs.directory import RunFolder
+from recurra.training import launch
 from recurra.training.budget import Clock
-from recurra.training.checkpoints import Checkpoints
-from recurra.training.progress import Progress
-from recurra.training.run_folder import RunFolder
-from recurra.training.updater import Updater
 
 OPTIONS = {"steps": 24, "report_every": 6, "num_layers": 2, "dropout": 0.2, "schedule": "constant"}
 

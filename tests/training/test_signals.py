@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from recurra.training.checkpoints import Checkpoints
+from recurra.runs.checkpoint_store import Checkpoints
 
 LONG = [
     "--steps", "1000000", "--hidden-size", "24", "--batch-size", "4", "--num-steps", "16",

@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from recurra import api, launch
+from recurra import api
 from recurra.config import ModelConfig, RunConfig
+from recurra.data.batches import BatchStream
+from recurra.data.token_file import load_token_file
+from recurra.engine.updater import Updater
 from recurra.errors import DivergenceError, NonFiniteError, RunError
 from recurra.model import RecurrentLM
-from recurra.text.token_file import load_token_file
-from recurra.training.batches import BatchStream
+from recurra.report.progress import Progress
+from recurra.runs.directory import RunFolder
+from recurra.training import launch
 from recurra.training.budget import Clock
-from recurra.training.progress import Progress
-from recurra.training.run_folder import RunFolder
-from recurra.training.updater import Updater
 
 TEXT = "the cat sat on the mat and the dog sat on the log. " * 40
 SMALL = {"hidden_size": 24, "batch_size": 4, "num_steps": 16, "lr": 1e-2, "sample_length": 20}

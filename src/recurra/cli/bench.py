@@ -12,10 +12,10 @@ import tyro
 
 from recurra.cli.parsing import parse
 from recurra.errors import ConfigError
-from recurra.markdown import table
+from recurra.io.markdown import table
 
 if TYPE_CHECKING:
-    from recurra.benchmark import TrainingRow, WritingRow
+    from recurra.cli.benchmark import TrainingRow, WritingRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError(f"threads must be at least 1, not {command.threads}")
     import torch
 
-    from recurra import benchmark
+    from recurra.cli import benchmark
 
     if command.threads is not None:
         torch.set_num_threads(command.threads)
@@ -69,9 +69,9 @@ def _machine() -> dict[str, Any]:
     import torch
 
     import recurra
-    from recurra.benchmark import product_gflops
-    from recurra.devices import processor_name
+    from recurra.cli.benchmark import product_gflops
     from recurra.kernels import library
+    from recurra.runtime.devices import processor_name
 
     return {
         "recurra": recurra.__version__,

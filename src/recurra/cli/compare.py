@@ -16,7 +16,7 @@ from recurra.cli.settings import Settings
 from recurra.errors import ConfigError
 
 if TYPE_CHECKING:
-    from recurra.comparison import Contender
+    from recurra.experiments import Contender
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +63,8 @@ def run(arguments: Sequence[str]) -> int:
     """Train, and print what came out."""
     arguments = _joined(arguments)
     command = parse(Compare, "compare", arguments)
-    from recurra.comparison import run_comparison
-    from recurra.training.progress import ConsoleProgress, Progress
+    from recurra.experiments import run_comparison
+    from recurra.report.progress import ConsoleProgress, Progress
 
     names = command.contender or ("rnn", "gru", "lstm")
     contenders = [_contender(name, command, given_options(arguments)) for name in names]
@@ -97,7 +97,7 @@ def _joined(arguments: Sequence[str]) -> list[str]:
 
 
 def _contender(name: str, command: Compare, given: frozenset[str]) -> Contender:
-    from recurra.comparison import Contender
+    from recurra.experiments import Contender
 
     name = typed(name)
     arguments = _split(name)

@@ -63,7 +63,7 @@ def _get(name: str, as_json: bool) -> None:
 
 
 def _where(as_json: bool) -> None:
-    from recurra.files import cache_folder
+    from recurra.io.files import cache_folder
     from recurra.text import catalogue
 
     data, cache = catalogue.data_folder(), cache_folder()

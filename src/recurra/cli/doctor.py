@@ -50,7 +50,7 @@ def _versions() -> dict[str, str]:
 def _compute() -> dict[str, str]:
     import torch
 
-    from recurra.recurrence.scan import BACKENDS
+    from recurra.recurrence.layer import BACKENDS
 
     devices = ["cpu"]
     if torch.cuda.is_available():
@@ -97,7 +97,7 @@ def _chosen() -> str:
     import torch
 
     from recurra.kernels import builder, library
-    from recurra.recurrence.scan import choose_backend
+    from recurra.recurrence.layer import choose_backend
 
     cpu = torch.device("cpu")
     # What would build them is not asked here.
@@ -119,7 +119,7 @@ def _extras() -> dict[str, str]:
 
 
 def _places() -> dict[str, str]:
-    from recurra.files import cache_folder
+    from recurra.io.files import cache_folder
     from recurra.text import catalogue
 
     cache = cache_folder()

@@ -15,7 +15,7 @@ from recurra.errors import ConfigError
 
 if TYPE_CHECKING:
     from recurra.inference.evaluate import Evaluation
-    from recurra.language_model import LanguageModel
+    from recurra.inference.language_model import LanguageModel
 
 
 @dataclass(frozen=True, kw_only=True)

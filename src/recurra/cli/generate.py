@@ -13,8 +13,8 @@ import tyro
 from recurra.cli.parsing import parse, typed
 from recurra.cli.showing import shown
 from recurra.config import UnknownRule
+from recurra.engine.sampling import GenerationConfig
 from recurra.errors import SourceError
-from recurra.inference.sampling import GenerationConfig
 
 if TYPE_CHECKING:
     from recurra.api import LanguageModel

@@ -119,7 +119,7 @@ def _guarded(verb: str, arguments: list[str]) -> int:
     except RecurraError as error:
         return _fail(str(error), 1)
     except TrainingInterrupted as stop:
-        from recurra.processes import started_rank
+        from recurra.runtime.distributed import started_rank
 
         if started_rank() > 0:
             return 128 + stop.signum  # the first process speaks for all

@@ -42,7 +42,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _rows(folder: Path) -> Iterator[dict[str, Any]]:
-    from recurra.training.run_folder import RunFolder
+    from recurra.runs.directory import RunFolder
 
     for file in sorted(folder.rglob("config.json")):
         run_folder = RunFolder(file.parent)

@@ -54,7 +54,7 @@ def run(arguments: Sequence[str]) -> int:
     """Print the lines."""
     command = parse(Score, "score", arguments)
     from recurra.api import load
-    from recurra.inference.score_page import score_html
+    from recurra.report.score_page import score_html
 
     lm = load(command.run, command.device)
     score = lm.score(lm.read(command.sources), unknown=command.unknown)

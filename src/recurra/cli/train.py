@@ -18,7 +18,7 @@ from recurra.cli.settings import Settings
 from recurra.errors import ConfigError
 
 if TYPE_CHECKING:
-    from recurra.training.progress import Progress
+    from recurra.report.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +61,11 @@ def run(arguments: Sequence[str]) -> int:
     command = parse(Train, "train", arguments)
     if command.resume is not None:
         command = _with_own_settings(command.resume, arguments)
-    from recurra import launch
-    from recurra.processes import started_rank
+    from recurra.report.progress import describe
+    from recurra.runs.directory import RunFolder
+    from recurra.runtime.distributed import started_rank
+    from recurra.training import launch
     from recurra.training.budget import Clock
-    from recurra.training.progress import describe
-    from recurra.training.run_folder import RunFolder
 
     progress, clock = _progress(command), Clock(main.STARTED)
     config = command.to_config()
@@ -96,7 +96,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _with_own_settings(folder: Path, arguments: Sequence[str]) -> Train:
     """The command as it reads when the run's own settings are the defaults."""
-    from recurra.training.run_folder import RunFolder
+    from recurra.runs.directory import RunFolder
 
     own = RunFolder(folder).read_config()
     # Prompts that are given add to the default.
@@ -113,7 +113,7 @@ def _with_own_settings(folder: Path, arguments: Sequence[str]) -> Train:
 
 
 def _progress(command: Train) -> Progress:
-    from recurra.training.progress import ConsoleProgress, Progress, Several
+    from recurra.report.progress import ConsoleProgress, Progress, Several
 
     class JsonLines(Progress):
         """Prints every report as a line of JSON on stdout."""

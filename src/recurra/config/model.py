@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from recurra.checks import MAX_FLOAT, require, require_choices, require_types
+from recurra.config.checks import MAX_FLOAT, require, require_choices, require_types
 from recurra.config.text import MAX_VOCABULARY
 
 CellName = Literal[

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from reprlib import repr as shortened
 from typing import Any
 
-from recurra.checks import require
+from recurra.config.checks import require
 from recurra.config.model import ModelConfig
 from recurra.config.text import TextConfig
 from recurra.config.training import TrainingConfig

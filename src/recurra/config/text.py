@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from recurra.checks import require, require_choices, require_types
+from recurra.config.checks import require, require_choices, require_types
 
 TokenKind = Literal["char", "byte", "word", "bpe"]
 UnknownRule = Literal["error", "replace"]

@@ -3,7 +3,7 @@
 Section 8.3 (X and Y int64, a random start in every epoch, drawn from Python's `random` as in the
 book, so the same `random.seed` gives the same batches) and the v1 iterators (float32, the start
 fixed at 0). Knows nothing of text. The iterators of recurra's own trainer are in
-`recurra.training.batches`; these exist because the learner's results depend on the book's ones.
+`recurra.data.batches`; these exist because the learner's results depend on the book's ones.
 
 Shapes: X and Y are (batch_size, num_steps), and Y is X one position later in the corpus.
 """

@@ -25,11 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recurra.checks import require, require_types
+from recurra.config.checks import require, require_types
+from recurra.engine.compiled import CompiledGradients
 from recurra.errors import NonFiniteError, SourceError
-from recurra.gradients import CompiledGradients
 from recurra.inference.reading import IdArray
-from recurra.model import RecurrentLM
+from recurra.model.recurrent_lm import RecurrentLM
 from recurra.recurrence.cells import State
 
 LONGEST = 10.0

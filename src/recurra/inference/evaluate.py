@@ -19,10 +19,10 @@ from recurra.config import UnknownRule
 from recurra.errors import ConfigError, NonFiniteError, SourceError
 from recurra.inference.reading import IdArray, as_id_array, read_nats
 from recurra.inference.spans import character_sizes, characters_completed
-from recurra.processes import ALONE, Processes
+from recurra.runtime.distributed import ALONE, Processes
 
 if TYPE_CHECKING:
-    from recurra.model import RecurrentLM
+    from recurra.model.recurrent_lm import RecurrentLM
     from recurra.text.vocabulary import Vocabulary
 
 # Windows that are read side by side. More would not be faster on a CPU, only larger.

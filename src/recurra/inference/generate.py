@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from recurra.config import UnknownRule
+from recurra.engine.compiled_decoder import CompiledWriter
+from recurra.engine.sampling import GenerationConfig, Ids, Logits, Sampler
 from recurra.errors import ConfigError
 from recurra.inference.reading import IdArray, as_id_array, evaluation_mode
-from recurra.inference.sampling import GenerationConfig, Ids, Logits, Sampler
 from recurra.inference.stopping import StopScanner
-from recurra.inference.writer import CompiledWriter
 
 if TYPE_CHECKING:
-    from recurra.model import RecurrentLM
+    from recurra.model.recurrent_lm import RecurrentLM
     from recurra.recurrence.cells import State
     from recurra.text.vocabulary import Vocabulary
 

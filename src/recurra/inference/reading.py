@@ -20,7 +20,7 @@ from torch import Tensor
 from recurra.errors import SourceError
 
 if TYPE_CHECKING:
-    from recurra.model import RecurrentLM
+    from recurra.model.recurrent_lm import RecurrentLM
 
 IdArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 FloatArray: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]

@@ -26,7 +26,7 @@ from recurra.inference.reading import (
 from recurra.inference.spans import character_sizes, spread_over_characters
 
 if TYPE_CHECKING:
-    from recurra.model import RecurrentLM
+    from recurra.model.recurrent_lm import RecurrentLM
     from recurra.text.vocabulary import Vocabulary
 
 

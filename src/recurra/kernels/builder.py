@@ -23,7 +23,7 @@ import torch
 from filelock import FileLock
 
 from recurra.errors import KernelError
-from recurra.files import cache_folder, flush, replace_bytes
+from recurra.io.files import cache_folder, flush, replace_bytes
 
 SOURCES = Path(__file__).parent / "source"
 LIBRARY = "recurra-kernels.so"

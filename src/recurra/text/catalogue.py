@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recurra.errors import CorpusError
-from recurra.files import cache_folder, replaced
+from recurra.io.files import cache_folder, replaced
 
 DEFAULT_CORPUS = "english-story"
 """What is read when no source is given."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from recurra.data.batches import Batch, Ids
 from recurra.errors import NonFiniteError
+from recurra.runs.train_state import Memory
 from recurra.text.vocabulary import Vocabulary
-from recurra.training.batches import Batch, Ids
-from recurra.training.memory import Memory
 
 SHOWN_ROWS, SHOWN_TOKENS = 64, 80
 """How much of the batch is written out; where each row begins is written of all."""

@@ -17,12 +17,12 @@ import torch
 
 from recurra.config import ModelConfig, RunConfig, TrainingConfig
 from recurra.config.model import CELLS_WITH_FORGET_GATE, CELLS_WITHOUT_MIXING
+from recurra.data.batches import BatchStream, Ids
 from recurra.kernels import library
-from recurra.model import RecurrentLM, parameter_shapes
-from recurra.recurrence.passes import COMPILED_CELLS
-from recurra.training.batches import BatchStream, Ids
-from recurra.training.plan import seconds_per_step
-from recurra.training.progress import format_count
+from recurra.model.recurrent_lm import RecurrentLM, parameter_shapes
+from recurra.recurrence.backends.native_passes import COMPILED_CELLS
+from recurra.report.progress import format_count
+from recurra.training.estimate import seconds_per_step
 
 SIZES = (64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
 """Units to choose among."""

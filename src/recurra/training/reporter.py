@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from recurra.config import TrainingConfig
+from recurra.data.batches import Ids
+from recurra.engine.sampling import GenerationConfig
 from recurra.errors import DivergenceError
-from recurra.files import append_line, replace_bytes
 from recurra.inference.evaluate import Evaluation, evaluate
 from recurra.inference.generate import generate
-from recurra.inference.sampling import GenerationConfig
-from recurra.model import RecurrentLM
-from recurra.processes import Processes
+from recurra.io.files import append_line, replace_bytes
+from recurra.model.recurrent_lm import RecurrentLM
+from recurra.report.progress import Progress, perplexity
+from recurra.runs.directory import RunFolder
+from recurra.runs.train_state import Memory, Tally, Timing
+from recurra.runs.weights import weights_to_bytes
+from recurra.runtime.distributed import Processes
 from recurra.text.vocabulary import Vocabulary
-from recurra.training.batches import Ids
-from recurra.training.memory import Memory, Tally, Timing
-from recurra.training.progress import Progress, perplexity
-from recurra.training.run_folder import RunFolder
-from recurra.training.weights import weights_to_bytes
 
 MAX_VALIDATION_TOKENS = 2**18
 """Reports validate on this many tokens at most; `recurra eval` takes the whole part."""

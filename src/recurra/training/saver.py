@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from recurra.config import TrainingConfig
+from recurra.engine.updater import Updater
 from recurra.errors import RunError
-from recurra.files import replace_bytes
-from recurra.processes import Processes
+from recurra.io.files import replace_bytes
 from recurra.recurrence.cells import State
-from recurra.training.checkpoints import Checkpoints, Cost, name_of, step_of
-from recurra.training.growth import at_stage
-from recurra.training.identity import differences, environment
-from recurra.training.memory import Memory, Timing
-from recurra.training.moment import BEST, STATE, Moment, read_state, state_to_bytes
-from recurra.training.progress import Progress, format_seconds
+from recurra.report.progress import Progress, format_seconds
+from recurra.runs.checkpoint import BEST, STATE, Moment, read_state, state_to_bytes
+from recurra.runs.checkpoint_store import Checkpoints, Cost, name_of, step_of
+from recurra.runs.compatibility import differences, environment
+from recurra.runs.directory import RunFolder
+from recurra.runs.train_state import Memory, Timing
+from recurra.runtime.distributed import Processes
+from recurra.training.batch_schedule import at_stage
 from recurra.training.reporter import Reporter
-from recurra.training.run_folder import RunFolder
-from recurra.training.updater import Updater
 
 SECONDS_BETWEEN = 30.0
 """Between two checkpoints, unless there is a report."""

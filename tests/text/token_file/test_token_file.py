@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from recurra.config import TextConfig
+from recurra.data import provisional
+from recurra.data.indexing import training_share
+from recurra.data.provisional import smallest_dtype
+from recurra.data.token_file import build_token_file, load_token_file, load_vocabulary
 from recurra.errors import ConfigError, SourceError
-from recurra.text import provisional, sources
+from recurra.text import sources
 from recurra.text.corpus import read_text
-from recurra.text.indexing import training_share
-from recurra.text.provisional import smallest_dtype
-from recurra.text.token_file import build_token_file, load_token_file, load_vocabulary
 from recurra.text.vocabulary import CharVocabulary, WordVocabulary
 from text.token_file.files import PUBLISHED, TEXT, inside
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from recurra.config import TextConfig
+from recurra.data import token_file
+from recurra.data.token_file import build_token_file, load_token_file, load_vocabulary
 from recurra.errors import RunError, SourceError
-from recurra.text import sources, token_file
-from recurra.text.token_file import build_token_file, load_token_file, load_vocabulary
+from recurra.text import sources
 from text.token_file.files import PUBLISHED, inside
 
 

@@ -1,6 +1,0 @@
-"""Several settings on one text, with several seeds: the runs, and what they found."""
-
-from recurra.comparison.results import Comparison, Contender, Result, Row
-from recurra.comparison.runs import compare, run_comparison
-
-__all__ = ["Comparison", "Contender", "Result", "Row", "compare", "run_comparison"]

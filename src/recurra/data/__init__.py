@@ -1,0 +1,1 @@
+"""From prepared text to token ids on disk and batches of them."""

@@ -1,0 +1,184 @@
+"""A stream of prepared text becomes a file of ids, in one pass over the source.
+
+The vocabulary is made from the training part only, whose end is known only when the stream has
+ended. So characters and words are first written under provisional ids, by order of first
+appearance; these are counted, sorted by frequency, and mapped to their final ids. BPE keeps the
+text itself until its merges are learned. Memory does not grow with the text. Does not know where
+text comes from, and writes only where it is told.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import IO, TypeVar
+
+import numpy as np
+
+from recurra.config import TextConfig
+from recurra.data.provisional import (
+    CHUNK_IDS,
+    CharIndexer,
+    ProvisionalFile,
+    WordIndexer,
+    by_part,
+    read_ids,
+    smallest_dtype,
+)
+from recurra.errors import SourceError
+from recurra.text.bpe import BpeVocabulary
+from recurra.text.vocabulary import ByteVocabulary, SymbolVocabulary
+from recurra.text.words import cut_at_borders
+
+_logger = logging.getLogger("recurra")
+Chunk = TypeVar("Chunk", str, bytes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extent:
+    """How large an indexed text is, and where its validation part begins."""
+
+    num_tokens: int
+    num_train: int
+    num_chars: int
+    num_bytes: int
+    val_chars: int
+    val_bytes: int
+
+
+def training_share(total: int, val_fraction: float) -> int:
+    """The first (1 - val_fraction) of `total`, rounded down.
+
+    The fraction is taken as it is written in decimal: a tenth of 30 is 3 on every machine.
+    """
+    return int((1 - Fraction(str(val_fraction))) * total)
+
+
+def index_bytes(
+    chunks: Iterable[bytes], config: TextConfig, target: Path
+) -> tuple[ByteVocabulary, Extent]:
+    """Bytes are their own ids. Characters are counted by the bytes that begin one in UTF-8."""
+    if config.vocab_size is not None or config.min_freq > 1:
+        _logger.warning("vocab_size and min_freq are ignored: byte tokens are always 256")
+    num_tokens = 0
+    with target.open("wb") as file:
+        for chunk in _cut_after(chunks, config.max_tokens):
+            file.write(chunk)
+            num_tokens += len(chunk)
+    num_train = _training_tokens(num_tokens, config)
+    chars = [0, 0]
+    with target.open("rb") as file:
+        for part, ids in by_part(read_ids(file, [(np.dtype(np.uint8), num_tokens)]), num_train):
+            chars[part] += int(np.count_nonzero((ids & 0xC0) != 0x80))
+    return ByteVocabulary(), Extent(
+        num_tokens=num_tokens,
+        num_train=num_train,
+        num_chars=sum(chars),
+        num_bytes=num_tokens,
+        val_chars=chars[1],
+        val_bytes=num_tokens - num_train,
+    )
+
+
+def index_symbols(
+    chunks: Iterable[str], config: TextConfig, target: Path, work: Path
+) -> tuple[SymbolVocabulary, Extent]:
+    """Characters or words; `work` is a folder for the provisional ids."""
+    indexer = CharIndexer() if config.tokens == "char" else WordIndexer()
+    provisional = ProvisionalFile(work / "provisional.bin")
+    provisional.write(indexer, chunks, config.max_tokens)
+    num_train = _training_tokens(provisional.num_tokens, config)
+    symbols = indexer.symbols
+    counts = provisional.count(len(symbols), num_train)
+    vocabulary = indexer.vocabulary.from_counts(
+        dict(zip(symbols, counts[0].tolist(), strict=True)),
+        min_freq=config.min_freq,
+        vocab_size=config.vocab_size,
+    )
+    final_ids = np.array(
+        [vocabulary.index.get(symbol, 0) for symbol in symbols],
+        dtype=smallest_dtype(len(vocabulary)),
+    )
+    provisional.rewrite(final_ids, target)
+    # Counts weigh the symbols themselves, so tokens that became <unk> keep their true lengths.
+    chars = counts @ np.array([len(symbol) for symbol in symbols])
+    sizes = counts @ np.array([len(symbol.encode()) for symbol in symbols])
+    return vocabulary, Extent(
+        num_tokens=provisional.num_tokens,
+        num_train=num_train,
+        num_chars=int(chars.sum()),
+        num_bytes=int(sizes.sum()),
+        val_chars=int(chars[1]),
+        val_bytes=int(sizes[1]),
+    )
+
+
+def index_bpe(
+    chunks: Iterable[str], config: TextConfig, target: Path, work: Path
+) -> tuple[BpeVocabulary, Extent]:
+    """BPE pieces; `work` is a folder for the text itself. The parts are split by characters."""
+    spool = work / "text.txt"
+    num_chars = 0
+    with spool.open("w", encoding="utf-8", newline="") as file:
+        for chunk in _cut_after(chunks, config.max_tokens):
+            file.write(chunk)
+            num_chars += len(chunk)
+    train_chars = training_share(num_chars, config.val_fraction)
+    with spool.open(encoding="utf-8", newline="") as file:
+        training = cut_at_borders(_read_chars(file, train_chars))
+        vocabulary = BpeVocabulary.train(
+            training, vocab_size=config.vocab_size, min_freq=config.min_freq
+        )
+    tokens, sizes = [], []
+    with spool.open(encoding="utf-8", newline="") as file, target.open("wb") as out:
+        for part_chars in (train_chars, num_chars - train_chars):
+            tokens.append(0)
+            sizes.append(0)
+            for text in cut_at_borders(_read_chars(file, part_chars)):
+                ids = vocabulary.encode(text)
+                out.write(ids.astype(smallest_dtype(len(vocabulary))).data)
+                tokens[-1] += len(ids)
+                sizes[-1] += int(vocabulary.piece_lengths[ids].sum())
+    _refuse_too_short(tokens[0])
+    return vocabulary, Extent(
+        num_tokens=sum(tokens),
+        num_train=tokens[0],
+        num_chars=num_chars,
+        num_bytes=sum(sizes),
+        val_chars=num_chars - train_chars,
+        val_bytes=sizes[1],
+    )
+
+
+def _read_chars(file: IO[str], count: int) -> Iterator[str]:
+    while count > 0:
+        text = file.read(min(count, CHUNK_IDS))
+        count -= len(text)
+        yield text
+
+
+def _cut_after(chunks: Iterable[Chunk], limit: int | None) -> Iterator[Chunk]:
+    """The chunks up to `limit` characters or bytes; what comes after them is not asked for."""
+    taken = 0
+    for chunk in chunks:
+        piece = chunk if limit is None else chunk[: limit - taken]
+        taken += len(piece)
+        yield piece
+        if taken == limit:
+            return
+
+
+def _training_tokens(num_tokens: int, config: TextConfig) -> int:
+    num_train = training_share(num_tokens, config.val_fraction)
+    _refuse_too_short(num_train)
+    return num_train
+
+
+def _refuse_too_short(num_train: int) -> None:
+    if num_train < 2:
+        raise SourceError(
+            f"the text is too short: its training part holds {num_train} tokens, and the least is 2"
+        )

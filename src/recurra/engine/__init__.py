@@ -1,0 +1,1 @@
+"""A whole model: training steps, gradients, parameter updates and compiled decoding."""

@@ -1,0 +1,187 @@
+"""New tokens by the compiled kernels: many steps of the model and of the choice in one call.
+
+The arithmetic is that of `generate`'s own loop and of `sampling`, with the same random numbers: a
+seed gives the same text, unless a logit's rounding lets a random number fall on the other side.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import byref
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recurra.engine.sampling import Ids, Logits, Sampler
+from recurra.errors import NonFiniteError
+from recurra.kernels import library
+from recurra.kernels.buffers import Kept
+from recurra.model.recurrent_lm import RecurrentLM
+from recurra.recurrence.backends.native_passes import LayerPasses, Trace
+from recurra.recurrence.cells import State
+from recurra.recurrence.precision import product
+
+MOST_FOLDED = 1024
+"""Rows of an embedding that is multiplied with the first layer's input weight beforehand."""
+NUMBERS_PER_THREAD = 30_000
+"""Weights below which a thread would wait longer for the others than it computes."""
+
+
+class CompiledWriter:
+    """Continues some samples side by side.
+
+    Args:
+        model: `RecurrentLM.is_compiled`.
+        state: after what was read so far, each tensor (L, S, H).
+        sampler: the settings, and what it remembers.
+    """
+
+    def __init__(self, model: RecurrentLM, state: State, sampler: Sampler) -> None:
+        self._model, self._state, self._sampler = model, state, sampler
+        self._own = Kept()
+        self._kept = [Kept() for _ in range(model.config.num_layers)]
+        self._passes = [
+            LayerPasses(model.config.cell, model.product_dtype, 1.0, kept, kept)
+            for kept in self._kept
+        ]
+        self._versions: list[tuple[int, int]] = []
+        self._table: Tensor | None = None
+
+    @torch.no_grad()
+    def write(self, tokens: Ids, steps: int) -> Ids:
+        """Read one more token of every sample, and write `steps` of them.
+
+        Args:
+            tokens: (S,) chosen last.
+
+        Returns:
+            (steps, S) ids; fewer where the logits after them are not finite.
+
+        Raises:
+            NonFiniteError: those of the first step are not.
+        """
+        ids = np.empty((steps + 1, len(tokens)), dtype=np.int64)
+        ids[0] = tokens
+        versions = [_version(parameter) for parameter in self._model.parameters()]
+        packs, self._versions = versions != self._versions, versions
+        if packs:
+            self._table = self._make_table()
+        layers = [self._describe_layer(index, ids) for index in range(len(self._passes))]
+        uniforms = None if self._sampler.is_greedy else self._sampler.uniforms(steps)
+        banned = np.array(self._sampler.banned, dtype=np.int64)
+        generation = self._describe(ids, layers, uniforms, banned)
+        generation.packs = packs
+        done: int = library.load().recurra_generate(byref(generation))
+        if done == 0:
+            raise NonFiniteError("a logit is NaN or infinite; the model's weights are damaged")
+        hidden = [layer.trace.hidden[done] for layer in layers]
+        cells = [layer.trace.cells[done] for layer in layers if layer.trace.cells is not None]
+        self._state = tuple(torch.stack(parts) for parts in (hidden, cells) if parts)
+        return ids[1 : done + 1]
+
+    def _make_table(self) -> Tensor | None:
+        """What each token adds to the first layer's gates, (V, G*H), unless that is too large."""
+        model = self._model
+        first = model.layers()[0]
+        if model.config.embedding_size:
+            if len(model.embedding) > MOST_FOLDED:
+                return None
+            first = first._replace(
+                weight_ih=product(first.weight_ih, model.embedding, model.product_dtype)
+            )
+        return self._passes[0].table(first)
+
+    def _describe_layer(self, index: int, ids: Ids) -> _DescribedLayer:
+        parameters, passes = self._model.layers()[index], self._passes[index]
+        steps, samples = len(ids) - 1, ids.shape[1]
+        state = tuple(part[index] for part in self._state)
+        layer, trace = passes.prepare(steps, samples, state, parameters, saves=False)
+        if index == 0 and self._table is not None:
+            layer.ids = ids.ctypes.data
+            layer.point(projected=self._table)
+            return _DescribedLayer(layer, trace, None, None, None, None)
+        weight = parameters.weight_ih
+        gates = len(weight) // layer.units
+        like, kept = self._model.head_bias, self._kept[index]
+        numbers = library.load().recurra_packed_numbers(gates, layer.units, weight.shape[1])
+        packed = kept.take("packed input weight", numbers, like=like)
+        projected = kept.take("projected", steps, samples, len(weight), like=like)
+        layer.point(projected=projected)
+        bias = passes.foldable_bias(parameters)
+        return _DescribedLayer(layer, trace, weight, bias, packed, projected)
+
+    def _describe(
+        self, ids: Ids, layers: list[_DescribedLayer], uniforms: Logits | None, banned: Ids
+    ) -> library.Generation:
+        """What the kernel is handed; the arguments must live as long."""
+        model, sampler, config = self._model, self._sampler, self._sampler.config
+        samples = ids.shape[1]
+        vocabulary, units = model.output_weight.shape
+        width = model.config.embedding_size
+        like, kernels = model.head_bias, library.load()
+        numbers = kernels.recurra_packed_numbers(1, vocabulary, units)
+        packed = self._own.take("packed head", numbers, like=like)
+        numbers = kernels.recurra_logit_numbers(vocabulary)
+        logits = self._own.take("logits", samples, numbers, like=like)
+        embedded = self._own.take("embedded", samples, width + width % 2, like=like)
+        generation = library.Generation(
+            threads=self._threads(samples),
+            num_layers=len(layers),
+            greedy=sampler.is_greedy,
+            layers=(library.Layer * len(layers))(*(layer.description for layer in layers)),
+            weights_ih=_pointers([layer.weight_ih for layer in layers]),
+            biases=_pointers([layer.bias for layer in layers]),
+            packed_ih=_pointers([layer.packed for layer in layers]),
+            projected=_pointers([layer.projected for layer in layers]),
+            embedding_size=width,
+            vocabulary=vocabulary,
+            ids=ids.ctypes.data,
+            uniforms=None if uniforms is None else uniforms.ctypes.data,
+            seen=None if sampler.seen is None else sampler.seen.ctypes.data,
+            banned=banned.ctypes.data,
+            num_banned=len(banned),
+            top_k=min(config.top_k or vocabulary, vocabulary),
+            temperature=config.temperature,
+            top_p=1.0 if config.top_p is None else config.top_p,
+            min_p=config.min_p or 0.0,
+            repetition_penalty=config.repetition_penalty,
+        )
+        generation.point(
+            embedding=model.embedding if width else None,
+            embedding_operand=embedded,
+            head_weight=model.output_weight,
+            head_bias=model.head_bias,
+            packed_head=packed,
+            logits=logits,
+        )
+        return generation
+
+    def _threads(self, samples: int) -> int:
+        """No more than have enough to do between two waits."""
+        numbers = self._model.num_parameters * samples
+        return max(1, min(library.threads(), numbers // NUMBERS_PER_THREAD))
+
+
+def _version(parameter: Tensor) -> tuple[int, int]:
+    """Differs when the numbers do; those of inference tensors never change."""
+    return 0 if parameter.is_inference() else parameter._version, parameter.data_ptr()
+
+
+class _DescribedLayer(NamedTuple):
+    """A layer's description, what it writes to, and what it points to.
+
+    The last four are those of a layer that reads numbers: None where it reads a table by id.
+    """
+
+    description: library.Layer
+    trace: Trace
+    weight_ih: Tensor | None
+    bias: Tensor | None
+    packed: Tensor | None
+    projected: Tensor | None
+
+
+def _pointers(tensors: list[Tensor | None]) -> Any:
+    return (ctypes.c_void_p * len(tensors))(*map(library.pointer, tensors))

@@ -1,0 +1,166 @@
+"""One update: forward through a window, backward through time, clipping, the optimiser.
+
+Carries the hidden state from batch to batch. Knows neither budget nor schedule, and of the other
+processes only that gradients are averaged over them.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from recurra.config import TrainingConfig
+from recurra.data.batches import Batch, BatchStream
+from recurra.engine.averaging import WeightAverage
+from recurra.engine.clipping import clip_gradients, clipping_factor, describe_non_finite
+from recurra.engine.compiled import CompiledGradients
+from recurra.engine.compiled_optimizer import CompiledUpdate
+from recurra.engine.optimizers import build_optimizer
+from recurra.errors import NonFiniteError
+from recurra.io.tensors import Tensors
+from recurra.model.recurrent_lm import RecurrentLM
+from recurra.recurrence.cells import State
+from recurra.recurrence.dropout import Rows
+from recurra.runtime.distributed import Processes, losses_named
+
+
+class Update(NamedTuple):
+    """What one update showed: the loss summed over the batch, and the gradient's norm."""
+
+    nats: float
+    grad_norm: float
+
+
+class _Objective(nn.Module):
+    """The loss as a module's forward pass, which is what torch's engine can share."""
+
+    def __init__(self, model: RecurrentLM, rows: Rows | None, gradient_scale: float) -> None:
+        super().__init__()
+        self.model, self.rows, self.gradient_scale = model, rows, gradient_scale
+
+    def forward(self, ids: Tensor, targets: Tensor, state: State | None) -> tuple[Tensor, State]:
+        return self.model.loss(
+            ids,
+            targets,
+            state,
+            recurrent_gradient_scale=self.gradient_scale,
+            rows=self.rows,
+        )
+
+
+class Updater:
+    """Improves a model batch by batch.
+
+    Attributes:
+        state: what the next batch starts from, each tensor (L, own rows, H); None is zero.
+        backend: the one that computes the recurrence.
+
+    Args:
+        model: on its device already.
+        config: batch size, clipping, optimiser.
+        stream: where the batches come from; knows how their losses are weighed.
+        processes: those that share each batch.
+    """
+
+    def __init__(
+        self, model: RecurrentLM, config: TrainingConfig, stream: BatchStream, processes: Processes
+    ) -> None:
+        self.model, self.config = model, config
+        self.optimizer = build_optimizer(model, config)
+        decay = config.weight_averaging
+        self._average = WeightAverage(model, decay) if decay > 0.0 else None
+        self.state: State | None = None
+        self.backend = model.backend_for(stream.recurrent_gradient_scale)
+        self._stream, self._processes = stream, processes
+        self._alone = _Objective(model, None, stream.recurrent_gradient_scale)
+        self._objective = processes.joined(self._alone)
+        self.follow(stream)
+        # Several processes share gradients through torch's engine, which needs autograd.
+        serves = processes.count == 1 and CompiledGradients.serves(model)
+        self._compiled = CompiledGradients(model) if serves else None
+        self._compiled_update = CompiledUpdate(self.optimizer) if serves else None
+
+    @property
+    def averages(self) -> Tensors:
+        """Of the weights, by name; {} where none are kept."""
+        return {} if self._average is None else self._average.tensors
+
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """The model has its weights' averages while this lasts, if they are kept."""
+        return nullcontext() if self._average is None else self._average.in_place()
+
+    def update(self, batch: Batch, lr: float, number: int) -> Update:
+        """Learn from one batch.
+
+        Args:
+            number: of this update; the first is 1.
+
+        Raises:
+            NonFiniteError: the loss or a gradient is NaN or infinite; weights, optimiser and
+                hidden state are as they were.
+            LostProcessError: another process is gone.
+        """
+        ids = torch.from_numpy(batch.ids).to(self.model.device)
+        targets = torch.from_numpy(batch.targets).to(self.model.device)
+        loss, state = self._gradients(ids, targets, batch)
+        (nats,) = self._processes.sum([loss * targets.numel()])
+        if not math.isfinite(nats):
+            raise NonFiniteError(f"the loss is {nats / batch.num_tokens}")
+        norm = self._step(lr)
+        self.state = state
+        if self._average is not None:
+            self._average.add(number)
+        return Update(nats, norm)
+
+    def follow(self, stream: BatchStream) -> None:
+        """Take batches from another stream from here on; only their size differs."""
+        self._stream = stream
+        if self._processes.count > 1:
+            self._alone.rows = Rows(stream.rows, stream.config.batch_size)
+
+    def close(self) -> None:
+        """Let go of the other processes; nothing can be learned any more."""
+        del self._objective
+
+    def _gradients(self, ids: Tensor, targets: Tensor, batch: Batch) -> tuple[float, State]:
+        """Every parameter's `grad`; the mean loss and the state after the batch, without a past."""
+        before, weight = None if batch.fresh else self.state, self._weight(batch)
+        if self._compiled is not None:
+            return self._compiled.compute(
+                ids,
+                targets,
+                before,
+                recurrent_gradient_scale=self._stream.recurrent_gradient_scale,
+                weight=weight,
+            )
+        loss, state = self._objective(ids, targets, before)
+        self.optimizer.zero_grad(set_to_none=True)
+        with losses_named():
+            torch.autograd.backward(loss * weight)
+        return float(loss.detach()), tuple(s.detach() for s in state)
+
+    def _step(self, lr: float) -> float:
+        """Clip and update; the gradients' norm before."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        config = self.config
+        named: list[tuple[str, Tensor]] = list(self.model.named_parameters())
+        if self._compiled_update is not None and config.clip_value is None:
+            norm = self._compiled_update.gradient_norm()
+            if not math.isfinite(norm):
+                raise NonFiniteError(describe_non_finite(named))
+            self._compiled_update.step(lr, clipping_factor(norm, config.clip_norm))
+            return norm
+        norm = clip_gradients(named, max_norm=config.clip_norm, max_value=config.clip_value)
+        self.optimizer.step()
+        return norm
+
+    def _weight(self, batch: Batch) -> float:
+        """What the mean loss of these rows is multiplied by, so that the mean over the processes
+        is the mean over the batch, however the rows are shared."""
+        rows = len(batch.ids) * self._processes.count / len(batch.starts)
+        return self._stream.loss_weight(batch) * rows

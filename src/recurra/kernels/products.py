@@ -1,0 +1,150 @@
+"""The kernels' products and row operations, on tensors: what every compiled pass is made of.
+
+Operands of products are fp32, or rounded to bf16, which some machines keep as pairs of halves; sums
+and results are fp32. Whatever depends on numbers is called through `do`; see `program.py`.
+"""
+
+from __future__ import annotations
+
+from ctypes import byref
+
+import torch
+from torch import Tensor
+
+from recurra.kernels import library
+from recurra.kernels.buffers import Workspace
+from recurra.kernels.recorder import Do
+
+SINGLE, _ROUNDED = 0, 1
+_BFLOAT16 = torch.empty(0, dtype=torch.bfloat16)
+
+
+def product_kind(dtype: torch.dtype) -> int:
+    """The kernels' number for products in this format; see `Kind` in `source/kernels.h`."""
+    if dtype == torch.float32:
+        return SINGLE
+    kind: int = library.load().recurra_best_kind()
+    return kind
+
+
+def take_operand(workspace: Workspace, kind: int, name: str, *shape: int, like: Tensor) -> Tensor:
+    """Memory for operands of this kind; `like` is fp32."""
+    halves = kind not in (SINGLE, _ROUNDED)
+    return workspace.take(name, *shape, like=_BFLOAT16 if halves else like)
+
+
+def as_operand(kind: int, matrix: Tensor, workspace: Workspace, do: Do) -> Tensor:
+    """The same numbers as operands of this kind: rounded, or as they are."""
+    if kind == SINGLE:
+        return matrix
+    operand = take_operand(workspace, kind, "operand", *matrix.shape, like=matrix)
+    do(operand.copy_, matrix)
+    if kind == _ROUNDED:
+        halves = workspace.take("halves", *matrix.shape, like=_BFLOAT16)
+        do(halves.copy_, matrix)
+        do(operand.copy_, halves)
+    return operand
+
+
+def check_ids(ids: Tensor, limit: int) -> None:
+    """The kernels take ids on trust.
+
+    Args:
+        ids: int64, dense.
+
+    Raises:
+        IndexError: one of them is negative, or `limit` or more.
+    """
+    if not library.load().recurra_all_below(ids.numel(), ids.data_ptr(), limit):
+        raise IndexError(f"a token id is not between 0 and {limit - 1}")
+
+
+def transpose(matrix: Tensor, out: Tensor, bias: Tensor | None = None) -> None:
+    """out (n, m) = matrix' of (m, n), plus bias (m,); all dense."""
+    library.load().recurra_transpose(
+        library.threads(),
+        *matrix.shape,
+        library.pointer(matrix),
+        library.pointer(bias),
+        library.pointer(out),
+    )
+
+
+def add_rows(ids: Tensor, rows: Tensor, table: Tensor) -> None:
+    """table[ids[r]] += rows[r], in the order of the rows.
+
+    Args:
+        ids: N ids in all, checked before.
+        rows: (N, W), fp32 or bf16, rows may lie further apart.
+        table: (V, W), dense.
+    """
+    library.load().recurra_add_rows(
+        library.threads(),
+        *rows.shape,
+        rows.stride(0),
+        ids.data_ptr(),
+        rows.data_ptr(),
+        rows.dtype == torch.bfloat16,
+        library.pointer(table),
+    )
+
+
+def gradient_product(
+    kind: int, left: Tensor, right: Tensor, out: Tensor, workspace: Workspace, do: Do
+) -> None:
+    """out = left' right: a gradient summed over all rows of both.
+
+    `left` holds operands of this kind, `right` fp32; columns of wider rows will do.
+    """
+    threads, kernels = library.threads(), library.load()
+    numbers = kernels.recurra_transposed_numbers(threads, len(left), right.shape[1])
+    packed = workspace.take("packed product", numbers, like=right)
+    product = library.GradientProduct(
+        kind=kind,
+        threads=threads,
+        rows=len(left),
+        m=left.shape[1],
+        n=right.shape[1],
+        lda=left.stride(0),
+        ldb=right.stride(0),
+        ldc=out.stride(0),
+    )
+    product.point_strided(a=left, b=right, c=out, packed=packed)
+    do(kernels.recurra_multiply_transposed, byref(product))
+
+
+def dense_product(
+    kind: int,
+    left: Tensor,
+    right: Tensor,
+    out: Tensor,
+    workspace: Workspace,
+    do: Do,
+    bias: Tensor | None = None,
+) -> None:
+    """out = left right + bias, row by row.
+
+    `left` (N, K) holds fp32 numbers or operands of this kind, `right` (K, M) is a dense tensor or
+    the transpose of one, `out` is dense.
+    """
+    threads, kernels = library.threads(), library.load()
+    depth, width = right.shape
+    row, column = (width, 1) if right.is_contiguous() else (1, depth)
+    assert right.is_contiguous() or right.t().is_contiguous()
+    packed = workspace.take(
+        "packed dense", kernels.recurra_dense_numbers(threads, depth, width), like=out
+    )
+    dense = library.DenseProduct(
+        kind=kind,
+        threads=threads,
+        rows=len(left),
+        depth=depth,
+        n=width,
+        lda=left.stride(0),
+        is_operand=left.dtype != torch.float32,
+        weight_row=row,
+        weight_column=column,
+    )
+    dense.point_strided(a=left, weight=right)
+    dense.point(bias=bias, out=out, packed=packed)
+    do(kernels.recurra_multiply, byref(dense))

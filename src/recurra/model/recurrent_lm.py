@@ -1,0 +1,287 @@
+"""RecurrentLM: token ids and a state go in, logits and a state come out.
+
+Embedding or one-hot, stacked recurrent layers, one linear output layer. Knows neither text nor
+training; the state is explicit, nothing hides it between calls.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recurra.config import ModelConfig
+from recurra.io.tensors import TensorSpec
+from recurra.model import output_layer
+from recurra.model.residual import BlockParameters, block_shapes, run_blocks
+from recurra.recurrence.cells import NUM_OF_TORCH, LayerParameters, State, find_cell
+from recurra.recurrence.dropout import NO_DROPOUT, Dropout, Rows, Zoneout
+from recurra.recurrence.layer import choose_backend, run_stack
+
+_LAYER_NAMES = LayerParameters._fields[:NUM_OF_TORCH]
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter of a `RecurrentLM`, in their order."""
+    cell = find_cell(config.cell)
+    vocab, hidden, width = config.vocab_size, config.hidden_size, config.embedding_size
+    shapes: dict[str, tuple[int, ...]] = {"embedding": (vocab, width)} if width else {}
+    gates = cell.num_gates * hidden
+    for layer in range(config.num_layers):
+        inputs = hidden if layer else width or vocab
+        shapes[f"weight_ih_l{layer}"] = (gates, inputs)
+        shapes[f"bias_ih_l{layer}"] = (gates,)
+        if cell.reads_state:
+            shapes[f"weight_hh_l{layer}"] = (gates, hidden)
+            shapes[f"bias_hh_l{layer}"] = (gates,)
+        extra = cell.extra_shapes(hidden, inputs)
+        if config.residual:
+            extra |= block_shapes(hidden)
+        shapes |= {f"{name}_l{layer}": shape for name, shape in extra.items()}
+    if config.residual:
+        shapes["final_norm"] = (hidden,)
+    if not config.tie_weights:
+        shapes["head_weight"] = (vocab, hidden)
+    return shapes | {"head_bias": (vocab,)}
+
+
+def parameter_specs(config: ModelConfig) -> dict[str, TensorSpec]:
+    """What a file must hold of each parameter; nothing of that size is made."""
+    shapes = parameter_shapes(config)
+    return {name: TensorSpec(torch.float32, shape) for name, shape in shapes.items()}
+
+
+class RecurrentLM(nn.Module):
+    """A recurrent language model.
+
+    Parameters carry torch.nn's names: `weight_ih_l0` (G*H, I), `weight_hh_l0` (G*H, H),
+    `bias_ih_l0`, `bias_hh_l0` (G*H,), then `weight_ih_l1` and so on; around them `embedding`
+    (V, E), unless the input is one-hot, what residual blocks add (`residual.BlockParameters`, and
+    `final_norm`), and the output layer's `head_weight` (V, H), unless tied
+    to the embedding, and `head_bias` (V,).
+
+    Args:
+        config: sizes, cell, backend, precision and initialisation.
+    """
+
+    embedding: nn.Parameter
+    head_weight: nn.Parameter
+    head_bias: nn.Parameter
+    final_norm: nn.Parameter
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        for name, shape in parameter_shapes(config).items():
+            self.register_parameter(name, nn.Parameter(torch.empty(shape)))
+        self.reset_parameters()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters lie."""
+        return self.head_bias.device
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers are learned."""
+        return sum(p.numel() for p in self.parameters())
+
+    @property
+    def backend(self) -> str:
+        """The backend that computes the recurrence here: `auto` resolved."""
+        return self.backend_for(1.0)
+
+    def backend_for(self, recurrent_gradient_scale: float) -> str:
+        """The same where gradients are scaled on their way back; see `scan.run`."""
+        if self.config.backend != "auto":
+            return self.config.backend
+        if self.config.zoneout:
+            return "reference"
+        return choose_backend(self.config.cell, self.device, recurrent_gradient_scale)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the compiled kernels can compute all of it."""
+        return (
+            self.backend == "native"
+            and not self.config.residual
+            and find_cell(self.config.cell).reads_state
+            and all(
+                p.dtype == torch.float32 and p.is_contiguous() and p.device.type == "cpu"
+                for p in self.parameters()
+            )
+        )
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the first weights as `config.init` says, from torch's global generator."""
+        bound = 1.0 / math.sqrt(self.config.hidden_size)
+        cell = find_cell(self.config.cell)
+        extra = cell.extra_shapes(self.config.hidden_size, 1)
+        for name, parameter in self.named_parameters():
+            if (own := name.rpartition("_l")[0]) in extra:
+                cell.first_extra(own, parameter)
+            elif own.endswith("norm") or name == "final_norm":
+                parameter.fill_(1.0)
+            elif self.config.init == "normal":
+                if parameter.dim() == 1:
+                    parameter.zero_()
+                else:
+                    parameter.normal_(0.0, 0.01)
+            elif name == "embedding":
+                parameter.normal_(0.0, 1.0 if not self.config.tie_weights else bound)
+            elif self.config.init == "orthogonal" and name.startswith("weight_hh"):
+                for gate in torch.split(parameter, self.config.hidden_size):
+                    nn.init.orthogonal_(gate)
+            else:
+                parameter.uniform_(-bound, bound)
+        for layer in range(self.config.num_layers):
+            self._set_gate_biases(layer)
+
+    def _set_gate_biases(self, layer: int) -> None:
+        """What `forget_bias` and `chrono` say of the first biases of an LSTM's gates."""
+        units, config = self.config.hidden_size, self.config
+        forget = slice(units, 2 * units)
+        if config.forget_bias:
+            getattr(self, f"bias_hh_l{layer}")[forget] += config.forget_bias
+        if config.chrono:
+            spans = torch.empty(units).uniform_(1.0, config.chrono - 1.0).log()
+            getattr(self, f"bias_ih_l{layer}")[: 2 * units] = 0.0
+            getattr(self, f"bias_hh_l{layer}")[: 2 * units] = torch.cat([-spans, spans])
+
+    def layers(self) -> list[LayerParameters]:
+        """The parameters of each recurrent layer, the lowest first."""
+        return [self._layer(index) for index in range(self.config.num_layers)]
+
+    def _block(self, index: int) -> BlockParameters:
+        return BlockParameters._make(
+            getattr(self, f"{name}_l{index}") for name in BlockParameters._fields
+        )
+
+    def _layer(self, index: int) -> LayerParameters:
+        config = self.config
+        shapes = find_cell(config.cell).extra_shapes(config.hidden_size, 1)
+        of_torch = (getattr(self, f"{name}_l{index}", None) for name in _LAYER_NAMES)
+        extra = tuple(getattr(self, f"{name}_l{index}") for name in shapes)
+        return LayerParameters.from_torch(of_torch)._replace(extra=extra or None)
+
+    def zero_state(self, batch_size: int) -> State:
+        """The state before anything was read: (h,) or (h, c), each (L, B, H); () without one."""
+        shape = (self.config.num_layers, batch_size, self.config.hidden_size)
+        num_states = find_cell(self.config.cell).num_states
+        return tuple(self.head_bias.new_zeros(shape) for _ in range(num_states))
+
+    def hidden(
+        self,
+        ids: Tensor,
+        state: State | None = None,
+        *,
+        recurrent_gradient_scale: float = 1.0,
+        rows: Rows | None = None,
+    ) -> tuple[Tensor, State]:
+        """The top layer's outputs, time first.
+
+        Args:
+            ids: (B, T) int64.
+            state: as `zero_state` gives it; None is zero.
+            recurrent_gradient_scale: see `scan.run`.
+            rows: see `scan.run_stack`.
+
+        Returns:
+            (T, B, H), some of it dropped in training, and the state after the last step.
+        """
+        inputs = ids.t()
+        if self.config.embedding_size:
+            inputs = nn.functional.embedding(inputs, self.embedding)
+        options: dict[str, Any] = {
+            "dropout": self.dropout,
+            "rows": rows,
+            "precision": self.config.precision,
+            "recurrent_gradient_scale": recurrent_gradient_scale,
+        }
+        if self.config.zoneout:
+            options["zoneout"] = Zoneout(self.config.zoneout, self.training, rows)
+        cell, backend, layers = self.config.cell, self.config.backend, self.layers()
+        if not self.config.residual:
+            return run_stack(cell, inputs, state or None, layers, backend, **options)
+        blocks = [self._block(index) for index in range(len(layers))]
+        return run_blocks(
+            cell, inputs, state or None, layers, blocks, self.final_norm, backend, **options
+        )
+
+    @property
+    def dropout(self) -> Dropout:
+        """What is dropped now: nothing but in training."""
+        config = self.config
+        if not self.training:
+            return NO_DROPOUT
+        return Dropout(
+            config.dropout, config.output_dropout, config.locked_dropout, config.weight_dropout
+        )
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The output layer: (..., H) to (..., V)."""
+        return output_layer.logits(hidden, self.output_weight, self.head_bias, self.product_dtype)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """(V, H), of the output layer."""
+        return self.embedding if self.config.tie_weights else self.head_weight
+
+    @property
+    def product_dtype(self) -> torch.dtype:
+        """Number format of the products' operands."""
+        return torch.bfloat16 if self.config.precision == "bf16" else self.head_bias.dtype
+
+    def initial_logits(self, batch_size: int = 1) -> Tensor:
+        """(B, V): the output layer on the zero state, the guess when nothing was read yet."""
+        return self.logits(self.head_bias.new_zeros(batch_size, self.config.hidden_size))
+
+    def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Logits of the next token after each token of `ids`.
+
+        Args:
+            ids: (B, T) int64, T >= 1.
+            state: the state after what came before, as returned earlier; None is zero.
+
+        Returns:
+            Logits (B, T, V) and the state after the last token.
+        """
+        hidden, state = self.hidden(ids, state)
+        return self.logits(hidden).transpose(0, 1), state
+
+    def loss(
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        state: State | None = None,
+        *,
+        recurrent_gradient_scale: float = 1.0,
+        rows: Rows | None = None,
+    ) -> tuple[Tensor, State]:
+        """Mean cross-entropy in nats per token, and the state after the last token.
+
+        Args:
+            ids, targets: (B, T) int64; `targets[b, t]` is what follows `ids[b, t]`.
+            state: as in `forward`.
+            recurrent_gradient_scale: see `scan.run`.
+            rows: see `scan.run_stack`.
+        """
+        hidden, state = self.hidden(
+            ids, state, recurrent_gradient_scale=recurrent_gradient_scale, rows=rows
+        )
+        tensors = (hidden, self.output_weight, self.head_bias)
+        compiled = self.backend == "native" and all(t.dtype == torch.float32 for t in tensors)
+        cross_entropy = (
+            output_layer.compiled_cross_entropy if compiled else output_layer.cross_entropy
+        )
+        loss = cross_entropy(
+            hidden.flatten(0, 1),
+            self.output_weight,
+            self.head_bias,
+            targets.t().flatten(),
+            self.product_dtype,
+        )
+        return loss, state

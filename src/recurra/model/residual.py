@@ -1,0 +1,95 @@
+"""Layers in residual blocks, which is how many of them are trained one above the other.
+
+The block is Griffin's (De et al. 2024, arXiv 2402.19427, section 2), but for its convolution:
+
+    x = x + (cell(u) * gelu(u W_gate')) W_out'      with u = rms(x) * norm
+    x = x + (gelu(v W_a') * v W_b') W_feed_out'     with v = rms(x) * feed_norm
+
+and after the last block x = rms(x) * final_norm. `feed_in` holds W_a over W_b.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import gelu, rms_norm
+
+from recurra.recurrence.cells import LayerParameters, State
+from recurra.recurrence.dropout import NO_DROPOUT, Dropout, Rows, drop, drop_weights
+from recurra.recurrence.layer import run
+from recurra.recurrence.precision import product
+
+EXPANSION = 2
+"""Width of the feed-forward part, in hidden sizes."""
+
+
+class BlockParameters(NamedTuple):
+    """What a block has beside its recurrent layer.
+
+    `norm` and `feed_norm` (H,), `gate` and `out` (H, H), `feed_in` (2*E*H, H), `feed_out` (H, E*H)
+    with E = `EXPANSION`.
+    """
+
+    norm: Tensor
+    gate: Tensor
+    out: Tensor
+    feed_norm: Tensor
+    feed_in: Tensor
+    feed_out: Tensor
+
+
+def block_shapes(units: int) -> dict[str, tuple[int, ...]]:
+    """The shape of each of a block's parameters."""
+    wide = EXPANSION * units
+    shapes = ((units,), (units, units), (units, units), (units,), (2 * wide, units), (units, wide))
+    return dict(zip(BlockParameters._fields, shapes, strict=True))
+
+
+def run_blocks(
+    cell: str,
+    inputs: Tensor,
+    state: State | None,
+    layers: Sequence[LayerParameters],
+    blocks: Sequence[BlockParameters],
+    final_norm: Tensor,
+    backend: str = "auto",
+    *,
+    dropout: Dropout = NO_DROPOUT,
+    rows: Rows | None = None,
+    precision: str = "fp32",
+    **options: Any,
+) -> tuple[Tensor, State]:
+    """Blocks one above the other.
+
+    Args:
+        inputs: (T, B, H) numbers.
+        blocks, final_norm: as `BlockParameters` has them; (H,).
+        dropout: `between` is what is dropped of whatever a block adds, `output` of the result.
+        cell, state, layers, backend, rows, precision, options: as in `scan.run_stack`.
+
+    Returns:
+        Outputs (T, B, H) and the state, each tensor (L, B, H).
+    """
+    dtype = torch.bfloat16 if precision == "bf16" else inputs.dtype
+    if dropout.weight > 0.0:
+        layers = drop_weights(layers, dropout.weight)
+
+    def maybe_drop(added: Tensor, probability: float) -> Tensor:
+        return drop(added, probability, dropout, rows) if probability > 0.0 else added
+
+    finals, x = [], inputs
+    for index, (layer, block) in enumerate(zip(layers, blocks, strict=True)):
+        initial = None if state is None else tuple(s[index] for s in state)
+        normed = rms_norm(x, block.norm.shape, block.norm)
+        read, final = run(cell, normed, initial, layer, backend, precision=precision, **options)
+        finals.append(final)
+        gated = read * gelu(product(normed, block.gate, dtype))
+        x = x + maybe_drop(product(gated, block.out, dtype), dropout.between)
+        normed = rms_norm(x, block.feed_norm.shape, block.feed_norm)
+        a, b = product(normed, block.feed_in, dtype).chunk(2, dim=-1)
+        x = x + maybe_drop(product(gelu(a) * b, block.feed_out, dtype), dropout.between)
+    outputs = maybe_drop(rms_norm(x, final_norm.shape, final_norm), dropout.output)
+    return outputs, tuple(torch.stack(parts) for parts in zip(*finals, strict=True))

@@ -1,0 +1,1 @@
+"""Implementations of one recurrent layer; all share the signature of `reference`."""

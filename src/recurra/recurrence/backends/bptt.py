@@ -1,0 +1,220 @@
+"""Backpropagation through time written by hand: readable, pure torch, fast.
+
+Around the loops of `time_loops.py` stands what a layer shares whatever its cell: the projection of
+all inputs at once (a lookup of rows where the inputs are token ids), and one product for each
+weight gradient over all T*B rows. Where a gradient of the gradient is wanted, the backward pass is
+left to `reference`; forward-mode differentiation and torch.func's transforms need it too.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recurra.kernels.buffers import SHELF
+from recurra.recurrence.backends import reference
+from recurra.recurrence.backends.bptt_loops import LOOPS, LoopGradients, RecurrentWeights, Trace
+from recurra.recurrence.backends.reference import project
+from recurra.recurrence.cells import CELLS, NUM_OF_TORCH, Cell, LayerParameters, State
+
+
+def run_layer(
+    cell: Cell,
+    inputs: Tensor,
+    state: State,
+    parameters: LayerParameters,
+    *,
+    dtype: torch.dtype,
+    recurrent_gradient_scale: float,
+) -> tuple[Tensor, State]:
+    """One layer through time; arguments and result as in `scan.run`."""
+    if cell.num_states == 0:
+        # Without a hidden state there is no time to go back through: autograd has it all.
+        return torch.tanh(project(inputs, parameters, dtype)), ()
+    if type(inputs) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_exporting():
+        # Tensors that only stand for others (while a model is exported, say) cannot be written to.
+        return reference.run_layer(
+            cell,
+            inputs,
+            state,
+            parameters,
+            dtype=dtype,
+            recurrent_gradient_scale=recurrent_gradient_scale,
+        )
+    apply: Any = _LayerThroughTime.apply
+    if "torch._dynamo" in sys.modules:
+        # torch.compile cannot follow buffers that are used again. To ask it to stand aside imports
+        # it, which takes a second; so it is asked only where somebody has imported it already.
+        compiler: Any = torch.compiler
+        apply = compiler.disable(apply)
+    outputs, *final = apply(
+        cell.name, dtype, recurrent_gradient_scale, inputs, *parameters.of_torch, *state
+    )
+    return outputs, tuple(final)
+
+
+class _LayerThroughTime(torch.autograd.Function):
+    """One layer through time as a single node of the autograd graph."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        name: str,
+        dtype: torch.dtype,
+        scale: float,
+        inputs: Tensor,
+        *parameters_and_state: Tensor,
+    ) -> tuple[Tensor, ...]:
+        parameters = LayerParameters.from_torch(parameters_and_state[:NUM_OF_TORCH])
+        loop = LOOPS[name]
+        projected = _project(inputs, parameters, dtype, fold_bias=loop.folds_bias_hh)
+        state = parameters_and_state[NUM_OF_TORCH:]
+        final, trace = loop.forward(projected, state, _recurrent_weights(parameters, dtype))
+        ctx.name, ctx.dtype, ctx.scale = name, dtype, scale
+        ctx.num_buffers = len(trace.buffers)
+        ctx.save_for_backward(trace.hidden, *trace.buffers, inputs, *parameters.of_torch, *state)
+        return (trace.hidden[1:], *final)
+
+    @staticmethod
+    def backward(ctx: Any, grad_outputs: Tensor, *grad_final: Tensor) -> tuple[Any, ...]:
+        hidden, *saved = ctx.saved_tensors
+        buffers, (inputs, *saved) = saved[: ctx.num_buffers], saved[ctx.num_buffers :]
+        parameters = LayerParameters.from_torch(saved[:NUM_OF_TORCH])
+        if torch.is_grad_enabled():
+            state = tuple(saved[NUM_OF_TORCH:])
+            found = backward_with_graph(
+                ctx.name,
+                inputs,
+                state,
+                parameters,
+                (grad_outputs, *grad_final),
+                ctx.needs_input_grad[3:],
+                dtype=ctx.dtype,
+                recurrent_gradient_scale=ctx.scale,
+            )
+            return (None, None, None, *found)
+        weights = _recurrent_weights(parameters, ctx.dtype)
+        trace = Trace(hidden, tuple(buffers))
+        gradients = LOOPS[ctx.name].backward(trace, grad_outputs, grad_final, weights, ctx.scale)
+        grad_inputs, *grad_parameters = _parameter_gradients(
+            gradients, inputs, hidden, parameters, ctx.dtype, ctx.needs_input_grad[3]
+        )
+        return (None, None, None, grad_inputs, *grad_parameters, *gradients.initial)
+
+
+def backward_with_graph(
+    name: str,
+    inputs: Tensor,
+    state: State,
+    parameters: LayerParameters,
+    grads: tuple[Tensor, ...],
+    needed: Sequence[bool],
+    **options: Any,
+) -> list[Tensor | None]:
+    """The same gradients by `reference`, with a graph of their own to differentiate again.
+
+    Args:
+        name, inputs, state, parameters, options: the cell's name, and as in `run_layer`.
+        grads: of the outputs and of each part of the final state.
+        needed: for the inputs, each parameter and each part of the state: its gradient is wanted.
+    """
+    # Aliases, so that a way from one of them to another outside this layer is not counted twice.
+    given: list[Any] = [
+        None if t is None else t.view_as(t) for t in (inputs, *parameters.of_torch, *state)
+    ]
+    first, rest = 1 + NUM_OF_TORCH, given[1:]
+    outputs, final = reference.run_layer(
+        CELLS[name],
+        given[0],
+        tuple(given[first:]),
+        LayerParameters.from_torch(rest[:NUM_OF_TORCH]),
+        **options,
+    )
+    wanted = [alias for alias, need in zip(given, needed, strict=True) if need]
+    found = iter(
+        torch.autograd.grad((outputs, *final), wanted, grads, create_graph=True, allow_unused=True)
+    )
+    return [next(found) if need else None for need in needed]
+
+
+def _recurrent_weights(parameters: LayerParameters, dtype: torch.dtype) -> RecurrentWeights:
+    assert parameters.weight_hh is not None
+    weight_hr = None if parameters.weight_hr is None else parameters.weight_hr.to(dtype)
+    return RecurrentWeights(parameters.weight_hh.to(dtype), parameters.bias_hh, weight_hr)
+
+
+def _project(
+    inputs: Tensor, parameters: LayerParameters, dtype: torch.dtype, *, fold_bias: bool
+) -> Tensor:
+    """x_t W_ih' and the biases that may be added beforehand, (T, B, G*H), in a borrowed buffer."""
+    weight = parameters.weight_ih
+    bias = parameters.bias_ih
+    if bias is not None and fold_bias and parameters.bias_hh is not None:
+        bias = bias + parameters.bias_hh
+    projected = SHELF.borrow(*inputs.shape[:2], weight.shape[0], like=weight)
+    rows = projected.flatten(0, 1)
+    if not inputs.is_floating_point():
+        table = weight.t().contiguous() if bias is None else weight.t() + bias
+        torch.index_select(table, 0, inputs.flatten(), out=rows)
+        return projected
+    flat = inputs.flatten(0, 1)
+    if dtype == weight.dtype and bias is not None:
+        torch.addmm(bias, flat, weight.t(), out=rows)
+        return projected
+    rows.copy_(torch.mm(flat.to(dtype), weight.t().to(dtype)))
+    if bias is not None:
+        rows.add_(bias)
+    return projected
+
+
+def _parameter_gradients(
+    gradients: LoopGradients,
+    inputs: Tensor,
+    hidden: Tensor,
+    parameters: LayerParameters,
+    dtype: torch.dtype,
+    needs_inputs: bool,
+) -> list[Tensor | None]:
+    """Gradients of the inputs and of each parameter, in the order of `LayerParameters`."""
+    input_deltas = gradients.input_deltas.flatten(0, 1)
+    hidden_deltas = gradients.hidden_deltas.flatten(0, 1)
+    before = hidden[:-1].flatten(0, 1)
+    weight = parameters.weight_ih
+    grad_inputs = None
+    if inputs.is_floating_point():
+        flat = inputs.flatten(0, 1)
+        grad_weight_ih = _product(input_deltas.t(), flat, dtype)
+        if needs_inputs:
+            grad_inputs = _product(input_deltas, weight, dtype).view_as(inputs)
+    else:
+        grad_weight_ih = _scatter_rows(input_deltas, inputs.flatten(), weight.shape[1])
+    grad_bias_ih = grad_bias_hh = None
+    if parameters.bias_ih is not None:
+        grad_bias_ih = input_deltas.sum(0)
+        shared = gradients.input_deltas is gradients.hidden_deltas
+        grad_bias_hh = grad_bias_ih.clone() if shared else hidden_deltas.sum(0)
+    return [
+        grad_inputs,
+        grad_weight_ih,
+        _product(hidden_deltas.t(), before, dtype),
+        grad_bias_ih,
+        grad_bias_hh,
+        gradients.weight_hr,
+    ]
+
+
+def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.mm(left.to(dtype), right.to(dtype)).to(left.dtype)
+
+
+def _scatter_rows(deltas: Tensor, ids: Tensor, num_rows: int) -> Tensor:
+    """The lookup's gradient: each delta added to the column of W_ih that its token took.
+
+    Returns (G*H, I), the layout of `weight_ih`.
+    """
+    table = deltas.new_zeros(num_rows, deltas.shape[1])
+    return table.index_add_(0, ids, deltas).t()

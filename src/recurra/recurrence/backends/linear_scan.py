@@ -1,0 +1,159 @@
+"""The elementwise recurrence h_t = a_t * h_{t-1} + b_t, with its gradients.
+
+What is left of a recurrence whose gates do not read the state: all its products can be taken for
+every step at once, and only this goes through time. It is sequential over time and parallel over
+everything else, which on a CPU beats the scans that are parallel over time as well.
+
+Martin and Cundy 2018, "Parallelizing Linear Recurrent Neural Nets Over Sequence Length", has the
+equations of the gradients: dL/db_t = dL/dh_t + a_{t+1} dL/db_{t+1}, and dL/da_t = h_{t-1} dL/db_t.
+"""
+
+from __future__ import annotations
+
+from ctypes import byref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recurra.errors import ConfigError
+from recurra.kernels import library
+from recurra.recurrence.backends.reference import scale_gradient
+
+BACKENDS = ("reference", "bptt", "native")
+"""As those of `scan`: the plain loop, torch with gradients by hand, the compiled kernel."""
+
+
+def linear_scan(
+    a: Tensor,
+    b: Tensor,
+    initial: Tensor | None = None,
+    backend: str = "auto",
+    *,
+    recurrent_gradient_scale: float = 1.0,
+) -> Tensor:
+    """All states after the first.
+
+    Args:
+        a, b: (T, ...) of one shape, T >= 1.
+        initial: h_0, (...); None is zero.
+        backend: auto, or one of `BACKENDS`.
+        recurrent_gradient_scale: multiplies every gradient that passes from one step to the step
+            before.
+
+    Returns:
+        (T, ...): h_1 to h_T.
+
+    Raises:
+        ConfigError: shapes that do not fit, or a backend that is not there or cannot do it.
+    """
+    if initial is None:
+        initial = a.new_zeros(a.shape[1:])
+    if a.shape != b.shape or a.dim() < 1 or len(a) < 1 or initial.shape != a.shape[1:]:
+        raise ConfigError(
+            "a scan needs a and b of one shape (T, ...) with T >= 1 and a state of shape (...),"
+            f" not {tuple(a.shape)}, {tuple(b.shape)} and {tuple(initial.shape)}"
+        )
+    if backend == "auto":
+        backend = "native" if _compiles(a, b, initial) and library.is_available() else "bptt"
+    if backend not in BACKENDS:
+        raise ConfigError(f"unknown backend {backend!r}; there are auto, {', '.join(BACKENDS)}")
+    if backend == "reference":
+        return _reference(a, b, initial, recurrent_gradient_scale)
+    if backend == "native" and not _compiles(a, b, initial):
+        raise ConfigError("the native backend scans fp32 tensors on a CPU; take another")
+    apply: Any = _LinearScan.apply
+    outputs: Tensor = apply(a, b, initial, backend, recurrent_gradient_scale)
+    return outputs
+
+
+def _compiles(*tensors: Tensor) -> bool:
+    return all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+
+
+def _reference(a: Tensor, b: Tensor, state: Tensor, scale: float) -> Tensor:
+    """The equation, step by step; autograd does the rest."""
+    outputs = []
+    for a_t, b_t in zip(a, b, strict=True):
+        if scale != 1.0:
+            state = scale_gradient(state, scale)
+        state = a_t * state + b_t
+        outputs.append(state)
+    return torch.stack(outputs)
+
+
+class _LinearScan(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, a: Tensor, b: Tensor, initial: Tensor, backend: str, scale: float
+    ) -> Tensor:
+        a, b, initial = a.contiguous(), b.contiguous(), initial.contiguous()
+        outputs = torch.empty_like(b)
+        if backend == "native":
+            scan = _describe(a, outputs, initial, scale)
+            scan.point(b=b)
+            library.load().recurra_scan_forward(byref(scan))
+        else:
+            before = initial
+            for a_t, b_t, h_t in zip(a, b, outputs, strict=True):
+                torch.addcmul(b_t, a_t, before, out=h_t)
+                before = h_t
+        ctx.backend, ctx.scale = backend, scale
+        ctx.save_for_backward(a, b, initial, outputs)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        a, b, initial, outputs = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return (*_backward_with_graph(ctx, a, b, initial, grad_outputs), None, None)
+        grad_outputs = grad_outputs.contiguous()
+        if ctx.backend == "native":
+            return (*_native_backward(a, initial, outputs, grad_outputs, ctx.scale), None, None)
+        grad_b, later = torch.empty_like(a), torch.zeros_like(initial)
+        for a_t, grad, grad_b_t in reversed(list(zip(a, grad_outputs, grad_b, strict=True))):
+            torch.add(grad, later, out=grad_b_t)
+            later = ctx.scale * a_t * grad_b_t
+        before = torch.cat([initial.unsqueeze(0), outputs[:-1]])
+        return grad_b * before, grad_b, later, None, None
+
+
+def _native_backward(
+    a: Tensor, initial: Tensor, outputs: Tensor, grad_outputs: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    scan = _describe(a, outputs, initial, scale)
+    grad_a, grad_b = torch.empty_like(a), torch.empty_like(a)
+    grad_initial, grad_final = torch.empty_like(initial), torch.zeros_like(initial)
+    scan.point(
+        grad_outputs=grad_outputs,
+        grad_final=grad_final,
+        grad_a=grad_a,
+        grad_b=grad_b,
+        grad_initial=grad_initial,
+    )
+    library.load().recurra_scan_backward(byref(scan))
+    return grad_a, grad_b, grad_initial
+
+
+def _backward_with_graph(
+    ctx: Any, a: Tensor, b: Tensor, initial: Tensor, grad_outputs: Tensor
+) -> list[Tensor | None]:
+    """The same gradients by the plain loop, with a graph of their own to differentiate again."""
+    # Aliases, so that a way from one of them to another outside this scan is not counted twice.
+    given = (a.view_as(a), b.view_as(b), initial.view_as(initial))
+    needed = ctx.needs_input_grad[:3]
+    wanted = [tensor for tensor, need in zip(given, needed, strict=True) if need]
+    outputs = _reference(*given, ctx.scale)
+    found = iter(torch.autograd.grad(outputs, wanted, grad_outputs, create_graph=True))
+    return [next(found) if need else None for need in needed]
+
+
+def _describe(a: Tensor, outputs: Tensor, initial: Tensor, scale: float) -> library.LinearScan:
+    scan = library.LinearScan(
+        threads=library.threads(),
+        recurrent_scale=scale,
+        steps=len(a),
+        columns=initial.numel(),
+    )
+    scan.point(a=a, initial=initial, outputs=outputs)
+    return scan

@@ -1,0 +1,116 @@
+"""One layer by the compiled kernels, as a node of the autograd graph.
+
+`passes.py` has the passes; here they are joined to autograd. A gradient of the gradient is left to
+`reference`.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recurra.errors import ConfigError
+from recurra.kernels.buffers import SHELF, Fresh
+from recurra.recurrence.backends.bptt import backward_with_graph
+from recurra.recurrence.backends.native_passes import LayerPasses, Trace
+from recurra.recurrence.backends.reference import project
+from recurra.recurrence.cells import NUM_OF_TORCH, Cell, LayerParameters, State
+
+
+def run_layer(
+    cell: Cell,
+    inputs: Tensor,
+    state: State,
+    parameters: LayerParameters,
+    *,
+    dtype: torch.dtype,
+    recurrent_gradient_scale: float,
+) -> tuple[Tensor, State]:
+    """One layer through time; arguments and result as in `scan.run`.
+
+    Raises:
+        ConfigError: tensors that are not fp32 on a CPU, or a projected LSTM.
+        KernelError: the kernels cannot be built or loaded.
+    """
+    if cell.num_states == 0:
+        return torch.tanh(project(inputs, parameters, dtype)), ()
+    reason = why_not(inputs, state, parameters)
+    if reason:
+        raise ConfigError(f"the native backend {reason}; take another")
+    apply: Any = _LayerThroughTime.apply
+    if "torch._dynamo" in sys.modules:
+        compiler: Any = torch.compiler
+        apply = compiler.disable(apply)
+    passes = LayerPasses(cell.name, dtype, recurrent_gradient_scale, SHELF, Fresh())
+    outputs, *final = apply(passes, inputs, *parameters.of_torch, *state)
+    return outputs, tuple(final)
+
+
+def why_not(inputs: Tensor, state: State | None, parameters: LayerParameters) -> str:
+    """What stands in the way of these kernels, as the end of a sentence; empty if nothing does."""
+    if parameters.weight_hr is not None:
+        return "has no projected LSTM"
+    if type(inputs) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_exporting():
+        return "needs tensors with memory"
+    own = parameters.extra or ()
+    for tensor in (inputs, *(state or ()), *parameters.of_torch, *own):
+        if tensor is None:
+            continue
+        if tensor.device.type != "cpu":
+            return f"computes on a CPU, not on {tensor.device.type}"
+        if tensor.dtype != torch.float32 and (tensor is not inputs or tensor.is_floating_point()):
+            return f"computes in fp32, not in {tensor.dtype}"
+    return ""
+
+
+class _LayerThroughTime(torch.autograd.Function):
+    """One layer through time as a single node of the autograd graph."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, passes: LayerPasses, inputs: Tensor, *parameters_and_state: Tensor
+    ) -> tuple[Tensor, ...]:
+        parameters = LayerParameters.from_torch(parameters_and_state[:NUM_OF_TORCH])
+        state = parameters_and_state[NUM_OF_TORCH:]
+        trace = passes.forward(inputs, state, parameters, saves=any(ctx.needs_input_grad))
+        ctx.passes = passes
+        ctx.save_for_backward(*trace, inputs, *parameters.of_torch, *state)
+        final = [part[-1].clone() for part in trace[:2] if part is not None]
+        return (trace.hidden[1:], *final)
+
+    @staticmethod
+    def backward(ctx: Any, grad_outputs: Tensor, *grad_final: Tensor) -> tuple[Any, ...]:
+        split = len(Trace._fields)
+        trace, (inputs, *rest) = Trace(*ctx.saved_tensors[:split]), ctx.saved_tensors[split:]
+        parameters, state = (
+            LayerParameters.from_torch(rest[:NUM_OF_TORCH]),
+            tuple(rest[NUM_OF_TORCH:]),
+        )
+        if torch.is_grad_enabled():
+            found = backward_with_graph(
+                ctx.passes.cell,
+                inputs,
+                state,
+                parameters,
+                (grad_outputs, *grad_final),
+                ctx.needs_input_grad[1:],
+                dtype=ctx.passes.dtype,
+                recurrent_gradient_scale=ctx.passes.recurrent_scale,
+            )
+            return (None, *found)
+        gradients = LayerParameters.from_torch(
+            None if p is None else p.new_empty(p.shape) for p in parameters.of_torch
+        )
+        grad_inputs, initial = ctx.passes.backward(
+            trace,
+            inputs,
+            parameters,
+            grad_outputs.contiguous(),
+            tuple(g.contiguous() for g in grad_final),
+            gradients,
+            needs_inputs=ctx.needs_input_grad[1],
+        )
+        return (None, grad_inputs, *gradients.of_torch, *initial)

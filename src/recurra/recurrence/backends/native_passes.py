@@ -1,0 +1,297 @@
+"""The compiled passes of one layer, forward and backward: what the kernels are handed.
+
+Around the loop through time, which is theirs, stands what a layer shares whatever its cell: the
+projection of the inputs (a table of the lookup's rows where they are token ids), and one product
+for each weight gradient over all T*B rows. fp32 on a CPU; in bf16 the operands of products are
+rounded, and state, sums and gradients stay fp32. Knows nothing of autograd.
+
+Whatever depends on numbers is called through `do`, so that it can be written down; see
+`program.py`.
+"""
+
+from __future__ import annotations
+
+from ctypes import byref
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from recurra.kernels import library
+from recurra.kernels.buffers import Workspace
+from recurra.kernels.products import (
+    SINGLE,
+    add_rows,
+    check_ids,
+    dense_product,
+    gradient_product,
+    product_kind,
+    take_operand,
+    transpose,
+)
+from recurra.kernels.recorder import Do, at_once
+from recurra.recurrence.cells import LayerParameters, State
+
+COMPILED_CELLS = {"rnn": 0, "rnn-relu": 1, "gru": 2, "lstm": 3}
+_SAVED = {"rnn": 0, "rnn-relu": 0, "gru": 4, "lstm": 4}
+"""Values kept per unit and step for the backward pass."""
+_DELTAS = {"rnn": 1, "rnn-relu": 1, "gru": 4, "lstm": 4}
+"""Gradients per unit and step: of each gate, and of the GRU's h_n."""
+_FLOAT32 = torch.empty(0)
+
+
+class Trace(NamedTuple):
+    """What the forward pass leaves: the hidden state before, between and after the steps,
+    (T+1, B, H), the LSTM's cells likewise, and what the backward pass needs beside them."""
+
+    hidden: Tensor
+    cells: Tensor | None
+    saved: Tensor | None
+
+
+@dataclass(frozen=True)
+class LayerPasses:
+    """Both passes of one layer.
+
+    Args:
+        cell: its name.
+        dtype: number format of the products' operands, fp32 or bf16.
+        recurrent_scale: of every gradient that passes to the step before.
+        workspace: where memory comes from; kept memory is that of one layer.
+        results: the same for what is returned.
+        do: how the calls are made.
+    """
+
+    cell: str
+    dtype: torch.dtype
+    recurrent_scale: float
+    workspace: Workspace
+    results: Workspace
+    do: Do = at_once
+
+    @property
+    def kind(self) -> int:
+        """See `product_kind`."""
+        return product_kind(self.dtype)
+
+    def forward(
+        self, inputs: Tensor, state: State, parameters: LayerParameters, *, saves: bool
+    ) -> Trace:
+        """Through time.
+
+        Args:
+            inputs: (T, B, I) numbers or (T, B) ids.
+            state: (h,) or (h, c), each (B, H).
+            parameters: of the layer, all fp32.
+            saves: whether a backward pass will follow.
+
+        Raises:
+            IndexError: an id is not below I.
+        """
+        steps, batch = inputs.shape[:2]
+        layer, trace = self.prepare(steps, batch, state, parameters, saves=saves)
+        projected, ids = self._project(inputs, parameters)
+        layer.point(projected=projected, ids=ids)
+        self.do(library.load().recurra_layer_forward, byref(layer))
+        return trace
+
+    def prepare(
+        self, steps: int, batch: int, state: State, parameters: LayerParameters, *, saves: bool
+    ) -> tuple[library.Layer, Trace]:
+        """A forward pass as the kernels take it, but for its inputs, and what it will leave."""
+        layer = self._describe(steps, batch, parameters)
+        units = layer.units
+        hidden = self._take_result("hidden", steps + 1, batch, units)
+        self.do(hidden[0].copy_, state[0])
+        cells = saved = None
+        if self.cell == "lstm":
+            cells = self._take("cells", steps + 1, batch, units)
+            self.do(cells[0].copy_, state[1])
+        if saves and _SAVED[self.cell]:
+            saved = self._take("saved", steps, batch, _SAVED[self.cell] * units)
+        operand = self._take_operand("hidden operand", (steps + 1) * batch, units, units)
+        bias_hn = None
+        if self.cell == "gru" and parameters.bias_hh is not None:
+            bias_hn = parameters.bias_hh[2 * units :].contiguous()
+        layer.point(
+            bias_hn=bias_hn, hidden=hidden, hidden_operand=operand, cells=cells, saved=saved
+        )
+        return layer, Trace(hidden, cells, saved)
+
+    def table(self, parameters: LayerParameters) -> Tensor:
+        """What each token adds before the loop, (V, G*H): x W_ih' and biases for a one-hot x."""
+        weight = parameters.weight_ih
+        table = self._take("table", weight.shape[1], weight.shape[0])
+        self.do(transpose, weight.contiguous(), table, self.foldable_bias(parameters))
+        return table
+
+    def foldable_bias(self, parameters: LayerParameters) -> Tensor | None:
+        """The biases that can be added before the loop through time, (G*H,)."""
+        bias, recurrent = parameters.bias_ih, parameters.bias_hh
+        if bias is None or recurrent is None:
+            return bias
+        folded = self._take("folded bias", len(bias))
+        self.do(torch.add, bias, recurrent, out=folded)
+        if self.cell == "gru":
+            # The third part of b_hh belongs inside, where r multiplies it.
+            inside = slice(2 * len(bias) // 3, None)
+            self.do(folded[inside].copy_, bias[inside])
+        return folded
+
+    def backward(
+        self,
+        trace: Trace,
+        inputs: Tensor,
+        parameters: LayerParameters,
+        grad_outputs: Tensor,
+        grad_final: State,
+        gradients: LayerParameters,
+        *,
+        needs_inputs: bool,
+    ) -> tuple[Tensor | None, State]:
+        """Back through time.
+
+        Args:
+            trace, inputs, parameters: of the forward pass.
+            grad_outputs: (T, B, H), dense.
+            grad_final: of the state after the last step, each (B, H), dense.
+            gradients: dense tensors like the parameters, which are written to.
+            needs_inputs: whether the gradient of the inputs is wanted.
+
+        Returns:
+            The gradients of the inputs, or None, and of the state before the first step.
+        """
+        steps, batch = inputs.shape[:2]
+        layer = self._describe(steps, batch, parameters)
+        width = _DELTAS[self.cell] * layer.units
+        rounded = self._take_operand("delta operand", steps * batch, width, layer.units)
+        deltas = self._take("deltas", steps * batch, width) if rounded is None else None
+        grad_bias = self._take("grad bias", width)
+        initial = tuple(
+            self._take_result(f"initial {index}", *grad.shape)
+            for index, grad in enumerate(grad_final)
+        )
+        layer.point(
+            hidden=trace.hidden,
+            cells=trace.cells,
+            saved=trace.saved,
+            grad_outputs=grad_outputs,
+            grad_hidden=grad_final[0],
+            grad_initial=initial[0],
+            deltas=deltas,
+            delta_operand=rounded,
+            grad_bias=grad_bias,
+        )
+        if len(grad_final) > 1:
+            layer.point(grad_cells=grad_final[1], grad_initial_cells=initial[1])
+        self.do(library.load().recurra_layer_backward, byref(layer))
+        self._write_bias_gradients(grad_bias, gradients)
+        operand = deltas if rounded is None else rounded
+        assert operand is not None
+        self._write_recurrent_gradient(operand, trace.hidden, gradients)
+        grad_inputs = self._write_input_gradients(
+            inputs, parameters, operand, gradients, needs_inputs
+        )
+        return grad_inputs, initial
+
+    def _take(self, name: str, *shape: int) -> Tensor:
+        return self.workspace.take(name, *shape, like=_FLOAT32)
+
+    def _take_result(self, name: str, *shape: int) -> Tensor:
+        return self.results.take(name, *shape, like=_FLOAT32)
+
+    def _take_operand(self, name: str, rows: int, numbers: int, units: int) -> Tensor | None:
+        """Rows of rounded operands, which must not end in the middle of a pair; None where the
+        products take the numbers as they are."""
+        if self.kind == SINGLE:
+            return None
+        odd = units % 2
+        width = numbers + odd * (1 if numbers % 2 else 2)
+        return take_operand(self.workspace, self.kind, name, rows, width, like=_FLOAT32)
+
+    def _describe(self, steps: int, batch: int, parameters: LayerParameters) -> library.Layer:
+        """What every pass needs."""
+        assert parameters.weight_hh is not None
+        weight_hh = parameters.weight_hh.contiguous()
+        units, threads, kernels = weight_hh.shape[1], library.threads(), library.load()
+        numbers = kernels.recurra_packed_numbers(len(weight_hh) // units, units, units)
+        packed = self._take("packed weight", numbers)
+        spare = self._take("spare", kernels.recurra_spare_numbers(threads, batch, units))
+        layer = library.Layer(
+            cell=COMPILED_CELLS[self.cell],
+            kind=self.kind,
+            threads=threads,
+            steps=steps,
+            batch=batch,
+            units=units,
+            recurrent_scale=self.recurrent_scale,
+        )
+        layer.point(weight_hh=weight_hh, packed=packed, spare=spare)
+        return layer
+
+    def _project(self, inputs: Tensor, parameters: LayerParameters) -> tuple[Tensor, Tensor | None]:
+        """x_t W_ih' and the biases that may be added beforehand, with the ids that name its rows.
+
+        Numbers give (T, B, G*H) and no ids; ids give the table of all rows, (V, G*H).
+        """
+        weight = parameters.weight_ih
+        if not inputs.is_floating_point():
+            ids = inputs.long().contiguous()
+            self.do(check_ids, ids, weight.shape[1])
+            return self.table(parameters), ids
+        projected = self._take("projected", *inputs.shape[:2], weight.shape[0])
+        flat, rows = inputs.flatten(0, 1).contiguous(), projected.flatten(0, 1)
+        right, bias = weight.contiguous().t(), self.foldable_bias(parameters)
+        dense_product(self.kind, flat, right, rows, self.workspace, self.do, bias)
+        return projected, None
+
+    def _write_recurrent_gradient(
+        self, operand: Tensor, hidden: Tensor, gradients: LayerParameters
+    ) -> None:
+        before, out = hidden[:-1].flatten(0, 1), gradients.weight_hh
+        assert out is not None
+        units = out.shape[1]
+        # The GRU's third delta is the inputs' alone; its fourth is what h_n got.
+        parts = [slice(0, 2), slice(3, 4)] if self.cell == "gru" else [slice(0, len(out) // units)]
+        first = 0
+        for part in parts:
+            columns = operand[:, part.start * units : part.stop * units]
+            rows = out[first : first + columns.shape[1]]
+            gradient_product(self.kind, columns, before, rows, self.workspace, self.do)
+            first += len(rows)
+
+    def _write_input_gradients(
+        self,
+        inputs: Tensor,
+        parameters: LayerParameters,
+        operand: Tensor,
+        gradients: LayerParameters,
+        needs_inputs: bool,
+    ) -> Tensor | None:
+        weight = parameters.weight_ih
+        width = len(weight)
+        if not inputs.is_floating_point():
+            table = self._take("table", weight.shape[1], width)
+            self.do(table.zero_)
+            self.do(add_rows, inputs.long().contiguous(), operand[:, :width], table)
+            self.do(transpose, table, gradients.weight_ih)
+            return None
+        flat, columns = inputs.flatten(0, 1).contiguous(), operand[:, :width]
+        gradient_product(self.kind, columns, flat, gradients.weight_ih, self.workspace, self.do)
+        if not needs_inputs:
+            return None
+        grad_inputs = self._take_result("grad inputs", *inputs.shape)
+        rows = grad_inputs.flatten(0, 1)
+        dense_product(self.kind, columns, weight.contiguous(), rows, self.workspace, self.do)
+        return grad_inputs
+
+    def _write_bias_gradients(self, grad_bias: Tensor, gradients: LayerParameters) -> None:
+        if gradients.bias_ih is None or gradients.bias_hh is None:
+            return
+        width = len(gradients.bias_ih)
+        self.do(gradients.bias_ih.copy_, grad_bias[:width])
+        self.do(gradients.bias_hh.copy_, grad_bias[:width])
+        if self.cell == "gru":
+            units = width // 3
+            self.do(gradients.bias_hh[2 * units :].copy_, grad_bias[3 * units :])

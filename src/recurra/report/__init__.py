@@ -1,0 +1,1 @@
+"""What a training shows: progress, loss curves, overfitting and score pages."""

@@ -1,0 +1,241 @@
+"""What a person sees while a model learns.
+
+`Progress` hears of everything and shows nothing; `ConsoleProgress` draws on stderr: one live line
+on a terminal, one plain line per report elsewhere. Knows the records it is given and no model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as Bar
+from rich.text import Text
+
+from recurra.report.curve import draw
+from recurra.text.unicode import without_controls
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where the training stands: shares and seconds, and the figures since the last report."""
+
+    spent: float
+    step: int
+    train_nats: float
+    tokens_per_second: float
+    seconds_left: float
+
+
+class Progress:
+    """Hears of everything, shows nothing; the base for those that show."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        return None
+
+    def plan(self, lines: Sequence[str]) -> None:
+        """What is about to be trained, before the first step."""
+
+    def moment(self, moment: Moment) -> None:
+        """One update was done."""
+
+    def report(self, record: dict[str, Any]) -> None:
+        """A line of metrics.jsonl was written."""
+
+    def sample(self, prompt: str, text: str) -> None:
+        """The model continued `prompt` with `text`."""
+
+    def saving(self, text: str) -> None:
+        """What checkpoints take."""
+
+    def message(self, text: str) -> None:
+        """Something a person should know."""
+
+    def finished(self, records: Sequence[dict[str, Any]]) -> None:
+        """The training ended; all records of the run."""
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        # rich would end the program; a training goes on when nobody watches any more.
+        self.quiet = True
+
+    def _write_buffer(self) -> None:
+        try:
+            super()._write_buffer()
+        except OSError:
+            # The terminal was closed: nothing can be shown there, and what it was is no loss.
+            self.quiet = True
+
+
+class ConsoleProgress(Progress):
+    """Draws on stderr; colour and motion only on a terminal, and no colour with NO_COLOR."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or _Console(stderr=True, highlight=False, emoji=False)
+        self._bar = Bar(
+            BarColumn(bar_width=24),
+            TextColumn("{task.description}"),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def plan(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            self._print(line)
+
+    def moment(self, moment: Moment) -> None:
+        if self._task is None:
+            self._task = self._bar.add_task("", total=1.0)
+        bits = moment.train_nats / math.log(2)
+        self._bar.update(
+            self._task,
+            completed=min(moment.spent, 1.0),
+            description=(
+                f"step {moment.step:,}  perplexity {perplexity(moment.train_nats):.2f}"
+                f"  {bits:.3f} bits/token  {format_count(moment.tokens_per_second)} tokens/s"
+                f"  {format_seconds(moment.seconds_left)} left"
+            ),
+        )
+
+    def report(self, record: dict[str, Any]) -> None:
+        self._print(describe(record))
+
+    def sample(self, prompt: str, text: str) -> None:
+        shown = Text("    ")
+        shown.append(_one_line(prompt), style="bold")
+        shown.append(_one_line(text), style="dim")
+        shown.truncate(self.console.width if self.console.is_terminal else 200, overflow="ellipsis")
+        self.console.print(shown, soft_wrap=True)
+
+    def saving(self, text: str) -> None:
+        self._print(text)
+
+    def message(self, text: str) -> None:
+        self._print(text)
+
+    def finished(self, records: Sequence[dict[str, Any]]) -> None:
+        curve = draw(records, width=max(min(self.console.width - 10, 60), 10))
+        if curve:
+            self._print(curve)
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
+
+
+class Several(Progress):
+    """Passes everything on to several others."""
+
+    def __init__(self, *others: Progress) -> None:
+        self.others = others
+
+    def __enter__(self) -> Self:
+        for other in self.others:
+            other.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for other in reversed(self.others):
+            other.__exit__(kind, error, traceback)
+
+    def plan(self, lines: Sequence[str]) -> None:
+        for other in self.others:
+            other.plan(lines)
+
+    def moment(self, moment: Moment) -> None:
+        for other in self.others:
+            other.moment(moment)
+
+    def report(self, record: dict[str, Any]) -> None:
+        for other in self.others:
+            other.report(record)
+
+    def sample(self, prompt: str, text: str) -> None:
+        for other in self.others:
+            other.sample(prompt, text)
+
+    def saving(self, text: str) -> None:
+        for other in self.others:
+            other.saving(text)
+
+    def message(self, text: str) -> None:
+        for other in self.others:
+            other.message(text)
+
+    def finished(self, records: Sequence[dict[str, Any]]) -> None:
+        for other in self.others:
+            other.finished(records)
+
+
+def describe(record: dict[str, Any]) -> str:
+    """A line of metrics.jsonl in words."""
+    parts = [f"step {record['step']:>6,}", f"train {record['train_nats']:.3f}"]
+    if record["val_nats"] is not None:
+        parts.append(f"validation {record['val_nats']:.3f} nats")
+    known = record["perplexity"]
+    parts.append("perplexity inf" if known is None else f"perplexity {known:.2f}")
+    if record["bits_per_char"] is not None:
+        parts.append(f"{record['bits_per_char']:.3f} bits/char")
+    parts.append(f"{format_count(record['tokens_per_second'])} tokens/s")
+    return "  ".join(parts)
+
+
+def perplexity(nats: float) -> float:
+    """exp(nats), infinite where that overflows."""
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return math.inf
+
+
+def format_seconds(seconds: float) -> str:
+    """1:05 or 2:03:04."""
+    whole = max(round(seconds), 0)
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def format_count(number: float) -> str:
+    """987, 45.1k, 2.3M."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(number) >= size:
+            return f"{number / size:.1f}{unit}"
+    return f"{number:.0f}"
+
+
+def _one_line(text: str) -> str:
+    """For a terminal: its line breaks and controls drawn."""
+    return without_controls(text.replace("\n", "⏎"))

@@ -1,0 +1,1 @@
+"""The process that recurra runs in: devices, distributed processes and signals."""

@@ -1,0 +1,27 @@
+"""What a training is surrounded by: those who are told, the clock, other processes, signals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from recurra.report.progress import Progress
+from recurra.runtime.distributed import Processes
+from recurra.runtime.signals import StopSignals
+from recurra.training.budget import Clock
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a training is surrounded by.
+
+    Attributes:
+        progress: who is told.
+        clock: started when the run's time began.
+        processes: those that train together.
+        signals: what a person wants meanwhile.
+    """
+
+    progress: Progress
+    clock: Clock
+    processes: Processes
+    signals: StopSignals

@@ -1,0 +1,120 @@
+"""What a training will cost in time and memory, told before its first step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from recurra.config import ModelConfig, TrainingConfig
+from recurra.data.batches import BatchStream
+from recurra.engine.compiled import CompiledGradients
+from recurra.model.recurrent_lm import RecurrentLM
+from recurra.recurrence.cells import find_cell
+from recurra.report.progress import format_count, format_seconds
+from recurra.training.batch_schedule import stage_at
+from recurra.training.budget import Budget
+
+LONGEST_TRIAL = 512
+"""Steps of a timed batch; full BPTT's, which may take minutes, is judged by a part of it."""
+TRIAL_SECONDS = 0.2
+LONGEST_PASS = 1.0
+"""In seconds; what takes longer is not tried again."""
+
+
+def seconds_per_step(model: RecurrentLM, stream: BatchStream) -> float:
+    """Time a forward and backward pass; weights, gradients and random numbers stay untouched."""
+    batch = stream.typical_batch(LONGEST_TRIAL)
+    ids = torch.from_numpy(batch.ids).to(model.device)
+    targets = torch.from_numpy(batch.targets).to(model.device)
+    pass_once = _pass_over(model, ids, targets, stream.recurrent_gradient_scale)
+    with _untouched(model):
+        # The first pass pays for memory and code that the later ones find ready.
+        mean = _mean_seconds(pass_once, 0.0)
+        if mean < LONGEST_PASS:
+            mean = _mean_seconds(pass_once, TRIAL_SECONDS)
+    return mean * (stream.num_steps / int(batch.ids.shape[1]))
+
+
+def _mean_seconds(work: Callable[[], object], at_least: float) -> float:
+    """Of one of as many repetitions as last that long.
+
+    The mean, not the best: on a machine that also does something else, the best is what a training
+    will not get.
+    """
+    started, count = time.perf_counter(), 0
+    while (passed := time.perf_counter() - started) < at_least or count == 0:
+        work()
+        count += 1
+    return passed / count
+
+
+def _pass_over(
+    model: RecurrentLM, ids: Tensor, targets: Tensor, scale: float
+) -> Callable[[], object]:
+    """A pass over one batch, up and down, by the way that training will take."""
+    if CompiledGradients.serves(model):
+        compiled = CompiledGradients(model)
+        return lambda: compiled.compute(ids, targets, recurrent_gradient_scale=scale)
+
+    def by_autograd() -> None:
+        loss, _ = model.loss(ids, targets, recurrent_gradient_scale=scale)
+        torch.autograd.backward(loss)
+        float(loss.detach())
+
+    return by_autograd
+
+
+@contextmanager
+def _untouched(model: RecurrentLM) -> Iterator[None]:
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+    model.zero_grad(set_to_none=True)
+
+
+def memory_bytes(model: ModelConfig, training: TrainingConfig, num_steps: int, weights: int) -> int:
+    """About how much memory a training step takes, in bytes.
+
+    Weights, gradients and the optimiser's averages, and for each token of a batch what BPTT keeps:
+    the gates, their derivatives and the states of each layer, and the logits twice.
+    """
+    averages = {"sgd": 1 if training.momentum else 0, "adam": 2, "adamw": 2}[training.optimizer]
+    gates = find_cell(model.cell).num_gates
+    per_token = model.num_layers * (2 * gates + 4) * model.hidden_size + 2 * model.vocab_size
+    tokens = training.batch_size * num_steps
+    return 4 * (weights * (2 + averages) + tokens * per_token)
+
+
+def describe_plan(
+    model: RecurrentLM,
+    stream: BatchStream,
+    budget: Budget,
+    step_seconds: float,
+    num_val_tokens: int,
+    num_processes: int = 1,
+) -> list[str]:
+    """Three lines: the model, the text, the cost."""
+    config, training = model.config, stream.config
+    width = f"embedding {config.embedding_size}" if config.embedding_size else "one-hot input"
+    layers = f"{config.num_layers} layer" + ("s" if config.num_layers > 1 else "")
+    steps = budget.total_steps(step_seconds)
+    memory = memory_bytes(config, training, stream.num_steps, model.num_parameters)
+    per_step = training.batch_size * stream.num_steps
+    rate = per_step / step_seconds
+    backend = model.backend_for(stream.recurrent_gradient_scale)
+    at_first = " at first" if stage_at(budget.config, 1.0) > 0 else ""
+    shared = f" by {num_processes} processes" if num_processes > 1 else ""
+    duration = budget.total_seconds(step_seconds)
+    return [
+        f"model     {config.cell}, {layers} of {config.hidden_size} units, {width},"
+        f" vocabulary {config.vocab_size:,}: {model.num_parameters:,} parameters"
+        f" ({backend} on {model.device}, {config.precision})",
+        f"text      {len(stream.ids):,} tokens to learn from, {num_val_tokens:,} to validate on",
+        f"training  about {steps:,} updates of {training.batch_size} x {stream.num_steps} tokens"
+        f"{at_first}{shared}, {format_count(rate)} tokens/s, {format_seconds(duration)} in all,"
+        f" {memory / 2**20:,.0f} MB",
+    ]

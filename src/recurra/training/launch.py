@@ -1,0 +1,349 @@
+"""Starting a run, and taking one up again: text, folder, processes, signals and trainer together.
+
+This module only joins the rooms below it; nothing is computed here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence, Set
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+
+from recurra.config import RunConfig, TrainingConfig
+from recurra.data.batches import BatchStream
+from recurra.data.token_file import (
+    TokenFile,
+    build_token_file,
+    load_token_file,
+    load_vocabulary,
+    source_change,
+)
+from recurra.errors import (
+    ConfigError,
+    RunError,
+    SourceError,
+    TrainingInterrupted,
+    UnknownTokenError,
+)
+from recurra.inference.language_model import LanguageModel, Source, predicted_sizes
+from recurra.model.recurrent_lm import RecurrentLM
+from recurra.recurrence.layer import require_backend
+from recurra.report.curve import require_matplotlib, write_svg
+from recurra.report.progress import Progress
+from recurra.runs.checkpoint_store import Checkpoints
+from recurra.runs.compatibility import FREE_SETTINGS, differences, identity
+from recurra.runs.directory import RunFolder
+from recurra.runtime.devices import choose_device
+from recurra.runtime.distributed import (
+    Processes,
+    is_restart,
+    job_name,
+    joined_processes,
+    local_rank,
+    may_be_restarted,
+)
+from recurra.runtime.signals import stop_signals
+from recurra.text.catalogue import DEFAULT_CORPUS
+from recurra.text.corpus import prepare_text
+from recurra.text.vocabulary import Vocabulary
+from recurra.training.budget import Budget, Clock
+from recurra.training.context import Surroundings
+from recurra.training.loop import Trainer
+from recurra.training.recipe import complete
+
+LEARNING_SHARE = 0.93
+"""Of a budget in minutes; reports, samples and checkpoints take the rest."""
+
+
+def start_run(
+    sources: Sequence[Source],
+    config: RunConfig,
+    out: Source | None,
+    progress: Progress,
+    clock: Clock,
+    *,
+    given: Set[str] = frozenset(),
+    force: bool = False,
+) -> LanguageModel:
+    """`recurra.train` with everything spelled out; the folder is touched only when the text is
+    good.
+
+    With a budget in minutes, settings that are not among the `given` are chosen. When torchrun has
+    started this again after a process died, the run goes on instead.
+    """
+    if may_be_restarted() and out is None:
+        raise ConfigError("torchrun may restart this training; name its folder with --out")
+    with _surrounded(config, progress, clock) as around:
+        path = around.processes.first_does(lambda: str(_choose_path(out, sources, config)))
+        folder = RunFolder(path)
+        own = around.processes.first_does(
+            lambda: job_name() if folder.is_made_by(job_name()) else ""
+        )
+        if is_restart() and own:
+            _refuse_other_settings(folder, config, only=given)
+            return _run(folder, folder.read_config().training, around, resumed=True)
+        around.processes.first_does(
+            lambda: _prepare(folder, sources, config, given, around, force=force)
+        )
+        return _run(folder, folder.read_config().training, around, resumed=False)
+
+
+def prepare_run(
+    sources: Sequence[Source],
+    config: RunConfig,
+    out: Source,
+    progress: Progress,
+    clock: Clock,
+    *,
+    given: Set[str] = frozenset(),
+) -> None:
+    """`start_run` up to the first step: `resume_run` trains what it leaves."""
+    folder = RunFolder(out)
+    with _surrounded(config, progress, clock) as around:
+        around.processes.first_does(
+            lambda: _prepare(folder, sources, config, given, around, force=False)
+        )
+        folder.unlock()
+
+
+def resume_run(
+    path: Source,
+    progress: Progress,
+    clock: Clock,
+    *,
+    given: RunConfig | None = None,
+    sources: Sequence[Source] = (),
+) -> LanguageModel:
+    """Go on with an interrupted run as if it never had been; from the start if it is not begun.
+
+    Args:
+        given: settings that the run should have, by default its own; only those may differ that
+            change nothing of what it computes.
+        sources: the text that it should have; by default its own.
+
+    Raises:
+        ConfigError, RunError: there is no run, another process trains in it, its checkpoints are
+            damaged, or text or settings differ.
+    """
+    folder = RunFolder(path)
+    config = given or folder.read_config()
+    with _surrounded(config, progress, clock) as around:
+        _refuse_other_settings(folder, config)
+        change = source_change(folder.path)
+        _refuse_other_text(folder, sources, change)
+        if change:
+            around.progress.message(f"note: {change}; the run goes on with the text it began with")
+        return _run(folder, config.training, around, resumed=True)
+
+
+@contextmanager
+def _surrounded(config: RunConfig, progress: Progress, clock: Clock) -> Iterator[Surroundings]:
+    training = config.training
+    if training.threads is not None:
+        torch.set_num_threads(training.threads)
+    if training.plot:
+        require_matplotlib()
+    device = choose_device(training.device, local_rank())
+    require_backend(config.model.backend, config.model.cell, device)
+    with stop_signals() as signals, joined_processes(device) as processes:
+        shown = progress if processes.is_first else Progress()
+        yield Surroundings(shown, clock, processes, signals)
+
+
+def _choose_path(out: Source | None, sources: Sequence[Source], config: RunConfig) -> Path:
+    """The folder `out`, or else a new one: runs/<text>-<cell>, with a number when that is taken."""
+    if out is not None:
+        return Path(out)
+    return numbered(Path("runs") / f"{short_name(sources)}-{config.model.cell}")
+
+
+def short_name(sources: Sequence[Source]) -> str:
+    """What a text is called where a folder is named after it."""
+    first = str(sources[0]) if sources else DEFAULT_CORPUS
+    return "text" if first == "-" else Path(first).stem or "text"
+
+
+def numbered(path: Path) -> Path:
+    """The path itself, or with the first number from 2 on that nothing has yet."""
+    free, number = path, 1
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free
+
+
+def _prepare(
+    folder: RunFolder,
+    sources: Sequence[Source],
+    config: RunConfig,
+    given: Set[str],
+    around: Surroundings,
+    *,
+    force: bool,
+) -> str:
+    """Make a new run up to its first step, and its folder's name."""
+    processes = around.processes
+    for line in config.ignored():
+        around.progress.message(f"note: {line}")
+    with folder.prepared(force=force) as staging:
+        tokens, vocabulary = build_token_file(sources, config.text, staging.path)
+        config = _with_vocab_size(config, len(vocabulary))
+        # Whatever is wrong shall show before the folder changes.
+        _check_prompts(vocabulary, config)
+        config = _completed(config, given, tokens, around)
+        BatchStream(tokens.train, config.training, processes)
+        staging.write_config(config, [str(source) for source in sources])
+        if may_be_restarted():
+            staging.claim(job_name())
+        _first_model(config, processes.device)
+    return str(folder.path)
+
+
+def _completed(
+    config: RunConfig, given: Set[str], tokens: TokenFile, around: Surroundings
+) -> RunConfig:
+    """With a budget in minutes, what nobody chose is chosen, and told."""
+    minutes = Budget(config.training, 1, around.clock).minutes
+    if minutes is None:
+        return config
+    seconds = minutes * 60 * LEARNING_SHARE - around.clock.seconds()
+    recipe = complete(config, given, tokens.train, around.processes.device, max(seconds, 1.0))
+    around.progress.plan(recipe.reasons)
+    return recipe.config
+
+
+def _refuse_other_settings(
+    folder: RunFolder, config: RunConfig, *, only: Set[str] | None = None
+) -> None:
+    """See to it that the settings (or `only` these) are the run's, but for those that change no
+    result."""
+    saved, given = folder.read_config().to_dict(), config.to_dict()
+    for settings in (saved, given):
+        for name in FREE_SETTINGS:
+            del settings["training"][name]
+        # The text decides it.
+        del settings["model"]["vocab_size"]
+    if only is not None:
+        for section in given:
+            given[section] = {k: v for k, v in given[section].items() if k in only}
+            saved[section] = {k: v for k, v in saved[section].items() if k in only}
+    if found := differences(saved, given):
+        raise ConfigError(
+            f"{folder.path} goes on with its own settings, and these differ: {'; '.join(found)}"
+        )
+
+
+def _refuse_other_text(folder: RunFolder, sources: Sequence[Source], change: str | None) -> None:
+    if not sources:
+        return
+    saved, given = folder.read_sources(), [str(source) for source in sources]
+    if saved != given:
+        change = f"sources is {given}, and was {saved}"
+    if change:
+        raise RunError(f"{folder.path} goes on with its own text, and this differs: {change}")
+
+
+def _run(
+    folder: RunFolder, training: TrainingConfig, around: Surroundings, *, resumed: bool
+) -> LanguageModel:
+    """Train what lies in the folder, from its newest checkpoint if there is one."""
+    with _locked(folder, around.processes):
+        config = dataclasses.replace(folder.read_config(), training=training)
+        vocabulary = load_vocabulary(folder.path)
+        tokens = load_token_file(folder.path)
+        if resumed:
+            around.processes.first_does(lambda: _check_text(tokens, vocabulary, config))
+        trainer = Trainer(
+            _first_model(config, around.processes.device),
+            tokens.train,
+            tokens.val,
+            predicted_sizes(tokens, vocabulary),
+            _prompts(config),
+            vocabulary,
+            config.training,
+            identity(config, tokens),
+            folder,
+            around,
+        )
+        try:
+            if Checkpoints(folder.checkpoints).names():
+                trainer.resume()
+            records = trainer.fit()
+        except TrainingInterrupted as stop:
+            if stop.args:
+                raise
+            how = f"go on with recurra train --resume {folder.path}"
+            raise TrainingInterrupted(stop.signum, how) from None
+        finally:
+            trainer.updater.close()
+        if training.plot and around.processes.is_first:
+            write_svg(records, folder.curve, title=folder.path.name)
+        if (number := around.signals.received) is not None:
+            # Too late to stop this run, but who asked may have more of them in mind.
+            raise TrainingInterrupted(number, f"it had just finished; all is in {folder.path}")
+    return LanguageModel(trainer.model, vocabulary, config, folder.path)
+
+
+@contextmanager
+def _locked(folder: RunFolder, processes: Processes) -> Iterator[None]:
+    """Hold the folder, through the first process, for all of them."""
+    with ExitStack() as stack:
+
+        def lock() -> str:
+            stack.enter_context(folder.locked())
+            folder.remove_unfinished()
+            Checkpoints(folder.checkpoints).remove_unfinished()
+            return ""
+
+        processes.first_does(lock)
+        yield
+
+
+def _check_text(tokens: TokenFile, vocabulary: Vocabulary, config: RunConfig) -> str:
+    """Hold the run's own text against what was written when it was made."""
+    if vocabulary.fingerprint != tokens.vocabulary_fingerprint:
+        raise RunError(
+            f"{tokens.path.parent / 'vocabulary.json'} is not the vocabulary of {tokens.path}: its"
+            f" fingerprint is {vocabulary.fingerprint}, and was {tokens.vocabulary_fingerprint}"
+        )
+    if len(vocabulary) != config.model.vocab_size:
+        raise RunError(
+            f"config.json of {tokens.path.parent} is not of this text: model.vocab_size is"
+            f" {config.model.vocab_size}, and the vocabulary has {len(vocabulary)}"
+        )
+    tokens.verify()
+    tokens.check_ids(len(vocabulary))
+    return ""
+
+
+def _first_model(config: RunConfig, device: torch.device) -> RecurrentLM:
+    torch.manual_seed(config.training.seed)
+    try:
+        return RecurrentLM(config.model).to(device)
+    except (RuntimeError, MemoryError) as error:
+        size = f"{config.model.num_layers} x {config.model.hidden_size}"
+        raise ConfigError(f"there is not the memory for a model of {size} units") from error
+
+
+def _check_prompts(vocabulary: Vocabulary, config: RunConfig) -> None:
+    for prompt in _prompts(config):
+        try:
+            vocabulary.encode(prompt)
+        except UnknownTokenError as error:
+            raise SourceError(
+                f"the prompt {prompt!r} has {error.symbol!r} at position {error.position}, which"
+                " the training part of the text never has"
+            ) from error
+
+
+def _prompts(config: RunConfig) -> tuple[str, ...]:
+    return tuple(prepare_text(prompt, config.text) for prompt in config.training.prompt)
+
+
+def _with_vocab_size(config: RunConfig, size: int) -> RunConfig:
+    values = config.to_dict()
+    values["model"]["vocab_size"] = size
+    return RunConfig.from_dict(values)
