@@ -29,7 +29,7 @@ from torch import Tensor
 from recurra import d2l
 from recurra.config import ModelConfig
 from recurra.engine.clipping import clip_gradients
-from recurra.engine.compiled import CompiledGradients
+from recurra.engine.select import select_gradients
 from recurra.kernels import library as kernels
 from recurra.model import RecurrentLM
 
@@ -149,26 +149,17 @@ class Learner:
         kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[row.optimizer]
         self.optimizer = kind(self.model.parameters(), lr=row.lr, fused=True)
         self.state: tuple[Tensor, ...] | None = None
-        serves = CompiledGradients.serves(self.model)
-        self.compiled = CompiledGradients(self.model) if serves else None
+        self.gradients = select_gradients(self.model)
 
     def step(self, inputs: Tensor, targets: Tensor) -> float:
         """One update; the batch's mean loss in nats."""
         device = self.model.device
-        loss, state = self.gradients(inputs.long().to(device), targets.long().to(device))
+        ids, targets = inputs.long().to(device), targets.long().to(device)
+        loss, state = self.gradients.compute(ids, targets, self.state)
         clip_gradients(self.model.named_parameters(), max_norm=self.row.clip_norm)
         self.optimizer.step()
         self.state = state if self.row.carries_state else None
         return loss
-
-    def gradients(self, ids: Tensor, targets: Tensor) -> tuple[float, tuple[Tensor, ...]]:
-        """The gradients of a batch; its loss and the state after it."""
-        if self.compiled is not None:
-            return self.compiled.compute(ids, targets, self.state)
-        loss, state = self.model.loss(ids, targets, self.state)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        return float(loss.detach()), tuple(s.detach() for s in state)
 
     def epoch(self, batches: Batches) -> float:
         """One pass; its perplexity."""

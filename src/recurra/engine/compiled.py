@@ -35,13 +35,19 @@ class CompiledGradients:
     """Loss and gradients of one model.
 
     Args:
-        model: `serves` it.
+        model: one for which `unsupported` returns None.
     """
 
     @staticmethod
-    def serves(model: RecurrentLM) -> bool:
-        """Whether the model computes by the compiled kernels, and learns all its parameters."""
-        return model.is_compiled and all(p.requires_grad for p in model.parameters())
+    def unsupported(model: RecurrentLM, num_processes: int = 1) -> str | None:
+        """Return why the compiled step cannot train the model, or None if it can."""
+        if num_processes > 1:
+            return "several processes average gradients through autograd"
+        if not model.is_compiled:
+            return "the compiled kernels do not support this model"
+        if not all(p.requires_grad for p in model.parameters()):
+            return "some parameters are frozen"
+        return None
 
     def __init__(self, model: RecurrentLM) -> None:
         self.model = model

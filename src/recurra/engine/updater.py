@@ -11,21 +11,23 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from recurra.config import TrainingConfig
 from recurra.data.batches import Batch, BatchStream
+from recurra.engine.autograd import AutogradGradients
 from recurra.engine.averaging import WeightAverage
 from recurra.engine.clipping import clip_gradients, clipping_factor, describe_non_finite
 from recurra.engine.compiled import CompiledGradients
 from recurra.engine.compiled_optimizer import CompiledUpdate
 from recurra.engine.optimizers import build_optimizer
+from recurra.engine.select import Gradients, select_gradients
 from recurra.errors import NonFiniteError
 from recurra.io.tensors import Tensors
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.recurrence.cells import State
 from recurra.recurrence.dropout import Rows
-from recurra.runtime.distributed import Processes, losses_named
+from recurra.runtime.distributed import Processes
 
 
 class Update(NamedTuple):
@@ -33,23 +35,6 @@ class Update(NamedTuple):
 
     nats: float
     grad_norm: float
-
-
-class _Objective(nn.Module):
-    """The loss as a module's forward pass, which is what torch's engine can share."""
-
-    def __init__(self, model: RecurrentLM, rows: Rows | None, gradient_scale: float) -> None:
-        super().__init__()
-        self.model, self.rows, self.gradient_scale = model, rows, gradient_scale
-
-    def forward(self, ids: Tensor, targets: Tensor, state: State | None) -> tuple[Tensor, State]:
-        return self.model.loss(
-            ids,
-            targets,
-            state,
-            recurrent_gradient_scale=self.gradient_scale,
-            rows=self.rows,
-        )
 
 
 class Updater:
@@ -76,13 +61,13 @@ class Updater:
         self.state: State | None = None
         self.backend = model.backend_for(stream.recurrent_gradient_scale)
         self._stream, self._processes = stream, processes
-        self._alone = _Objective(model, None, stream.recurrent_gradient_scale)
-        self._objective = processes.joined(self._alone)
+        if processes.count > 1:
+            self._gradients: Gradients = AutogradGradients(model, processes)
+        else:
+            self._gradients = select_gradients(model)
+        is_compiled = isinstance(self._gradients, CompiledGradients)
+        self._compiled_update = CompiledUpdate(self.optimizer) if is_compiled else None
         self.follow(stream)
-        # Several processes share gradients through torch's engine, which needs autograd.
-        serves = processes.count == 1 and CompiledGradients.serves(model)
-        self._compiled = CompiledGradients(model) if serves else None
-        self._compiled_update = CompiledUpdate(self.optimizer) if serves else None
 
     @property
     def averages(self) -> Tensors:
@@ -106,7 +91,13 @@ class Updater:
         """
         ids = torch.from_numpy(batch.ids).to(self.model.device)
         targets = torch.from_numpy(batch.targets).to(self.model.device)
-        loss, state = self._gradients(ids, targets, batch)
+        loss, state = self._gradients.compute(
+            ids,
+            targets,
+            None if batch.fresh else self.state,
+            recurrent_gradient_scale=self._stream.recurrent_gradient_scale,
+            weight=self._weight(batch),
+        )
         (nats,) = self._processes.sum([loss * targets.numel()])
         if not math.isfinite(nats):
             raise NonFiniteError(f"the loss is {nats / batch.num_tokens}")
@@ -119,29 +110,13 @@ class Updater:
     def follow(self, stream: BatchStream) -> None:
         """Take batches from another stream from here on; only their size differs."""
         self._stream = stream
-        if self._processes.count > 1:
-            self._alone.rows = Rows(stream.rows, stream.config.batch_size)
+        if self._processes.count > 1 and isinstance(self._gradients, AutogradGradients):
+            self._gradients.rows = Rows(stream.rows, stream.config.batch_size)
 
     def close(self) -> None:
         """Let go of the other processes; nothing can be learned any more."""
-        del self._objective
-
-    def _gradients(self, ids: Tensor, targets: Tensor, batch: Batch) -> tuple[float, State]:
-        """Every parameter's `grad`; the mean loss and the state after the batch, without a past."""
-        before, weight = None if batch.fresh else self.state, self._weight(batch)
-        if self._compiled is not None:
-            return self._compiled.compute(
-                ids,
-                targets,
-                before,
-                recurrent_gradient_scale=self._stream.recurrent_gradient_scale,
-                weight=weight,
-            )
-        loss, state = self._objective(ids, targets, before)
-        self.optimizer.zero_grad(set_to_none=True)
-        with losses_named():
-            torch.autograd.backward(loss * weight)
-        return float(loss.detach()), tuple(s.detach() for s in state)
+        if isinstance(self._gradients, AutogradGradients):
+            self._gradients.close()
 
     def _step(self, lr: float) -> float:
         """Clip and update; the gradients' norm before."""

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from recurra.config.checks import require, require_types
-from recurra.engine.compiled import CompiledGradients
+from recurra.engine.select import select_gradients
 from recurra.errors import NonFiniteError, SourceError
 from recurra.inference.reading import IdArray
 from recurra.model.recurrent_lm import RecurrentLM
@@ -92,20 +92,13 @@ class _Learner:
         self._model, self._config = model, config
         self._parameters: list[Tensor] = list(model.parameters())
         self._first = [p.detach().clone() for p in self._parameters]
-        self._compiled = CompiledGradients(model) if CompiledGradients.serves(model) else None
+        self._gradients = select_gradients(model)
         self._rates: list[Tensor] = []
         self._decays: list[Tensor] = []
 
     def gradients(self, tokens: Tensor, state: State | None) -> tuple[float, State]:
         """Mean nats of (B, T + 1) tokens, and the state behind; every parameter's `grad`."""
-        ids, targets = tokens[:, :-1], tokens[:, 1:]
-        if self._compiled is not None:
-            return self._compiled.compute(ids, targets, state)
-        self._model.zero_grad(set_to_none=True)
-        with torch.enable_grad():
-            loss, after = self._model.loss(ids, targets, state)
-            torch.autograd.backward(loss)
-        return float(loss.detach()), tuple(part.detach() for part in after)
+        return self._gradients.compute(tokens[:, :-1], tokens[:, 1:], state)
 
     def measure_gradients(self, train_ids: IdArray) -> None:
         """The usual size of each weight's gradient."""

@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 
 from recurra.config import ModelConfig, TrainingConfig
 from recurra.data.batches import BatchStream
-from recurra.engine.compiled import CompiledGradients
+from recurra.engine.select import select_gradients
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.recurrence.cells import find_cell
 from recurra.report.progress import format_count, format_seconds
@@ -25,12 +24,20 @@ LONGEST_PASS = 1.0
 """In seconds; what takes longer is not tried again."""
 
 
-def seconds_per_step(model: RecurrentLM, stream: BatchStream) -> float:
-    """Time a forward and backward pass; weights, gradients and random numbers stay untouched."""
+def seconds_per_step(model: RecurrentLM, stream: BatchStream, num_processes: int = 1) -> float:
+    """Time a forward and backward pass of this process's rows, as training will compute it.
+
+    Weights, gradients and random numbers stay untouched. With several processes the time to average
+    the gradients is not included: the number of repetitions differs between processes.
+    """
     batch = stream.typical_batch(LONGEST_TRIAL)
     ids = torch.from_numpy(batch.ids).to(model.device)
     targets = torch.from_numpy(batch.targets).to(model.device)
-    pass_once = _pass_over(model, ids, targets, stream.recurrent_gradient_scale)
+    gradients, scale = select_gradients(model, num_processes), stream.recurrent_gradient_scale
+
+    def pass_once() -> None:
+        gradients.compute(ids, targets, recurrent_gradient_scale=scale)
+
     with _untouched(model):
         # The first pass pays for memory and code that the later ones find ready.
         mean = _mean_seconds(pass_once, 0.0)
@@ -50,22 +57,6 @@ def _mean_seconds(work: Callable[[], object], at_least: float) -> float:
         work()
         count += 1
     return passed / count
-
-
-def _pass_over(
-    model: RecurrentLM, ids: Tensor, targets: Tensor, scale: float
-) -> Callable[[], object]:
-    """A pass over one batch, up and down, by the way that training will take."""
-    if CompiledGradients.serves(model):
-        compiled = CompiledGradients(model)
-        return lambda: compiled.compute(ids, targets, recurrent_gradient_scale=scale)
-
-    def by_autograd() -> None:
-        loss, _ = model.loss(ids, targets, recurrent_gradient_scale=scale)
-        torch.autograd.backward(loss)
-        float(loss.detach())
-
-    return by_autograd
 
 
 @contextmanager

@@ -210,7 +210,7 @@ def _completed(
     if minutes is None:
         return config
     seconds = minutes * 60 * LEARNING_SHARE - around.clock.seconds()
-    recipe = complete(config, given, tokens.train, around.processes.device, max(seconds, 1.0))
+    recipe = complete(config, given, tokens.train, around.processes, max(seconds, 1.0))
     around.progress.plan(recipe.reasons)
     return recipe.config
 

@@ -144,7 +144,7 @@ class Trainer:
         self.model.train()
 
     def _announce(self) -> None:
-        seconds = seconds_per_step(self.model, self.stream)
+        seconds = seconds_per_step(self.model, self.stream, self.processes.count)
         # Until the first report has shown it: reading forward takes a third of a training step.
         num_val = len(self.reporter.val_ids)
         share = num_val / (self.config.batch_size * self.stream.num_steps)

@@ -22,6 +22,7 @@ from recurra.kernels import library
 from recurra.model.recurrent_lm import RecurrentLM, parameter_shapes
 from recurra.recurrence.backends.native_passes import COMPILED_CELLS
 from recurra.report.progress import format_count
+from recurra.runtime.distributed import Processes
 from recurra.training.estimate import seconds_per_step
 
 SIZES = (64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
@@ -62,7 +63,7 @@ class Recipe:
 
 
 def complete(
-    config: RunConfig, given: Set[str], ids: Ids, device: torch.device, seconds: float
+    config: RunConfig, given: Set[str], ids: Ids, processes: Processes, seconds: float
 ) -> Recipe:
     """Choose what was not given.
 
@@ -70,14 +71,15 @@ def complete(
         config: with the vocabulary's size.
         given: names of the settings that somebody chose, which stay as they are.
         ids: the training part.
+        processes: those that will share each batch.
         seconds: for learning.
 
     Raises:
         SourceError: the text does not fill one batch.
     """
-    chosen = _with_size(_with_basics(config, given, len(ids), device), given, _TRIED_SIZE)
+    chosen = _with_size(_with_basics(config, given, len(ids), processes.device), given, _TRIED_SIZE)
     for _ in range(2):  # larger products have another speed: the second trial is of the first size
-        speed = _measure_speed(chosen, ids, device)
+        speed = _measure_speed(chosen, ids, processes)
         chosen = _with_size(chosen, given, _choose_size(chosen, given, len(ids), speed * seconds))
     tokens = _num_tokens(chosen, len(ids), speed * seconds)
     chosen = _with_rates(chosen, given, tokens / len(ids))
@@ -180,13 +182,16 @@ def _weight_decay(config: RunConfig, num_ids: int) -> float:
     return float(f"{decay:.1g}")
 
 
-def _measure_speed(config: RunConfig, ids: Ids, device: torch.device) -> float:
-    """Operations of products in a second of training on this machine, by a short trial."""
+def _measure_speed(config: RunConfig, ids: Ids, processes: Processes) -> float:
+    """Operations of products in a second of training on this machine, by a short trial.
+
+    With several processes, the first one times its own share of a batch.
+    """
     with torch.random.fork_rng(devices=[]):
-        model = RecurrentLM(config.model).to(device)
-    stream = BatchStream(ids, config.training)
+        model = RecurrentLM(config.model).to(processes.device)
+    stream = BatchStream(ids, config.training, processes)
     per_step = config.training.batch_size * stream.num_steps * _flops_per_token(config.model)
-    return per_step / seconds_per_step(model, stream)
+    return per_step / seconds_per_step(model, stream, processes.count)
 
 
 def _choose_size(config: RunConfig, given: Set[str], num_ids: int, operations: float) -> int:

@@ -1,0 +1,58 @@
+"""The choice of an engine: compiled where it can, autograd elsewhere, with the reason logged."""
+
+import logging
+
+import pytest
+import torch
+
+from recurra.config import ModelConfig
+from recurra.engine.autograd import AutogradGradients
+from recurra.engine.compiled import CompiledGradients
+from recurra.engine.select import select_gradients
+from recurra.kernels import library
+from recurra.model import RecurrentLM
+
+needs_kernels = pytest.mark.skipif(not library.is_available(), reason="no compiled kernels")
+
+
+def make(cell="lstm", backend="native"):
+    torch.manual_seed(0)
+    return RecurrentLM(
+        ModelConfig(cell=cell, hidden_size=8, vocab_size=11, embedding_size=4, backend=backend)
+    )
+
+
+@needs_kernels
+def test_select_gradients_supported_model_returns_compiled():
+    assert isinstance(select_gradients(make()), CompiledGradients)
+
+
+@pytest.mark.parametrize(
+    ("options", "num_processes", "reason"),
+    [
+        ({"backend": "reference"}, 1, "do not support"),
+        ({"cell": "mingru"}, 1, "do not support"),
+        ({}, 2, "several processes"),
+    ],
+)
+def test_select_gradients_unsupported_logs_reason(options, num_processes, reason, caplog):
+    with caplog.at_level(logging.INFO, logger="recurra"):
+        selected = select_gradients(make(**options), num_processes)
+    assert isinstance(selected, AutogradGradients)
+    assert reason in caplog.text
+
+
+@needs_kernels
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+@pytest.mark.parametrize("weight", [1.0, 0.25])
+def test_gradients_compiled_and_autograd_agree(cell, weight):
+    model = make(cell)
+    ids, targets = torch.randint(11, (2, 3, 7)).unbind()
+    found = []
+    for kind in (AutogradGradients, CompiledGradients):
+        loss, state = kind(model).compute(ids, targets, recurrent_gradient_scale=0.5, weight=weight)
+        gradients = [p.grad.clone() for p in model.parameters()]
+        model.zero_grad(set_to_none=True)
+        found.append([torch.tensor(loss), *state, *gradients])
+    for expected, actual in zip(*found, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=2e-5, atol=1e-6)
