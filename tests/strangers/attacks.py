@@ -18,7 +18,9 @@ from recurra.errors import RunError
 TEXT = "the cat sat on the mat.\n" * 20
 
 
-SECONDS, MEGABYTES = 2.0, 200.0
+SECONDS, MEGABYTES = 10.0, 200.0
+"""Limits of one refusal. The largest attack takes 0.9 s of processor time on an idle machine and up
+to 2.3 s on a busy one; a reader whose work grew quadratically would need minutes."""
 
 
 CONFIG, VOCABULARY, MODEL = "config.json", "vocabulary.json", "model.safetensors"

@@ -15,5 +15,6 @@ def test_killed_runs_end_like_undisturbed_ones(crash, tmp_path):
     assert found.keys() == {"sequential", "random"}
     for counts in found.values():
         assert counts.pop("different files") == []
-        assert counts["random time"] + counts["inside a save"] == 3
+        # The kind of each kill is drawn at random; one kind may not occur.
+        assert counts.get("random time", 0) + counts.get("inside a save", 0) == 3
         assert counts["finished runs"] >= 1
