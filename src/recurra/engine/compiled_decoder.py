@@ -16,7 +16,7 @@ from torch import Tensor
 
 from recurra.engine.sampling import Ids, Logits, Sampler
 from recurra.errors import NonFiniteError
-from recurra.kernels import library
+from recurra.kernels import library, structures
 from recurra.kernels.buffers import Kept
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.recurrence.backends.native_passes import LayerPasses, Trace
@@ -114,7 +114,7 @@ class CompiledWriter:
 
     def _describe(
         self, ids: Ids, layers: list[_DescribedLayer], uniforms: Logits | None, banned: Ids
-    ) -> library.Generation:
+    ) -> structures.Description:
         """What the kernel is handed; the arguments must live as long."""
         model, sampler, config = self._model, self._sampler, self._sampler.config
         samples = ids.shape[1]
@@ -126,11 +126,11 @@ class CompiledWriter:
         numbers = kernels.recurra_logit_numbers(vocabulary)
         logits = self._own.take("logits", samples, numbers, like=like)
         embedded = self._own.take("embedded", samples, width + width % 2, like=like)
-        generation = library.Generation(
+        generation = structures.Generation(
             threads=self._threads(samples),
             num_layers=len(layers),
             greedy=sampler.is_greedy,
-            layers=(library.Layer * len(layers))(*(layer.description for layer in layers)),
+            layers=(structures.Layer * len(layers))(*(layer.description for layer in layers)),
             weights_ih=_pointers([layer.weight_ih for layer in layers]),
             biases=_pointers([layer.bias for layer in layers]),
             packed_ih=_pointers([layer.packed for layer in layers]),
@@ -175,7 +175,7 @@ class _DescribedLayer(NamedTuple):
     The last four are those of a layer that reads numbers: None where it reads a table by id.
     """
 
-    description: library.Layer
+    description: structures.Description
     trace: Trace
     weight_ih: Tensor | None
     bias: Tensor | None

@@ -14,9 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recurra.kernels import library
+from recurra.kernels import library, structures
 
-_RULES = {torch.optim.SGD: 0, torch.optim.Adam: 1, torch.optim.AdamW: 2}
+_RULE = structures.ENUMERATIONS["Rule"]
+_RULES = {
+    torch.optim.SGD: _RULE["kSgd"],
+    torch.optim.Adam: _RULE["kAdam"],
+    torch.optim.AdamW: _RULE["kAdamW"],
+}
 
 
 class CompiledUpdate:
@@ -49,7 +54,7 @@ class CompiledUpdate:
         update = self._describe()
         update.lr, update.factor = lr, factor
         is_first = not self._optimizer.state
-        if self._rule == 0:
+        if self._rule == _RULE["kSgd"]:
             update.momentum = self._settings["momentum"]
             update.is_first = is_first
             if update.momentum:
@@ -60,7 +65,7 @@ class CompiledUpdate:
         # What was made from the weights as they were (packed for generation, say) must know.
         torch.autograd.graph.increment_version(self._parameters)
 
-    def _describe_adam(self, update: library.Update, is_first: bool) -> None:
+    def _describe_adam(self, update: structures.Description, is_first: bool) -> None:
         (beta1, beta2), epsilon = self._settings["betas"], self._settings["eps"]
         update.first = self._slots("exp_avg", is_first)
         update.second = self._slots("exp_avg_sq", is_first)
@@ -83,17 +88,17 @@ class CompiledUpdate:
                 state[parameter][name] = torch.zeros_like(parameter)
         return self._pointers(name, [state[parameter][name] for parameter in self._parameters])
 
-    def _describe(self) -> library.Update:
+    def _describe(self) -> structures.Description:
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         assert len(gradients) == len(self._parameters)
-        return library.Update(
+        return structures.Update(
             rule=self._rule,
             threads=library.threads(),
             count=len(gradients),
-            sizes=self._sizes,
+            sizes=ctypes.addressof(self._sizes),
             parameters=self._pointers("parameters", self._parameters),
             gradients=self._pointers("gradients", gradients),
-            decays=self._decays,
+            decays=ctypes.addressof(self._decays),
         )
 
     def _pointers(self, name: str, tensors: list[Tensor]) -> Any:

@@ -1,7 +1,6 @@
-"""The door to the compiled kernels: loads them, building them first where need be, and calls them.
+"""Load the compiled kernels, building them first if necessary, and declare their functions.
 
-Structures and signatures mirror those of `source/*.h`; the library says how large it believes its
-structures to be, and is not used where that differs.
+`structures.py` has the structures that the functions receive.
 """
 
 from __future__ import annotations
@@ -20,203 +19,11 @@ import torch
 from torch import Tensor
 
 from recurra.errors import KernelError
-from recurra.kernels import builder
+from recurra.kernels import builder, structures
 
 _logger = logging.getLogger(__name__)
 _lock = threading.Lock()
 _in_forked_child = False
-
-
-class Description(ctypes.Structure):
-    """What a kernel is handed. Mirrors a structure of `source/kernels.h`, field by field."""
-
-    def point(self, **tensors: Tensor | None) -> None:
-        """Let these fields point to dense tensors, which live as long as the description."""
-        assert all(tensor is None or tensor.is_contiguous() for tensor in tensors.values())
-        self.point_strided(**tensors)
-
-    def point_strided(self, **tensors: Tensor | None) -> None:
-        """The same for tensors whose strides the description tells."""
-        for name, tensor in tensors.items():
-            setattr(self, name, None if tensor is None else tensor.data_ptr())
-        self._tensors = [*getattr(self, "_tensors", ()), *tensors.values()]
-
-
-class Layer(Description):
-    """One layer through time."""
-
-    _fields_ = (
-        ("cell", c_int32),
-        ("kind", c_int32),
-        ("threads", c_int32),
-        ("saves", c_int32),
-        ("steps", c_int64),
-        ("batch", c_int64),
-        ("units", c_int64),
-        ("recurrent_scale", c_float),
-        ("reserved", c_int32),
-        ("weight_hh", c_void_p),
-        ("bias_hn", c_void_p),
-        ("ids", c_void_p),
-        ("projected", c_void_p),
-        ("hidden", c_void_p),
-        ("hidden_operand", c_void_p),
-        ("cells", c_void_p),
-        ("saved", c_void_p),
-        ("grad_outputs", c_void_p),
-        ("grad_hidden", c_void_p),
-        ("grad_cells", c_void_p),
-        ("deltas", c_void_p),
-        ("delta_operand", c_void_p),
-        ("grad_bias", c_void_p),
-        ("grad_initial", c_void_p),
-        ("grad_initial_cells", c_void_p),
-        ("packed", c_void_p),
-        ("spare", c_void_p),
-    )
-
-
-class GradientProduct(Description):
-    """One product a' b over many rows."""
-
-    _fields_ = (
-        ("kind", c_int32),
-        ("threads", c_int32),
-        ("rows", c_int64),
-        ("m", c_int64),
-        ("n", c_int64),
-        ("lda", c_int64),
-        ("ldb", c_int64),
-        ("ldc", c_int64),
-        ("a", c_void_p),
-        ("b", c_void_p),
-        ("c", c_void_p),
-        ("packed", c_void_p),
-    )
-
-
-class DenseProduct(Description):
-    """One product of many rows with a weight."""
-
-    _fields_ = (
-        ("kind", c_int32),
-        ("threads", c_int32),
-        ("rows", c_int64),
-        ("depth", c_int64),
-        ("n", c_int64),
-        ("lda", c_int64),
-        ("is_operand", c_int32),
-        ("reserved", c_int32),
-        ("a", c_void_p),
-        ("weight", c_void_p),
-        ("weight_row", c_int64),
-        ("weight_column", c_int64),
-        ("bias", c_void_p),
-        ("out", c_void_p),
-        ("packed", c_void_p),
-    )
-
-
-class OutputLayer(Description):
-    """The output layer and its loss."""
-
-    _fields_ = (
-        ("kind", c_int32),
-        ("threads", c_int32),
-        ("rows", c_int64),
-        ("units", c_int64),
-        ("vocabulary", c_int64),
-        ("hidden", c_void_p),
-        ("weight", c_void_p),
-        ("bias", c_void_p),
-        ("targets", c_void_p),
-        ("loss", c_void_p),
-        ("grad_logits", c_void_p),
-        ("grad_hidden", c_void_p),
-        ("grad_bias", c_void_p),
-        ("spare", c_void_p),
-        ("packed", c_void_p),
-    )
-
-
-class Update(Description):
-    """One update of all parameters."""
-
-    _fields_ = (
-        ("rule", c_int32),
-        ("threads", c_int32),
-        ("count", c_int64),
-        ("sizes", POINTER(c_int64)),
-        ("parameters", POINTER(c_void_p)),
-        ("gradients", POINTER(c_void_p)),
-        ("first", POINTER(c_void_p)),
-        ("second", POINTER(c_void_p)),
-        ("decays", POINTER(c_float)),
-        ("factor", c_float),
-        ("lr", c_float),
-        ("momentum", c_float),
-        ("beta2", c_float),
-        ("epsilon", c_float),
-        ("new_share", c_float),
-        ("new_square_share", c_float),
-        ("correction", c_float),
-        ("root_correction", c_float),
-        ("is_first", c_int32),
-    )
-
-
-class Generation(Description):
-    """New text."""
-
-    _fields_ = (
-        ("threads", c_int32),
-        ("num_layers", c_int32),
-        ("packs", c_int32),
-        ("greedy", c_int32),
-        ("layers", POINTER(Layer)),
-        ("weights_ih", POINTER(c_void_p)),
-        ("biases", POINTER(c_void_p)),
-        ("packed_ih", POINTER(c_void_p)),
-        ("projected", POINTER(c_void_p)),
-        ("embedding", c_void_p),
-        ("embedding_size", c_int64),
-        ("embedding_operand", c_void_p),
-        ("vocabulary", c_int64),
-        ("head_weight", c_void_p),
-        ("head_bias", c_void_p),
-        ("packed_head", c_void_p),
-        ("logits", c_void_p),
-        ("ids", c_void_p),
-        ("uniforms", c_void_p),
-        ("seen", c_void_p),
-        ("banned", c_void_p),
-        ("num_banned", c_int64),
-        ("top_k", c_int64),
-        ("temperature", c_double),
-        ("top_p", c_double),
-        ("min_p", c_double),
-        ("repetition_penalty", c_double),
-    )
-
-
-class LinearScan(Description):
-    """The elementwise recurrence."""
-
-    _fields_ = (
-        ("threads", c_int32),
-        ("recurrent_scale", c_float),
-        ("steps", c_int64),
-        ("columns", c_int64),
-        ("a", c_void_p),
-        ("b", c_void_p),
-        ("initial", c_void_p),
-        ("outputs", c_void_p),
-        ("grad_outputs", c_void_p),
-        ("grad_final", c_void_p),
-        ("grad_a", c_void_p),
-        ("grad_b", c_void_p),
-        ("grad_initial", c_void_p),
-    )
 
 
 def is_available() -> bool:
@@ -299,13 +106,13 @@ def _build() -> Any:
 
 def _declare(library: Any) -> Any:
     described = {
-        "layer": (Layer, ("layer_forward", "layer_backward")),
-        "gradient_product": (GradientProduct, ("multiply_transposed",)),
-        "dense_product": (DenseProduct, ("multiply",)),
-        "output_layer": (OutputLayer, ("output_forward", "output_backward")),
-        "update": (Update, ("update", "gradient_norm")),
-        "generation": (Generation, ("generate",)),
-        "linear_scan": (LinearScan, ("scan_forward", "scan_backward")),
+        "layer": (structures.Layer, ("layer_forward", "layer_backward")),
+        "gradient_product": (structures.GradientProduct, ("multiply_transposed",)),
+        "dense_product": (structures.DenseProduct, ("multiply",)),
+        "output_layer": (structures.OutputLayer, ("output_forward", "output_backward")),
+        "update": (structures.Update, ("update", "gradient_norm")),
+        "generation": (structures.Generation, ("generate",)),
+        "linear_scan": (structures.LinearScan, ("scan_forward", "scan_backward")),
     }
     for name, (structure, functions) in described.items():
         size = getattr(library, f"recurra_{name}_bytes")

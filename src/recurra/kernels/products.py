@@ -11,7 +11,7 @@ from ctypes import byref
 import torch
 from torch import Tensor
 
-from recurra.kernels import library
+from recurra.kernels import library, structures
 from recurra.kernels.buffers import Workspace
 from recurra.kernels.recorder import Do
 
@@ -99,7 +99,7 @@ def gradient_product(
     threads, kernels = library.threads(), library.load()
     numbers = kernels.recurra_transposed_numbers(threads, len(left), right.shape[1])
     packed = workspace.take("packed product", numbers, like=right)
-    product = library.GradientProduct(
+    product = structures.GradientProduct(
         kind=kind,
         threads=threads,
         rows=len(left),
@@ -134,7 +134,7 @@ def dense_product(
     packed = workspace.take(
         "packed dense", kernels.recurra_dense_numbers(threads, depth, width), like=out
     )
-    dense = library.DenseProduct(
+    dense = structures.DenseProduct(
         kind=kind,
         threads=threads,
         rows=len(left),

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy as torch_cross_entropy
 
 from recurra.errors import ConfigError
-from recurra.kernels import library
+from recurra.kernels import library, structures
 from recurra.kernels.buffers import SHELF, Fresh, Workspace
 from recurra.kernels.products import check_ids, gradient_product, product_kind, take_operand
 from recurra.kernels.recorder import Do, at_once
@@ -143,12 +143,12 @@ class OutputPasses:
         left = trace.logits[:, : len(weight)]
         gradient_product(layer.kind, left, hidden, gradients.weight, self.workspace, self.do)
 
-    def _describe(self, hidden: Tensor, weight: Tensor) -> library.OutputLayer:
+    def _describe(self, hidden: Tensor, weight: Tensor) -> structures.Description:
         """What both passes need."""
         threads = library.threads()
         vocabulary, units = weight.shape
         numbers = library.load().recurra_output_numbers(threads, units, vocabulary)
-        layer = library.OutputLayer(
+        layer = structures.OutputLayer(
             kind=product_kind(self.dtype),
             threads=threads,
             rows=len(hidden),

@@ -1,4 +1,5 @@
-// What a layer's kernels are handed: sizes and pointers, laid out as in `kernels/library.py`.
+// Arguments of the kernels: sizes and pointers. `kernels/structures.py` reads this header, so each
+// field is a scalar or a pointer, and each enumeration counts from 0.
 //
 // T steps, B rows, H units, G gates. All tensors are dense and time comes first. S is the number of
 // values saved per unit and step: none for the plain RNN, whose derivative follows from h; r, z, n
@@ -16,7 +17,7 @@ enum Kind : int32_t { kSingle, kRounded, kPairs, kTiles };
 
 struct Layer {
   int32_t cell, kind;
-  int32_t threads, saves;  // `saves`: a backward pass will follow
+  int32_t threads;
   int64_t steps, batch, units;
   float recurrent_scale;  // of every gradient that passes to the step before
   int32_t reserved;
@@ -39,8 +40,8 @@ struct Layer {
   float* grad_initial;  // (B, H)
   float* grad_initial_cells;  // (B, H) of the LSTM
 
-  void* packed;  // the weight, `recurra_packed_bytes` of it
-  float* spare;  // `recurra_spare_floats` of it
+  void* packed;  // the weight, `recurra_packed_numbers` of it
+  float* spare;  // `recurra_spare_numbers` of it
 };
 
 // c (m, n) = a' b over `rows` rows: the gradient of a weight.

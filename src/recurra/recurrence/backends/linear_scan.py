@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from recurra.errors import ConfigError
-from recurra.kernels import library
+from recurra.kernels import library, structures
 from recurra.recurrence.backends.reference import scale_gradient
 
 BACKENDS = ("reference", "bptt", "native")
@@ -148,8 +148,8 @@ def _backward_with_graph(
     return [next(found) if need else None for need in needed]
 
 
-def _describe(a: Tensor, outputs: Tensor, initial: Tensor, scale: float) -> library.LinearScan:
-    scan = library.LinearScan(
+def _describe(a: Tensor, outputs: Tensor, initial: Tensor, scale: float) -> structures.Description:
+    scan = structures.LinearScan(
         threads=library.threads(),
         recurrent_scale=scale,
         steps=len(a),

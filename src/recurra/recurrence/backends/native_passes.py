@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from recurra.kernels import library
+from recurra.kernels import library, structures
 from recurra.kernels.buffers import Workspace
 from recurra.kernels.products import (
     SINGLE,
@@ -33,7 +33,13 @@ from recurra.kernels.products import (
 from recurra.kernels.recorder import Do, at_once
 from recurra.recurrence.cells import LayerParameters, State
 
-COMPILED_CELLS = {"rnn": 0, "rnn-relu": 1, "gru": 2, "lstm": 3}
+_CELL = structures.ENUMERATIONS["Cell"]
+COMPILED_CELLS = {
+    "rnn": _CELL["kTanh"],
+    "rnn-relu": _CELL["kRelu"],
+    "gru": _CELL["kGru"],
+    "lstm": _CELL["kLstm"],
+}
 _SAVED = {"rnn": 0, "rnn-relu": 0, "gru": 4, "lstm": 4}
 """Values kept per unit and step for the backward pass."""
 _DELTAS = {"rnn": 1, "rnn-relu": 1, "gru": 4, "lstm": 4}
@@ -98,7 +104,7 @@ class LayerPasses:
 
     def prepare(
         self, steps: int, batch: int, state: State, parameters: LayerParameters, *, saves: bool
-    ) -> tuple[library.Layer, Trace]:
+    ) -> tuple[structures.Description, Trace]:
         """A forward pass as the kernels take it, but for its inputs, and what it will leave."""
         layer = self._describe(steps, batch, parameters)
         units = layer.units
@@ -210,7 +216,9 @@ class LayerPasses:
         width = numbers + odd * (1 if numbers % 2 else 2)
         return take_operand(self.workspace, self.kind, name, rows, width, like=_FLOAT32)
 
-    def _describe(self, steps: int, batch: int, parameters: LayerParameters) -> library.Layer:
+    def _describe(
+        self, steps: int, batch: int, parameters: LayerParameters
+    ) -> structures.Description:
         """What every pass needs."""
         assert parameters.weight_hh is not None
         weight_hh = parameters.weight_hh.contiguous()
@@ -218,7 +226,7 @@ class LayerPasses:
         numbers = kernels.recurra_packed_numbers(len(weight_hh) // units, units, units)
         packed = self._take("packed weight", numbers)
         spare = self._take("spare", kernels.recurra_spare_numbers(threads, batch, units))
-        layer = library.Layer(
+        layer = structures.Layer(
             cell=COMPILED_CELLS[self.cell],
             kind=self.kind,
             threads=threads,

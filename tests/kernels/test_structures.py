@@ -1,0 +1,46 @@
+"""ctypes structures and enumerations that are read from the kernels' header."""
+
+import ctypes
+
+import pytest
+
+from recurra.kernels import structures
+
+HEADER = """
+enum Shade : int32_t { kDark, kLight };
+struct Point {
+  int32_t shade, reserved;  // two in one declaration
+  const float* const* rows;
+  void* packed;
+};
+struct Line {
+  const Point* points;
+  double length;
+};
+"""
+
+
+def test_read_structures_fields_have_names_order_and_types_of_the_header():
+    found = structures.read_structures(HEADER)
+    assert found["Point"]._fields_ == (
+        ("shade", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+        ("rows", ctypes.POINTER(ctypes.c_void_p)),
+        ("packed", ctypes.c_void_p),
+    )
+    assert found["Line"]._fields_[0] == ("points", ctypes.POINTER(found["Point"]))
+    assert found["Line"].length.offset == ctypes.sizeof(ctypes.c_void_p)
+
+
+def test_read_structures_unknown_type_is_rejected():
+    with pytest.raises(ValueError, match="Colour"):
+        structures.read_structures("struct Point {\n  Colour colour;\n};\n")
+
+
+def test_read_enumerations_members_count_from_zero():
+    assert structures.read_enumerations(HEADER) == {"Shade": {"kDark": 0, "kLight": 1}}
+
+
+def test_structures_of_the_header_are_all_read():
+    declared = structures.HEADER.read_text("utf-8").count("\nstruct ")
+    assert len(structures.STRUCTURES) == declared == 7
