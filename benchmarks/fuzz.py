@@ -46,7 +46,7 @@ with atheris.instrument_imports(include=["recurra"]) if atheris else nullcontext
     from recurra.model.recurrent_lm import RecurrentLM, parameter_specs
     from recurra.report.progress import Progress
     from recurra.runs.checkpoint import SESSION, STATE, TRAINING, Moment, read_state
-    from recurra.runs.directory import RunFolder
+    from recurra.runs.directory import RunDirectory
     from recurra.text.bpe import BpeVocabulary
     from recurra.text.vocabulary import WordVocabulary
 
@@ -91,7 +91,7 @@ def make_targets(folder: Path) -> dict[str, Target]:
             run / "model.safetensors", parameter_specs(lm.config.model))),
         ("text record", run / "tokens.json", lambda: use_text(run)),
         ("text", run / "tokens.bin", lambda: use_text(run)),
-        ("metrics", run / "metrics.jsonl", lambda: RunFolder(run).best_metrics()),
+        ("metrics", run / "metrics.jsonl", lambda: RunDirectory(run).best_metrics()),
         ("counters", moment / TRAINING, lambda: Moment.read(moment)),
         ("clock", moment / SESSION, lambda: Moment.read(moment)),
         ("state", moment / STATE, lambda: use_state(lm.model, moment / STATE)),

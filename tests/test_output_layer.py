@@ -15,8 +15,10 @@ FORMATS = [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)]
 
 @pytest.fixture(autouse=True)
 def _poison_buffers(monkeypatch):
-    taken = buffers.SHELF._take
-    monkeypatch.setattr(buffers.SHELF, "_take", lambda n, like: taken(n, like).fill_(float("nan")))
+    taken = buffers.BUFFER_POOL._take
+    monkeypatch.setattr(
+        buffers.BUFFER_POOL, "_take", lambda n, like: taken(n, like).fill_(float("nan"))
+    )
 
 
 def _problem(rows, units, vocabulary):

@@ -1,4 +1,4 @@
-"""`python -m recurra` is `recurra`."""
+"""Run the command line with `python -m recurra`."""
 
 import sys
 

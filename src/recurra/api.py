@@ -1,4 +1,4 @@
-"""`train()` and `load()`: from a text, or from a run's folder, to a `LanguageModel`.
+"""Public functions: `train()` and `load()` return a `LanguageModel`.
 
 This module only joins the rooms below it; nothing is computed here.
 """
@@ -13,7 +13,7 @@ from recurra.data.token_file import load_vocabulary
 from recurra.errors import RunError
 from recurra.inference.language_model import LanguageModel, Source, as_list
 from recurra.report.progress import ConsoleProgress, Progress
-from recurra.runs.directory import RunFolder
+from recurra.runs.directory import RunDirectory
 from recurra.runs.weights import load_model
 from recurra.runtime.devices import choose_device
 from recurra.training.budget import Clock
@@ -62,7 +62,7 @@ def load(path: Source, device: str = "cpu") -> LanguageModel:
     Raises:
         RunError: the folder holds no run, or its files are damaged or do not fit together.
     """
-    folder = RunFolder(path)
+    folder = RunDirectory(path)
     config = folder.read_config()
     vocabulary = load_vocabulary(folder.path)
     if vocabulary.kind != config.text.tokens:
@@ -87,7 +87,7 @@ def load(path: Source, device: str = "cpu") -> LanguageModel:
     return LanguageModel(model.to(choose_device(device)).eval(), vocabulary, config, folder.path)
 
 
-def _remedy(folder: RunFolder) -> str:
+def _remedy(folder: RunDirectory) -> str:
     """What to do about damaged weights: a checkpoint has a copy of them."""
     if not folder.has_copy_of_model:
         return ""

@@ -1,4 +1,4 @@
-"""Every error recurra raises on purpose.
+"""The exceptions that recurra raises.
 
     Exception
     └── RecurraError                           one clear sentence; the command line exits 1

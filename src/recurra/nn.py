@@ -1,4 +1,4 @@
-"""RNN, GRU and LSTM: drop-in replacements for torch.nn's that compute by `recurrence`.
+"""RNN, GRU and LSTM: drop-in replacements for the layers of torch.nn.
 
 Each class is a subclass of torch.nn's. The constructor, the parameters with their names and first
 values, the state dict, and the checks of arguments with the types of their errors are torch's; only

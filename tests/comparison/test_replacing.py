@@ -9,7 +9,7 @@ from comparison.settings import SMALL
 from recurra.errors import RunError, SourceError, TrainingInterrupted
 from recurra.experiments.folder import STAGING
 from recurra.report.progress import Progress
-from recurra.runs.directory import RunFolder
+from recurra.runs.directory import RunDirectory
 
 
 def test_a_folder_of_something_else_is_left_alone(compare, tmp_path):
@@ -79,7 +79,7 @@ def test_force_removes_nothing_when_one_of_the_runs_cannot_go(compare, tmp_path)
         compare(lr=2e-2, force=True)
     assert sorted((tmp_path / "all").rglob("*")) == before
     letter.unlink()
-    with RunFolder(letter.parent).locked(), pytest.raises(RunError, match="in use"):
+    with RunDirectory(letter.parent).locked(), pytest.raises(RunError, match="in use"):
         compare(lr=2e-2, force=True)
     assert len(compare().rows) == 2
 

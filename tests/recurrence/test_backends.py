@@ -79,8 +79,10 @@ def assert_same(actual: list[Tensor], expected: list[Tensor], tolerance: float):
 @pytest.fixture(autouse=True)
 def _poison_buffers(monkeypatch):
     """Whatever is used before it is written shows as NaN: on the shelf, and in fresh memory."""
-    taken = buffers.SHELF._take
-    monkeypatch.setattr(buffers.SHELF, "_take", lambda n, like: taken(n, like).fill_(float("nan")))
+    taken = buffers.BUFFER_POOL._take
+    monkeypatch.setattr(
+        buffers.BUFFER_POOL, "_take", lambda n, like: taken(n, like).fill_(float("nan"))
+    )
     torch.use_deterministic_algorithms(True)
     assert torch.utils.deterministic.fill_uninitialized_memory
     yield

@@ -11,9 +11,9 @@ from recurra.nn import GRU, LSTM, RNN
 
 @pytest.fixture
 def shelf(monkeypatch):
-    fresh = buffers.Shelf()
-    monkeypatch.setattr("recurra.recurrence.backends.bptt.SHELF", fresh)
-    monkeypatch.setattr("recurra.recurrence.backends.bptt_loops.SHELF", fresh)
+    fresh = buffers.BufferPool()
+    monkeypatch.setattr("recurra.recurrence.backends.bptt.BUFFER_POOL", fresh)
+    monkeypatch.setattr("recurra.recurrence.backends.bptt_loops.BUFFER_POOL", fresh)
     return fresh
 
 

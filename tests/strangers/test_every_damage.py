@@ -46,10 +46,10 @@ def flipped(whole: bytes, position: int) -> Iterator[bytes]:
 
 def read_again(run: Path, name: str) -> None:
     from recurra.data.token_file import load_vocabulary
-    from recurra.runs.directory import RunFolder
+    from recurra.runs.directory import RunDirectory
 
     if name == CONFIG:
-        RunFolder(run).read_config()
+        RunDirectory(run).read_config()
     elif name == VOCABULARY:
         load_vocabulary(run)
     else:

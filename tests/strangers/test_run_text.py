@@ -94,12 +94,12 @@ LINES: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("name", LINES)
 def test_an_attack_on_the_metrics_is_one_error(run: Path, name: str) -> None:
-    from recurra.runs.directory import RunFolder
+    from recurra.runs.directory import RunDirectory
 
     data, message = LINES[name]
     (run / "metrics.jsonl").write_bytes(data)
     with pytest.raises(RunError, match=rf"metrics\.jsonl.*{message}"):
-        RunFolder(run).read_metrics()
+        RunDirectory(run).read_metrics()
 
 
 def test_endless_metrics_are_not_read_to_their_end(run: Path) -> None:

@@ -12,7 +12,7 @@ from recurra.engine.averaging import WeightAverage
 from recurra.engine.updater import Updater
 from recurra.errors import TrainingInterrupted
 from recurra.model import RecurrentLM
-from recurra.runtime.distributed import ALONE
+from recurra.runtime.distributed import SINGLE_PROCESS
 from recurra.training.schedules import learning_rate
 
 
@@ -49,7 +49,7 @@ def test_what_is_saved_is_the_average_and_what_learns_is_not(run, tmp_path):
     torch.manual_seed(config.training.seed)
     model = RecurrentLM(config.model)
     stream = BatchStream(load_token_file(tmp_path / "plain").train, config.training)
-    updater = Updater(model, config.training, stream, ALONE)
+    updater = Updater(model, config.training, stream, SINGLE_PROCESS)
     average = WeightAverage(model, 0.7)
     for number, batch in zip(range(1, 10), stream.epoch(0), strict=False):
         updater.update(batch, learning_rate(config.training, (number - 1) / 9), number)

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whole or not there, whatever fails, whatever is damaged."""
+"""CheckpointStore on disk: whole or not there, whatever fails, whatever is damaged."""
 
 import errno
 import hashlib
@@ -9,14 +9,14 @@ import subprocess
 import pytest
 
 from recurra.errors import RunError
-from recurra.runs.checkpoint_store import MANIFEST, Checkpoints, name_of, step_of
+from recurra.runs.checkpoint_store import MANIFEST, CheckpointStore, name_of, step_of
 
 FILES = {"state.safetensors": bytes(range(256)), "training.json": b"{}\n", "empty": b""}
 
 
 @pytest.fixture
 def store(tmp_path):
-    return Checkpoints(tmp_path / "checkpoints")
+    return CheckpointStore(tmp_path / "checkpoints")
 
 
 def contents(folder):

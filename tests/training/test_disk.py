@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from recurra.runs.checkpoint_store import Checkpoints
+from recurra.runs.checkpoint_store import CheckpointStore
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs")
 
@@ -66,7 +66,7 @@ def test_a_full_disk_leaves_a_run_that_goes_on_when_there_is_room(
         assert names in ([], ["run"])
         if not names:
             continue
-        for name in (checkpoints := Checkpoints(run / "checkpoints")).names():
+        for name in (checkpoints := CheckpointStore(run / "checkpoints")).names():
             checkpoints.verify(name)
         subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
         assert recurra("train", "--resume", run, "--quiet").returncode == 0
@@ -85,6 +85,6 @@ def test_a_limit_on_the_size_of_files_is_a_full_disk(source, tmp_path, crash):
     done = recurra("train", source, "--out", run, *OPTIONS, limit=limit)
     assert done.returncode == 1
     assert b"File too large" in done.stderr
-    assert Checkpoints(run / "checkpoints").names() == ["step-00000000"]
+    assert CheckpointStore(run / "checkpoints").names() == ["step-00000000"]
     assert recurra("train", "--resume", run, "--quiet").returncode == 0
     assert crash.differences(whole, run) == []

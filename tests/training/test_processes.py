@@ -215,4 +215,4 @@ def test_rows_of_a_batch_are_dropped_as_the_batch_would_be():
 def test_alone_nothing_is_sent():
     alone = Processes()
     assert alone.sum([1.0, 2.0]) == [1.0, 2.0]
-    assert alone.first_does(lambda: "done") == "done"
+    assert alone.run_on_first(lambda: "done") == "done"

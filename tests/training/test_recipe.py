@@ -10,7 +10,7 @@ import recurra
 from recurra.config import RunConfig
 from recurra.kernels import library
 from recurra.report.progress import Progress
-from recurra.runtime.distributed import ALONE
+from recurra.runtime.distributed import SINGLE_PROCESS
 from recurra.training import recipe
 
 
@@ -24,7 +24,7 @@ def completed(seconds=160.0, length=1_000_000, vocab_size=65, **options):
     model = dataclasses.replace(config.model, vocab_size=vocab_size)
     config = dataclasses.replace(config, model=model)
     ids = np.zeros(length, dtype=np.uint16)
-    return recipe.complete(config, options.keys(), ids, ALONE, seconds)
+    return recipe.complete(config, options.keys(), ids, SINGLE_PROCESS, seconds)
 
 
 def test_more_time_and_more_text_give_larger_models():
@@ -143,7 +143,7 @@ def test_the_trial_says_what_the_machine_does(monkeypatch):
     counted = []
     monkeypatch.setattr(recipe, "seconds_per_step", lambda *_: counted.append(1) or 0.01)
     products = 6 * (4 * 64 * 64 + 2 * 64) * 8 * 64
-    assert recipe._measure_speed(config, ids, ALONE) == pytest.approx(products / 0.01)
+    assert recipe._measure_speed(config, ids, SINGLE_PROCESS) == pytest.approx(products / 0.01)
 
 
 def test_the_second_trial_is_of_the_size_that_the_first_one_found(monkeypatch):

@@ -17,8 +17,8 @@ from recurra.config import RunConfig
 from recurra.errors import ConfigError, RunError, TrainingInterrupted
 from recurra.report.progress import Progress
 from recurra.runs import compatibility
-from recurra.runs.checkpoint_store import Checkpoints
-from recurra.runs.directory import RunFolder
+from recurra.runs.checkpoint_store import CheckpointStore
+from recurra.runs.directory import RunDirectory
 from recurra.training import launch
 from recurra.training.budget import Clock
 
@@ -83,7 +83,7 @@ def test_other_settings_are_refused_by_name(run, tmp_path, listener, section, na
 def test_settings_that_change_no_result_may_change(run, tmp_path, listener, crash):
     run(tmp_path / "whole", **OPTIONS)
     stop(run, listener, tmp_path / "parts", 9)
-    own = RunFolder(tmp_path / "parts").read_config().to_dict()
+    own = RunDirectory(tmp_path / "parts").read_config().to_dict()
     own["training"] |= {"on_nan": "rollback", "device": "cpu", "plot": True}
     resume(tmp_path / "parts", given=RunConfig.from_dict(own))
     found = crash.differences(tmp_path / "whole", tmp_path / "parts")
@@ -165,7 +165,7 @@ def test_every_byte_of_a_checkpoint_flipped_or_cut_off_is_noticed(run, tmp_path,
     """Each file of the newest checkpoint, at every offset; the run goes on from the one before."""
     tiny = {"hidden_size": 2, "embedding_size": 2, "batch_size": 1, "num_layers": 1, "dropout": 0.0}
     stop(run, listener, tmp_path / "run", 10, **tiny)
-    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    checkpoints = CheckpointStore(tmp_path / "run" / "checkpoints")
     previous, newest = checkpoints.names()
     for file in (checkpoints.folder / newest).iterdir():
         data = file.read_bytes()
@@ -194,13 +194,13 @@ def test_every_byte_of_a_checkpoint_flipped_or_cut_off_is_noticed(run, tmp_path,
 def _taken(folder, progress):
     """The checkpoint that a resumed run would take up."""
     from recurra.data.token_file import load_token_file
-    from recurra.runtime.distributed import ALONE
-    from recurra.training.saver import Saver
+    from recurra.runtime.distributed import SINGLE_PROCESS
+    from recurra.training.saver import CheckpointManager
 
-    run_folder = RunFolder(folder)
+    run_folder = RunDirectory(folder)
     config = run_folder.read_config()
     belongs = compatibility.identity(config, load_token_file(folder))
-    saver = Saver(run_folder, config.training, belongs, progress, ALONE)
+    saver = CheckpointManager(run_folder, config.training, belongs, progress, SINGLE_PROCESS)
     return saver._newest_whole(saver.checkpoints.names())
 
 
@@ -238,7 +238,7 @@ def test_damaged_weights_of_a_finished_run_come_back_from_its_checkpoint(run, tm
 
 def test_only_one_trains_in_a_folder(run, tmp_path, listener):
     stop(run, listener, tmp_path / "run", 9)
-    with RunFolder(tmp_path / "run").locked():
+    with RunDirectory(tmp_path / "run").locked():
         with pytest.raises(RunError, match="in use: another process trains in it"):
             resume(tmp_path / "run")
         with pytest.raises(RunError, match="in use: another process trains in it"):
@@ -249,8 +249,8 @@ def test_only_one_trains_in_a_folder(run, tmp_path, listener):
 def test_a_dead_process_holds_no_lock(run, tmp_path, listener):
     stop(run, listener, tmp_path / "run", 9)
     program = (
-        "import sys, time; from recurra.runs.directory import RunFolder\n"
-        "with RunFolder(sys.argv[1]).locked():\n"
+        "import sys, time; from recurra.runs.directory import RunDirectory\n"
+        "with RunDirectory(sys.argv[1]).locked():\n"
         "    print('locked', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen(
@@ -287,7 +287,7 @@ def test_what_a_killed_start_left_beside_the_run_goes_at_the_next(run, tmp_path)
         folder.mkdir()
         (folder / ".lock").touch()
     (tmp_path / ".run-mine").mkdir()
-    with RunFolder(busy).locked():
+    with RunDirectory(busy).locked():
         run(tmp_path / "run", steps=1)
     assert not abandoned.exists()
     assert busy.exists()
@@ -321,7 +321,8 @@ def test_whatever_call_fails_the_last_checkpoint_stays_and_the_run_goes_on(
         with monkeypatch.context() as patch:
             fault = fail_at(patch, names, k, code)
             patch.setattr(
-                "recurra.training.saver.Saver.save", _remembering(kept, folder / "checkpoints")
+                "recurra.training.saver.CheckpointManager.save",
+                _remembering(kept, folder / "checkpoints"),
             )
             failed = None
             try:
@@ -336,7 +337,7 @@ def test_whatever_call_fails_the_last_checkpoint_stays_and_the_run_goes_on(
         for name, files in kept.items():
             place = folder / "checkpoints" / name
             assert {p.name: p.read_bytes() for p in place.iterdir()} == files
-            Checkpoints(folder / "checkpoints").verify(name)
+            CheckpointStore(folder / "checkpoints").verify(name)
         resume(folder)
         assert crash.differences(tmp_path / "whole", folder) == []
         assert not [p for p in folder.rglob(".*") if p.name != ".lock"]
@@ -345,13 +346,13 @@ def test_whatever_call_fails_the_last_checkpoint_stays_and_the_run_goes_on(
 
 
 def _remembering(kept, folder):
-    """`Saver.save` that first remembers the newest checkpoint on disk."""
-    from recurra.training.saver import Saver
+    """`CheckpointManager.save` that first remembers the newest checkpoint on disk."""
+    from recurra.training.saver import CheckpointManager
 
-    original = Saver.save
+    original = CheckpointManager.save
 
     def save(self, *args):
-        newest = Checkpoints(folder).names()[-1:]
+        newest = CheckpointStore(folder).names()[-1:]
         kept.clear()
         for name in newest:
             kept[name] = {p.name: p.read_bytes() for p in (folder / name).iterdir()}
@@ -371,7 +372,7 @@ def test_checkpoints_come_when_asked_for_and_cost_is_told(run, tmp_path, listene
 def test_the_clock_goes_on_where_it_stopped(run, tmp_path, listener, lines):
     with pytest.raises(TrainingInterrupted):
         run(tmp_path / "run", listener(stop_at=9), minutes=0.05)
-    *_, newest = Checkpoints(tmp_path / "run" / "checkpoints").names()
+    *_, newest = CheckpointStore(tmp_path / "run" / "checkpoints").names()
     session = tmp_path / "run" / "checkpoints" / newest / "session.json"
     before = json.loads(session.read_text("utf-8"))["timing"]["seconds"]
     clock = Clock()

@@ -12,8 +12,8 @@ from recurra.data.token_file import load_token_file
 from recurra.engine.updater import Updater
 from recurra.errors import NonFiniteError, TrainingInterrupted
 from recurra.report.progress import Progress
-from recurra.runs.checkpoint_store import Checkpoints
-from recurra.runs.directory import RunFolder
+from recurra.runs.checkpoint_store import CheckpointStore
+from recurra.runs.directory import RunDirectory
 from recurra.training import launch
 from recurra.training.budget import Clock
 
@@ -47,7 +47,7 @@ def test_it_stops_before_the_update_and_keeps_what_was_good(run, tmp_path, lines
     (failure,) = lines(tmp_path / "run", "failures.jsonl")
     assert failure["step"] == 14
     assert failure["rollbacks"] == 0
-    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    checkpoints = CheckpointStore(tmp_path / "run" / "checkpoints")
     assert checkpoints.names() == ["step-00000008", "step-00000012"]
     for name in checkpoints.names():
         checkpoints.verify(name)
@@ -58,7 +58,7 @@ def test_the_record_is_the_batch(run, tmp_path, lines, poisoned):
     with pytest.raises(NonFiniteError):
         run(tmp_path / "run", **OPTIONS)
     (failure,) = lines(tmp_path / "run", "failures.jsonl")
-    config = RunFolder(tmp_path / "run").read_config().training
+    config = RunDirectory(tmp_path / "run").read_config().training
     ids = load_token_file(tmp_path / "run").train
     batches = BatchStream(ids, config).epoch(failure["epoch"], failure["batch"])
     batch = next(batches)
@@ -132,7 +132,7 @@ def test_a_damaged_target_is_told_and_an_older_one_taken(
 ):
     poisoned(15)
     told = listener()
-    original = Checkpoints.write
+    original = CheckpointStore.write
 
     def write(self, name, files):
         cost = original(self, name, files)
@@ -140,7 +140,7 @@ def test_a_damaged_target_is_told_and_an_older_one_taken(
             (self.folder / name / "state.safetensors").write_bytes(b"rot")
         return cost
 
-    monkeypatch.setattr(Checkpoints, "write", write)
+    monkeypatch.setattr(CheckpointStore, "write", write)
     run(tmp_path / "run", told, **OPTIONS, on_nan="rollback")
     assert any("step-00000012" in m and "damaged" in m for m in told.messages)
     assert any("back to step 6" in m for m in told.messages)

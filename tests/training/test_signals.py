@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from recurra.runs.checkpoint_store import Checkpoints
+from recurra.runs.checkpoint_store import CheckpointStore
 
 LONG = [
     "--steps", "1000000", "--hidden-size", "24", "--batch-size", "4", "--num-steps", "16",
@@ -45,7 +45,7 @@ class Training:
         return self.process.returncode, err.decode()
 
     def is_whole(self):
-        checkpoints = Checkpoints(self.folder / "checkpoints")
+        checkpoints = CheckpointStore(self.folder / "checkpoints")
         names = checkpoints.names()
         for name in names:
             checkpoints.verify(name)
@@ -128,6 +128,6 @@ def test_a_closed_terminal_saves_too(source, tmp_path, quiet):
     os.close(terminal)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 129
-    newest = Checkpoints(folder / "checkpoints").names()[-1]
+    newest = CheckpointStore(folder / "checkpoints").names()[-1]
     assert newest != "step-00000000"
-    Checkpoints(folder / "checkpoints").verify(newest)
+    CheckpointStore(folder / "checkpoints").verify(newest)

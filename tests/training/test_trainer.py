@@ -20,7 +20,7 @@ from recurra.engine.updater import Updater
 from recurra.errors import DivergenceError, NonFiniteError, RunError
 from recurra.model import RecurrentLM
 from recurra.report.progress import Progress
-from recurra.runs.directory import RunFolder
+from recurra.runs.directory import RunDirectory
 from recurra.training import launch
 from recurra.training.budget import Clock
 
@@ -293,7 +293,7 @@ def test_other_tokens_train_report_and_load(source, tmp_path, tokens, extra):
     )
     record = lines(folder)[-1]
     assert record["bits_per_char"] > 0
-    assert RunFolder(folder).best_metrics()["step"] <= 10
+    assert RunDirectory(folder).best_metrics()["step"] <= 10
 
 
 def test_bits_per_char_count_the_text_and_not_its_unknown_tokens(tmp_path):

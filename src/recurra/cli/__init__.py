@@ -1,1 +1,1 @@
-"""The command line: one file per verb. Parses, calls the library, prints; computes nothing."""
+"""The command line: one module per command."""

@@ -1,4 +1,4 @@
-"""`recurra bench`: how fast this machine trains and writes, against torch.nn."""
+"""`recurra bench`: training and generation throughput compared with torch.nn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What training and writing cost on this machine: every backend against torch.nn, in turns.
+"""Benchmarks of training and generation: every backend and torch.nn, interleaved.
 
 Whole training steps: forward, backward, clip, update. torch.nn stands here as the book uses it,
 with one-hot vectors, and as a careful user would, with an embedding as wide as the layer. All of a
@@ -26,7 +26,7 @@ from recurra.inference.generate import generate_ids
 from recurra.kernels import library
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.recurrence.cells import find_cell
-from recurra.runtime.distributed import ALONE
+from recurra.runtime.distributed import SINGLE_PROCESS
 
 BATCH_SIZE = 32
 STEPS_PER_ROUND = 4
@@ -278,8 +278,8 @@ def _own_step(row: TrainingRow, backend: str, precision: str, embedding_size: in
     )
     length = BATCH_SIZE * (row.num_steps + 1) * 4
     text = np.random.default_rng(0).integers(row.vocab_size, size=length)
-    stream = BatchStream(text, config, ALONE)
-    updater = Updater(model, config, stream, ALONE)
+    stream = BatchStream(text, config, SINGLE_PROCESS)
+    updater = Updater(model, config, stream, SINGLE_PROCESS)
     batch = next(stream.epoch(0, 0))
 
     def step() -> None:

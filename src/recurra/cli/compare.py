@@ -1,4 +1,4 @@
-"""`recurra compare`: several settings on one text."""
+"""`recurra compare`: train several settings on one text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`recurra data`: the corpora known by name."""
+"""`recurra data`: list and fetch the named corpora."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`recurra doctor`: what this machine has, what is missing and how to get it."""
+"""`recurra doctor`: report the environment, missing parts and how to install them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`recurra eval`: how well a model predicts a text."""
+"""`recurra eval`: perplexity and bits of a text under a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`recurra generate`: new text from a prompt."""
+"""`recurra generate`: continue a prompt."""
 
 from __future__ import annotations
 

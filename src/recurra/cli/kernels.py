@@ -1,4 +1,4 @@
-"""`recurra kernels`: build the compiled kernels, or remove what was built."""
+"""`recurra kernels`: build or remove the compiled kernels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The door of the command line: finds the verb, and turns errors into one line and an exit code.
+"""The entry point of the command line: dispatches commands and maps errors to exit codes.
 
 Exit codes: 0 done, 1 it failed, 2 wrong usage, 130 interrupted (143 by SIGTERM, 129 by a closed
 terminal). The library is imported by the

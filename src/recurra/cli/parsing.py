@@ -1,4 +1,4 @@
-"""How options are read from dataclasses, the same way for every verb."""
+"""Parse options from dataclasses, the same way for every command."""
 
 from __future__ import annotations
 

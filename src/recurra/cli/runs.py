@@ -1,4 +1,4 @@
-"""`recurra runs`: the runs under a folder, with their figures."""
+"""`recurra runs`: list the run directories in a directory with their metrics."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _rows(folder: Path) -> Iterator[dict[str, Any]]:
-    from recurra.runs.directory import RunFolder
+    from recurra.runs.directory import RunDirectory
 
     for file in sorted(folder.rglob("config.json")):
-        run_folder = RunFolder(file.parent)
+        run_folder = RunDirectory(file.parent)
         try:
             config = run_folder.read_config()
             best = run_folder.best_metrics()

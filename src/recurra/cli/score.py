@@ -1,4 +1,4 @@
-"""`recurra score`: what is surprising in a text."""
+"""`recurra score`: surprisal of each line and character of a text."""
 
 from __future__ import annotations
 

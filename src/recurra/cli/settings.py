@@ -1,4 +1,4 @@
-"""The options of a training, which several verbs have."""
+"""The training options that several commands share."""
 
 from __future__ import annotations
 

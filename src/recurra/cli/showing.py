@@ -1,4 +1,4 @@
-"""How text that a model wrote, or was given, is printed."""
+"""Print generated or given text without control characters."""
 
 from __future__ import annotations
 

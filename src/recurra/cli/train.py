@@ -1,4 +1,4 @@
-"""`recurra train`: from a text to a model."""
+"""`recurra train`: train a model on a text, or resume a run."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def run(arguments: Sequence[str]) -> int:
     if command.resume is not None:
         command = _with_own_settings(command.resume, arguments)
     from recurra.report.progress import describe
-    from recurra.runs.directory import RunFolder
+    from recurra.runs.directory import RunDirectory
     from recurra.runtime.distributed import started_rank
     from recurra.training import launch
     from recurra.training.budget import Clock
@@ -86,7 +86,7 @@ def run(arguments: Sequence[str]) -> int:
     if started_rank() > 0:
         return 0  # the first process speaks for all
     assert lm.path is not None
-    best = RunFolder(lm.path).best_metrics()
+    best = RunDirectory(lm.path).best_metrics()
     if command.json:
         print(json.dumps({"run": str(lm.path), **best}, ensure_ascii=False))
     progress.message(f"best     {describe(best)}")
@@ -96,9 +96,9 @@ def run(arguments: Sequence[str]) -> int:
 
 def _with_own_settings(folder: Path, arguments: Sequence[str]) -> Train:
     """The command as it reads when the run's own settings are the defaults."""
-    from recurra.runs.directory import RunFolder
+    from recurra.runs.directory import RunDirectory
 
-    own = RunFolder(folder).read_config()
+    own = RunDirectory(folder).read_config()
     # Prompts that are given add to the default.
     training = dataclasses.replace(own.training, prompt=())
     default = Train(text=own.text, model=own.model, training=training)

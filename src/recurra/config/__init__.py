@@ -1,4 +1,4 @@
-"""All settings of a run: frozen dataclasses, a docstring under each field.
+"""The configuration of a run: frozen dataclasses with a docstring for each field.
 
 The command line, `config.json` and the option tables of the docs are made from these classes, so
 this is the only list of options in the project. Knows no torch: `recurra --help` must stay quick.

@@ -1,4 +1,4 @@
-"""Checks that the dataclasses of settings share; each raises ConfigError in one clear sentence."""
+"""Validation functions that the configuration dataclasses share."""
 
 from __future__ import annotations
 

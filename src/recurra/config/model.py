@@ -1,4 +1,4 @@
-"""The network."""
+"""Configuration of the network."""
 
 from __future__ import annotations
 

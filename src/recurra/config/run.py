@@ -1,4 +1,4 @@
-"""The settings of a run together: what goes into its `config.json`."""
+"""The complete configuration of a run, as stored in `config.json`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a text becomes ids."""
+"""Configuration of the conversion of text to ids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a model learns, and for how long."""
+"""Configuration of training: optimizer, schedule, budget and evaluation."""
 
 from __future__ import annotations
 

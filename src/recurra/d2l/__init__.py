@@ -1,4 +1,4 @@
-"""The names of Dive into Deep Learning over this library: `from recurra import d2l`.
+"""The names of *Dive into Deep Learning* for its notebooks, on top of this package.
 
 A notebook of chapters 8 and 9 (language models: sections 8.1 to 9.4 of the first edition in
 PyTorch, and the lyrics chapter of the Chinese v1) runs when `from d2l import torch as d2l` becomes

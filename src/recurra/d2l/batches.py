@@ -1,4 +1,4 @@
-"""The book's batches: random windows and neighbouring windows of a list of ids.
+"""The book's batches: random and sequential windows of a list of ids.
 
 Section 8.3 (X and Y int64, a random start in every epoch, drawn from Python's `random` as in the
 book, so the same `random.seed` gives the same batches) and the v1 iterators (float32, the start

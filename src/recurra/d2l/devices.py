@@ -1,4 +1,4 @@
-"""Which device a notebook runs on (section 5.6). Knows CUDA only, as the book does."""
+"""The book's device functions (section 5.6); CUDA only, as in the book."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training and prediction as the lyrics chapter of the Chinese v1 does them (its chapter 6).
+"""Training and prediction as in the lyrics chapter of the Chinese first edition (chapter 6).
 
 The learner's parts come in one by one: `rnn(inputs, state, params)` takes and gives a list of
 matrices (batch, vocab), one per step. Two small adapters make nets of them, so that the loop and

@@ -1,4 +1,4 @@
-"""The book's stopwatch and its running sums (sections 3.1 and 3.6). Knows nothing of models."""
+"""The book's timer and accumulator (sections 3.1 and 3.6)."""
 
 from __future__ import annotations
 

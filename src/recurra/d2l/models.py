@@ -1,4 +1,4 @@
-"""The book's two language models: from the learner's own functions, and around a torch layer.
+"""The book's two language models: from the learner's functions, and around a torch layer.
 
 Sections 8.5 and 8.6 (and chapter 9, which uses the same two for GRU and LSTM). Both read ids
 (batch, steps) and give logits (steps * batch, vocab), one row per token, time first. Knows no

@@ -1,4 +1,4 @@
-"""The book's figures: `plot`, and `Animator`, which draws a curve while a model trains.
+"""The book's figures: `plot`, and `Animator`, which draws a curve during training.
 
 In a notebook an Animator redraws itself in place. Elsewhere there is nothing to draw on: it keeps
 its points, writes each as one line on stderr, and `save` makes the picture. matplotlib (the `plot`

@@ -1,4 +1,4 @@
-"""The book's text: reading the two corpora, splitting into tokens, and its small `Vocab`.
+"""The book's text functions: reading both corpora, tokenization, and `Vocab`.
 
 Follows sections 8.2 and 8.3 of Dive into Deep Learning (first edition) and the lyrics section of
 the Chinese v1. Knows no torch and no network: files are found by `recurra.text.catalogue`.

@@ -1,4 +1,4 @@
-"""The book's training loop and greedy prediction (section 8.5), for both kinds of its models.
+"""The book's training loop and greedy prediction (section 8.5), for both kinds of models.
 
 A `net` is a torch module with `begin_state`, or any object with `params`, `begin_state` and a
 call `net(X, state)`: the learner's own classes work as well as those of `recurra.d2l.models`.

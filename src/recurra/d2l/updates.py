@@ -1,4 +1,4 @@
-"""What happens between the backward pass and the next batch: clipping, the update, detaching.
+"""The book's steps between two batches: gradient clipping, update, detaching the state.
 
 Sections 3.2 (sgd) and 8.5 (clipping). Works on a torch module, on an object with `params`, or on
 an iterable of tensors. Knows no loop and no text.

@@ -1,4 +1,4 @@
-"""Cutting a long row of ids into batches: sequential partition and random sampling.
+"""Cut a sequence of ids into batches: sequential partitioning and random sampling.
 
 Both follow d2l section 8.3: every epoch starts at a fresh random offset below `num_steps`. Here
 the offset and the order of an epoch are drawn from (seed, epoch) alone, so a position in the data
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from recurra.config import TrainingConfig
 from recurra.config.checks import require
 from recurra.errors import SourceError
-from recurra.runtime.distributed import ALONE, Processes
+from recurra.runtime.distributed import SINGLE_PROCESS, Processes
 
 Ids = NDArray[Any]
 ALL_ROWS = slice(None)
@@ -119,7 +119,9 @@ class BatchStream:
         ConfigError: there are more processes than rows.
     """
 
-    def __init__(self, ids: Ids, config: TrainingConfig, processes: Processes = ALONE) -> None:
+    def __init__(
+        self, ids: Ids, config: TrainingConfig, processes: Processes = SINGLE_PROCESS
+    ) -> None:
         require(
             processes.count <= config.batch_size,
             f"batch_size {config.batch_size} cannot be shared by {processes.count} processes",

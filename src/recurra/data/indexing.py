@@ -1,4 +1,4 @@
-"""A stream of prepared text becomes a file of ids, in one pass over the source.
+"""Convert a stream of prepared text to a file of ids in one pass.
 
 The vocabulary is made from the training part only, whose end is known only when the stream has
 ended. So characters and words are first written under provisional ids, by order of first

@@ -1,4 +1,4 @@
-"""Ids in order of first appearance, on disk, until the whole text is known and can be counted.
+"""Ids in order of first appearance, on disk, until the vocabulary is known.
 
 `CharIndexer` and `WordIndexer` number symbols as they meet them; `ProvisionalFile` keeps the
 numbers. Memory grows with the number of different symbols, not with the text. Knows neither the

@@ -1,4 +1,4 @@
-"""The ids of a text on disk: `tokens.bin`, its record `tokens.json`, and `vocabulary.json`.
+"""The ids of a text on disk: `tokens.bin`, `tokens.json` and `vocabulary.json`.
 
 `tokens.bin` holds nothing but ids, the training part first and the validation part after it, in
 the smallest integer type that fits; it is memory-mapped, so a text may be larger than memory. A

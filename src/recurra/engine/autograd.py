@@ -1,4 +1,4 @@
-"""A model's loss and gradients by autograd: the reference for `compiled.py`, for every model."""
+"""Loss and gradients of a model by autograd, the reference for `compiled.py`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.recurrence.cells import State
 from recurra.recurrence.dropout import Rows
-from recurra.runtime.distributed import Processes, losses_named
+from recurra.runtime.distributed import Processes, peer_errors_translated
 
 
 class AutogradGradients:
@@ -55,7 +55,7 @@ class AutogradGradients:
         """
         loss, after = self._joined(ids, targets, state, recurrent_gradient_scale, self.rows)
         self._model.zero_grad(set_to_none=True)
-        with losses_named():
+        with peer_errors_translated():
             torch.autograd.backward(loss if weight == 1.0 else loss * weight)
         return float(loss.detach()), tuple(part.detach() for part in after)
 

@@ -1,4 +1,4 @@
-"""The moving average of the weights, which is what is judged, kept and shipped.
+"""Exponential moving average (EMA) of the weights, used for validation and saved as the model.
 
 Near the end of a training the weights wander around what they are about to find; their mean lies
 closer to it (Polyak and Juditsky 1992). Here the mean forgets exponentially:

@@ -1,4 +1,4 @@
-"""Gradient clipping, and the check that nothing but finite numbers reaches the weights."""
+"""Gradient clipping, and detection of NaN and infinite gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model's loss and all its gradients by the compiled kernels, without autograd.
+"""Loss and gradients of a model by the compiled kernels, without autograd.
 
 What autograd would do is known beforehand for a `RecurrentLM`: up through the layers, the loss, and
 down again. It is written down as a program for one size of batch, in memory that is kept from one
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from recurra.errors import ConfigError
 from recurra.kernels import library
-from recurra.kernels.buffers import Kept
+from recurra.kernels.buffers import PersistentBuffers
 from recurra.kernels.products import (
     add_rows,
     as_operand,
@@ -52,8 +52,8 @@ class CompiledGradients:
     def __init__(self, model: RecurrentLM) -> None:
         self.model = model
         self._parameters = list(model.parameters())
-        self._memory = [Kept() for _ in range(model.config.num_layers)]
-        self._own = Kept()
+        self._memory = [PersistentBuffers() for _ in range(model.config.num_layers)]
+        self._own = PersistentBuffers()
         self._circumstances: Hashable = None
         self._pass: _Pass
 
@@ -156,7 +156,11 @@ class _Pass:
     loss: Tensor
 
     def __init__(
-        self, model: RecurrentLM, recurrent_gradient_scale: float, memory: list[Kept], own: Kept
+        self,
+        model: RecurrentLM,
+        recurrent_gradient_scale: float,
+        memory: list[PersistentBuffers],
+        own: PersistentBuffers,
     ) -> None:
         self.program = Program()
         self.traces: list[Trace] = []

@@ -1,4 +1,4 @@
-"""New tokens by the compiled kernels: many steps of the model and of the choice in one call.
+"""Generate tokens by the compiled kernels: many steps in one call.
 
 The arithmetic is that of `generate`'s own loop and of `sampling`, with the same random numbers: a
 seed gives the same text, unless a logit's rounding lets a random number fall on the other side.
@@ -17,7 +17,7 @@ from torch import Tensor
 from recurra.engine.sampling import Ids, Logits, Sampler
 from recurra.errors import NonFiniteError
 from recurra.kernels import library, structures
-from recurra.kernels.buffers import Kept
+from recurra.kernels.buffers import PersistentBuffers
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.recurrence.backends.native_passes import LayerPasses, Trace
 from recurra.recurrence.cells import State
@@ -29,7 +29,7 @@ NUMBERS_PER_THREAD = 30_000
 """Weights below which a thread would wait longer for the others than it computes."""
 
 
-class CompiledWriter:
+class CompiledDecoder:
     """Continues some samples side by side.
 
     Args:
@@ -40,8 +40,8 @@ class CompiledWriter:
 
     def __init__(self, model: RecurrentLM, state: State, sampler: Sampler) -> None:
         self._model, self._state, self._sampler = model, state, sampler
-        self._own = Kept()
-        self._kept = [Kept() for _ in range(model.config.num_layers)]
+        self._own = PersistentBuffers()
+        self._kept = [PersistentBuffers() for _ in range(model.config.num_layers)]
         self._passes = [
             LayerPasses(model.config.cell, model.product_dtype, 1.0, kept, kept)
             for kept in self._kept

@@ -1,4 +1,4 @@
-"""Clipping and the update rule in one pass over the numbers, by the compiled kernels.
+"""Gradient clipping and parameter update in one pass, by the compiled kernels.
 
 Does what torch.optim's SGD, Adam and AdamW do, on their own state, in the same form: a checkpoint
 does not show which of the two made the update.

@@ -1,4 +1,4 @@
-"""The update rules: torch's own optimisers, in their fused form where there is one."""
+"""Build torch's optimizers, fused where available."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the next token is chosen: the settings, and the arithmetic on one row of logits per sample.
+"""Sampling of the next token from logits, and its configuration.
 
 Order and meaning of the settings are those of Hugging Face's `generate`: repetition penalty, then
 temperature, top-k, top-p, min-p. All of it runs on the CPU in float64 from a seeded numpy

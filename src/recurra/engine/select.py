@@ -1,4 +1,4 @@
-"""The choice between the compiled kernels and autograd, made once and logged with its reason.
+"""Choose between the compiled kernels and autograd, and log the reason.
 
 Training, the time estimate, the recipe's trials and dynamic evaluation all ask here, so that what
 is timed is what trains.

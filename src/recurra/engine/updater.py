@@ -1,4 +1,4 @@
-"""One update: forward through a window, backward through time, clipping, the optimiser.
+"""One training step: forward pass, backward pass, clipping, optimizer step.
 
 Carries the hidden state from batch to batch. Knows neither budget nor schedule, and of the other
 processes only that gradients are averaged over them.

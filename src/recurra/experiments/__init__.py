@@ -1,4 +1,4 @@
-"""Several settings on one text, with several seeds: the runs, and what they found."""
+"""Comparisons: several settings on one text, each with several seeds."""
 
 from recurra.experiments.results import Comparison, Contender, Result, Row
 from recurra.experiments.runs import compare, run_comparison

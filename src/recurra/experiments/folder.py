@@ -1,7 +1,7 @@
-"""A comparison on disk: what is compared, and the runs of it in folders of their own.
+"""The directory of a comparison: its settings and its runs.
 
 comparison.json     the text, the seeds, and what was given for each contender
-NAME-SEED/          a run, like any other; see `training/run_folder.py`
+NAME-SEED/          a run, like any other; see `runs/directory.py`
 results.json        the figures of all runs, when the last is done
 comparison.svg      with --plot
 .lock               held by the process that compares
@@ -27,7 +27,7 @@ from recurra.io.files import (
     remove_unfinished,
     write_json,
 )
-from recurra.runs.directory import LOCK, RunFolder
+from recurra.runs.directory import LOCK, RunDirectory
 from recurra.text.sources import COMPARISON_FILES
 
 STAGING, READY, ASIDE = (f".comparison-{name}{UNFINISHED}" for name in ("new", "ready", "old"))
@@ -43,9 +43,9 @@ class ComparisonFolder:
             self.path / name for name in COMPARISON_FILES
         )
 
-    def run(self, name: str, seed: int) -> RunFolder:
+    def run(self, name: str, seed: int) -> RunDirectory:
         """Where a contender's run of this seed lies."""
-        return RunFolder(self.path / f"{slug(name)}-{seed}")
+        return RunDirectory(self.path / f"{slug(name)}-{seed}")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -113,7 +113,7 @@ class ComparisonFolder:
         finally:
             self._settle()
 
-    def _check_exchange(self, older: list[RunFolder], new: list[str]) -> None:
+    def _check_exchange(self, older: list[RunDirectory], new: list[str]) -> None:
         names = [run.path.name for run in older]
         for path in (self.path / name for name in new):
             if path.exists() and path.name not in names:
@@ -141,7 +141,7 @@ class ComparisonFolder:
         for names in ("comparison-*", *(f"{name}.*" for name in COMPARISON_FILES)):
             remove_unfinished(self.path, names)
 
-    def _older_runs(self) -> list[RunFolder]:
+    def _older_runs(self) -> list[RunDirectory]:
         """Those of the comparison that lies here."""
         if not self.description.is_file():
             return []
@@ -149,7 +149,7 @@ class ComparisonFolder:
         if not isinstance(contenders, dict):
             raise RunError(f"{self.description} is damaged: contenders is no object")
         slugs = "|".join(re.escape(slug(name)) for name in contenders)
-        runs = [RunFolder(path) for path in sorted(self.path.iterdir())]
+        runs = [RunDirectory(path) for path in sorted(self.path.iterdir())]
         return [r for r in runs if re.fullmatch(rf"({slugs})-\d+", r.path.name) and r.is_run]
 
 

@@ -1,4 +1,4 @@
-"""What a comparison found: figures of each run, a row for each contender, and the table."""
+"""Results of a comparison: metrics of each run, and a summary table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several settings on one text, at equal minutes or equal tokens, with several seeds.
+"""Train several settings on one text with several seeds, at equal minutes or tokens.
 
 Every run is an ordinary one, in a folder of its own that every verb reads. All contenders have
 their turn with one seed before the next seed begins, so that a machine that slows down slows all
@@ -33,7 +33,7 @@ from recurra.io.files import to_json, write_json
 from recurra.report.curve import require_matplotlib, write_comparison_svg
 from recurra.report.progress import ConsoleProgress, Moment, Progress, format_count
 from recurra.runs.compatibility import FREE_SETTINGS
-from recurra.runs.directory import RunFolder
+from recurra.runs.directory import RunDirectory
 from recurra.runtime.distributed import started_count
 from recurra.training.batch_schedule import tokens_per_step
 from recurra.training.budget import Clock
@@ -304,7 +304,7 @@ def _run(
     return _result(seed, run, lm)
 
 
-def _result(seed: int, run: RunFolder, lm: LanguageModel | None) -> Result:
+def _result(seed: int, run: RunDirectory, lm: LanguageModel | None) -> Result:
     records = run.read_metrics()
     last: dict[str, Any] = records[-1] if records else {"tokens": 0, "seconds": 0.0}
     speeds = [record["tokens_per_second"] for record in records]
@@ -327,7 +327,7 @@ def _result(seed: int, run: RunFolder, lm: LanguageModel | None) -> Result:
 def _tell(contender: Contender, result: Result) -> str:
     if result.nats_per_token is None:
         return f"{contender.name}, seed {result.seed}: failed"
-    config = RunFolder(result.folder).read_config()
+    config = RunDirectory(result.folder).read_config()
     return (
         f"{contender.name}, seed {result.seed}: {result.nats_per_token:.4f} nats per token,"
         f" {config.model.hidden_size} units, learning rate {config.training.lr:g},"

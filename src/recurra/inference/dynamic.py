@@ -1,4 +1,4 @@
-"""Dynamic evaluation: a model that goes on learning from the text it is measured on.
+"""Dynamic evaluation: the model adapts to the text that it has already predicted.
 
 Each segment is first predicted and counted, and then learned from, so nothing is known before it
 was predicted. What a text has of its own (names, a style, a subject) is picked up on the way. This

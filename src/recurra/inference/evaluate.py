@@ -1,4 +1,4 @@
-"""How well a model predicts a text: perplexity, and bits per token, character and byte.
+"""Evaluation: perplexity, and bits per token, character and byte.
 
 The first token is only read: N ids give N - 1 predictions. Knows neither how the model was trained
 nor which part of a text is fair to measure on; both are the caller's.
@@ -19,7 +19,7 @@ from recurra.config import UnknownRule
 from recurra.errors import ConfigError, NonFiniteError, SourceError
 from recurra.inference.reading import IdArray, as_id_array, read_nats
 from recurra.inference.spans import character_sizes, characters_completed
-from recurra.runtime.distributed import ALONE, Processes
+from recurra.runtime.distributed import SINGLE_PROCESS, Processes
 
 if TYPE_CHECKING:
     from recurra.model.recurrent_lm import RecurrentLM
@@ -119,7 +119,7 @@ def evaluate(
     num_streams: int = 1,
     chunk: int = 512,
     max_tokens: int | None = None,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> Evaluation:
     """Predict ids[1:] from ids[:-1] and sum the surprisal, in float64, every target once.
 

@@ -1,4 +1,4 @@
-"""New text: as ids, as a stream of pieces, as whole strings.
+"""Generation of ids, of a stream of text pieces, and of whole strings.
 
 The prompt is read once; after that a token costs one step of the model, in constant time and
 memory, however long the text becomes: all that is kept is the model's state.
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from recurra.config import UnknownRule
-from recurra.engine.compiled_decoder import CompiledWriter
+from recurra.engine.compiled_decoder import CompiledDecoder
 from recurra.engine.sampling import GenerationConfig, Ids, Logits, Sampler
 from recurra.errors import ConfigError
 from recurra.inference.reading import IdArray, as_id_array, evaluation_mode
@@ -170,7 +170,7 @@ def _continue(
     if config.max_new_tokens == 1:
         return
     if model.is_compiled:
-        yield from _write_in_blocks(CompiledWriter(model, state, sampler), chosen, config)
+        yield from _write_in_blocks(CompiledDecoder(model, state, sampler), chosen, config)
         return
     for _ in range(config.max_new_tokens - 1):
         with evaluation_mode(model):
@@ -182,7 +182,7 @@ def _continue(
 
 
 def _write_in_blocks(
-    writer: CompiledWriter, chosen: Ids, config: GenerationConfig
+    writer: CompiledDecoder, chosen: Ids, config: GenerationConfig
 ) -> Iterator[Ids]:
     """The tokens after `chosen`, written ahead a little at a time: a signal need not wait long, and
     a text that ends at a stop string has cost little more than its own tokens."""

@@ -1,4 +1,4 @@
-"""What a person holds: a network, the vocabulary it speaks and the settings it was trained with."""
+"""`LanguageModel`: a trained network together with its vocabulary and run configuration."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from recurra.inference.generate import generate, stream
 from recurra.inference.score import Score, score_text
 from recurra.io.files import write_json
 from recurra.model.recurrent_lm import RecurrentLM
-from recurra.runs.directory import RunFolder
+from recurra.runs.directory import RunDirectory
 from recurra.runs.weights import save_weights
 from recurra.text.corpus import prepare_text, read_bytes, read_text
 from recurra.text.vocabulary import ByteVocabulary, Vocabulary
@@ -184,11 +184,11 @@ class LanguageModel:
         Raises:
             RunError: the folder exists and is not empty.
         """
-        folder = RunFolder(path)
+        folder = RunDirectory(path)
         with folder.prepared(force=False) as staging:
             write_json(staging.vocabulary, self.vocabulary.to_dict())
             save_weights(staging.model, self.model, {})
-            sources = RunFolder(self.path).read_sources() if self.path else []
+            sources = RunDirectory(self.path).read_sources() if self.path else []
             staging.write_config(self.config, sources)
         folder.unlock()
 

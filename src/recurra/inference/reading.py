@@ -1,4 +1,4 @@
-"""How a model reads ids: in evaluation mode, chunk by chunk, several rows in parallel.
+"""Run a model over ids in evaluation mode, in chunks, several rows in parallel.
 
 Memory stays bounded whatever the length of the text: of a memory-mapped file, only the chunk that
 is being read becomes int64, and the logits of one call never exceed `LOGITS_PER_CALL` numbers.

@@ -1,7 +1,7 @@
-"""What surprises a model in a text: bits of every character given those before it.
+"""Per-character surprisal (bits) of a text under a model.
 
 A character that costs many bits is one that the model did not expect: a typo, a rare name, a line
-that does not belong. How it is shown as a page is `score_page`'s business.
+that does not belong. `report/score_page.py` renders it as a page.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which bytes and characters of a text its tokens cover.
+"""Map tokens to the bytes and characters that they cover.
 
 A token covers a whole number of UTF-8 bytes: one character, part of one (byte tokens), or several
 (words, BPE). Bytes are therefore the common measure, and bits per character and per byte can be

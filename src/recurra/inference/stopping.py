@@ -1,4 +1,4 @@
-"""Stop strings in a text that arrives piece by piece.
+"""Detect stop strings in a stream of text pieces.
 
 Text is released as soon as it is certain that it belongs to the output: the longest ending that may
 still become a stop string is held back. Knows no tokens and no model.

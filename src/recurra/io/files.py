@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and JSON in them.
+"""Atomic file writes and JSON helpers.
 
 Everything the project keeps on disk is written through here. Knows nothing of what is written.
 """

@@ -1,4 +1,4 @@
-"""Tables as Markdown has them, which a terminal shows as well."""
+"""Tables in Markdown, readable in a terminal."""
 
 from __future__ import annotations
 

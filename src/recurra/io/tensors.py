@@ -1,4 +1,4 @@
-"""Safetensors files: written in a fixed order of bytes, and checked before memory is taken.
+"""Safetensors files, written deterministically and validated before memory is allocated.
 
 A file from a stranger may say anything. Its size, the length of its header and the header itself
 are held against what the reader expects, name by name, before a tensor is read; the library then

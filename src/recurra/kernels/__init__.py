@@ -1,5 +1,5 @@
-"""Compiled kernels: C++ sources, the builder that compiles them once for this machine, the door.
+"""Compiled kernels: C++ sources, their build, and their Python bindings and buffers.
 
-Pointers and sizes in, numbers out: knows neither cells' names nor autograd nor models. Whoever uses
-a kernel has the same thing in Python beside it, for machines where none can be built.
+Kernels receive pointers and sizes. They are independent of cells, autograd and models. Every kernel
+has a Python equivalent, which is used where the kernels cannot be built.
 """

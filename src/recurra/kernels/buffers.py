@@ -1,10 +1,9 @@
-"""Memory that is used again instead of being allocated anew.
+"""Buffer pools that reuse memory instead of allocating it again.
 
-A fresh tensor of several megabytes costs page faults that take as long as the arithmetic on it.
-There are two ways round that. From a shelf memory is borrowed: an ordinary tensor, whose memory
-goes back when the tensor itself is freed, when autograd lets go of what it saved, say. What does
-the same work again and again keeps memory of its own, found by name. What is in either is
-undefined at first.
+Allocating a tensor of several megabytes costs page faults that take as long as the arithmetic on
+it. Two kinds of buffers avoid this. A pool lends an ordinary tensor whose storage returns to the
+pool when the tensor is freed, for example when autograd releases what it saved. Persistent buffers
+are looked up by name, for work that repeats. Buffers are uninitialized.
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ MOST_BUFFERS = 64
 
 
 class Workspace(Protocol):
-    """Where a computation takes its memory from."""
+    """A source of memory for a computation."""
 
     def take(self, name: str, *shape: int, like: Tensor) -> Tensor:
-        """An uninitialised tensor of this shape, with the dtype and device of `like`.
+        """Return an uninitialized tensor of this shape, with the dtype and device of `like`.
 
-        No view of it may be kept longer than the tensor.
+        No view may outlive the tensor.
         """
 
 
-class Shelf:
-    """Free buffers, each a flat tensor, the longest unused first."""
+class BufferPool:
+    """A pool of free buffers, each a flat tensor, the least recently used first."""
 
     def __init__(self) -> None:
         self._free: deque[Tensor] = deque()
@@ -42,10 +41,9 @@ class Shelf:
         self.free_bytes = 0
 
     def borrow(self, *shape: int, like: Tensor) -> Tensor:
-        """An uninitialised tensor of this shape, with the dtype and device of `like`.
+        """Return an uninitialized tensor of this shape, with the dtype and device of `like`.
 
-        Its memory is given to somebody else once the tensor is freed, so no view of it may be
-        kept longer than the tensor.
+        Its storage is reused once the tensor is freed, so no view may outlive the tensor.
         """
         buffer = self._take(prod(shape), like)
         tensor = buffer[: prod(shape)].view(shape)
@@ -79,28 +77,28 @@ class Shelf:
 
 
 class _Loan:
-    """Lives as long as the borrowed tensor it is attached to, and takes the buffer back."""
+    """Returns a buffer to its pool when the borrowed tensor that holds this object is freed."""
 
-    __slots__ = ("_buffer", "_shelf")
+    __slots__ = ("_buffer", "_pool")
 
-    def __init__(self, shelf: Shelf, buffer: Tensor) -> None:
-        self._shelf = shelf
+    def __init__(self, pool: BufferPool, buffer: Tensor) -> None:
+        self._pool = pool
         self._buffer = buffer
 
     def __del__(self) -> None:
-        self._shelf.put(self._buffer)
+        self._pool.put(self._buffer)
 
 
-class Fresh:
-    """New memory every time, for what somebody else will hold."""
+class NewBuffers:
+    """Allocates a new tensor on every call, for tensors that are returned to the caller."""
 
     def take(self, name: str, *shape: int, like: Tensor) -> Tensor:
-        """A new tensor of its own."""
+        """Return a new tensor."""
         return torch.empty(shape, dtype=like.dtype, device=like.device)
 
 
-class Kept:
-    """Memory of one owner, there again under its name; it grows and is never given back.
+class PersistentBuffers:
+    """Buffers of one owner, found again by name; they grow and are never released.
 
     Attributes:
         buffers: flat tensors by name.
@@ -111,7 +109,7 @@ class Kept:
         self._tensors: dict[str, Tensor] = {}
 
     def take(self, name: str, *shape: int, like: Tensor) -> Tensor:
-        """What lies under that name, in this shape."""
+        """Return the buffer of this name as a tensor of this shape."""
         tensor = self._tensors.get(name)
         if tensor is None or tensor.shape != shape or tensor.dtype != like.dtype:
             buffer = self._buffer(name, prod(shape), like)
@@ -126,5 +124,5 @@ class Kept:
         return buffer
 
 
-SHELF = Shelf()
-"""The process's shelf."""
+BUFFER_POOL = BufferPool()
+"""The buffer pool of this process."""

@@ -1,4 +1,4 @@
-"""The kernels' products and row operations, on tensors: what every compiled pass is made of.
+"""Matrix products and row operations of the kernels, on tensors.
 
 Operands of products are fp32, or rounded to bf16, which some machines keep as pairs of halves; sums
 and results are fp32. Whatever depends on numbers is called through `do`; see `program.py`.

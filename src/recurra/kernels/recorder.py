@@ -1,4 +1,4 @@
-"""Calls that are made once while they are written down, and then as often as wanted.
+"""Record a sequence of calls and replay it.
 
 Between two training steps only numbers change: the same functions are called with the same memory.
 Written down, they cost no more than their own time; to decide on them anew costs a small model as

@@ -1,4 +1,4 @@
-"""The structures and enumerations of `source/kernels.h`, read from the header itself.
+"""The structures and enumerations of `source/kernels.h`, read from the header.
 
 The header is their only description: ctypes structures are built from it when this module is
 imported. The library is compiled from the same header and is named after its hash, so names, order

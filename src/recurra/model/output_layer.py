@@ -1,4 +1,4 @@
-"""The output layer and its loss: hidden states to the mean cross-entropy of what came next.
+"""The output layer and its cross-entropy loss.
 
 `cross_entropy` is the plain form, in torch. `compiled_cross_entropy` is the same by one kernel,
 which writes the gradient of the logits where the logits were; a test holds one against the other.
@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy as torch_cross_entropy
 
 from recurra.errors import ConfigError
 from recurra.kernels import library, structures
-from recurra.kernels.buffers import SHELF, Fresh, Workspace
+from recurra.kernels.buffers import BUFFER_POOL, NewBuffers, Workspace
 from recurra.kernels.products import check_ids, gradient_product, product_kind, take_operand
 from recurra.kernels.recorder import Do, at_once
 from recurra.recurrence.precision import product
@@ -59,7 +59,9 @@ def compiled_cross_entropy(
         shapes = [tuple(t.shape) for t in tensors]
         raise ConfigError(f"hidden, weight and bias of an output layer do not fit: {shapes}")
     apply: Any = _CrossEntropy.apply
-    loss: Tensor = apply(OutputPasses(dtype, SHELF, Fresh()), hidden, weight, bias, targets)
+    loss: Tensor = apply(
+        OutputPasses(dtype, BUFFER_POOL, NewBuffers()), hidden, weight, bias, targets
+    )
     return loss
 
 

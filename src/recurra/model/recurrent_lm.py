@@ -1,4 +1,4 @@
-"""RecurrentLM: token ids and a state go in, logits and a state come out.
+"""`RecurrentLM`: maps token ids and a state to logits and a state.
 
 Embedding or one-hot, stacked recurrent layers, one linear output layer. Knows neither text nor
 training; the state is explicit, nothing hides it between calls.
@@ -58,7 +58,7 @@ class RecurrentLM(nn.Module):
 
     Parameters carry torch.nn's names: `weight_ih_l0` (G*H, I), `weight_hh_l0` (G*H, H),
     `bias_ih_l0`, `bias_hh_l0` (G*H,), then `weight_ih_l1` and so on; around them `embedding`
-    (V, E), unless the input is one-hot, what residual blocks add (`residual.BlockParameters`, and
+    (V, E), unless the input is one-hot, what residual blocks add (`BlockParameters`, and
     `final_norm`), and the output layer's `head_weight` (V, H), unless tied
     to the embedding, and `head_bias` (V,).
 
@@ -94,7 +94,7 @@ class RecurrentLM(nn.Module):
         return self.backend_for(1.0)
 
     def backend_for(self, recurrent_gradient_scale: float) -> str:
-        """The same where gradients are scaled on their way back; see `scan.run`."""
+        """The same where gradients are scaled on their way back; see `layer.run`."""
         if self.config.backend != "auto":
             return self.config.backend
         if self.config.zoneout:
@@ -186,8 +186,8 @@ class RecurrentLM(nn.Module):
         Args:
             ids: (B, T) int64.
             state: as `zero_state` gives it; None is zero.
-            recurrent_gradient_scale: see `scan.run`.
-            rows: see `scan.run_stack`.
+            recurrent_gradient_scale: see `layer.run`.
+            rows: see `layer.run_stack`.
 
         Returns:
             (T, B, H), some of it dropped in training, and the state after the last step.
@@ -266,8 +266,8 @@ class RecurrentLM(nn.Module):
         Args:
             ids, targets: (B, T) int64; `targets[b, t]` is what follows `ids[b, t]`.
             state: as in `forward`.
-            recurrent_gradient_scale: see `scan.run`.
-            rows: see `scan.run_stack`.
+            recurrent_gradient_scale: see `layer.run`.
+            rows: see `layer.run_stack`.
         """
         hidden, state = self.hidden(
             ids, state, recurrent_gradient_scale=recurrent_gradient_scale, rows=rows

@@ -1,4 +1,4 @@
-"""Layers in residual blocks, which is how many of them are trained one above the other.
+"""Recurrent layers in residual blocks, for deep stacks.
 
 The block is Griffin's (De et al. 2024, arXiv 2402.19427, section 2), but for its convolution:
 
@@ -68,7 +68,7 @@ def run_blocks(
         inputs: (T, B, H) numbers.
         blocks, final_norm: as `BlockParameters` has them; (H,).
         dropout: `between` is what is dropped of whatever a block adds, `output` of the result.
-        cell, state, layers, backend, rows, precision, options: as in `scan.run_stack`.
+        cell, state, layers, backend, rows, precision, options: as in `layer.run_stack`.
 
     Returns:
         Outputs (T, B, H) and the state, each tensor (L, B, H).

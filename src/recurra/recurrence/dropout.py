@@ -1,4 +1,4 @@
-"""Dropout: of layers' outputs on their way to the next layer and the output layer, and of weights.
+"""Dropout of layer outputs and of recurrent weights, and zoneout.
 
 A mask holds 0 for what is dropped and 1 / (1 - p) for the rest, so that the mean stays. It is drawn
 anew at every step (Srivastava et al. 2014), or once for all steps of a window ("locked" or
@@ -47,7 +47,7 @@ class Zoneout(NamedTuple):
     """At each step each unit of a state stays as it was with a probability; where nothing is
     learned, the mean of both outcomes takes its place (Krueger et al. 2017).
 
-    `draws` tells which; `rows` are as in `scan.run_stack`.
+    `draws` tells which; `rows` are as in `layer.run_stack`.
     """
 
     probability: float

@@ -1,4 +1,4 @@
-"""The one door to the recurrence: a cell, its inputs, a state and parameters; any backend.
+"""Run a recurrent layer, or a stack of layers, with the selected backend.
 
 All backends share this signature and are held against `reference` by one test.
 """

@@ -1,4 +1,4 @@
-"""Products whose operands are rounded to a shorter format, and whose sums are not."""
+"""Matrix products with operands rounded to a shorter format and fp32 accumulation."""
 
 from __future__ import annotations
 

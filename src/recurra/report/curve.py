@@ -1,4 +1,4 @@
-"""Loss curves: drawn with characters in a terminal, and as an SVG file with the plot extra."""
+"""Loss curves, drawn with characters in a terminal and as SVG (plot extra)."""
 
 from __future__ import annotations
 

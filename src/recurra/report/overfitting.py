@@ -1,4 +1,4 @@
-"""Whether a model learned what helps only on its own text, as the reports show it.
+"""Detect overfitting from the recorded losses.
 
 The validation loss decides: what a model knows of its own text is no success of it elsewhere.
 """

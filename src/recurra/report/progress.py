@@ -1,4 +1,4 @@
-"""What a person sees while a model learns.
+"""Progress callbacks, and their display in a terminal.
 
 `Progress` hears of everything and shows nothing; `ConsoleProgress` draws on stderr: one live line
 on a terminal, one plain line per report elsewhere. Knows the records it is given and no model.

@@ -1,4 +1,4 @@
-"""A scored text as one self-contained HTML page: every character shaded by its surprisal.
+"""A scored text as one self-contained HTML page, shaded by surprisal.
 
 Plain HTML and CSS, light and dark, no script and nothing fetched. Knows the numbers of a `Score`
 and nothing of the model behind them.

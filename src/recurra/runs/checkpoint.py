@@ -1,4 +1,4 @@
-"""One moment of a training as files, and back: all that is needed to go on as if never stopped.
+"""The contents of a checkpoint: everything needed for an exact resume.
 
     state.safetensors    weights and their averages, the optimiser's, hidden state, random states
     training.json        counters and the best so far; settings, text and vocabulary
@@ -41,10 +41,10 @@ class Moment:
     """What the files of a checkpoint say, the tensors aside.
 
     Attributes:
-        memory: see `memory.Memory`.
-        identity: see `identity.identity`.
+        memory: see `train_state.Memory`.
+        identity: see `compatibility.identity`.
         timing: see `memory.Timing`.
-        environment: see `identity.environment`.
+        environment: see `compatibility.environment`.
     """
 
     memory: Memory

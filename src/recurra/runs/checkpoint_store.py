@@ -1,12 +1,12 @@
-"""The checkpoints of a run: folders that are there whole or not at all, the newest last.
+"""The checkpoint directories of a run: atomic writes, verification, removal.
 
     checkpoints/step-00000420/
-        ...                  the files of this moment of the training; see moment.py
+        ...                  the files of this moment of the training; see checkpoint.py
         manifest.sha256      their digests, as `sha256sum -c` reads them; written last
 
 A checkpoint is written beside its place, flushed, moved there, read back from the disk and held
 against its manifest; only then is an older one removed. Knows names, bytes and digests; what is
-in the files is the business of `moment.py`.
+in the files is defined in `checkpoint.py`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def step_of(name: str) -> int:
     return int(found[1])
 
 
-class Checkpoints:
+class CheckpointStore:
     """The checkpoints below one folder."""
 
     def __init__(self, folder: Path) -> None:

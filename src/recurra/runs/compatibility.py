@@ -1,4 +1,4 @@
-"""What a run must have in common with its checkpoint to go on exactly, and what it should.
+"""Compare a run with its checkpoint: what must be equal, and what should be.
 
 The settings, the text and the vocabulary decide the result: a difference is refused. The machine
 and the versions decide the last bits of it: a difference is told. Knows no files.

@@ -1,4 +1,4 @@
-"""A run on disk: a folder readable by eye, with no pickle in it.
+"""A run directory: its files, its lock and its creation.
 
     config.json          everything needed to rebuild the model and repeat the training
     vocabulary.json      the tokens
@@ -13,7 +13,7 @@
     .job                 which job of torchrun's made the run, if one did that may restart
 
 Knows where things lie and how they are written so that a reader never sees half a file; what is
-in them is the business of `moment.py`, `weights.py` and the reporter.
+in them is defined in `checkpoint.py`, `weights.py` and the reporter.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ METRICS = {
 TOKEN_FILES = ("tokens.bin", "tokens.json", "vocabulary.json")
 
 
-class RunFolder:
+class RunDirectory:
     """The files of one run."""
 
     def __init__(self, path: str | Path) -> None:
@@ -140,7 +140,7 @@ class RunFolder:
             remove_unfinished(place)
 
     @contextmanager
-    def prepared(self, *, force: bool) -> Iterator[RunFolder]:
+    def prepared(self, *, force: bool) -> Iterator[RunDirectory]:
         """Yield a folder beside this one to prepare a new run in; it takes this one's place at the
         end of the block, locked. When the block fails it is removed, and what was here is as it
         was.
@@ -157,7 +157,7 @@ class RunFolder:
         self._check_free(force=force)
         made = make_folders(place.parent)
         prefix = f".{place.name}-"
-        staging = RunFolder(tempfile.mkdtemp(prefix=prefix, suffix=UNFINISHED, dir=place.parent))
+        staging = RunDirectory(tempfile.mkdtemp(prefix=prefix, suffix=UNFINISHED, dir=place.parent))
         try:
             with staging.locked(), self._kept_free():
                 for name in TOKEN_FILES:
@@ -179,10 +179,10 @@ class RunFolder:
         if not self.is_run:
             yield
             return
-        with RunFolder(self.path).locked():
+        with RunDirectory(self.path).locked():
             yield
 
-    def _take_place(self, staging: RunFolder, place: Path) -> None:
+    def _take_place(self, staging: RunDirectory, place: Path) -> None:
         """Move a folder to its place; what was there goes only when the new one is in."""
         if os.name == "nt":
             # Windows moves no folder that has an open file in it.
@@ -317,7 +317,7 @@ def _aside(place: Path) -> Path:
 def _remove_if_abandoned(staging: Path) -> None:
     """Remove a folder that a run was prepared in, unless its process is still at it."""
     if (staging / LOCK).is_file():
-        with suppress(RunError), RunFolder(staging).locked():
+        with suppress(RunError), RunDirectory(staging).locked():
             shutil.rmtree(staging)
 
 

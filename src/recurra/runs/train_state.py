@@ -1,4 +1,4 @@
-"""What the training loop remembers from step to step; goes into every checkpoint as it is.
+"""The state of the training loop that every checkpoint contains.
 
 `Memory` is the same in every run of the same text, settings and seed. `Timing` is what the clock
 has said, and differs from run to run.
@@ -42,7 +42,7 @@ class Memory:
     """Position in the data, counters, the best so far.
 
     `reports` counts the twentieths of the budget that were reported, `position` the batches done in
-    the current epoch, `stage` that of `growth.py`, `skipped` the epochs (parts of them, summed)
+    the current epoch, `stage` that of `batch_schedule.py`, `skipped` the sum of the epoch fractions
     that were left out when a stage began; `last_report` and `last_sample` are the steps of the last
     of each. After `rollbacks` returns to an earlier checkpoint, learning rates are
     multiplied by `lr_scale`.

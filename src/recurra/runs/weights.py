@@ -1,4 +1,4 @@
-"""The weights of a model as a file: what `model.safetensors` holds. Knows no training."""
+"""The weights file of a model, `model.safetensors`."""
 
 from __future__ import annotations
 

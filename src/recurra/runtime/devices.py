@@ -1,4 +1,4 @@
-"""Which device computes, and what it is called."""
+"""Select a device, and name devices and processors."""
 
 from __future__ import annotations
 

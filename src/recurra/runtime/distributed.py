@@ -1,4 +1,4 @@
-"""The processes that train one model together: which of them this is, and how they agree.
+"""The processes that train one model together, and their collectives.
 
 Several processes are started by torchrun and joined by torch.distributed: gloo on a CPU, NCCL on
 GPUs. The first one alone writes. Whatever decides how the training goes on (a loss, a signal, the
@@ -71,7 +71,7 @@ class Processes:
         self._reduce(whole)
         return whole
 
-    def first_does(self, work: Callable[[], str]) -> str:
+    def run_on_first(self, work: Callable[[], str]) -> str:
         """Let the first process do something, and tell all what came of it.
 
         Raises:
@@ -115,19 +115,19 @@ class Processes:
 
     def _broadcast(self, tensor: Tensor) -> None:
         if tensor.numel():
-            with losses_named():
+            with peer_errors_translated():
                 distributed.broadcast(tensor, src=0)
 
     def _reduce(self, tensor: Tensor) -> None:
-        with losses_named():
+        with peer_errors_translated():
             distributed.all_reduce(tensor)
 
 
-ALONE = Processes()
+SINGLE_PROCESS = Processes()
 
 
 @contextmanager
-def losses_named() -> Iterator[None]:
+def peer_errors_translated() -> Iterator[None]:
     """Turn what torch.distributed raises when a process is gone into a LostProcessError."""
     try:
         yield
@@ -188,7 +188,7 @@ def joined_processes(device: torch.device) -> Iterator[Processes]:
         raise ConfigError("this build of torch cannot train in several processes")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    with losses_named():
+    with peer_errors_translated():
         try:
             _join("nccl" if device.type == "cuda" else "gloo")
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal as a wish that is granted when nothing is half done.
+"""Handle SIGINT, SIGTERM and SIGHUP at a safe point between two training steps.
 
 Outside the training loop a signal stops the work at once. Inside, it is noted, and the loop obeys
 between two updates; while something is written, it waits. Knows nothing of what is interrupted.

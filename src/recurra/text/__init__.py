@@ -1,6 +1,5 @@
-"""From bytes to ids: sources, cleaning, vocabularies, the token file, the catalogue of corpora.
+"""Text sources, cleaning and vocabularies: from bytes to symbols and ids. Independent of torch.
 
-The path: `sources` (what a person named, as raw bytes) -> `corpus` (prepared text) ->
-`vocabulary` and `bpe` (text to ids and back) -> `token_file` (ids on disk, train and validation).
-Knows no torch.
+`sources` resolves arguments to raw bytes, `corpus` prepares the text, `vocabulary` and `bpe`
+convert it to ids and back, and `decoding` converts ids to text incrementally.
 """

@@ -1,4 +1,4 @@
-"""Byte-level byte-pair encoding, by the `tokenizers` library (extra `bpe`).
+"""Byte-level byte-pair encoding with the `tokenizers` library (bpe extra).
 
 Merges are learned with the algorithm of Sennrich et al. (2016) over GPT-2's 256-byte alphabet and
 its splitting of text into words, so every string can be written and nothing is ever unknown. Does

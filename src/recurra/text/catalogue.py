@@ -1,4 +1,4 @@
-"""Corpora known by name: where each one lies, or where it can be fetched from.
+"""The named corpora: local paths, download addresses and checksums.
 
 A name is looked up in the folder of `RECURRA_DATA`, then in the cache, then downloaded and checked
 against its SHA-256. Two texts written for this project are bundled with it. Does not know what a

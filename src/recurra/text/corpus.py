@@ -1,4 +1,4 @@
-"""Raw bytes become prepared text: decoding, newlines, the book's letters-only cleaning.
+"""Prepare text: decoding, newline conversion and the book's letters-only cleaning.
 
 Everything works on a stream in chunks of about 1 MB, and what comes out does not depend on where
 the chunks were cut. Knows no vocabulary and no ids.

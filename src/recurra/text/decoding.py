@@ -1,4 +1,4 @@
-"""Ids become text one at a time, and only text that is certain.
+"""Decode ids to text incrementally, without emitting incomplete characters.
 
 Byte-level tokens may each hold a part of a character; the decoder keeps such a part until the rest
 arrives. What is pushed piece by piece joins to what `Vocabulary.decode` gives at once.

@@ -1,4 +1,4 @@
-"""What a person names becomes streams of raw bytes.
+"""Resolve source arguments (files, directories, stdin, corpus names) to byte streams.
 
 Files, folders, standard input (`-`), names of the catalogue, or nothing at all, which is the
 bundled English story. Knows no encoding, no newline and no token: see corpus.py for those.

@@ -1,4 +1,4 @@
-"""Characters as numbers, as bytes, and as something a person can see. Knows no tokens."""
+"""Characters as code points, as bytes and in printable form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text to ids and back: the vocabulary's contract, and characters, words and bytes.
+"""Vocabularies of characters, words and bytes: text to ids and back.
 
 BPE lives in bpe.py, because it needs an optional package. Does not know where a text comes from or
 which part of it is for training: it is given counts.

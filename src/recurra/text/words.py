@@ -1,4 +1,4 @@
-"""Where one word token ends and the next begins, in a string and in a stream.
+"""Boundaries of word tokens in a string and in a stream.
 
 Splitting loses nothing: "".join(split_words(text)) == text. Knows no ids.
 """

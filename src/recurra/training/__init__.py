@@ -1,1 +1,1 @@
-"""From ids to trained weights: batches, clipping, schedules, the loop, checkpoints, progress."""
+"""Training: the recipe for unspecified settings, the loop, evaluation and checkpoints."""

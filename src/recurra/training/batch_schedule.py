@@ -1,4 +1,4 @@
-"""Batches that grow: many small updates while the gradient is large, few exact ones at the end.
+"""Batch-size schedule: small batches and short windows first, doubled in stages.
 
 Smith et al. 2018, "Don't Decay the Learning Rate, Increase the Batch Size", for the rows; short
 windows first, for the steps, cost less while there is little to learn from what lies far back. The

@@ -1,4 +1,4 @@
-"""How much of the training budget is spent: in epochs, steps or minutes, always as a share of 1."""
+"""Progress through the training budget of epochs, steps or minutes, from 0 to 1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training is surrounded by: those who are told, the clock, other processes, signals."""
+"""The context of a run: progress callbacks, clock, processes and stop signals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from recurra.training.budget import Clock
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class RunContext:
     """What a training is surrounded by.
 
     Attributes:

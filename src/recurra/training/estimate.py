@@ -1,4 +1,4 @@
-"""What a training will cost in time and memory, told before its first step."""
+"""Estimate time and memory before training starts."""
 
 from __future__ import annotations
 

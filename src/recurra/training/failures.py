@@ -1,4 +1,4 @@
-"""The record of a batch on which training became NaN or infinite, for those who look for why."""
+"""Record of the batch that produced a NaN or infinite loss, for debugging."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Starting a run, and taking one up again: text, folder, processes, signals and trainer together.
+"""Create or resume a training run.
 
 This module only joins the rooms below it; nothing is computed here.
 """
@@ -33,9 +33,9 @@ from recurra.model.recurrent_lm import RecurrentLM
 from recurra.recurrence.layer import require_backend
 from recurra.report.curve import require_matplotlib, write_svg
 from recurra.report.progress import Progress
-from recurra.runs.checkpoint_store import Checkpoints
+from recurra.runs.checkpoint_store import CheckpointStore
 from recurra.runs.compatibility import FREE_SETTINGS, differences, identity
-from recurra.runs.directory import RunFolder
+from recurra.runs.directory import RunDirectory
 from recurra.runtime.devices import choose_device
 from recurra.runtime.distributed import (
     Processes,
@@ -50,8 +50,8 @@ from recurra.text.catalogue import DEFAULT_CORPUS
 from recurra.text.corpus import prepare_text
 from recurra.text.vocabulary import Vocabulary
 from recurra.training.budget import Budget, Clock
-from recurra.training.context import Surroundings
-from recurra.training.loop import Trainer
+from recurra.training.context import RunContext
+from recurra.training.loop import TrainingLoop
 from recurra.training.recipe import complete
 
 LEARNING_SHARE = 0.93
@@ -77,15 +77,15 @@ def start_run(
     if may_be_restarted() and out is None:
         raise ConfigError("torchrun may restart this training; name its folder with --out")
     with _surrounded(config, progress, clock) as around:
-        path = around.processes.first_does(lambda: str(_choose_path(out, sources, config)))
-        folder = RunFolder(path)
-        own = around.processes.first_does(
+        path = around.processes.run_on_first(lambda: str(_choose_path(out, sources, config)))
+        folder = RunDirectory(path)
+        own = around.processes.run_on_first(
             lambda: job_name() if folder.is_made_by(job_name()) else ""
         )
         if is_restart() and own:
             _refuse_other_settings(folder, config, only=given)
             return _run(folder, folder.read_config().training, around, resumed=True)
-        around.processes.first_does(
+        around.processes.run_on_first(
             lambda: _prepare(folder, sources, config, given, around, force=force)
         )
         return _run(folder, folder.read_config().training, around, resumed=False)
@@ -101,9 +101,9 @@ def prepare_run(
     given: Set[str] = frozenset(),
 ) -> None:
     """`start_run` up to the first step: `resume_run` trains what it leaves."""
-    folder = RunFolder(out)
+    folder = RunDirectory(out)
     with _surrounded(config, progress, clock) as around:
-        around.processes.first_does(
+        around.processes.run_on_first(
             lambda: _prepare(folder, sources, config, given, around, force=False)
         )
         folder.unlock()
@@ -128,7 +128,7 @@ def resume_run(
         ConfigError, RunError: there is no run, another process trains in it, its checkpoints are
             damaged, or text or settings differ.
     """
-    folder = RunFolder(path)
+    folder = RunDirectory(path)
     config = given or folder.read_config()
     with _surrounded(config, progress, clock) as around:
         _refuse_other_settings(folder, config)
@@ -140,7 +140,7 @@ def resume_run(
 
 
 @contextmanager
-def _surrounded(config: RunConfig, progress: Progress, clock: Clock) -> Iterator[Surroundings]:
+def _surrounded(config: RunConfig, progress: Progress, clock: Clock) -> Iterator[RunContext]:
     training = config.training
     if training.threads is not None:
         torch.set_num_threads(training.threads)
@@ -150,7 +150,7 @@ def _surrounded(config: RunConfig, progress: Progress, clock: Clock) -> Iterator
     require_backend(config.model.backend, config.model.cell, device)
     with stop_signals() as signals, joined_processes(device) as processes:
         shown = progress if processes.is_first else Progress()
-        yield Surroundings(shown, clock, processes, signals)
+        yield RunContext(shown, clock, processes, signals)
 
 
 def _choose_path(out: Source | None, sources: Sequence[Source], config: RunConfig) -> Path:
@@ -176,11 +176,11 @@ def numbered(path: Path) -> Path:
 
 
 def _prepare(
-    folder: RunFolder,
+    folder: RunDirectory,
     sources: Sequence[Source],
     config: RunConfig,
     given: Set[str],
-    around: Surroundings,
+    around: RunContext,
     *,
     force: bool,
 ) -> str:
@@ -203,7 +203,7 @@ def _prepare(
 
 
 def _completed(
-    config: RunConfig, given: Set[str], tokens: TokenFile, around: Surroundings
+    config: RunConfig, given: Set[str], tokens: TokenFile, around: RunContext
 ) -> RunConfig:
     """With a budget in minutes, what nobody chose is chosen, and told."""
     minutes = Budget(config.training, 1, around.clock).minutes
@@ -216,7 +216,7 @@ def _completed(
 
 
 def _refuse_other_settings(
-    folder: RunFolder, config: RunConfig, *, only: Set[str] | None = None
+    folder: RunDirectory, config: RunConfig, *, only: Set[str] | None = None
 ) -> None:
     """See to it that the settings (or `only` these) are the run's, but for those that change no
     result."""
@@ -236,7 +236,7 @@ def _refuse_other_settings(
         )
 
 
-def _refuse_other_text(folder: RunFolder, sources: Sequence[Source], change: str | None) -> None:
+def _refuse_other_text(folder: RunDirectory, sources: Sequence[Source], change: str | None) -> None:
     if not sources:
         return
     saved, given = folder.read_sources(), [str(source) for source in sources]
@@ -247,7 +247,7 @@ def _refuse_other_text(folder: RunFolder, sources: Sequence[Source], change: str
 
 
 def _run(
-    folder: RunFolder, training: TrainingConfig, around: Surroundings, *, resumed: bool
+    folder: RunDirectory, training: TrainingConfig, around: RunContext, *, resumed: bool
 ) -> LanguageModel:
     """Train what lies in the folder, from its newest checkpoint if there is one."""
     with _locked(folder, around.processes):
@@ -255,8 +255,8 @@ def _run(
         vocabulary = load_vocabulary(folder.path)
         tokens = load_token_file(folder.path)
         if resumed:
-            around.processes.first_does(lambda: _check_text(tokens, vocabulary, config))
-        trainer = Trainer(
+            around.processes.run_on_first(lambda: _check_text(tokens, vocabulary, config))
+        trainer = TrainingLoop(
             _first_model(config, around.processes.device),
             tokens.train,
             tokens.val,
@@ -269,7 +269,7 @@ def _run(
             around,
         )
         try:
-            if Checkpoints(folder.checkpoints).names():
+            if CheckpointStore(folder.checkpoints).names():
                 trainer.resume()
             records = trainer.fit()
         except TrainingInterrupted as stop:
@@ -288,17 +288,17 @@ def _run(
 
 
 @contextmanager
-def _locked(folder: RunFolder, processes: Processes) -> Iterator[None]:
+def _locked(folder: RunDirectory, processes: Processes) -> Iterator[None]:
     """Hold the folder, through the first process, for all of them."""
     with ExitStack() as stack:
 
         def lock() -> str:
             stack.enter_context(folder.locked())
             folder.remove_unfinished()
-            Checkpoints(folder.checkpoints).remove_unfinished()
+            CheckpointStore(folder.checkpoints).remove_unfinished()
             return ""
 
-        processes.first_does(lock)
+        processes.run_on_first(lock)
         yield
 
 

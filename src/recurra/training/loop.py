@@ -1,4 +1,4 @@
-"""The training loop: batches in, better weights out, reports and checkpoints along the way.
+"""The training loop: steps, evaluations and checkpoints until the budget is spent.
 
 Knows neither files of text nor the command line. Everything random comes from the seed, and
 everything the loop remembers is in `Memory`, so that a checkpoint can hold it. Between two updates
@@ -19,18 +19,18 @@ from recurra.io.files import append_line
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.report.overfitting import describe_overfitting
 from recurra.report.progress import Moment
-from recurra.runs.directory import RunFolder
+from recurra.runs.directory import RunDirectory
 from recurra.runs.train_state import Memory, Timing
 from recurra.runs.weights import load_weights, save_weights
 from recurra.runtime.signals import PATIENCE, SIGNALS
 from recurra.text.vocabulary import Vocabulary
 from recurra.training.batch_schedule import GrowingStream
 from recurra.training.budget import Budget
-from recurra.training.context import Surroundings
+from recurra.training.context import RunContext
 from recurra.training.estimate import describe_plan, seconds_per_step
 from recurra.training.failures import describe_failure
 from recurra.training.reporter import MAX_VALIDATION_TOKENS, Reporter
-from recurra.training.saver import Saver
+from recurra.training.saver import CheckpointManager
 from recurra.training.schedules import learning_rate
 
 REPORTS_PER_RUN = 20
@@ -39,7 +39,7 @@ LEARNING_PER_REPORT = 20.0
 """Of a budget in minutes this many times as long is spent on learning as on reports."""
 
 
-class Trainer:
+class TrainingLoop:
     """Trains one model on one row of ids.
 
     Args:
@@ -49,9 +49,9 @@ class Trainer:
         prompts: of the samples, prepared as the text was.
         vocabulary: knows every symbol of the prompts.
         config: how to train.
-        identity: what a checkpoint must have in common with this run, see `identity.py`.
+        identity: what a checkpoint must have in common with this run, see `compatibility.py`.
         folder: where reports, weights and checkpoints go.
-        around: see `Surroundings`.
+        around: see `RunContext`.
 
     Raises:
         SourceError: the text does not fill one batch.
@@ -67,8 +67,8 @@ class Trainer:
         vocabulary: Vocabulary,
         config: TrainingConfig,
         identity: dict[str, Any],
-        folder: RunFolder,
-        around: Surroundings,
+        folder: RunDirectory,
+        around: RunContext,
     ) -> None:
         self.model, self.vocabulary, self.config = model, vocabulary, config
         self.folder, self.progress = folder, around.progress
@@ -81,7 +81,7 @@ class Trainer:
             model, vocabulary, val_ids, val_sizes, prompts, config, self.folder, self.progress,
             self.processes,
         )  # fmt: skip
-        self.saver = Saver(self.folder, config, identity, self.progress, self.processes)
+        self.saver = CheckpointManager(self.folder, config, identity, self.progress, self.processes)
         self._spent = 0.0
         self._save_due = False
         self._stop_signal = 0

@@ -1,4 +1,4 @@
-"""What a run should be like where nobody said: from the text, the minutes and this machine's speed.
+"""Choose unspecified settings from the text, the time budget and the measured throughput.
 
 A budget in minutes buys a number of tokens that depends on the size of the model, and how often the
 text is read decides how much must be done against learning it by heart. Every number here was

@@ -1,4 +1,4 @@
-"""What is told, written and kept at each report: validation, the best weights, samples.
+"""Periodic evaluation: validation loss, best weights and generated samples.
 
 A report is first computed, which changes nothing and may be interrupted, and then published. Knows
 neither when a report is due nor how the model learns.
@@ -19,7 +19,7 @@ from recurra.inference.generate import generate
 from recurra.io.files import append_line, replace_bytes
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.report.progress import Progress, perplexity
-from recurra.runs.directory import RunFolder
+from recurra.runs.directory import RunDirectory
 from recurra.runs.train_state import Memory, Tally, Timing
 from recurra.runs.weights import weights_to_bytes
 from recurra.runtime.distributed import Processes
@@ -66,7 +66,7 @@ class Reporter:
         val_sizes: tuple[int, int],
         prompts: tuple[str, ...],
         config: TrainingConfig,
-        folder: RunFolder,
+        folder: RunDirectory,
         progress: Progress,
         processes: Processes,
     ) -> None:

@@ -1,4 +1,4 @@
-"""When a checkpoint is due, what goes into it, and how a training takes one up again.
+"""Decide when a checkpoint is due, write it, and restore training from it.
 
 The first process writes; all of them read. Knows neither batches nor reports.
 """
@@ -17,9 +17,9 @@ from recurra.io.files import replace_bytes
 from recurra.recurrence.cells import State
 from recurra.report.progress import Progress, format_seconds
 from recurra.runs.checkpoint import BEST, STATE, Moment, read_state, state_to_bytes
-from recurra.runs.checkpoint_store import Checkpoints, Cost, name_of, step_of
+from recurra.runs.checkpoint_store import CheckpointStore, Cost, name_of, step_of
 from recurra.runs.compatibility import differences, environment
-from recurra.runs.directory import RunFolder
+from recurra.runs.directory import RunDirectory
 from recurra.runs.train_state import Memory, Timing
 from recurra.runtime.distributed import Processes
 from recurra.training.batch_schedule import at_stage
@@ -33,7 +33,7 @@ KEPT = 2
 """The newest, and the one before in case the disk damages it."""
 
 
-class Saver:
+class CheckpointManager:
     """Saves a training, and restores it.
 
     Attributes:
@@ -41,12 +41,12 @@ class Saver:
 
     Args:
         folder, config, progress, processes: as the trainer has them.
-        identity: see `identity.identity`.
+        identity: see `compatibility.identity`.
     """
 
     def __init__(
         self,
-        folder: RunFolder,
+        folder: RunDirectory,
         config: TrainingConfig,
         identity: dict[str, Any],
         progress: Progress,
@@ -54,7 +54,7 @@ class Saver:
     ) -> None:
         self.folder, self.config, self.progress = folder, config, progress
         self.processes = processes
-        self.checkpoints = Checkpoints(folder.checkpoints)
+        self.checkpoints = CheckpointStore(folder.checkpoints)
         self.last_step = 0
         self._identity = identity
         self._saved: Memory | None = None
@@ -115,7 +115,7 @@ class Saver:
         Raises:
             RunError: none is whole, or it belongs to another text or other settings.
         """
-        name = self.processes.first_does(lambda: self._newest_whole(self.checkpoints.names()))
+        name = self.processes.run_on_first(lambda: self._newest_whole(self.checkpoints.names()))
         memory, timing = self._load(name, updater, reporter)
         self._restore_files(name, [*self.folder.histories()])
         return memory, timing
@@ -129,7 +129,7 @@ class Saver:
             RunError: neither that one nor an older one is whole.
         """
         names = [n for n in self.checkpoints.names() if step_of(n) <= memory.last_report]
-        name = self.processes.first_does(lambda: self._newest_whole(names))
+        name = self.processes.run_on_first(lambda: self._newest_whole(names))
         restored = self._load(name, updater, reporter)
         # Failures stay on record.
         self._restore_files(name, [self.folder.metrics, self.folder.samples])

@@ -1,4 +1,4 @@
-"""The learning rate as a function of how much of the budget is spent; knows no optimiser."""
+"""Learning rate schedules as functions of the progress through the budget."""
 
 from __future__ import annotations
 

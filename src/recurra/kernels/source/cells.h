@@ -3,7 +3,7 @@
 // `forward` turns the recurrent product (kGates vectors) into the new state. `backward` turns the
 // gradient of h_t into the deltas (gradients of what enters the activations) and into what reaches
 // h_{t-1} and c_{t-1} beside the recurrent product. Equations and names are those of
-// `recurrence/cells.py` and `recurrence/time_loops.py`.
+// `recurrence/cells/` and `recurrence/backends/bptt_loops.py`.
 #pragma once
 
 #include "vector.h"

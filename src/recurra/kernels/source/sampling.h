@@ -1,4 +1,4 @@
-// How the next token is chosen from a row of logits: the arithmetic of `inference/sampling.py`, in
+// How the next token is chosen from a row of logits: the arithmetic of `engine/sampling.py`, in
 // the same order and in fp64.
 #pragma once
 

@@ -1,6 +1,6 @@
-"""Backpropagation through time written by hand: readable, pure torch, fast.
+"""Backpropagation through time with hand-derived gradients, in pure torch.
 
-Around the loops of `time_loops.py` stands what a layer shares whatever its cell: the projection of
+Around the loops of `bptt_loops.py` stands what a layer shares whatever its cell: the projection of
 all inputs at once (a lookup of rows where the inputs are token ids), and one product for each
 weight gradient over all T*B rows. Where a gradient of the gradient is wanted, the backward pass is
 left to `reference`; forward-mode differentiation and torch.func's transforms need it too.
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recurra.kernels.buffers import SHELF
+from recurra.kernels.buffers import BUFFER_POOL
 from recurra.recurrence.backends import reference
 from recurra.recurrence.backends.bptt_loops import LOOPS, LoopGradients, RecurrentWeights, Trace
 from recurra.recurrence.backends.reference import project
@@ -31,7 +31,7 @@ def run_layer(
     dtype: torch.dtype,
     recurrent_gradient_scale: float,
 ) -> tuple[Tensor, State]:
-    """One layer through time; arguments and result as in `scan.run`."""
+    """One layer through time; arguments and result as in `layer.run`."""
     if cell.num_states == 0:
         # Without a hidden state there is no time to go back through: autograd has it all.
         return torch.tanh(project(inputs, parameters, dtype)), ()
@@ -155,7 +155,7 @@ def _project(
     bias = parameters.bias_ih
     if bias is not None and fold_bias and parameters.bias_hh is not None:
         bias = bias + parameters.bias_hh
-    projected = SHELF.borrow(*inputs.shape[:2], weight.shape[0], like=weight)
+    projected = BUFFER_POOL.borrow(*inputs.shape[:2], weight.shape[0], like=weight)
     rows = projected.flatten(0, 1)
     if not inputs.is_floating_point():
         table = weight.t().contiguous() if bias is None else weight.t() + bias

@@ -1,4 +1,4 @@
-"""Forward and backward loops through time of each cell, with the gradients derived by hand.
+"""Forward and backward time loops of each cell, with hand-derived gradients.
 
 Each loop does inside the time loop only what depends on the step before: one product with W_hh and
 a handful of element-wise operations, written into buffers that exist already. Whatever the
@@ -18,7 +18,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from recurra.kernels.buffers import SHELF
+from recurra.kernels.buffers import BUFFER_POOL
 from recurra.recurrence.cells import State
 
 
@@ -126,7 +126,7 @@ class ElmanLoop(TimeLoop):
         weights: RecurrentWeights,
         scale: float,
     ) -> LoopGradients:
-        buffer = SHELF.borrow(*grad_outputs.shape, like=trace.hidden)
+        buffer = BUFFER_POOL.borrow(*grad_outputs.shape, like=trace.hidden)
         deltas, hidden = buffer.unbind(), trace.hidden.unbind()
         grads = grad_outputs.unbind()
         grad = grad_final[0] + grads[-1]
@@ -179,7 +179,7 @@ class GruLoop(TimeLoop):
         gates = projected
         hidden = _hidden_buffer(gates.shape[0], state[0])
         width = hidden.shape[2]
-        products = SHELF.borrow(*gates.shape, like=gates)
+        products = BUFFER_POOL.borrow(*gates.shape, like=gates)
         recurrent = weights.weight_hh.t()
         bias = weights.bias_hh if weights.bias_hh is not None else gates.new_zeros(gates.shape[2])
         steps = zip(gates.unbind(), products.unbind(), pairwise(hidden.unbind()), strict=True)
@@ -223,7 +223,7 @@ class GruLoop(TimeLoop):
         r, z, n = gates.chunk(3, dim=2)
         h_n = products.chunk(3, dim=2)[2]
         before = trace.hidden[:-1]
-        factors = SHELF.borrow(*before.shape[:2], 4, before.shape[2], like=before)
+        factors = BUFFER_POOL.borrow(*before.shape[:2], 4, before.shape[2], like=before)
         d_n, d_r, d_z, d_hn = factors.unbind(2)
         torch.mul(n, n, out=d_n).neg_().add_(1).mul_(1 - z)
         torch.mul(d_n, r, out=d_hn)
@@ -249,10 +249,12 @@ class LstmLoop(TimeLoop):
         gates = projected
         steps, batch, width = gates.shape[0], gates.shape[1], gates.shape[2] // 4
         hidden = _hidden_buffer(steps, state[0])
-        cells = SHELF.borrow(steps + 1, batch, width, like=gates)
-        squashed = SHELF.borrow(steps, batch, width, like=gates)
+        cells = BUFFER_POOL.borrow(steps + 1, batch, width, like=gates)
+        squashed = BUFFER_POOL.borrow(steps, batch, width, like=gates)
         exposed = (
-            SHELF.borrow(steps, batch, width, like=gates) if weights.weight_hr is not None else None
+            BUFFER_POOL.borrow(steps, batch, width, like=gates)
+            if weights.weight_hr is not None
+            else None
         )
         cells[0].copy_(state[1])
         recurrent = weights.weight_hh.t()
@@ -313,8 +315,8 @@ class LstmLoop(TimeLoop):
         gates, cells, tanh_c = trace.buffers[:3]
         before = cells[:-1]
         i, f, g, o = gates.chunk(4, dim=2)
-        factors = SHELF.borrow(*before.shape[:2], 4, before.shape[2], like=before)
-        to_cell = SHELF.borrow(*before.shape, like=before)
+        factors = BUFFER_POOL.borrow(*before.shape[:2], 4, before.shape[2], like=before)
+        to_cell = BUFFER_POOL.borrow(*before.shape, like=before)
         d_i, d_f, d_g, d_o = factors.unbind(2)
         torch.mul(i, 1 - i, out=d_i).mul_(g)
         torch.mul(f, 1 - f, out=d_f).mul_(before)

@@ -1,7 +1,7 @@
 """One layer by the compiled kernels, as a node of the autograd graph.
 
-`passes.py` has the passes; here they are joined to autograd. A gradient of the gradient is left to
-`reference`.
+`native_passes.py` has the forward and backward pass; this module connects them to autograd. The
+gradient of a gradient is computed by `reference`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from recurra.errors import ConfigError
-from recurra.kernels.buffers import SHELF, Fresh
+from recurra.kernels.buffers import BUFFER_POOL, NewBuffers
 from recurra.recurrence.backends.bptt import backward_with_graph
 from recurra.recurrence.backends.native_passes import LayerPasses, Trace
 from recurra.recurrence.backends.reference import project
@@ -29,7 +29,7 @@ def run_layer(
     dtype: torch.dtype,
     recurrent_gradient_scale: float,
 ) -> tuple[Tensor, State]:
-    """One layer through time; arguments and result as in `scan.run`.
+    """One layer through time; arguments and result as in `layer.run`.
 
     Raises:
         ConfigError: tensors that are not fp32 on a CPU, or a projected LSTM.
@@ -44,7 +44,7 @@ def run_layer(
     if "torch._dynamo" in sys.modules:
         compiler: Any = torch.compiler
         apply = compiler.disable(apply)
-    passes = LayerPasses(cell.name, dtype, recurrent_gradient_scale, SHELF, Fresh())
+    passes = LayerPasses(cell.name, dtype, recurrent_gradient_scale, BUFFER_POOL, NewBuffers())
     outputs, *final = apply(passes, inputs, *parameters.of_torch, *state)
     return outputs, tuple(final)
 

@@ -1,4 +1,4 @@
-"""The compiled passes of one layer, forward and backward: what the kernels are handed.
+"""Forward and backward pass of one layer by the compiled kernels.
 
 Around the loop through time, which is theirs, stands what a layer shares whatever its cell: the
 projection of the inputs (a table of the lookup's rows where they are token ids), and one product

@@ -1,4 +1,4 @@
-"""The plain loop through time; autograd does the rest.
+"""The plain time loop over a cell's step; autograd computes the gradients.
 
 This is the truth that every other backend is held against, in outputs, final state and every
 gradient. It is as short as the equations allow and makes no attempt at speed.
@@ -25,7 +25,7 @@ def run_layer(
     recurrent_gradient_scale: float,
     zoneout: Zoneout | None = None,
 ) -> tuple[Tensor, State]:
-    """One layer through time; arguments and result as in `scan.run`."""
+    """One layer through time; arguments and result as in `layer.run`."""
     outputs = []
     reads = project(inputs, parameters, dtype) if cell.projects_beforehand else inputs
     for projected in reads:

@@ -1,4 +1,4 @@
-"""A layer whose gates read no state: everything for all steps at once, but for one linear scan."""
+"""Cells whose gates do not read the state: all steps at once and one linear scan."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def run_layer(
     dtype: torch.dtype,
     recurrent_gradient_scale: float,
 ) -> tuple[Tensor, State]:
-    """One layer through time; arguments and result as in `scan.run`, the backend as in
+    """One layer through time; arguments and result as in `layer.run`, the backend as in
     `linear_scan`."""
     projected = project(inputs, parameters, dtype)
     a, b = cell.coefficients(projected, parameters)

@@ -1,4 +1,4 @@
-"""One layer by torch's own recurrent kernels: oneDNN for the LSTM on a CPU, cuDNN on a GPU.
+"""One layer by torch's own kernels: oneDNN for the LSTM on a CPU, cuDNN on a GPU.
 
 Those kernels know no token ids, so the one-hot input that the book feeds them is made here, and
 only here. In bf16 they keep the state in bf16 too, where the other backends keep it in fp32.
@@ -35,7 +35,7 @@ def run_layer(
     dtype: torch.dtype,
     recurrent_gradient_scale: float,
 ) -> tuple[Tensor, State]:
-    """One layer through time; arguments and result as in `scan.run`.
+    """One layer through time; arguments and result as in `layer.run`.
 
     Raises:
         ConfigError: a recurrent gradient scale other than 1, which these kernels do not offer.

@@ -1,7 +1,7 @@
-"""One time step of every cell, written as its equations.
+"""Recurrent cells: one time step each, written as its equations.
 
-Read `cell.py` first: what a cell is. `book.py` has those of the book, `linear.py` those whose gates
-read no state, `variants.py` the LSTM with changes.
+`cell.py` defines the interface. `book.py` has the cells of the book, `linear.py` those whose gates
+do not read the state, and `variants.py` variants of the LSTM.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The book's cells: d2l chapters 8 and 9."""
+"""The cells of d2l chapters 8 and 9."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a cell is: one time step, written as its equations, and the parameters it reads.
+"""The definition of a cell: one time step and the parameters that it reads.
 
 A cell knows neither the batch loop nor the time loop, and no gradient: `reference.py` repeats
 `step` through time and lets autograd do the rest. What a layer reads from outside at step t comes

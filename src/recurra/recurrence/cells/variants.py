@@ -1,4 +1,4 @@
-"""The LSTM with changes that are known to help it; by the plain equations only."""
+"""Variants of the LSTM, computed by the reference equations only."""
 
 from __future__ import annotations
 
