@@ -1,6 +1,6 @@
 """Public functions: `train()` and `load()` return a `LanguageModel`.
 
-This module only joins the rooms below it; nothing is computed here.
+This module connects the lower-level packages and contains no computation.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def train(
         source: a file, a folder, a corpus name, or several; none is the bundled English story.
         out: the run's folder; by default a new one under `runs/`.
         force: replace an older run in that folder.
-        progress: who is told; by default a person, on stderr.
+        progress: receives training events. Defaults to `ConsoleProgress`, which writes to stderr.
         options: fields of `TextConfig`, `ModelConfig` and `TrainingConfig`. With a budget in
             minutes (2 without any), those that are not given are chosen by `training/recipe.py`.
 
@@ -78,7 +78,7 @@ def load(path: Source, device: str = "cpu") -> LanguageModel:
     if not folder.model.exists():
         raise RunError(
             f"{folder.model} is missing: the run was stopped before it had learned anything;"
-            f" recurra train --resume {folder.path} goes on"
+            f" continue with recurra train --resume {folder.path}"
         )
     try:
         model = load_model(folder.model, config.model)

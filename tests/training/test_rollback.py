@@ -25,7 +25,7 @@ def poisoned(monkeypatch):
     """Makes a weight's gradient infinite in some updates, by their number in the whole run."""
 
     def poison(*numbers, times=1):
-        original, seen = Updater._gradients, {}
+        original, seen = Updater.gradients, {}
 
         def gradients(self, ids, targets, batch):
             result = original(self, ids, targets, batch)
@@ -35,7 +35,7 @@ def poisoned(monkeypatch):
                 self.model.head_weight.grad.add_(math.inf)
             return result
 
-        monkeypatch.setattr(Updater, "_gradients", gradients)
+        monkeypatch.setattr(Updater, "gradients", gradients)
 
     return poison
 

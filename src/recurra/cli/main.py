@@ -143,7 +143,7 @@ def _fail(message: str, code: int) -> int:
     try:
         print("recurra:", message.replace("\n", "\\n"), file=sys.stderr, flush=True)
     except OSError:
-        # Nobody reads our errors any more (a pipe, a closed terminal); the exit code still says it.
+        # No one reads our errors any more (a pipe, a closed terminal); the exit code still says it.
         # Python would complain once more when it flushes at exit, so give it somewhere to flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     return code

@@ -29,8 +29,9 @@ class Train(Settings):
     batch, rates, dropout and precision follow from the text, the minutes and a short trial of this
     machine. With --steps or --epochs the defaults below hold.
 
-    While it learns it reports the validation loss and what it would write. Ctrl-C saves; --resume
-    goes on. Several processes train one model: torchrun --nproc-per-node N -m recurra train ...
+    During training it reports the validation loss and generated samples. Ctrl-C saves a checkpoint;
+    --resume continues from it. Several processes train one model:
+    torchrun --nproc-per-node N -m recurra train ...
     """
 
     sources: Annotated[
@@ -43,7 +44,7 @@ class Train(Settings):
     """The run's folder; by default a new one under runs/."""
 
     resume: Path | None = None
-    """Go on with the interrupted run in this folder. It keeps its text and its settings: others
+    """Resume the interrupted run in this directory. It keeps its text and its settings: others
     are refused, but for --threads, --device, --plot, --checkpoint-every and --on-nan."""
 
     force: bool = False
@@ -104,7 +105,7 @@ def _with_own_settings(folder: Path, arguments: Sequence[str]) -> Train:
     default = Train(text=own.text, model=own.model, training=training)
     command = parse(Train, "train", arguments, default=default)
     if command.out is not None or command.force:
-        raise ConfigError("--resume goes on in the run's own folder; drop --out and --force")
+        raise ConfigError("--resume continues in the directory of the run; drop --out and --force")
     if not command.training.prompt:
         command = dataclasses.replace(
             command, training=dataclasses.replace(command.training, prompt=own.training.prompt)
@@ -119,7 +120,7 @@ def _progress(command: Train) -> Progress:
         """Prints every report as a line of JSON on stdout."""
 
         def report(self, record: dict[str, Any]) -> None:
-            # A reader that has had enough shall not end the training.
+            # A closed stdout must not abort training.
             with contextlib.suppress(OSError):
                 print(json.dumps(record, ensure_ascii=False), flush=True)
 

@@ -43,7 +43,7 @@ class ModelConfig:
     """Rows of the input and output tables (set from the text when a run is trained)."""
 
     num_layers: int = 1
-    """Recurrent layers, one above the other."""
+    """Number of stacked recurrent layers."""
 
     residual: bool = False
     """Put each layer in a residual block with a gate and a feed-forward part; needs embedding_size
@@ -85,7 +85,8 @@ class ModelConfig:
     steps; 0 for none."""
 
     backend: BackendName = "auto"
-    """Who computes the recurrence."""
+    """Implementation of the recurrent layers: auto, reference, bptt, library (torch.nn) or native
+    (the compiled kernels)."""
 
     precision: Precision = "fp32"
     """Number format of the matrix products; states, gradients and weights stay fp32."""

@@ -18,7 +18,7 @@ class TextConfig:
     """How a text becomes ids."""
 
     tokens: TokenKind = "char"
-    """What one token is: a character, a byte, a word with the space before it, or a BPE piece."""
+    """The unit of a token: a character, a byte, a word with the space before it, or a BPE piece."""
 
     vocab_size: int | None = None
     """Largest vocabulary to build, most frequent tokens first (bpe: 512 when not given)."""

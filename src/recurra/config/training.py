@@ -96,7 +96,7 @@ class TrainingConfig:
 
     max_epochs: float | None = None
     """Of a budget in minutes use no more than what so many passes over the training part take
-    (100 when not given: what more would add is learned by heart)."""
+    (default: 100; further epochs overfit)."""
 
     patience: int | None = None
     """Stop after this many reports in a row without a better validation loss."""
@@ -156,7 +156,7 @@ class TrainingConfig:
         self._check_growth()
         self._check_rates()
         given = [n for n in ("epochs", "steps", "minutes") if getattr(self, n) is not None]
-        require(len(given) <= 1, f"one budget, please, not several: {' and '.join(given)}")
+        require(len(given) <= 1, f"specify only one budget: {' and '.join(given)}")
         for name in ("epochs", "steps", "minutes", "max_epochs"):
             value = getattr(self, name)
             within = value is None or 0 < value <= MAX_BUDGET

@@ -30,39 +30,39 @@ _MAX = sys.float_info.max
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """How new text is written."""
+    """Settings of generation."""
 
     max_new_tokens: int = 200
-    """Most tokens to write."""
+    """Maximum number of tokens to generate."""
 
     temperature: float = 1.0
-    """Divides the logits: below 1 more cautious, above 1 wilder, 0 the same as greedy."""
+    """Divides the logits: below 1 more conservative, above 1 more random, 0 the same as greedy."""
 
     top_k: int | None = None
-    """Choose among the k likeliest tokens only (and those as likely as the k-th)."""
+    """Sample from the k most probable tokens only (and those as probable as the k-th)."""
 
     top_p: float | None = None
-    """Choose among the likeliest tokens that together have this probability; at least one."""
+    """Sample from the most probable tokens whose probabilities sum to this value; at least one."""
 
     min_p: float | None = None
-    """Drop tokens less likely than this share of the likeliest one's probability."""
+    """Drop tokens less probable than this fraction of the most probable one."""
 
     repetition_penalty: float = 1.0
     """Above 1 makes every token of the prompt and of the text so far less likely: its logit is
     divided by this when positive, multiplied when negative."""
 
     stop: tuple[str, ...] = ()
-    """Stop when one of these strings has been written; it is not part of the text."""
+    """Stop when one of these strings is generated; it is not part of the output."""
 
     num_samples: int = 1
-    """Texts to write from the same prompt, side by side."""
+    """Number of continuations of the same prompt."""
 
     seed: int | None = None
-    """Same seed, same text; by default another one every time."""
+    """Seed of the random numbers; by default a new one every time."""
 
     greedy: bool = False
-    """Always take the likeliest token (the first of equals); temperature, top_k, top_p, min_p and
-    seed then have no say."""
+    """Greedy decoding: always take the most probable token; temperature, top_k, top_p, min_p and
+    seed are ignored."""
 
     def __post_init__(self) -> None:
         # A single string, or the list that JSON has, is as clear as a tuple.

@@ -31,14 +31,14 @@ from recurra.runtime.distributed import Processes
 
 
 class Update(NamedTuple):
-    """What one update showed: the loss summed over the batch, and the gradient's norm."""
+    """The loss summed over the batch, and the gradient norm before clipping."""
 
     nats: float
     grad_norm: float
 
 
 class Updater:
-    """Improves a model batch by batch.
+    """Trains a model, one batch at a time.
 
     Attributes:
         state: what the next batch starts from, each tensor (L, own rows, H); None is zero.
@@ -62,10 +62,10 @@ class Updater:
         self.backend = model.backend_for(stream.recurrent_gradient_scale)
         self._stream, self._processes = stream, processes
         if processes.count > 1:
-            self._gradients: Gradients = AutogradGradients(model, processes)
+            self._engine: Gradients = AutogradGradients(model, processes)
         else:
-            self._gradients = select_gradients(model)
-        is_compiled = isinstance(self._gradients, CompiledGradients)
+            self._engine = select_gradients(model)
+        is_compiled = isinstance(self._engine, CompiledGradients)
         self._compiled_update = CompiledUpdate(self.optimizer) if is_compiled else None
         self.follow(stream)
 
@@ -91,13 +91,7 @@ class Updater:
         """
         ids = torch.from_numpy(batch.ids).to(self.model.device)
         targets = torch.from_numpy(batch.targets).to(self.model.device)
-        loss, state = self._gradients.compute(
-            ids,
-            targets,
-            None if batch.fresh else self.state,
-            recurrent_gradient_scale=self._stream.recurrent_gradient_scale,
-            weight=self._weight(batch),
-        )
+        loss, state = self.gradients(ids, targets, batch)
         (nats,) = self._processes.sum([loss * targets.numel()])
         if not math.isfinite(nats):
             raise NonFiniteError(f"the loss is {nats / batch.num_tokens}")
@@ -110,13 +104,23 @@ class Updater:
     def follow(self, stream: BatchStream) -> None:
         """Take batches from another stream from here on; only their size differs."""
         self._stream = stream
-        if self._processes.count > 1 and isinstance(self._gradients, AutogradGradients):
-            self._gradients.rows = Rows(stream.rows, stream.config.batch_size)
+        if self._processes.count > 1 and isinstance(self._engine, AutogradGradients):
+            self._engine.rows = Rows(stream.rows, stream.config.batch_size)
 
     def close(self) -> None:
-        """Let go of the other processes; nothing can be learned any more."""
-        if isinstance(self._gradients, AutogradGradients):
-            self._gradients.close()
+        """Release the DistributedDataParallel wrapper; no further steps are possible."""
+        if isinstance(self._engine, AutogradGradients):
+            self._engine.close()
+
+    def gradients(self, ids: Tensor, targets: Tensor, batch: Batch) -> tuple[float, State]:
+        """Write every parameter's gradient; return the mean loss and the detached final state."""
+        return self._engine.compute(
+            ids,
+            targets,
+            None if batch.fresh else self.state,
+            recurrent_gradient_scale=self._stream.recurrent_gradient_scale,
+            weight=self._weight(batch),
+        )
 
     def _step(self, lr: float) -> float:
         """Clip and update; the gradients' norm before."""

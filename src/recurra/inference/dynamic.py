@@ -39,16 +39,16 @@ _ROWS, _BATCHES = 16, 64
 
 @dataclass(frozen=True)
 class DynamicConfig:
-    """How the model learns meanwhile."""
+    """Settings of dynamic evaluation."""
 
     segment: int = 20
-    """Tokens that are predicted before they are learned from."""
+    """Tokens that are predicted before each update."""
 
     lr: float = 5e-4
-    """How far a weight moves for a gradient of its usual size."""
+    """Learning rate: the change of a weight for a gradient of its usual size."""
 
     decay: float = 2e-3
-    """How much of the way back to where it was it goes after each segment."""
+    """Fraction of the distance to the initial weights that is undone after each segment."""
 
     def __post_init__(self) -> None:
         require_types(self)

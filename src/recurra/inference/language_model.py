@@ -30,7 +30,7 @@ Source = str | Path
 
 
 class LanguageModel:
-    """A trained network with the vocabulary it speaks.
+    """A trained network with its vocabulary and run configuration.
 
     Attributes:
         model: the `RecurrentLM`, a torch.nn.Module.
@@ -74,7 +74,7 @@ class LanguageModel:
             The new text without the prompt; a list of texts when num_samples is above 1.
 
         Raises:
-            UnknownTokenError, ConfigError: the prompt or a setting will not do.
+            UnknownTokenError, ConfigError: the prompt or a setting is invalid.
         """
         config = GenerationConfig(**settings)
         prepared = prepare_text(prompt, self.config.text)
@@ -130,8 +130,9 @@ class LanguageModel:
         unknown: UnknownRule = "replace",
         **settings: Any,
     ) -> Evaluation:
-        """`evaluate` of a model that goes on learning from what it has read; see
-        `inference/dynamic.py`. The model itself is left as it was.
+        """`evaluate` with dynamic evaluation: the model adapts to the text that it has predicted.
+
+        See `inference/dynamic.py`. The weights are restored afterwards.
 
         Args:
             text: as in `evaluate`; by default the run's own validation part.
@@ -139,7 +140,7 @@ class LanguageModel:
 
         Raises:
             RunError: the model belongs to no run, so the text it was trained on is not known.
-            ConfigError, NonFiniteError: a setting will not do.
+            ConfigError, NonFiniteError: a setting is invalid.
         """
         config = DynamicConfig(**settings)
         own = self._own_tokens(with_validation=text is None)
@@ -245,7 +246,7 @@ def predicted_sizes(tokens: TokenFile, vocabulary: Vocabulary) -> tuple[int, int
     """Characters and UTF-8 bytes of the validation part without its first token, which is only
     read; that one counts as a character where it is <unk>."""
     if isinstance(vocabulary, ByteVocabulary):
-        # A byte that goes on a character completes none by itself.
+        # A byte that continues a character completes none by itself.
         begins = int(np.count_nonzero((tokens.val[:1] & 0xC0) != 0x80))
         return tokens.val_chars - begins, tokens.val_bytes - len(tokens.val[:1])
     first = vocabulary.decode(tokens.val[:1])

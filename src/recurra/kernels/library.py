@@ -58,7 +58,7 @@ def _try_to_load() -> bool:
     try:
         load()
     except KernelError as error:
-        _logger.warning("%s; going on without compiled kernels, which is slower", error)
+        _logger.warning("%s; continuing without compiled kernels, which is slower", error)
         return False
     return True
 
@@ -153,7 +153,7 @@ def threads() -> int:
 
 
 def pointer(tensor: Tensor | None) -> int | None:
-    """Where a dense tensor's numbers begin; somebody must keep the tensor meanwhile."""
+    """Return the data pointer of a contiguous tensor, which the caller must keep alive."""
     if tensor is None:
         return None
     assert tensor.is_contiguous()

@@ -1,7 +1,7 @@
 """Record a sequence of calls and replay it.
 
 Between two training steps only numbers change: the same functions are called with the same memory.
-Written down, they cost no more than their own time; to decide on them anew costs a small model as
+Recorded, they cost no more than their own time; to decide on them anew costs a small model as
 long as its arithmetic. CUDA graphs do the same for a GPU.
 """
 

@@ -62,7 +62,7 @@ def run_blocks(
     precision: str = "fp32",
     **options: Any,
 ) -> tuple[Tensor, State]:
-    """Blocks one above the other.
+    """Run stacked blocks.
 
     Args:
         inputs: (T, B, H) numbers.

@@ -1,6 +1,6 @@
 """Run a recurrent layer, or a stack of layers, with the selected backend.
 
-All backends share this signature and are held against `reference` by one test.
+All backends share this signature, and one test compares each with `reference`.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def choose_backend(
     win. A single step, as in generation, has no loop to make faster: on a CPU the plain equations
     are ahead for RNN and LSTM, and within a tenth of torch's for the GRU.
 
-    `compiles` tells whether tensors and layer are such that the compiled kernels could take them.
+    `compiles` states whether the compiled kernels support the tensors and the layer.
     """
     able = backends_of(find_cell(cell))
     if (device.type == "cpu" and steps == 1) or len(able) == 1:
@@ -181,7 +181,7 @@ def run_stack(
     rows: Rows | None = None,
     **options: Any,
 ) -> tuple[Tensor, State]:
-    """Layers one above the other, with dropout of weights and outputs.
+    """Run stacked layers, with dropout of weights and outputs.
 
     Args:
         cell, inputs, backend, options: as in `run`.

@@ -17,7 +17,7 @@ LARGE_GAP = 0.4
 
 
 def describe_overfitting(records: Sequence[dict[str, Any]]) -> str | None:
-    """A sentence for a person, or None where there is nothing to say.
+    """Return a sentence for the user, or None.
 
     Args:
         records: lines of metrics.jsonl.

@@ -99,7 +99,7 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Be the only process that trains here; a process that died holds nothing.
+        """Hold the lock of the directory; the lock of a process that died is void.
 
         Raises:
             RunError: another process trains here, or there is no such folder.
@@ -204,7 +204,7 @@ class RunDirectory:
         self._lock.acquire(blocking=False)
 
     def check_removable(self) -> None:
-        """See to it that nothing but a run would be lost with this folder, and nobody is at it.
+        """Check that the directory has only run files and is not locked by another process.
 
         Raises:
             RunError: something else lies there, too, or another process trains in it.

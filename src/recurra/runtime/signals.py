@@ -21,7 +21,7 @@ SIGNALS = [
 """The signals that are obeyed; a closed terminal's is not Windows'."""
 
 PATIENCE = 5.0
-"""Seconds after which a second signal no longer waits for the end of a step."""
+"""Grace period in seconds; a later signal no longer waits for the end of a step."""
 
 
 class StopSignals:
@@ -80,7 +80,7 @@ class StopSignals:
                 raise TrainingInterrupted(signum)
             self.on_first()
         elif not self._protected and time.monotonic() - self._since > PATIENCE:
-            # Sooner it would only disturb what the first one has set going: saving, cleaning up.
+            # Earlier signals are ignored so that the save in progress can finish.
             raise TrainingInterrupted(signum)
 
     @contextmanager

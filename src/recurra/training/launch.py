@@ -1,6 +1,6 @@
 """Create or resume a training run.
 
-This module only joins the rooms below it; nothing is computed here.
+This module connects the lower-level packages and contains no computation.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ def _prepare(
 def _completed(
     config: RunConfig, given: Set[str], tokens: TokenFile, around: RunContext
 ) -> RunConfig:
-    """With a budget in minutes, what nobody chose is chosen, and told."""
+    """With a time budget, choose every unspecified setting and report the choices."""
     minutes = Budget(config.training, 1, around.clock).minutes
     if minutes is None:
         return config

@@ -213,7 +213,7 @@ class TrainingLoop:
         return learning_rate(self.config, self._spent) * self.memory.lr_scale
 
     def _agree(self) -> None:
-        """Let the first process's clock, and a signal to any of them, count for all."""
+        """All-reduce the budget fraction of rank 0 and the pending stop signals."""
         memory, first = self.memory, self.processes.is_first
         spent = self.budget.spent(memory.step, memory.epochs(self.budget.epoch_length))
         save_due = self.saver.is_due(memory)
@@ -246,7 +246,7 @@ class TrainingLoop:
         due = int(self._spent * REPORTS_PER_RUN) > memory.reports
         if self.budget.minutes is None or not due:
             return due
-        # Reports shall not eat a budget in minutes.
+        # Limit the share of a time budget that is spent on evaluation.
         waiting = self.budget.clock.seconds() < self.timing.next_report
         return not self.processes.sum([float(waiting and self.processes.is_first)])[0]
 
@@ -346,7 +346,7 @@ class TrainingLoop:
         )
 
     def _leave(self, stop: TrainingInterrupted) -> NoReturn:
-        """Save, if nothing is half done, and say how to go on.
+        """Save, unless an update is unfinished, and report how to resume.
 
         Raises:
             TrainingInterrupted: always.

@@ -33,7 +33,7 @@ MOST_WEIGHTS, WEIGHTS_PER_TOKEN = 3e6, 3.0
 """And no larger than this, or than so many weights for each token of a longer text: beyond, nothing
 was measured."""
 MOST_TIMES_READ = 100.0
-"""How often a text is read at most: what a longer time would add is learned by heart."""
+"""Maximum number of epochs; further epochs overfit."""
 LARGEST_ONE_HOT = 256
 """Vocabulary up to which the first layer reads tokens without an embedding."""
 NARROW_EMBEDDING = 64
@@ -48,9 +48,10 @@ LR_OF_CELL = {"gru": 2 / 3, "rnn": 1 / 3, "rnn-relu": 1 / 3}
 LR_OF_LINEAR = 1 / 4
 """Of residual blocks, and of cells whose gates do not read the state."""
 WARMUP, CLIP_NORM = 0.1, 0.25
-"""So long and so low because these rates are high: what they break at first is never mended."""
+"""Warm-up is long and the clipping threshold low because the learning rates are high: training
+does not recover from early divergence."""
 SGD_LR, SGD_CLIP_NORM = 1.0, 1.0
-"""The book's, for who asks for its optimizer."""
+"""The values of d2l, used with `optimizer="sgd"`."""
 _TRIED_SIZE = 256
 
 
@@ -69,7 +70,7 @@ def complete(
 
     Args:
         config: with the vocabulary's size.
-        given: names of the settings that somebody chose, which stay as they are.
+        given: names of the settings that the user chose, which stay unchanged.
         ids: the training part.
         processes: those that will share each batch.
         seconds: for learning.

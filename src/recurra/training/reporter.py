@@ -28,7 +28,7 @@ from recurra.text.vocabulary import Vocabulary
 MAX_VALIDATION_TOKENS = 2**18
 """Reports validate on this many tokens at most; `recurra eval` takes the whole part."""
 HOPELESS = 10.0
-"""A loss this many times that of a blind guess will not come back."""
+"""Training counts as diverged when the loss exceeds this multiple of log(vocab_size)."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ SECONDS_BETWEEN = 30.0
 LARGEST_SHARE = 0.01
 """Of the time, that checkpoints may take."""
 KEPT = 2
-"""The newest, and the one before in case the disk damages it."""
+"""Checkpoints to keep: the newest, and the previous one in case of disk errors."""
 
 
 class CheckpointManager:
@@ -83,7 +83,7 @@ class CheckpointManager:
         return self._saved == memory
 
     def save(self, memory: Memory, timing: Timing, updater: Updater, best: bytes | None) -> None:
-        """Write a checkpoint of this moment, and remove those it makes needless.
+        """Write a checkpoint and delete superseded ones.
 
         Raises:
             OSError: the disk is full, or fails; the older checkpoints are as they were.
@@ -208,7 +208,7 @@ class CheckpointManager:
         self._tell_changes(moment, updater.backend)
         self.last_step = moment.memory.step
         self._saved = copy.deepcopy(moment.memory)
-        # Nobody reads any longer what is removed next.
+        # Barrier: no process may still be reading the checkpoints that are deleted below.
         self.processes.sum([0.0])
         if self.processes.is_first:
             names = self.checkpoints.names()
