@@ -6,7 +6,7 @@
 Needs the corpora time-machine and jaychou-lyrics (RECURRA_DATA or a network). Trains every row with
 the fastest backend and prints a Markdown table: the training perplexity of the last epoch, as the
 book prints it (with several seeds the median and the range), and the tokens/s of whole training
-steps (forward, backward, clip, update) of each backend, measured in turns on the same batches
+steps (forward, backward, clip, update) of each backend, interleaved, on the same batches
 before the training.
 """
 
@@ -171,7 +171,7 @@ class Learner:
 
 
 def measure_speed(row: Row, batches: Batches, vocab_size: int, device: str) -> dict[str, float]:
-    """Median tokens/s of each backend, in turns, on the same batches."""
+    """Median tokens/s of each backend, interleaved, on the same batches."""
     learners = {name: Learner(row, vocab_size, name, device) for name in BACKENDS}
     pairs = list(batches())[:STEPS_PER_ROUND]
     rates: dict[str, list[float]] = {name: [] for name in BACKENDS}

@@ -1,4 +1,4 @@
-"""Kill trainings with SIGKILL at random times, resume them, and compare with one nobody touched.
+"""Kill trainings with SIGKILL at random times, resume them, and compare with an undisturbed one.
 
     python benchmarks/crash.py [--kills 200] [--steps 600] [--seed 1] [--folder DIR] [--json FILE]
 

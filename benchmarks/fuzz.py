@@ -322,7 +322,7 @@ def fuzz_guided(report: Report, seeds: list[bytes], seed: int, folder: Path) -> 
         if time.monotonic() > report.deadline:
             report.show()
             shutil.rmtree(folder, ignore_errors=True)
-            # The library under atheris would go on for ever.
+            # The library under atheris would never return.
             os._exit(1 if report.findings else 0)
 
     def change(data: bytes, max_size: int, seed: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Memory of a training on a large text: how much the process holds of its own, mapped files aside.
+"""Memory of training on a large text: private memory of the process, without mapped files.
 
     python benchmarks/large_file.py [--gigabytes 2] [--folder DIR]    (Linux; twice that on disk)
 

@@ -185,7 +185,7 @@ def _imports_book(node: ast.AST) -> bool:
 
 
 def cap_epochs(code: str, epochs: int) -> str:
-    """The code with the numbers given to `num_epochs` and `pred_period` lowered to `epochs`."""
+    """The code with the values given to `num_epochs` and `pred_period` lowered to `epochs`."""
     try:
         tree = ast.parse(code)
     except SyntaxError:

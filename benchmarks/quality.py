@@ -7,7 +7,7 @@
 Needs the corpora that it is asked for (RECURRA_DATA or a network); let nothing else run meanwhile.
 `source` is this project's own source, `20k` the first 20,480 bytes of the bundled English story.
 With --options some things are given instead of chosen. With --against-book a plain one-layer LSTM
-with the book's settings (d2l section 9.2) has the same minutes, in turns. Prints Markdown: nats per
+with the book's settings (d2l section 9.2) is interleaved. Prints Markdown: nats per
 character on the whole validation part, the state carried from end to end, and in windows of 64
 characters, each from the zero state.
 """
@@ -72,7 +72,7 @@ def sources_of(text: str, folder: Path) -> list[str]:
 
 
 def run(text: str, settings: str, minutes: float, seed: int) -> Outcome:
-    """Train by the command, in a process of its own, and evaluate what it left."""
+    """Train by the command in a separate process, and evaluate the result."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "run"
         options = [part for name, value in BOOK.items() for part in (f"--{name}", value)]

@@ -86,7 +86,7 @@ class MissingExtraError(RecurraError, ImportError):
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """A signal stopped the training; its text says what was saved and how to go on.
+    """A signal stopped the training; its text states what was saved and how to resume.
 
     Attributes: `signum`, the signal's number.
     """

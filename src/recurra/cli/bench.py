@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Measure whole training steps, and the writing of text, of each backend and of torch.nn.
+    """Measure whole training steps and generation of each backend and of torch.nn.
 
-    All of a row is measured in turns. Let nothing else run meanwhile. Prints Markdown.
+    The measurements of a row are interleaved. Run nothing else meanwhile. Prints Markdown.
     """
 
     words: tyro.conf.Positional[tuple[str, ...]] = ()

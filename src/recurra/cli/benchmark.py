@@ -2,7 +2,7 @@
 
 Whole training steps: forward, backward, clip, update. torch.nn stands here as the book uses it,
 with one-hot vectors, and as a careful user would, with an embedding as wide as the layer. All of a
-row is measured in turns, so that what else the machine does meanwhile falls on everybody.
+row is measured interleaved, so that other load on the machine affects all of them.
 """
 
 from __future__ import annotations

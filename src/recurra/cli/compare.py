@@ -26,7 +26,7 @@ class Compare(Settings):
     All options of recurra train count for all contenders. With a budget in minutes (2 by default)
     what is not given is chosen for each contender once, for its first seed; with --num-tokens,
     --steps or --epochs it has the defaults below. Every run is kept and is one like any other;
-    Ctrl-C saves, and the same command with --out goes on. Prints Markdown.
+    Ctrl-C saves, and the same command with --out continues. Prints Markdown.
     """
 
     sources: Annotated[
@@ -46,11 +46,11 @@ class Compare(Settings):
     """Budget: tokens that every run learns from."""
 
     out: Path | None = None
-    """The folder of the runs; by default a new one under runs/. The same comparison that lies there
-    goes on."""
+    """The folder of the runs; by default a new one under runs/. If it has the same comparison,
+    that one continues."""
 
     force: bool = False
-    """Replace what lies in the folder."""
+    """Replace the contents of the directory."""
 
     json: bool = False
     """Print a line of JSON for each run, the best contender's first."""

@@ -41,7 +41,7 @@ class Eval:
     """What to do with a symbol that the model never saw."""
 
     dynamic: bool = False
-    """Measure also by dynamic evaluation, apart: the model goes on learning from each segment after
+    """Report dynamic evaluation as well: the model adapts to each segment after
     it was predicted."""
 
     dynamic_lr: float | None = None

@@ -127,7 +127,7 @@ def _guarded(verb: str, arguments: list[str]) -> int:
     except KeyboardInterrupt as error:
         return _fail(f"interrupted; {error}" if str(error) else "interrupted", 130)
     except BrokenPipeError:
-        # Whoever read our output (head, less) has had enough; that is no failure of ours. Python
+        # The reader closed the pipe (head, less), which is no failure. Python
         # would complain once more when it flushes stdout at exit, so give it somewhere to flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

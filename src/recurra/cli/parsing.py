@@ -35,7 +35,7 @@ def parse(
     What is not given is as in `default`, or else as the dataclass has it.
 
     Raises:
-        ConfigError: an unknown option, or a value that will not do, in one line.
+        ConfigError: an unknown option, or an invalid value, in one line.
     """
     if _asks_for_help(arguments):
         arguments = ["--help"]  # tyro would leave out what was given already
@@ -80,7 +80,7 @@ def typed(argument: str) -> str:
 def _columns(arguments: Sequence[str]) -> Iterator[None]:
     """Tell tyro how wide the terminal is, by which it draws its frames.
 
-    Help is for a person. A complaint is taken apart here, so nothing in it may be folded.
+    Help is wrapped. Error messages are parsed here, so they must not be wrapped.
     """
     before, columns = os.environ.get("COLUMNS"), _COMPLAINT_COLUMNS
     if _asks_for_help(arguments):

@@ -90,7 +90,7 @@ def _print_table(rows: Sequence[dict[str, Any]]) -> None:
             "-" if row["seconds"] is None else f"{row['seconds']:.0f}",
             *("-" if f is None else f"{f:.3f}" for f in figures),
         )
-    # Off a terminal nobody wraps lines, and a path must stay in one piece. Names are no markup:
+    # Off a terminal lines are not wrapped, and a path must stay in one piece. Names are no markup:
     # a folder may be called [red] or :cat:.
     width = None if sys.stdout.isatty() else 240
     Console(highlight=False, markup=False, emoji=False, width=width).print(table)

@@ -58,7 +58,7 @@ def seq_data_iter_random(corpus: Ids, batch_size: int, num_steps: int) -> Batche
 
 
 def seq_data_iter_sequential(corpus: Ids, batch_size: int, num_steps: int) -> Batches:
-    """Each row of a batch goes on in the same row of the next batch.
+    """Each row of a batch continues in the same row of the next batch.
 
     Skips 0 to num_steps tokens at the start (both included, as in the book) and cuts the rest
     into batch_size rows of ((len - skipped - 1) // batch_size) tokens.

@@ -37,7 +37,7 @@ def greedy(prefix_ids: Sequence[int], num_preds: int, net: Any, device: Device) 
         ConfigError: the prefix is empty, so there is nothing to predict from.
     """
     if not prefix_ids:
-        raise ConfigError("the prefix is empty; the model must read at least one token to go on")
+        raise ConfigError("the prefix is empty; the model must read at least one token")
     ids = list(prefix_ids)
     state = net.begin_state(batch_size=1, device=device)
     # Warm-up: the prefix but its last token moves the state, and its predictions are not used.

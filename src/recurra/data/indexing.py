@@ -4,7 +4,7 @@ The vocabulary is made from the training part only, whose end is known only when
 ended. So characters and words are first written under provisional ids, by order of first
 appearance; these are counted, sorted by frequency, and mapped to their final ids. BPE keeps the
 text itself until its merges are learned. Memory does not grow with the text. Does not know where
-text comes from, and writes only where it is told.
+text comes from, and writes only to the given files.
 """
 
 from __future__ import annotations

@@ -269,7 +269,7 @@ def _index(reader: SourceReader, config: TextConfig, work: Path) -> tuple[Vocabu
 def _built_before(
     streams: Sequence[RawSource], config: TextConfig, folder: Path
 ) -> tuple[TokenFile, Vocabulary] | None:
-    """What lies in the folder, if it is whole and would come out the same today."""
+    """Return the cached token file if it is intact and matches the sources and settings."""
     if not all(stream.rereadable for stream in streams) or not (folder / _RECORD).is_file():
         return None
     try:
@@ -289,7 +289,7 @@ def _built_before(
 
 
 def source_change(folder: Path) -> str | None:
-    """How the sources of a folder differ now from what was read then, in words.
+    """Describe how the sources of a directory differ from what was read.
 
     None when they are the same, and where that cannot be told: of standard input, of files that
     are gone, of corpora that would have to be fetched.

@@ -1,8 +1,8 @@
 """Loss and gradients of a model by the compiled kernels, without autograd.
 
-What autograd would do is known beforehand for a `RecurrentLM`: up through the layers, the loss, and
-down again. It is written down as a program for one size of batch, in memory that is kept from one
-batch to the next, and run again while nothing but numbers has changed.
+The operations of autograd are known in advance for a `RecurrentLM`: the forward pass, the loss and
+the backward pass. They are recorded for one batch shape, with persistent buffers, and replayed as
+long as only values change.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class CompiledGradients:
 
         Returns:
             The mean loss in nats per token, without the weight, and the state after the last
-            token, in memory of its own.
+            token, as new tensors.
 
         Raises:
             ConfigError: ids, targets and state that do not fit each other.

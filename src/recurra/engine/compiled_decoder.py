@@ -24,7 +24,7 @@ from recurra.recurrence.cells import State
 from recurra.recurrence.precision import product
 
 MOST_FOLDED = 1024
-"""Rows of an embedding that is multiplied with the first layer's input weight beforehand."""
+"""Largest embedding, in rows, that is multiplied with the first layer's input weight in advance."""
 NUMBERS_PER_THREAD = 30_000
 """Weights below which a thread would wait longer for the others than it computes."""
 
@@ -115,7 +115,7 @@ class CompiledDecoder:
     def _describe(
         self, ids: Ids, layers: list[_DescribedLayer], uniforms: Logits | None, banned: Ids
     ) -> structures.Description:
-        """What the kernel is handed; the arguments must live as long."""
+        """Return the arguments of the kernel, which the caller must keep alive."""
         model, sampler, config = self._model, self._sampler, self._sampler.config
         samples = ids.shape[1]
         vocabulary, units = model.output_weight.shape
@@ -165,7 +165,7 @@ class CompiledDecoder:
 
 
 def _version(parameter: Tensor) -> tuple[int, int]:
-    """Differs when the numbers do; those of inference tensors never change."""
+    """Return a key that changes with the values; those of inference tensors never change."""
     return 0 if parameter.is_inference() else parameter._version, parameter.data_ptr()
 
 

@@ -102,7 +102,7 @@ class CompiledUpdate:
         )
 
     def _pointers(self, name: str, tensors: list[Tensor]) -> Any:
-        """The same array as the last time, while all lie where they lay."""
+        """Return an array of addresses, which is reused while no address changes."""
         addresses = [tensor.data_ptr() for tensor in tensors]
         known, array = self._addresses.get(name, ([], None))
         if known != addresses:

@@ -21,7 +21,7 @@ class Contender:
     Attributes:
         name: as it stands in the table.
         config: its settings, the common ones included.
-        given: names of those that somebody chose; with a budget in minutes the others follow from
+        given: names of those that the user chose; with a budget in minutes the others follow from
             text and machine (`training/recipe.py`).
     """
 
@@ -32,7 +32,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Result:
-    """What one run showed.
+    """The result of one run.
 
     Attributes:
         parameters: of the model; None where the training failed, as for the next two.
@@ -109,7 +109,7 @@ class Comparison:
 
     def as_good_as_the_best(self) -> list[Row]:
         """Rows after the first whose distance to it chance alone exceeds in one of twenty cases
-        (Student's t): with these seeds nobody can tell which of them is ahead."""
+        (Student's t): these seeds do not show which of them is better."""
         best, *others = self.rows
         return [row for row in others if _is_within_noise(best, row)]
 

@@ -1,6 +1,6 @@
 """Train several settings on one text with several seeds, at equal minutes or tokens.
 
-Every run is an ordinary one, in a folder of its own that every verb reads. All contenders have
+Every run is an ordinary run directory that every command reads. All contenders have
 their turn with one seed before the next seed begins, so that a machine that slows down slows all
 of them; before the first of them learns, all are made ready, so that what will not do shows at
 once. Where settings follow from the minutes and the machine's speed they are chosen once, for a
@@ -66,15 +66,15 @@ def compare(
         seeds: runs of each; the first has the option `seed`, the next that plus one.
         num_tokens: budget of every run, instead of minutes, steps or epochs.
         out: folder of the runs; by default a new one under `runs/`. A comparison of the same
-            settings that lies there goes on.
-        force: replace what lies there.
-        progress: who is told.
+            settings in it continues.
+        force: replace an older comparison.
+        progress: receives training events.
         options: of `train`, for all contenders.
 
     Raises:
-        ConfigError: a setting will not do, or is not one that contenders may differ in.
+        ConfigError: a setting is invalid, or is not one that contenders may differ in.
         RunError: the folder holds another comparison.
-        TrainingInterrupted: a signal came; the same call with the same folder goes on.
+        TrainingInterrupted: a signal came; the same call with the same directory continues.
     """
     made = []
     for name, settings in _named(contenders):
@@ -106,7 +106,7 @@ def run_comparison(
     *,
     force: bool = False,
 ) -> Comparison:
-    """`compare` with everything spelled out."""
+    """`compare` with explicit arguments."""
     _check(sources, contenders, seeds, num_tokens)
     plots = contenders[0].config.training.plot
     contenders = [_with_budget(contender, num_tokens) for contender in contenders]
@@ -228,7 +228,7 @@ def _train(
     folder: ComparisonFolder,
     progress: Progress,
 ) -> list[Row]:
-    """All runs, in turns, from where they stand."""
+    """Train all runs, interleaved by seed, from their current state."""
     results: dict[str, list[Result]] = {c.name: [] for c in contenders}
     with _saying_how_to_go_on(folder.path):
         for contender, seed in _turns(contenders, seeds):
@@ -350,7 +350,7 @@ class _Choices(Progress):
 
 
 class _Brief(Progress):
-    """Passes on what a person wants to know of one run among many."""
+    """Forwards the messages of one run among many."""
 
     def __init__(self, progress: Progress, name: str) -> None:
         self._progress, self.name = progress, name

@@ -1,7 +1,7 @@
 """Dynamic evaluation: the model adapts to the text that it has already predicted.
 
 Each segment is first predicted and counted, and then learned from, so nothing is known before it
-was predicted. What a text has of its own (names, a style, a subject) is picked up on the way. This
+was predicted. The model adapts to the names, style and subject of the text. This
 measures a model together with a way of learning; the figures belong beside those of `evaluate`,
 not among them.
 

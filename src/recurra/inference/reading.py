@@ -33,7 +33,7 @@ LOGITS_PER_CALL = 2**24
 def evaluation_mode(model: RecurrentLM) -> Iterator[None]:
     """No dropout and no gradients inside; every module's mode comes back exactly as it was."""
     # no_grad rather than inference_mode: a tensor that the model keeps (packed weights, say)
-    # must stay usable when training goes on.
+    # must stay usable when training continues.
     with torch.no_grad():
         if not model.training:
             yield
@@ -55,7 +55,7 @@ def as_id_array(ids: IdArray | Tensor | Sequence[int]) -> IdArray:
     """
     array = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else np.asanyarray(ids)
     if array.size == 0:
-        array = array.astype(np.int64)  # an empty list has no type of its own
+        array = array.astype(np.int64)  # an empty list has no integer type
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise SourceError(
             f"ids must be whole numbers in one dimension, not {array.dtype} of shape {array.shape}"

@@ -65,7 +65,7 @@ def replaced(file: Path) -> Iterator[Path]:
         os.replace(temporary, file)
         flush(file.parent)
     except OSError as error:
-        # A full disk, for one, does not say which file it had no room for.
+        # The error of a full disk does not name the file.
         error.filename = error.filename or str(file)
         raise
     finally:
@@ -151,7 +151,7 @@ def opened_regular(file: Path) -> Iterator[BufferedReader]:
         RunError: the file is missing, cannot be read, or is no regular file.
     """
     try:
-        # A pipe that nobody writes to must not be waited for.
+        # Do not wait for a pipe without a writer.
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         descriptor = os.open(file, flags)
         try:
@@ -183,7 +183,7 @@ def read_json(file: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
 def parse_json(data: bytes, file: Path) -> dict[str, Any]:
     """Read a JSON object; `file` is where it came from.
 
-    A file from a stranger may try to take all memory, or to say two things at once: what its
+    An untrusted file may try to exhaust memory, or to contradict itself: what its
     values will take is bounded before they are made, and a key may stand only once in its object.
 
     Raises:

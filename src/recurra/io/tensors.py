@@ -1,7 +1,7 @@
 """Safetensors files, written deterministically and validated before memory is allocated.
 
-A file from a stranger may say anything. Its size, the length of its header and the header itself
-are held against what the reader expects, name by name, before a tensor is read; the library then
+The contents of a file are untrusted. Its size, the length of its header and the header itself
+are compared with what the reader expects, name by name, before a tensor is read; the library then
 reads bytes of which nothing is left to doubt. Knows neither models nor training.
 """
 
@@ -99,7 +99,7 @@ def _load(stream: BinaryIO, beginning: bytes, size: int, file: Path) -> Tensors:
     try:
         stream.seek(0)
         data = stream.read(size)
-        # Somebody may write into the file while it is read.
+        # Another process may write to the file while it is read.
         if not data.startswith(beginning):
             raise RunError(f"{file} has changed while it was read")
         return load(data)

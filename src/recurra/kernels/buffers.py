@@ -56,7 +56,7 @@ class BufferPool:
         return self.borrow(*shape, like=like)
 
     def put(self, buffer: Tensor) -> None:
-        """Lay a buffer back; the longest unused ones are dropped when the shelf is full."""
+        """Return a buffer; the least recently used ones are dropped when the pool is full."""
         with self._lock:
             self._free.append(buffer)
             self.free_bytes += buffer.nbytes

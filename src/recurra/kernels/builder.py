@@ -1,6 +1,6 @@
 """Compile the kernels once for each version of the sources, torch, and machine type.
 
-What was built lies in the cache folder under a name made of all three, so that a binary made for
+It is stored in the cache directory under a name made of all three, so that a binary made for
 another machine is never loaded, and a change of any of them builds anew. Knows nothing of what the
 kernels compute.
 """

@@ -100,7 +100,7 @@ class OutputPasses:
     def forward(
         self, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor
     ) -> tuple[Tensor, OutputTrace]:
-        """The loss; arguments as in `cross_entropy`, all dense, the numbers fp32.
+        """The loss; arguments as in `cross_entropy`, all contiguous fp32.
 
         Raises:
             ConfigError: not as many targets as rows.
@@ -193,7 +193,7 @@ class _CrossEntropy(torch.autograd.Function):
 def _backward_with_graph(
     ctx: Any, grad_loss: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """The same gradients by the plain form, with a graph of their own to differentiate again."""
+    """The same gradients by the plain form, with a graph, for second derivatives."""
     # Aliases, so that a way from one of them to another outside this layer is not counted twice.
     given = (hidden.view_as(hidden), weight.view_as(weight), bias.view_as(bias))
     needed = ctx.needs_input_grad[1:4]

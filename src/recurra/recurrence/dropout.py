@@ -47,7 +47,7 @@ class Zoneout(NamedTuple):
     """At each step each unit of a state stays as it was with a probability; where nothing is
     learned, the mean of both outcomes takes its place (Krueger et al. 2017).
 
-    `draws` tells which; `rows` are as in `layer.run_stack`.
+    `draws` selects which; `rows` are as in `layer.run_stack`.
     """
 
     probability: float

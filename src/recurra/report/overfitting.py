@@ -1,6 +1,6 @@
 """Detect overfitting from the recorded losses.
 
-The validation loss decides: what a model knows of its own text is no success of it elsewhere.
+The validation loss decides: a low loss on the training text does not generalise by itself.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class Progress:
         """What checkpoints take."""
 
     def message(self, text: str) -> None:
-        """Something a person should know."""
+        """Show a message to the user."""
 
     def finished(self, records: Sequence[dict[str, Any]]) -> None:
         """The training ended; all records of the run."""
@@ -70,7 +70,7 @@ class Progress:
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        # rich would end the program; a training goes on when nobody watches any more.
+        # rich would end the program; training continues without output.
         self.quiet = True
 
     def _write_buffer(self) -> None:
@@ -200,7 +200,7 @@ class Several(Progress):
 
 
 def describe(record: dict[str, Any]) -> str:
-    """A line of metrics.jsonl in words."""
+    """Return a line of metrics.jsonl as text."""
     parts = [f"step {record['step']:>6,}", f"train {record['train_nats']:.3f}"]
     if record["val_nats"] is not None:
         parts.append(f"validation {record['val_nats']:.3f} nats")

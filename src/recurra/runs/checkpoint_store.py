@@ -31,7 +31,7 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Cost:
-    """What one checkpoint took: bytes on disk, and seconds until it was verified."""
+    """The cost of a checkpoint: bytes on disk, and seconds until it was verified."""
 
     num_bytes: int
     seconds: float

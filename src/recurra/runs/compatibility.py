@@ -1,7 +1,7 @@
 """Compare a run with its checkpoint: what must be equal, and what should be.
 
 The settings, the text and the vocabulary decide the result: a difference is refused. The machine
-and the versions decide the last bits of it: a difference is told. Knows no files.
+and the versions decide the last bits of it: a difference is reported as a warning.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FREE_SETTINGS = ("threads", "device", "plot", "checkpoint_every", "on_nan")
 
 
 def identity(config: RunConfig, tokens: TokenFile) -> dict[str, Any]:
-    """All that decides how the training goes on, ready for JSON."""
+    """Return all that decides how training continues, ready for JSON."""
     settings = config.to_dict()
     for name in FREE_SETTINGS:
         del settings["training"][name]

@@ -6,8 +6,8 @@
     model.safetensors    the best weights by validation loss
     metrics.jsonl        one line per report
     samples.jsonl        what the model wrote at each report
-    failures.jsonl       the batches on which the numbers became NaN or infinite, if any
-    checkpoints/         the last moments of the training, to go on from; see checkpoints.py
+    failures.jsonl       the batches on which the loss became NaN or infinite, if any
+    checkpoints/         the latest checkpoints; see checkpoint_store.py
     loss.svg             with --plot
     .lock                held by the process that trains
     .job                 which job of torchrun's made the run, if one did that may restart
@@ -164,7 +164,7 @@ class RunDirectory:
                     if (place / name).is_file():
                         _link_or_copy(place / name, staging.path / name)
                 yield staging
-                # Somebody may have come while the text was read.
+                # Another process may have created a run while the text was read.
                 self._check_free(force=force)
                 # mkdtemp makes folders that only their owner may enter; a run is one like others.
                 staging.path.chmod(0o777 & ~_umask())
@@ -175,7 +175,7 @@ class RunDirectory:
 
     @contextmanager
     def _kept_free(self) -> Iterator[None]:
-        """See to it that nobody trains in the older run that a new one replaces."""
+        """Hold the lock of the older run that a new one replaces."""
         if not self.is_run:
             yield
             return
@@ -207,7 +207,7 @@ class RunDirectory:
         """Check that the directory has only run files and is not locked by another process.
 
         Raises:
-            RunError: something else lies there, too, or another process trains in it.
+            RunError: it has other files, or another process trains in it.
         """
         self._check_free(force=True)
         with self.locked():

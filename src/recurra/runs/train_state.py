@@ -66,7 +66,7 @@ class Memory:
     since_report: Tally = field(default_factory=Tally)
 
     def epochs(self, epoch_length: int) -> float:
-        """How often the text was read, in epochs of so many batches."""
+        """Return the number of epochs, each of so many batches."""
         # An epoch may hold a batch more than its usual length; it ends when it ends.
         return self.epoch - self.skipped + min(self.position / epoch_length, 1.0)
 

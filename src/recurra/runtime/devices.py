@@ -37,7 +37,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """What a person calls a device: a GPU's model, or cpu."""
+    """Return the name of a device: the model of a GPU, or cpu."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 

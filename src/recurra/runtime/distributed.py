@@ -1,7 +1,7 @@
 """The processes that train one model together, and their collectives.
 
 Several processes are started by torchrun and joined by torch.distributed: gloo on a CPU, NCCL on
-GPUs. The first one alone writes. Whatever decides how the training goes on (a loss, a signal, the
+GPUs. The first one alone writes. All that decides how training continues (a loss, a signal, the
 time that is left) is agreed on, so that all take the same turn at the same step. Nothing that
 passes between them is a pickle. Knows no model and no text.
 """
@@ -138,7 +138,7 @@ def peer_errors_translated() -> Iterator[None]:
 
 
 def _is_about_peers(error: RuntimeError) -> bool:
-    # gloo's own errors have no type of their own; each names its source file.
+    # The errors of gloo have no specific type; each names its source file.
     return isinstance(error, distributed.DistError) or "gloo" in str(error)
 
 

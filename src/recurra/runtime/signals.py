@@ -67,7 +67,7 @@ class StopSignals:
             raise TrainingInterrupted(self.received)
 
     def close(self) -> None:
-        """Ignore signals from here on: the work ends already, for a reason of its own."""
+        """Ignore signals from here on, because the work is ending already."""
         self._closed = True
 
     def note(self, signum: int, frame: FrameType | None) -> None:

@@ -119,7 +119,7 @@ class BpeVocabulary(Vocabulary):
         """Build the tokenizer anew from its names and merges alone.
 
         Whatever else its JSON says has no effect, and none of it reaches the library unchecked: on
-        some of what a stranger may write there it aborts instead of raising.
+        some untrusted contents it aborts instead of raising.
         """
         tokenizer = values.get("tokenizer")
         model = tokenizer.get("model") if isinstance(tokenizer, dict) else None

@@ -37,7 +37,7 @@ class Corpus:
     """One entry of the catalogue."""
 
     name: str
-    """What a person types: lower case with hyphens."""
+    """The name as typed by the user: lower case with hyphens."""
 
     file_name: str
     """The file's name in `RECURRA_DATA`, in the cache, or in the package: with underscores."""

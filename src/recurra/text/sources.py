@@ -119,7 +119,7 @@ def digest_of(sources: Sequence[RawSource], limit: int | None = None) -> str:
 
 
 def resolve(sources: Sequence[str | Path], *, nul_is_text: bool = False) -> list[RawSource]:
-    """The streams behind the names a person gave; a path that exists wins over a corpus name.
+    """Return the streams of the given names; a path that exists wins over a corpus name.
 
     `nul_is_text` says that the encoding writes NUL bytes (UTF-16, UTF-32), so that they do not
     mark a folder's file as binary.
@@ -138,7 +138,7 @@ def resolve(sources: Sequence[str | Path], *, nul_is_text: bool = False) -> list
 
 
 def source_names(sources: Sequence[str | Path]) -> list[str]:
-    """What a person named, as they named it; the bundled story when that is nothing."""
+    """Return the sources as given; the bundled story if there are none."""
     # A single string is a sequence too, but of characters.
     given = [sources] if isinstance(sources, str | Path) else sources
     return [str(source) for source in given] or [catalogue.DEFAULT_CORPUS]

@@ -18,7 +18,7 @@ class Clock:
         self._started = time.monotonic() if started is None else started
 
     def rewind(self, seconds: float) -> None:
-        """Go on as if `seconds` had passed already."""
+        """Continue as if `seconds` had passed already."""
         self._started = time.monotonic() - seconds
 
     def seconds(self) -> float:

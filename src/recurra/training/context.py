@@ -15,10 +15,10 @@ class RunContext:
     """What a training is surrounded by.
 
     Attributes:
-        progress: who is told.
+        progress: receives training events.
         clock: started when the run's time began.
         processes: those that train together.
-        signals: what a person wants meanwhile.
+        signals: the pending stop signals.
     """
 
     progress: Progress

@@ -68,11 +68,11 @@ def start_run(
     given: Set[str] = frozenset(),
     force: bool = False,
 ) -> LanguageModel:
-    """`recurra.train` with everything spelled out; the folder is touched only when the text is
+    """`recurra.train` with explicit arguments; the folder is touched only when the text is
     good.
 
     With a budget in minutes, settings that are not among the `given` are chosen. When torchrun has
-    started this again after a process died, the run goes on instead.
+    started this again after a process died, the run is resumed instead.
     """
     if may_be_restarted() and out is None:
         raise ConfigError("torchrun may restart this training; name its folder with --out")
@@ -117,7 +117,7 @@ def resume_run(
     given: RunConfig | None = None,
     sources: Sequence[Source] = (),
 ) -> LanguageModel:
-    """Go on with an interrupted run as if it never had been; from the start if it is not begun.
+    """Resume an interrupted run exactly; start it if it has no step yet.
 
     Args:
         given: settings that the run should have, by default its own; only those may differ that
@@ -191,7 +191,7 @@ def _prepare(
     with folder.prepared(force=force) as staging:
         tokens, vocabulary = build_token_file(sources, config.text, staging.path)
         config = _with_vocab_size(config, len(vocabulary))
-        # Whatever is wrong shall show before the folder changes.
+        # Errors must show before the directory changes.
         _check_prompts(vocabulary, config)
         config = _completed(config, given, tokens, around)
         BatchStream(tokens.train, config.training, processes)
@@ -249,7 +249,7 @@ def _refuse_other_text(folder: RunDirectory, sources: Sequence[Source], change: 
 def _run(
     folder: RunDirectory, training: TrainingConfig, around: RunContext, *, resumed: bool
 ) -> LanguageModel:
-    """Train what lies in the folder, from its newest checkpoint if there is one."""
+    """Train the run in the directory, from its newest checkpoint if there is one."""
     with _locked(folder, around.processes):
         config = dataclasses.replace(folder.read_config(), training=training)
         vocabulary = load_vocabulary(folder.path)

@@ -94,7 +94,7 @@ class TrainingLoop:
         return self._reading.now
 
     def resume(self) -> None:
-        """Take up the training where its newest whole checkpoint left it.
+        """Resume training from its newest intact checkpoint.
 
         Raises:
             RunError: there is no checkpoint, all are damaged, or it belongs to another text or
@@ -164,7 +164,7 @@ class TrainingLoop:
         self._agree()
 
     def _train(self) -> bool:
-        """Go on until the budget is spent; False when it has gone back to a checkpoint."""
+        """Train until the budget is spent; return False after a rollback to a checkpoint."""
         self._batch = None
         batches = self._reading.batches(self.memory)
         try:
@@ -362,7 +362,7 @@ class TrainingLoop:
                 save_weights(
                     self.folder.model, self.model, {"step": self.memory.step, "nats": None}
                 )
-        # Nobody leaves before it is on disk: torchrun would end those that are left.
+        # Wait until it is on disk: torchrun ends the remaining processes when one exits.
         self.processes.sum([0.0])
         raise TrainingInterrupted(
             stop.signum, f"saved in {self.folder.path}; {self._how_to_go_on()}"

@@ -1,7 +1,7 @@
 """Choose unspecified settings from the text, the time budget and the measured throughput.
 
 A budget in minutes buys a number of tokens that depends on the size of the model, and how often the
-text is read decides how much must be done against learning it by heart. Every number here was
+text is read decides how much regularization is needed. Every number here was
 chosen by measurement: docs/results/quality.md.
 """
 

@@ -110,7 +110,7 @@ class CheckpointManager:
         self._saved, self._when = copy.deepcopy(memory), time.monotonic()
 
     def restore(self, updater: Updater, reporter: Reporter) -> tuple[Memory, Timing]:
-        """Take up the newest checkpoint that is whole, and say so if it is not the newest.
+        """Restore the newest intact checkpoint, and report it if newer ones are damaged.
 
         Raises:
             RunError: none is whole, or it belongs to another text or other settings.

@@ -1,4 +1,4 @@
-// New text, token after token, inside one parallel region: up through the layers, the output layer,
+// Generation, token by token, inside one parallel region: the layers, the output layer,
 // the choice, and again. Threads that share rows wait for each other after each of these.
 #include <vector>
 

@@ -117,7 +117,7 @@ void add_rows(int32_t threads, int64_t rows, int64_t width, int64_t stride, cons
 }  // namespace recurra
 
 // The gradient of a lookup: rows (rows, width), `is_half` bfloat16, added to those of `table` that
-// `ids` name. Each thread has columns of its own, so the order of the sums depends on nothing else.
+// `ids` name. Each thread has separate columns, so the order of the sums depends on nothing else.
 RECURRA_EXPORT void recurra_add_rows(int32_t threads, int64_t rows, int64_t width, int64_t stride,
                                      const int64_t* ids, const void* from, int32_t is_half,
                                      float* table) {

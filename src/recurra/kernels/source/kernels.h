@@ -115,7 +115,7 @@ struct Generation {
   // What a layer without ids reads: the layer below, or the embedding's row of the token. Null for
   // a layer with ids; so are its bias and what is packed.
   const float* const* weights_ih;  // (G*H, I)
-  const float* const* biases;      // (G*H,): those that can be added beforehand
+  const float* const* biases;      // (G*H,): those that can be added in advance
   void* const* packed_ih;          // `recurra_packed_numbers` of it
   float* const* projected;         // (T, S, G*H), the layer's own `projected`
   const float* embedding;          // (V, E), or null

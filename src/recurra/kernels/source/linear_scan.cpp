@@ -1,5 +1,5 @@
 // The elementwise recurrence h_t = a_t h_{t-1} + b_t and its gradients: nothing is multiplied but
-// what stands at the same place, so each thread has columns of its own and waits for nobody.
+// what stands at the same place, so each thread has separate columns and never waits.
 #include "kernels.h"
 #include "team.h"
 #include "vector.h"

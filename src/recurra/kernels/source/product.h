@@ -1,4 +1,4 @@
-// Products of a few rows with a weight that was packed beforehand.
+// Products of a few rows with a weight that was packed in advance.
 //
 // A packed weight is a row of panels. A panel holds kPanel columns, row after row, so that the
 // innermost loop reads it from end to end. The rows stay as the caller has them. What a time step
@@ -36,7 +36,7 @@ constexpr int kBlock = 32;                           // columns of a block, see 
 
 inline int64_t panels(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
 
-// Where the numbers of a weight lie: entry (k, n) at from[k * row + n * column], where one of the
+// The layout of a weight: entry (k, n) at from[k * row + n * column], where one of the
 // two is 1.
 struct Layout {
   const float* from;
@@ -242,7 +242,7 @@ struct Pairs {
   static void finish() {}
 
  private:
-  // Two vectors, rounded, in turns.
+  // Two vectors, rounded and interleaved.
   INLINE static void store_pairs(Half* to, Vec first, Vec second) {
     // The halves of a word are in the order of memory: the first is the lower one.
     __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)first));
@@ -250,7 +250,7 @@ struct Pairs {
     _mm512_storeu_si512(to, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
   }
 
-  // Two rows of kBlock halves in turns.
+  // Two rows of kBlock halves, interleaved.
   INLINE static void store_pairs(Half* to, __m512i first, __m512i second) {
     for (int part = 0; part < 2; part++) {
       __m256i a = part ? _mm512_extracti64x4_epi64(first, 1) : _mm512_castsi512_si256(first);
@@ -260,7 +260,7 @@ struct Pairs {
     }
   }
 
-  // One column of the weight, which lies in one piece, a vector of it at a time.
+  // One contiguous column of the weight, a vector of it at a time.
   static void pack_column(const float* from, int64_t depth, Half* to) {
     for (int64_t k = 0; k < depth; k += kLanes) {
       Half lanes[kLanes] = {};

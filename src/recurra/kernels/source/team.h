@@ -1,6 +1,6 @@
 // How threads share a layer: a grid of groups of rows, each split into groups of units.
 //
-// Rows of a batch know nothing of each other, so threads that have rows of their own never wait.
+// Rows of a batch are independent, so threads with separate rows never wait.
 // Where the batch is too small for that, several threads share the same rows, each computing some
 // of the units, and wait for one another after every step.
 #pragma once
@@ -58,7 +58,7 @@ inline Range part(int64_t size, int64_t index, int64_t parts) {
   return {size * index / parts, size * (index + 1) / parts};
 }
 
-// What one thread does: `rows` of the batch, and of every gate the panels in `panels`.
+// The work of a thread: `rows` of the batch, and of every gate the panels in `panels`.
 struct Share {
   Range rows, panels;
   int group;       // of rows

@@ -67,7 +67,7 @@ inline float sum(Vec v) {
   return total;
 }
 
-// The lower (or upper) halves of two vectors, lane by lane in turns.
+// The lower (or upper) halves of two vectors, interleaved lane by lane.
 template <bool kUpper>
 INLINE Vec interleave(Vec a, Vec b) {
 #if defined(__clang__)

@@ -48,7 +48,7 @@ def run_layer(
     apply: Any = _LayerThroughTime.apply
     if "torch._dynamo" in sys.modules:
         # torch.compile cannot follow buffers that are used again. To ask it to stand aside imports
-        # it, which takes a second; so it is asked only where somebody has imported it already.
+        # it, which takes a second; so it is asked only if it has been imported already.
         compiler: Any = torch.compiler
         apply = compiler.disable(apply)
     outputs, *final = apply(
@@ -115,7 +115,7 @@ def backward_with_graph(
     needed: Sequence[bool],
     **options: Any,
 ) -> list[Tensor | None]:
-    """The same gradients by `reference`, with a graph of their own to differentiate again.
+    """The same gradients by `reference`, with a graph, for second derivatives.
 
     Args:
         name, inputs, state, parameters, options: the cell's name, and as in `run_layer`.
@@ -150,7 +150,7 @@ def _recurrent_weights(parameters: LayerParameters, dtype: torch.dtype) -> Recur
 def _project(
     inputs: Tensor, parameters: LayerParameters, dtype: torch.dtype, *, fold_bias: bool
 ) -> Tensor:
-    """x_t W_ih' and the biases that may be added beforehand, (T, B, G*H), in a borrowed buffer."""
+    """x_t W_ih' and the biases that can be added in advance, (T, B, G*H), in a borrowed buffer."""
     weight = parameters.weight_ih
     bias = parameters.bias_ih
     if bias is not None and fold_bias and parameters.bias_hh is not None:

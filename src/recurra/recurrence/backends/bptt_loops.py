@@ -2,7 +2,7 @@
 
 Each loop does inside the time loop only what depends on the step before: one product with W_hh and
 a handful of element-wise operations, written into buffers that exist already. Whatever the
-backward pass can know beforehand (the local derivatives of all gates at all steps) is computed for
+backward pass knows in advance (the local derivatives of all gates at all steps) is computed for
 all steps at once. Knows no autograd: `bptt.py` wraps it.
 
 Derivations follow d2l section 8.7. Throughout, `deltas` are gradients of the loss with respect to
@@ -240,7 +240,7 @@ class LstmLoop(TimeLoop):
         delta_o = dm * tanh(c) * o * (1 - o)        delta_i = dc * g * i * (1 - i)
         delta_f = dc * c_{t-1} * f * (1 - f)        delta_g = dc * i * (1 - g^2)
 
-    so the factors of dm and dc are known beforehand for all steps.
+    so the factors of dm and dc are known in advance for all steps.
     """
 
     def forward(

@@ -138,7 +138,7 @@ def _native_backward(
 def _backward_with_graph(
     ctx: Any, a: Tensor, b: Tensor, initial: Tensor, grad_outputs: Tensor
 ) -> list[Tensor | None]:
-    """The same gradients by the plain loop, with a graph of their own to differentiate again."""
+    """The same gradients by the plain loop, with a graph, for second derivatives."""
     # Aliases, so that a way from one of them to another outside this scan is not counted twice.
     given = (a.view_as(a), b.view_as(b), initial.view_as(initial))
     needed = ctx.needs_input_grad[:3]

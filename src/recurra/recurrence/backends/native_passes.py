@@ -5,7 +5,7 @@ projection of the inputs (a table of the lookup's rows where they are token ids)
 for each weight gradient over all T*B rows. fp32 on a CPU; in bf16 the operands of products are
 rounded, and state, sums and gradients stay fp32. Knows nothing of autograd.
 
-Whatever depends on numbers is called through `do`, so that it can be written down; see
+Calls that depend on values are made through `do`, so that they can be recorded; see
 `program.py`.
 """
 
@@ -209,7 +209,7 @@ class LayerPasses:
 
     def _take_operand(self, name: str, rows: int, numbers: int, units: int) -> Tensor | None:
         """Rows of rounded operands, which must not end in the middle of a pair; None where the
-        products take the numbers as they are."""
+        products take the values unchanged."""
         if self.kind == SINGLE:
             return None
         odd = units % 2
@@ -239,7 +239,7 @@ class LayerPasses:
         return layer
 
     def _project(self, inputs: Tensor, parameters: LayerParameters) -> tuple[Tensor, Tensor | None]:
-        """x_t W_ih' and the biases that may be added beforehand, with the ids that name its rows.
+        """x_t W_ih' and the biases that can be added in advance, with the ids that name its rows.
 
         Numbers give (T, B, G*H) and no ids; ids give the table of all rows, (V, G*H).
         """

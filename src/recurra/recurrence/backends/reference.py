@@ -1,6 +1,6 @@
 """The plain time loop over a cell's step; autograd computes the gradients.
 
-This is the truth that every other backend is held against, in outputs, final state and every
+Every other backend is compared with this one, in outputs, final state and every
 gradient. It is as short as the equations allow and makes no attempt at speed.
 """
 

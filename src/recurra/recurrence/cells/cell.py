@@ -87,7 +87,7 @@ class Cell(ABC):
 
         Args:
             projected: x_t W_ih' + b_ih, shape (B, G*H); x_t itself, (B, I), where the cell does not
-                project beforehand.
+                project in advance.
             state: the state before the step, `num_states` tensors.
             parameters: the layer's parameters.
             dtype: number format of the matrix products.

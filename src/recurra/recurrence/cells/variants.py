@@ -15,7 +15,7 @@ class LayerNormLstmCell(Cell):
     """The LSTM with normalised sums: Ba, Kiros and Hinton 2016, "Layer Normalization".
 
     i, f, g, o come from LN(x_t W_ih') + LN(h_{t-1} W_hh') + b, and h_t = o * tanh(LN(c_t)); each LN
-    over all units of its sum, with a gain of its own, and a bias for c_t's. b is b_hh; b_ih belongs
+    over all units of its sum, with a separate gain, and a bias for c_t's. b is b_hh; b_ih belongs
     to the sum before it is normalised.
     """
 
@@ -52,7 +52,7 @@ class LayerNormLstmCell(Cell):
 class MogrifierCell(Cell):
     """The LSTM whose input and state gate each other first: Melis, Kocisky and Blunsom 2020.
 
-    Five rounds in turns, x = 2 s(h Q_1') * x, h = 2 s(x R_1') * h, x = 2 s(h Q_2') * x and so on;
+    Five rounds: x = 2 s(h Q_1') * x, h = 2 s(x R_1') * h, x = 2 s(h Q_2') * x and so on;
     then the LSTM reads the last x and h. Q and R begin as zeros: 2 s(0) is 1, and the cell an LSTM.
     Needs inputs that are numbers: an embedding.
     """
