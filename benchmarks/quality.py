@@ -7,9 +7,9 @@
 Needs the corpora that it is asked for (RECURRA_DATA or a network); let nothing else run meanwhile.
 `source` is this project's own source, `20k` the first 20,480 bytes of the bundled English story.
 With --options some things are given instead of chosen. With --against-book a plain one-layer LSTM
-with the book's settings (d2l section 9.2) is interleaved. Prints Markdown: nats per
-character on the whole validation part, the state carried from end to end, and in windows of 64
-characters, each from the zero state.
+with the book's settings (d2l section 9.2) trains for the same minutes, interleaved. It prints
+Markdown: nats per character on the whole validation part, the state carried from end to end, and in
+windows of 64 characters, each from the zero state.
 """
 
 from __future__ import annotations
