@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from recurra.errors import ConfigError
-from recurra.text.vocabulary import Vocabulary
+from recurra.text.vocabularies import vocabulary_from_dict
 
 
 @pytest.fixture(scope="session")
@@ -82,12 +82,12 @@ def test_an_attack_on_a_bpe_vocabulary_is_one_error(bpe_values: dict[str, Any], 
     change, message = BPE_ATTACKS[name]
     change(values)
     with pytest.raises(ConfigError, match=f"^vocabulary field '.*{message}"):
-        Vocabulary.from_dict(values)
+        vocabulary_from_dict(values)
 
 
 def test_nothing_else_of_a_tokenizer_takes_effect(bpe_values: dict[str, Any]) -> None:
     """Neither its other parts, on some of which the library aborts, nor other fields."""
-    honest = Vocabulary.from_dict(bpe_values)
+    honest = vocabulary_from_dict(bpe_values)
     values = json.loads(json.dumps(bpe_values))
     values["tokenizer"] |= {
         "normalizer": {"type": "Replace", "pattern": {"Regex": "("}, "content": "x"},
@@ -96,7 +96,7 @@ def test_nothing_else_of_a_tokenizer_takes_effect(bpe_values: dict[str, Any]) ->
         "truncation": {"max_length": 1},
     }
     values["tokenizer"]["model"] |= {"dropout": 0.9, "unk_token": "zz", "byte_fallback": True}
-    again = Vocabulary.from_dict(values)
+    again = vocabulary_from_dict(values)
     assert again == honest
     assert again.to_dict() == bpe_values
     assert again.encode("the cat sat").tolist() == honest.encode("the cat sat").tolist()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recurra.errors import ConfigError, MissingExtraError, SourceError
-from recurra.text.vocabulary import Vocabulary
+from recurra.text.vocabularies import vocabulary_from_dict
 
 pytest.importorskip("tokenizers", reason="the bpe extra is not installed")
 
@@ -56,7 +56,7 @@ def test_small_pieces_do_not_change_the_tokens(text, size):
 
 
 def test_the_tokenizer_travels_in_the_json():
-    again = Vocabulary.from_dict(json.loads(json.dumps(VOCABULARY.to_dict())))
+    again = vocabulary_from_dict(json.loads(json.dumps(VOCABULARY.to_dict())))
     assert again == VOCABULARY
     assert again.encode(TEXT).tolist() == VOCABULARY.encode(TEXT).tolist()
 
@@ -85,14 +85,14 @@ def test_a_lone_surrogate_has_no_bytes():
 @pytest.mark.parametrize("tokenizer", [None, {}, "text", {"version": "1.0"}])
 def test_malformed_values_name_the_field(tokenizer):
     with pytest.raises(ConfigError, match="field 'tokenizer'"):
-        Vocabulary.from_dict({"kind": "bpe", "tokenizer": tokenizer})
+        vocabulary_from_dict({"kind": "bpe", "tokenizer": tokenizer})
 
 
 def test_a_tokenizer_that_is_not_byte_level_is_refused():
     values = VOCABULARY.to_dict()
     values["tokenizer"]["model"]["vocab"]["中"] = len(VOCABULARY)
     with pytest.raises(ConfigError, match="not byte-level"):
-        Vocabulary.from_dict(values)
+        vocabulary_from_dict(values)
 
 
 def test_without_the_library_the_extra_is_named(monkeypatch):

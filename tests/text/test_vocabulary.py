@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recurra.errors import ConfigError, SourceError, UnknownTokenError
-from recurra.text.vocabulary import ByteVocabulary, CharVocabulary, Vocabulary, WordVocabulary
+from recurra.text.vocabularies import vocabulary_from_dict
+from recurra.text.vocabulary import ByteVocabulary, CharVocabulary, WordVocabulary
 
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 SYMBOL_KINDS = [CharVocabulary, WordVocabulary]
@@ -49,7 +50,7 @@ def test_known_symbols_round_trip(kind, text):
     assert (ids > 0).all()
     lengths = vocabulary.byte_lengths(text)
     assert lengths.tolist() == [len(vocabulary.tokens[i].encode()) for i in ids]
-    assert Vocabulary.from_dict(json.loads(json.dumps(vocabulary.to_dict()))) == vocabulary
+    assert vocabulary_from_dict(json.loads(json.dumps(vocabulary.to_dict()))) == vocabulary
 
 
 @settings(deadline=None, max_examples=100)
@@ -179,4 +180,4 @@ def test_fingerprints_tell_tables_apart():
 )
 def test_malformed_values_name_the_field(values, field):
     with pytest.raises(ConfigError, match=f"field '{field}'"):
-        Vocabulary.from_dict(values)
+        vocabulary_from_dict(values)

@@ -30,6 +30,7 @@ from recurra.errors import ConfigError, RunError, SourceError
 from recurra.io.files import flush, opened_regular, read_json, write_json
 from recurra.text.corpus import byte_chunks, resolve_sources, text_chunks
 from recurra.text.sources import RawSource, SourceReader, digest_of, source_names
+from recurra.text.vocabularies import vocabulary_from_dict
 from recurra.text.vocabulary import Vocabulary
 
 FORMAT_VERSION = 1
@@ -235,7 +236,7 @@ def load_vocabulary(folder: Path) -> Vocabulary:
     """
     path = folder / _VOCABULARY
     try:
-        return Vocabulary.from_dict(read_json(path))
+        return vocabulary_from_dict(read_json(path))
     except ConfigError as error:
         raise RunError(f"{path} is damaged: {error}") from error
 

@@ -40,7 +40,7 @@ class BpeVocabulary(Vocabulary):
     kind = "bpe"
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """From a byte-level BPE tokenizer; see `train` and `Vocabulary.from_dict`."""
+        """From a byte-level BPE tokenizer; see `train` and `vocabulary_from_dict`."""
         self._tokenizer = tokenizer
         names = tokenizer.get_vocab()
         self._pieces = tuple(_bytes_of(name) for name in sorted(names, key=lambda n: names[n]))
@@ -115,7 +115,7 @@ class BpeVocabulary(Vocabulary):
         return {"kind": self.kind, "tokenizer": json.loads(self._tokenizer.to_str())}
 
     @classmethod
-    def _from_values(cls, values: Mapping[str, Any]) -> Self:
+    def from_values(cls, values: Mapping[str, Any]) -> Self:
         """Build the tokenizer anew from its names and merges alone.
 
         Whatever else its JSON says has no effect, and none of it reaches the library unchecked: on

@@ -87,27 +87,8 @@ class Vocabulary(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def _from_values(cls, values: Mapping[str, Any]) -> Self: ...
-
-    @staticmethod
-    def from_dict(values: Mapping[str, Any]) -> Vocabulary:
-        """The inverse of `to_dict`.
-
-        Raises:
-            ConfigError: a field is missing or malformed; the text names it.
-            MissingExtraError: a BPE vocabulary, and tokenizers is not installed.
-        """
-        kind = values.get("kind") if isinstance(values, Mapping) else None
-        if kind == "bpe":
-            from recurra.text.bpe import BpeVocabulary
-
-            return BpeVocabulary._from_values(values)
-        for known in (CharVocabulary, WordVocabulary, ByteVocabulary):
-            if kind == known.kind:
-                return known._from_values(values)
-        raise ConfigError(
-            f"vocabulary field 'kind' is {shortened(kind)}; it must be char, word, byte, bpe"
-        )
+    def from_values(cls, values: Mapping[str, Any]) -> Self:
+        """Build a vocabulary of this kind from `to_dict`; see `vocabulary_from_dict`."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -197,7 +178,7 @@ class SymbolVocabulary(Vocabulary):
         return {"kind": self.kind, "tokens": list(self.tokens)}
 
     @classmethod
-    def _from_values(cls, values: Mapping[str, Any]) -> Self:
+    def from_values(cls, values: Mapping[str, Any]) -> Self:
         tokens = values.get("tokens")
         if not isinstance(tokens, list) or not 2 <= len(tokens) <= MAX_VOCABULARY:
             raise ConfigError(
@@ -339,7 +320,7 @@ class ByteVocabulary(Vocabulary):
         return {"kind": self.kind}
 
     @classmethod
-    def _from_values(cls, values: Mapping[str, Any]) -> Self:
+    def from_values(cls, values: Mapping[str, Any]) -> Self:
         return cls()
 
 

@@ -1,0 +1,30 @@
+"""Load a vocabulary of any kind; the only list of the kinds of vocabularies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from reprlib import repr as shortened
+from typing import Any
+
+from recurra.errors import ConfigError
+from recurra.text.bpe import BpeVocabulary
+from recurra.text.vocabulary import ByteVocabulary, CharVocabulary, Vocabulary, WordVocabulary
+
+_KINDS: dict[str, type[Vocabulary]] = {
+    kind.kind: kind for kind in (CharVocabulary, WordVocabulary, ByteVocabulary, BpeVocabulary)
+}
+
+
+def vocabulary_from_dict(values: Mapping[str, Any]) -> Vocabulary:
+    """Build a vocabulary from the result of its `to_dict`.
+
+    Raises:
+        ConfigError: a field is missing or malformed; the text names it.
+        MissingExtraError: a BPE vocabulary, and tokenizers is not installed.
+    """
+    kind = values.get("kind") if isinstance(values, Mapping) else None
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise ConfigError(
+            f"vocabulary field 'kind' is {shortened(kind)}; it must be char, word, byte, bpe"
+        )
+    return _KINDS[kind].from_values(values)
