@@ -67,6 +67,14 @@ def outcome(cell, inputs, state, layers, backend, **options):
     return [outputs.detach(), *(f.detach() for f in final), *(leaf.grad for leaf in leaves)]
 
 
+def tolerance_of(backend: str, dtype: torch.dtype, device: str) -> float:
+    """Return the largest error relative to a tensor's largest entry."""
+    # cuDNN approximates tanh and the sigmoid in fp32: errors of 6e-5 were measured on an H100.
+    # TF32 products would give 1e-3.
+    approximates = backend == "library" and device == "cuda" and dtype == torch.float32
+    return 1e-4 if approximates else TOLERANCE[dtype]
+
+
 def assert_same(actual: list[Tensor], expected: list[Tensor], tolerance: float):
     assert len(actual) == len(expected)
     for index, (a, e) in enumerate(zip(actual, expected, strict=True)):
@@ -103,7 +111,8 @@ def test_backend_equals_reference(backend, cell, shape, num_layers, dtype, devic
     state = tuple(torch.stack(s).detach().requires_grad_() for s in zip(*states, strict=True))
     inputs = torch.randn(steps, batch, input_size, dtype=dtype).to(device).requires_grad_()
     expected = outcome(cell, inputs, state, layers, "reference")
-    assert_same(outcome(cell, inputs, state, layers, backend), expected, TOLERANCE[dtype])
+    tolerance = tolerance_of(backend, dtype, device)
+    assert_same(outcome(cell, inputs, state, layers, backend), expected, tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
@@ -118,7 +127,8 @@ def test_token_ids_equal_one_hot_inputs(backend, cell, bias, dtype, device):
     one_hot = torch.nn.functional.one_hot(ids, 11).to(dtype)
     expected = outcome(cell, one_hot, state, layers, "reference")
     for name in ("reference", backend):
-        assert_same(outcome(cell, ids, state, layers, name), expected, TOLERANCE[dtype])
+        tolerance = tolerance_of(name, dtype, device)
+        assert_same(outcome(cell, ids, state, layers, name), expected, tolerance)
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "nobias"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.nn.functional import one_hot
 from recurra.errors import ConfigError
 from recurra.recurrence.backends.reference import project
 from recurra.recurrence.cells import Cell, LayerParameters, State
+from recurra.recurrence.full_precision import full_precision_backward, full_precision_rnn
 
 _KERNELS: dict[str, Callable[..., Any]] = {
     "rnn": torch.rnn_tanh,
@@ -62,6 +64,10 @@ def _call(name: str, inputs: Tensor, hx: Any, weights: list[Tensor], has_bias: b
         # cuDNN would like its weights in one block; views of a state dict are not, and that is
         # a matter of a few microseconds, not something a user can act on.
         warnings.filterwarnings("ignore", message="RNN module weights are not part of single")
-        return _KERNELS[name](
-            inputs, hx, weights, has_biases=has_bias, train=torch.is_grad_enabled(), **arguments
-        )
+        with full_precision_rnn() if inputs.is_cuda else nullcontext():
+            results = _KERNELS[name](
+                inputs, hx, weights, has_biases=has_bias, train=torch.is_grad_enabled(), **arguments
+            )
+    if inputs.is_cuda:
+        full_precision_backward(results[0])
+    return results

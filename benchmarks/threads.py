@@ -1,0 +1,71 @@
+"""Training steps at 1, 2, 4, ... threads: our kernels beside torch.nn, as a Markdown table.
+
+    python benchmarks/threads.py [--rows WORD ...] [--rounds 7] [--most N] [--json FILE]
+
+Each number of threads is measured in a process of its own, by `recurra bench`. Run nothing else
+meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+SHOWN = ("torch.nn, one-hot", "native, one-hot, fp32", "native, one-hot, bf16")
+
+
+def thread_counts(most: int) -> list[int]:
+    """Powers of two up to `most`, and `most` itself."""
+    counts = [2**power for power in range(most.bit_length()) if 2**power <= most]
+    return counts if counts[-1] == most else [*counts, most]
+
+
+def measure(words: list[str], threads: int, rounds: int) -> tuple[dict[str, Any], list[Any]]:
+    """Return what `recurra bench` says of the machine, and its measurements."""
+    command = [sys.executable, "-m", "recurra", "bench", *words, "--json"]
+    command += ["--threads", str(threads), "--rounds", str(rounds)]
+    printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    machine, *records = map(json.loads, printed.splitlines())
+    return machine, [{**record, "threads": threads} for record in records]
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """Milliseconds of a step, a line for each row and way, a column for each number of threads."""
+    counts = sorted({record["threads"] for record in records})
+    found = {(r["row"], r["name"], r["threads"]): r["milliseconds"] for r in records}
+    lines = [
+        "| row | computed by | " + " | ".join(f"{count} threads" for count in counts) + " |",
+        "|---|---|" + "---|" * len(counts),
+    ]
+    for row, name in dict.fromkeys((r["row"], r["name"]) for r in records if r["name"] in SHOWN):
+        cells = [f"{found[row, name, count]:.2f}" for count in counts]
+        lines.append(f"| {row} | {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", nargs="*", default=["V"], help="rows with these words")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--most", type=int, default=os.cpu_count() or 1, help="threads")
+    parser.add_argument("--json", type=Path, help="write the measurements here too")
+    options = parser.parse_args()
+    records: list[dict[str, Any]] = []
+    for threads in thread_counts(options.most):
+        machine, measured = measure(options.rows, threads, options.rounds)
+        records += measured
+    print(f"{machine['processor']}, torch {machine['torch']}: milliseconds of a training step\n")
+    print(table(records))
+    if options.json:
+        written = {"machine": machine, "records": records}
+        options.json.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
