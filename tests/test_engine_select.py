@@ -7,7 +7,7 @@ import torch
 
 from recurra.config import ModelConfig
 from recurra.engine.autograd import AutogradGradients
-from recurra.engine.compiled import CompiledGradients
+from recurra.engine.compiled_gradients import CompiledGradients
 from recurra.engine.select import select_gradients
 from recurra.kernels import library
 from recurra.model import RecurrentLM

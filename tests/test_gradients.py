@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from recurra.config import ModelConfig
-from recurra.engine.compiled import CompiledGradients
+from recurra.engine.compiled_gradients import CompiledGradients
 from recurra.errors import ConfigError
 from recurra.kernels import library
 from recurra.model import RecurrentLM

@@ -15,8 +15,8 @@ from recurra.inference.language_model import LanguageModel, Source, as_list
 from recurra.report.progress import ConsoleProgress, Progress
 from recurra.runs.directory import RunDirectory
 from recurra.runs.weights import load_model
+from recurra.runtime.clock import Clock
 from recurra.runtime.devices import choose_device
-from recurra.training.budget import Clock
 from recurra.training.launch import start_run
 
 __all__ = ["LanguageModel", "load", "train"]

@@ -12,7 +12,7 @@ from recurra.errors import SourceError
 
 def test_sequential_windows_cut_rows_side_by_side():
     batches = list(sequential_windows(np.arange(35), 2, itertools.repeat(5), offset=1))
-    assert [b.fresh for b in batches] == [True, False, False]
+    assert [b.reset_state for b in batches] == [True, False, False]
     # 33 tokens can be inputs: two rows of 16, from 1 and from 17.
     assert batches[0].ids.tolist() == [[1, 2, 3, 4, 5], [17, 18, 19, 20, 21]]
     assert batches[2].ids.tolist() == [[11, 12, 13, 14, 15], [27, 28, 29, 30, 31]]
@@ -28,7 +28,7 @@ def test_random_windows_use_each_window_once():
     assert len(batches) == 3
     assert set(starts) <= {0, 5, 10, 15, 20, 25, 30}
     assert len(set(starts)) == 6
-    assert all(batch.fresh and np.array_equal(batch.targets, batch.ids + 1) for batch in batches)
+    assert all(batch.reset_state and np.array_equal(batch.targets, batch.ids + 1) for batch in batches)
 
 
 @pytest.mark.parametrize("sampling", ["sequential", "random"])
@@ -63,7 +63,7 @@ def test_an_epoch_resumes_at_any_batch(sampling, bptt):
         assert len(rest) == len(whole) - start
         for a, b in zip(rest, whole[start:], strict=True):
             assert np.array_equal(a.ids, b.ids)
-            assert a.fresh == b.fresh
+            assert a.reset_state == b.reset_state
 
 
 def test_epochs_and_seeds_differ_and_repeat():

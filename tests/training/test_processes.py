@@ -19,7 +19,7 @@ from recurra.model import RecurrentLM
 from recurra.recurrence.layer import Rows
 from recurra.runtime.distributed import Processes
 from recurra.training import launch
-from recurra.training.budget import Clock
+from recurra.runtime.clock import Clock
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_gloo_available(), reason="this torch has no gloo"

@@ -20,7 +20,7 @@ from recurra.runs import compatibility
 from recurra.runs.checkpoint_store import CheckpointStore
 from recurra.runs.directory import RunDirectory
 from recurra.training import launch
-from recurra.training.budget import Clock
+from recurra.runtime.clock import Clock
 
 OPTIONS = {
     "steps": 30, "num_layers": 2, "dropout": 0.3, "report_every": 6, "checkpoint_every": 4,

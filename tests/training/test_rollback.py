@@ -15,7 +15,7 @@ from recurra.report.progress import Progress
 from recurra.runs.checkpoint_store import CheckpointStore
 from recurra.runs.directory import RunDirectory
 from recurra.training import launch
-from recurra.training.budget import Clock
+from recurra.runtime.clock import Clock
 
 OPTIONS = {"steps": 24, "report_every": 6, "num_layers": 2, "dropout": 0.2, "schedule": "constant"}
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from recurra.config import ModelConfig, TrainingConfig
 from recurra.data.batches import BatchStream
 from recurra.engine.sampling import GenerationConfig
-from recurra.engine.updater import Updater
+from recurra.engine.select import select_engine
 from recurra.errors import ConfigError
 from recurra.inference.generate import generate_ids
 from recurra.kernels import library
@@ -279,11 +279,12 @@ def _own_step(row: TrainingRow, backend: str, precision: str, embedding_size: in
     length = BATCH_SIZE * (row.num_steps + 1) * 4
     text = np.random.default_rng(0).integers(row.vocab_size, size=length)
     stream = BatchStream(text, config, SINGLE_PROCESS)
-    updater = Updater(model, config, stream, SINGLE_PROCESS)
+    engine = select_engine(model, config)
     batch = next(stream.epoch(0, 0))
 
     def step() -> None:
-        updater.update(batch, 0.1, 1)
+        engine.step(batch, 0.1)
+        engine.synchronize()
 
     return step
 

@@ -64,9 +64,9 @@ def run(arguments: Sequence[str]) -> int:
         command = _with_own_settings(command.resume, arguments)
     from recurra.report.progress import describe
     from recurra.runs.directory import RunDirectory
+    from recurra.runtime.clock import Clock
     from recurra.runtime.distributed import started_rank
     from recurra.training import launch
-    from recurra.training.budget import Clock
 
     progress, clock = _progress(command), Clock(main.STARTED)
     config = command.to_config()

@@ -10,6 +10,7 @@ from typing import Any
 
 from recurra.config.checks import require
 from recurra.config.model import ModelConfig
+from recurra.config.optimizers import OPTIMIZERS
 from recurra.config.text import TextConfig
 from recurra.config.training import TrainingConfig
 from recurra.errors import ConfigError
@@ -49,7 +50,7 @@ class RunConfig:
             found.append("dropout works between layers, and there is only one (see output_dropout)")
         if model.locked_dropout and not (model.dropout or model.output_dropout):
             found.append("locked_dropout is for dropout and output_dropout, and both are 0")
-        if training.momentum and training.optimizer != "sgd":
+        if training.momentum and "momentum" not in OPTIMIZERS[training.optimizer].options:
             found.append(f"momentum is for sgd; {training.optimizer} has its own")
         for name, schedules in _SCHEDULE_OPTIONS.items():
             default = getattr(TrainingConfig(), name)

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from recurra.config.checks import MAX_FLOAT, require, require_choices, require_types
+from recurra.config.optimizers import OPTIMIZERS
+
+if TYPE_CHECKING:
+    OptimizerName = str
+else:
+    OptimizerName = Literal[tuple(OPTIMIZERS)]
 
 Sampling = Literal["sequential", "random"]
 
@@ -44,7 +50,7 @@ class TrainingConfig:
     """How far gradients go back: num_steps; the whole epoch (one update each); or a random,
     unbiased number of steps with mean num_steps."""
 
-    optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
+    optimizer: OptimizerName = "adamw"
     """The update rule."""
 
     lr: float = 4e-3
@@ -148,7 +154,7 @@ class TrainingConfig:
             self,
             sampling=Sampling,
             bptt=Literal["truncated", "full", "randomized"],
-            optimizer=Literal["sgd", "adam", "adamw"],
+            optimizer=OptimizerName,
             schedule=Schedule,
             on_nan=Literal["stop", "rollback"],
         )

@@ -9,8 +9,9 @@ included; knows no model.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,22 +28,36 @@ ALL_ROWS = slice(None)
 
 @dataclass(frozen=True)
 class Batch:
-    """`ids` and `targets`, (rows, T) int64, the targets one token later in the text.
+    """One batch, and everything that a training step must know of it.
 
-    `starts`, (B,), is where each row of the whole batch begins in the text; this process has the
-    `rows` of them. `fresh` says that the state before it is zero: nothing is carried into it.
+    Attributes:
+        ids, targets: (rows, T) int64, this process's rows; the targets are one token later.
+        reset_state: whether the state before the batch is zero: nothing is carried into it.
+        starts: (B,), where each row of the whole batch begins in the text.
+        rows: which rows of the whole batch are here.
+        loss_weight: multiplies the mean loss, so that every token weighs the same.
+        gradient_scale: multiplies every gradient that passes from one step to the step before;
+            randomised truncation stays unbiased by it.
     """
 
     ids: NDArray[np.int64]
     targets: NDArray[np.int64]
-    fresh: bool
+    reset_state: bool
     starts: NDArray[np.int64]
+    rows: slice = field(default_factory=lambda: ALL_ROWS)
+    loss_weight: float = 1.0
+    gradient_scale: float = 1.0
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the whole batch."""
+        return len(self.starts)
 
     @property
     def num_tokens(self) -> int:
-        """Targets in the whole batch."""
+        """Targets of the whole batch."""
         steps: int = self.targets.shape[1]
-        return len(self.starts) * steps
+        return self.num_rows * steps
 
 
 def sequential_windows(
@@ -71,7 +86,7 @@ def sequential_windows(
         if length == 0 or position + length > row:
             return
         if index >= skip:
-            yield _cut(ids, starts + position, length, rows, fresh=position == 0)
+            yield _cut(ids, starts + position, length, rows, reset_state=position == 0)
         position += length
 
 
@@ -95,15 +110,17 @@ def random_windows(
     random.shuffle(order)
     for first in range(skip * batch_size, count - batch_size + 1, batch_size):
         starts = offset + order[first : first + batch_size].astype(np.int64) * num_steps
-        yield _cut(ids, starts, num_steps, rows, fresh=True)
+        yield _cut(ids, starts, num_steps, rows, reset_state=True)
 
 
-def _cut(ids: Ids, starts: NDArray[np.int64], length: int, rows: slice, *, fresh: bool) -> Batch:
+def _cut(
+    ids: Ids, starts: NDArray[np.int64], length: int, rows: slice, *, reset_state: bool
+) -> Batch:
     own = starts[rows]
     tokens = np.empty((len(own), length + 1), dtype=np.int64)
     for row, start in zip(tokens, own, strict=True):
         row[:] = ids[start : start + length + 1]
-    return Batch(tokens[:, :-1], tokens[:, 1:], fresh, starts)
+    return Batch(tokens[:, :-1], tokens[:, 1:], reset_state, starts, rows)
 
 
 class BatchStream:
@@ -153,9 +170,10 @@ class BatchStream:
         lengths = self._window_lengths(random)
         # Left-out ends would bias the random truncation: late tokens would weigh less.
         keep_rest = self.config.bptt == "randomized"
-        return sequential_windows(
+        windows = sequential_windows(
             self.ids, size, lengths, offset, start, rows=self.rows, keep_rest=keep_rest
         )
+        return map(self._weighted, windows) if keep_rest else windows
 
     def typical_batch(self, max_steps: int) -> Batch:
         """A batch of `num_steps` tokens a row, but at most `max_steps`, to time a step on."""
@@ -184,11 +202,13 @@ class BatchStream:
             return 1.0
         return 1.0 / (1.0 - 1.0 / self.num_steps)
 
-    def loss_weight(self, batch: Batch) -> float:
-        """What a batch's mean loss is multiplied by, so that every token weighs the same."""
-        if self.config.bptt != "randomized":
-            return 1.0
-        return float(batch.ids.shape[1] / self.num_steps)
+    def _weighted(self, batch: Batch) -> Batch:
+        """Return a window of random length with the weight that makes every token count alike."""
+        return dataclasses.replace(
+            batch,
+            loss_weight=batch.ids.shape[1] / self.num_steps,
+            gradient_scale=self.recurrent_gradient_scale,
+        )
 
     def _window_lengths(self, random: np.random.Generator) -> Iterator[int]:
         while True:

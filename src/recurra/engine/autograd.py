@@ -1,34 +1,41 @@
-"""Loss and gradients of a model by autograd, the reference for `compiled.py`."""
+"""The plain engine: gradients by autograd, updates by torch's optimizers. The reference for others.
+
+A step is a fixed sequence of tensor operations on buffers that keep their addresses: nothing in
+between is read by the host. That is what a recording of the operations needs, such as a CUDA graph;
+tests/engine/recorded.py records them and repeats them.
+"""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+import math
+from collections.abc import Hashable
+from typing import NamedTuple
 
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+from recurra.config import TrainingConfig
+from recurra.data.batches import Batch
+from recurra.engine.clipping import clip_finite_gradients, describe_non_finite
+from recurra.engine.engine import Engine, StepResult
+from recurra.engine.optimizers import apply_update
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.recurrence.cells import State
 from recurra.recurrence.dropout import Rows
-from recurra.runtime.distributed import Processes, peer_errors_translated
+from recurra.runtime.distributed import SINGLE_PROCESS, Processes
 
 
 class AutogradGradients:
-    """Compute loss and gradients by autograd.
-
-    Attributes:
-        rows: which rows of the global batch this process computes; None if it computes all.
+    """Loss and gradients of one model by autograd.
 
     Args:
         model: the model, already on its device.
-        processes: if given, gradients are averaged over them in every backward pass.
     """
 
-    def __init__(self, model: RecurrentLM, processes: Processes | None = None) -> None:
+    def __init__(self, model: RecurrentLM) -> None:
         self._model = model
-        self._objective = _Objective(model)
-        self._joined = processes.joined(self._objective) if processes else self._objective
-        self.rows: Rows | None = None
 
-    @torch.enable_grad()
     def compute(
         self,
         ids: Tensor,
@@ -37,6 +44,7 @@ class AutogradGradients:
         *,
         recurrent_gradient_scale: float = 1.0,
         weight: float = 1.0,
+        rows: Rows | None = None,
     ) -> tuple[float, State]:
         """Write the gradient of `weight` times the mean loss to every parameter's `grad`.
 
@@ -46,32 +54,206 @@ class AutogradGradients:
             recurrent_gradient_scale: multiplies every gradient that passes from one step to the
                 step before.
             weight: multiplies the loss before the backward pass.
+            rows: which rows of a larger batch these are; None if they are all of it.
 
         Returns:
             The mean loss in nats per token, without the weight, and the detached final state.
-
-        Raises:
-            LostProcessError: another process has ended.
         """
-        loss, after = self._joined(ids, targets, state, recurrent_gradient_scale, self.rows)
-        self._model.zero_grad(set_to_none=True)
-        with peer_errors_translated():
-            torch.autograd.backward(loss if weight == 1.0 else loss * weight)
-        return float(loss.detach()), tuple(part.detach() for part in after)
+        loss, after = self.record(
+            ids,
+            targets,
+            state,
+            recurrent_gradient_scale=recurrent_gradient_scale,
+            weight=weight,
+            rows=rows,
+        )
+        return float(loss), after
 
-    def close(self) -> None:
-        """Release the DistributedDataParallel wrapper; no further gradients can be computed."""
-        del self._joined
-
-
-class _Objective(nn.Module):
-    """The loss as the forward pass of a module, which DistributedDataParallel requires."""
-
-    def __init__(self, model: RecurrentLM) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self, ids: Tensor, targets: Tensor, state: State | None, scale: float, rows: Rows | None
+    @torch.enable_grad()
+    def record(
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        state: State | None,
+        *,
+        recurrent_gradient_scale: float,
+        weight: float,
+        rows: Rows | None,
     ) -> tuple[Tensor, State]:
-        return self.model.loss(ids, targets, state, recurrent_gradient_scale=scale, rows=rows)
+        """Do the same without reading the loss, which is returned as a tensor."""
+        loss, after = self._model.loss(
+            ids, targets, state, recurrent_gradient_scale=recurrent_gradient_scale, rows=rows
+        )
+        self._model.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss if weight == 1.0 else loss * weight)
+        return loss.detach(), tuple(part.detach() for part in after)
+
+
+class StepBuffers(NamedTuple):
+    """The tensors that the operations of a step read and write, for one shape of batches.
+
+    Attributes:
+        ids, targets: (rows, T) int64.
+        initial: the carried state, each tensor (L, rows, H); the step writes the next one there.
+        resets: whether the step begins with the zero state; bool without dimensions.
+        lr: the learning rate, without dimensions; fp64 on a CPU, which torch's kernels read there.
+        new_share: share of the new weights in their average.
+        nats: the loss summed over the whole batch.
+        grad_norm: the L2 norm of all gradients before clipping.
+        failed: 1 where the loss or the norm is not finite, else 0.
+    """
+
+    ids: Tensor
+    targets: Tensor
+    initial: State
+    resets: Tensor
+    lr: Tensor
+    new_share: Tensor
+    nats: Tensor
+    grad_norm: Tensor
+    failed: Tensor
+
+
+class AutogradEngine(Engine):
+    """Trains any model on any device; see `Engine` for arguments and methods."""
+
+    @classmethod
+    def unsupported(
+        cls, model: RecurrentLM, config: TrainingConfig, processes: Processes
+    ) -> str | None:
+        """Return why this engine cannot train the model, or None if it can."""
+        if processes.count > 1:
+            return "the autograd engine does not average over several processes"
+        return None
+
+    def __init__(
+        self,
+        model: RecurrentLM,
+        config: TrainingConfig,
+        processes: Processes = SINGLE_PROCESS,
+    ) -> None:
+        super().__init__(model, config, processes)
+        self._gradients = AutogradGradients(model)
+        self._buffers: dict[tuple[int, ...], StepBuffers] = {}
+        self._states: dict[int, State] = {}
+        self._steps: list[tuple[StepBuffers, Batch]] = []
+
+    def gradients(self, batch: Batch, state: State | None) -> tuple[float, State]:
+        """Write every parameter's `grad`; see `Engine.gradients`."""
+        ids, targets = (
+            torch.from_numpy(tokens).to(self.model.device) for tokens in (batch.ids, batch.targets)
+        )
+        loss, after = self._record_gradients(ids, targets, state, batch)
+        self._combine_gradients()
+        return float(loss), after
+
+    def step(self, batch: Batch, lr: float) -> None:
+        """Execute a step; see `Engine.step`."""
+        buffers = self._prepare(batch, lr)
+        self._execute(buffers, batch)
+        self.state, self._num_rows = buffers.initial, batch.num_rows
+        self._steps.append((buffers, batch))
+        self.num_updates += 1
+
+    def synchronize(self) -> list[StepResult]:
+        """Return the results of the steps since the last call; see `Engine.synchronize`."""
+        results = [self._read(buffers, batch) for buffers, batch in self._steps]
+        self._steps.clear()
+        self.num_updates -= sum(result.failure is not None for result in results)
+        return results
+
+    def _prepare(self, batch: Batch, lr: float) -> StepBuffers:
+        """Write the inputs of a step to the buffers of its shape."""
+        rows, steps = batch.ids.shape
+        buffers = self._buffers.get((rows, steps))
+        if buffers is None:
+            buffers = self._buffers[rows, steps] = self._new_buffers(rows, steps)
+        buffers.ids.copy_(torch.from_numpy(batch.ids))
+        buffers.targets.copy_(torch.from_numpy(batch.targets))
+        buffers.resets.fill_(batch.reset_state)
+        buffers.lr.fill_(lr)
+        if self.average is not None:
+            buffers.new_share.fill_(self.average.new_share(self.num_updates + 1))
+        if self.state is not None and self.state is not buffers.initial:
+            for initial, part in zip(buffers.initial, self.state, strict=True):
+                if initial.shape == part.shape:
+                    initial.copy_(part)
+        return buffers
+
+    def _new_buffers(self, rows: int, steps: int) -> StepBuffers:
+        device, like = self.model.device, self.model.head_bias
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        number = torch.zeros((), device=device)
+        if rows not in self._states:
+            self._states[rows] = self.model.zero_state(rows)
+        return StepBuffers(
+            ids=torch.zeros(rows, steps, dtype=torch.int64, device=device),
+            targets=torch.zeros(rows, steps, dtype=torch.int64, device=device),
+            initial=self._states[rows],
+            resets=torch.zeros((), dtype=torch.bool, device=device),
+            lr=number.to(torch.float64 if device.type == "cpu" else torch.float32),
+            new_share=like.new_zeros(()),
+            nats=number.to(wide),
+            grad_norm=like.new_zeros(()),
+            failed=number.clone(),
+        )
+
+    def _execute(self, buffers: StepBuffers, batch: Batch) -> None:
+        """Do the operations of a step. An engine that records them overrides this method."""
+        self._do_operations(buffers, batch)
+
+    def _recorded_for(self, batch: Batch) -> Hashable:
+        """Return all that the operations depend on besides the contents of tensors."""
+        return batch.ids.shape, self._weight(batch), batch.gradient_scale, self._rows(batch)
+
+    def _do_operations(self, buffers: StepBuffers, batch: Batch) -> None:
+        before = tuple(
+            torch.where(buffers.resets, torch.zeros_like(part), part) for part in buffers.initial
+        )
+        loss, after = self._record_gradients(buffers.ids, buffers.targets, before, batch)
+        self._combine_gradients()
+        buffers.nats.copy_(loss).mul_(batch.ids.size)
+        self._combine_losses(buffers.nats)
+        with torch.no_grad():
+            self._update(buffers)
+            for initial, part in zip(buffers.initial, after, strict=True):
+                initial.copy_(torch.where(buffers.failed > 0.0, initial, part))
+
+    def _record_gradients(
+        self, ids: Tensor, targets: Tensor, state: State | None, batch: Batch
+    ) -> tuple[Tensor, State]:
+        return self._gradients.record(
+            ids,
+            targets,
+            state,
+            recurrent_gradient_scale=batch.gradient_scale,
+            weight=self._weight(batch),
+            rows=self._rows(batch),
+        )
+
+    def _combine_gradients(self) -> None:
+        """Sum the gradients over the processes; there is only one here."""
+
+    def _combine_losses(self, nats: Tensor) -> None:
+        """Sum the losses over the processes, in place; there is only one here."""
+
+    def _update(self, buffers: StepBuffers) -> None:
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = get_total_norm(gradients)
+        buffers.grad_norm.copy_(norm)
+        is_finite = torch.isfinite(buffers.nats) & torch.isfinite(norm)
+        buffers.failed.copy_(~is_finite)
+        clip_finite_gradients(
+            gradients, norm, max_norm=self.config.clip_norm, max_value=self.config.clip_value
+        )
+        apply_update(self.optimizer, buffers.lr, buffers.failed)
+        if self.average is not None:
+            self.average.add_share(buffers.new_share * (1.0 - buffers.failed))
+
+    def _read(self, buffers: StepBuffers, batch: Batch) -> StepResult:
+        nats, failure = float(buffers.nats), None
+        if bool(buffers.failed):
+            failure = f"the loss is {nats / batch.num_tokens}"
+            if math.isfinite(nats):
+                failure = describe_non_finite(self._named_parameters())
+        return StepResult(nats, batch.num_tokens, float(buffers.grad_norm), failure)

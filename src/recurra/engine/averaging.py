@@ -1,9 +1,9 @@
 """Exponential moving average (EMA) of the weights, used for validation and saved as the model.
 
-Near the end of a training the weights wander around what they are about to find; their mean lies
-closer to it (Polyak and Juditsky 1992). Here the mean forgets exponentially:
-a_n = d a_{n-1} + (1 - d) w_n, with d = min(decay, (1 + n) / (10 + n)) after n updates, so that the
-first weights are soon forgotten.
+Near the end of a training the weights fluctuate around a minimum; their mean lies closer to it
+(Polyak and Juditsky 1992). The mean is exponential: a_n = d a_{n-1} + (1 - d) w_n, with
+d = min(decay, (1 + n) / (10 + n)) after n updates, so that the first weights lose their influence
+soon.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 
 class WeightAverage:
-    """Of one model.
+    """The exponential moving average of the weights of one model.
 
     Attributes:
-        tensors: the averages, by the parameters' names; a checkpoint holds them.
+        tensors: the averages by the parameters' names.
 
     Args:
-        model: on its device already.
-        decay: 0 <= decay < 1, share of the average that an update leaves.
+        model: the model, already on its device.
+        decay: share of the average that an update keeps, 0 <= decay < 1.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -31,15 +31,24 @@ class WeightAverage:
         self._parameters: list[Tensor] = list(model.parameters())
         self._decay = decay
 
+    def new_share(self, num_updates: int) -> float:
+        """Return 1 - d, the share of the weights in the average after this many updates."""
+        return 1.0 - min(self._decay, (1 + num_updates) / (10 + num_updates))
+
     @torch.no_grad()
     def add(self, num_updates: int) -> None:
-        """Take in the weights as they are after so many updates."""
-        decay = min(self._decay, (1 + num_updates) / (10 + num_updates))
-        torch._foreach_lerp_(self._averages(), self._parameters, 1.0 - decay)
+        """Include the weights as they are after this many updates."""
+        torch._foreach_lerp_(self._averages(), self._parameters, self.new_share(num_updates))
+
+    @torch.no_grad()
+    def add_share(self, share: Tensor) -> None:
+        """Include the weights with a share that is a tensor without dimensions on their device."""
+        for average, parameter in zip(self._averages(), self._parameters, strict=True):
+            average.lerp_(parameter, share)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The model has the averages while this lasts, and its own weights again afterwards."""
+        """Exchange the model's weights for the averages until the context ends."""
         self._exchange()
         try:
             yield

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import get_total_norm
 
 from recurra.errors import NonFiniteError
 
@@ -21,8 +21,8 @@ def clip_gradients(
 
     Args:
         named_parameters: as `module.named_parameters()`; those without a gradient are passed over.
-        max_norm: largest L2 norm of all gradients together; None leaves it.
-        max_value: largest absolute value of one entry; None leaves them.
+        max_norm: largest L2 norm of all gradients together; None disables clipping by norm.
+        max_value: largest absolute value of one entry; None disables clipping by value.
 
     Returns:
         The L2 norm before clipping.
@@ -32,25 +32,39 @@ def clip_gradients(
     """
     named = [(name, p) for name, p in named_parameters if p.grad is not None]
     gradients = [p.grad for _, p in named if p.grad is not None]
-    norm = get_total_norm(gradients)
-    before = float(norm)
-    if not torch.isfinite(norm):
+    before = get_total_norm(gradients)
+    if not torch.isfinite(before):
         raise NonFiniteError(describe_non_finite(named))
+    clip_finite_gradients(gradients, before, max_norm=max_norm, max_value=max_value)
+    return float(before)
+
+
+def clip_finite_gradients(
+    gradients: list[Tensor], norm: Tensor, *, max_norm: float | None, max_value: float | None
+) -> None:
+    """Clip gradients in place without a transfer to the host, unless `norm` is not finite.
+
+    Args:
+        norm: the L2 norm of all of them, without dimensions.
+        max_norm, max_value: as in `clip_gradients`.
+    """
+    is_finite = torch.isfinite(norm)
     if max_value is not None:
-        torch._foreach_clamp_min_(gradients, -max_value)
-        torch._foreach_clamp_max_(gradients, max_value)
+        limit = torch.where(is_finite, max_value, torch.inf)
+        for gradient in gradients:
+            gradient.clamp_(-limit, limit)
         norm = get_total_norm(gradients)
     if max_norm is not None:
-        clip_grads_with_norm_([p for _, p in named], max_norm, norm)
-    return before
+        factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
+        torch._foreach_mul_(gradients, torch.where(is_finite, factor, torch.ones_like(factor)))
 
 
 def clipping_factor(norm: float, max_norm: float | None) -> float:
-    """What all gradients are multiplied by, as torch does it."""
+    """Return the factor of all gradients, computed as torch computes it."""
     return 1.0 if max_norm is None else min(1.0, max_norm / (norm + 1e-6))
 
 
-def describe_non_finite(named: list[tuple[str, Tensor]]) -> str:
+def describe_non_finite(named: Sequence[tuple[str, Tensor]]) -> str:
     """Name the parameter whose gradient holds the most non-finite entries (or is the largest)."""
     counts = {}
     for name, parameter in named:

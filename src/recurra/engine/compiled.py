@@ -1,326 +1,96 @@
-"""Loss and gradients of a model by the compiled kernels, without autograd.
-
-The operations of autograd are known in advance for a `RecurrentLM`: the forward pass, the loss and
-the backward pass. They are recorded for one batch shape, with persistent buffers, and replayed as
-long as only values change.
-"""
+"""The compiled engine: recorded kernel calls for the gradients, and one call for the update."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import math
 
 import torch
-from torch import Tensor
 
-from recurra.errors import ConfigError
-from recurra.kernels import library
-from recurra.kernels.buffers import PersistentBuffers
-from recurra.kernels.products import (
-    add_rows,
-    as_operand,
-    check_ids,
-    dense_product,
-    gradient_product,
-    product_kind,
-)
-from recurra.kernels.recorder import Program
-from recurra.model.output_layer import OutputGradients, OutputPasses
+from recurra.config import TrainingConfig
+from recurra.config.optimizers import OPTIMIZERS
+from recurra.data.batches import Batch
+from recurra.engine.clipping import clip_gradients, clipping_factor, describe_non_finite
+from recurra.engine.compiled_gradients import CompiledGradients
+from recurra.engine.compiled_optimizer import CompiledUpdate
+from recurra.engine.engine import Engine, StepResult
+from recurra.errors import NonFiniteError
 from recurra.model.recurrent_lm import RecurrentLM
-from recurra.recurrence.backends.native_passes import LayerPasses, Trace
-from recurra.recurrence.cells import LayerParameters, State, find_cell
-from recurra.recurrence.dropout import fill_mask
+from recurra.recurrence.cells import State
+from recurra.runtime.distributed import SINGLE_PROCESS, Processes
 
 
-class CompiledGradients:
-    """Loss and gradients of one model.
+class CompiledEngine(Engine):
+    """Trains a model on a CPU by the compiled kernels; see `Engine` for arguments and methods."""
 
-    Args:
-        model: one for which `unsupported` returns None.
-    """
-
-    @staticmethod
-    def unsupported(model: RecurrentLM, num_processes: int = 1) -> str | None:
-        """Return why the compiled step cannot train the model, or None if it can."""
-        if num_processes > 1:
-            return "several processes average gradients through autograd"
-        if not model.is_compiled:
-            return "the compiled kernels do not support this model"
-        if not all(p.requires_grad for p in model.parameters()):
-            return "some parameters are frozen"
-        return None
-
-    def __init__(self, model: RecurrentLM) -> None:
-        self.model = model
-        self._parameters = list(model.parameters())
-        self._memory = [PersistentBuffers() for _ in range(model.config.num_layers)]
-        self._own = PersistentBuffers()
-        self._circumstances: Hashable = None
-        self._pass: _Pass
-
-    @torch.no_grad()
-    def compute(
-        self,
-        ids: Tensor,
-        targets: Tensor,
-        state: State | None = None,
-        *,
-        recurrent_gradient_scale: float = 1.0,
-        weight: float = 1.0,
-    ) -> tuple[float, State]:
-        """Write the gradient of `weight` times the mean loss to every parameter's `grad`.
-
-        Args:
-            ids, targets, state, recurrent_gradient_scale: as in `RecurrentLM.loss`.
-
-        Returns:
-            The mean loss in nats per token, without the weight, and the state after the last
-            token, as new tensors.
-
-        Raises:
-            ConfigError: ids, targets and state that do not fit each other.
-            IndexError: an id or a target is not in the vocabulary.
-        """
-        self._place_gradients()
-        inputs = self._place_inputs(ids, targets, state)
-        circumstances = self._describe_circumstances(ids, recurrent_gradient_scale)
-        if circumstances == self._circumstances:
-            self._pass.program.run()
-        else:
-            self._circumstances = None
-            self._pass = _Pass(self.model, recurrent_gradient_scale, self._memory, self._own)
-            self._pass.write(*inputs)
-            self._circumstances = circumstances
-        if weight != 1.0:
-            torch._foreach_mul_(_gradients(self._parameters), weight)
-        return float(self._pass.loss), _final_state(self._pass.traces)
-
-    def _place_gradients(self) -> None:
-        for parameter in self._parameters:
-            if parameter.grad is None or not parameter.grad.is_contiguous():
-                parameter.grad = torch.empty_like(parameter)
-
-    def _place_inputs(
-        self, ids: Tensor, targets: Tensor, state: State | None
-    ) -> tuple[Tensor, Tensor, State]:
-        """Copies where the program looks for them; ids and targets (T, B)."""
-        batch, steps = ids.shape
-        if targets.shape != ids.shape:
-            raise ConfigError(
-                f"ids {tuple(ids.shape)} need as many targets, not {tuple(targets.shape)}"
-            )
-        placed_ids, placed_targets = (
-            self._own.take(name, steps, batch, like=_IDS).copy_(tokens.t())
-            for name, tokens in (("ids", ids), ("targets", targets))
-        )
-        return placed_ids, placed_targets, self._place_state(batch, state)
-
-    def _place_state(self, batch: int, state: State | None) -> State:
-        config = self.model.config
-        shape = (config.num_layers, batch, config.hidden_size)
-        placed = tuple(
-            self._own.take(f"state {index}", *shape, like=self.model.head_bias)
-            for index in range(find_cell(config.cell).num_states)
-        )
-        if not state:
-            return tuple(part.zero_() for part in placed)
-        if [part.shape for part in state] != [shape] * len(placed):
-            raise ConfigError(
-                f"the state has shapes {[tuple(part.shape) for part in state]}, and should have"
-                f" {[shape] * len(placed)}"
-            )
-        return tuple(to.copy_(part) for to, part in zip(placed, state, strict=True))
-
-    def _describe_circumstances(self, ids: Tensor, scale: float) -> Hashable:
-        """What the program depends on beside numbers in memory."""
-        places = [
-            (p.data_ptr(), g.data_ptr()) for p in self._parameters if (g := p.grad) is not None
-        ]
-        return (ids.shape, scale, self.model.training, library.threads(), *places)
-
-
-_IDS = torch.empty(0, dtype=torch.int64)
-
-
-class _Pass:
-    """One pass up and down, written into a program.
-
-    Where there are no more tokens in the vocabulary than in the batch, the embedding and the first
-    layer's input weight become one table of all tokens: E W_ih' of V rows instead of T*B.
-
-    Attributes:
-        program: writes loss, traces and gradients.
-        loss: the mean, one number.
-        traces: of each layer.
-    """
-
-    loss: Tensor
+    @classmethod
+    def unsupported(
+        cls, model: RecurrentLM, config: TrainingConfig, processes: Processes
+    ) -> str | None:
+        """Return why this engine cannot train the model, or None if it can."""
+        if OPTIMIZERS[config.optimizer].kernel_rule is None:
+            return f"the compiled kernels have no update for {config.optimizer}"
+        return CompiledGradients.unsupported(model, processes)
 
     def __init__(
         self,
         model: RecurrentLM,
-        recurrent_gradient_scale: float,
-        memory: list[PersistentBuffers],
-        own: PersistentBuffers,
+        config: TrainingConfig,
+        processes: Processes = SINGLE_PROCESS,
     ) -> None:
-        self.program = Program()
-        self.traces: list[Trace] = []
-        self._model, self._own, self._do = model, own, self.program.do
-        self._kind, self._layers = product_kind(model.product_dtype), model.layers()
-        self._passes = [
-            LayerPasses(
-                model.config.cell,
-                model.product_dtype,
-                recurrent_gradient_scale,
-                kept,
-                kept,
-                self._do,
-            )
-            for kept in memory
-        ]
-        self._inputs: list[Tensor] = []
-        self._masks: list[Tensor | None] = []
-        self._weight_masks: list[Tensor] = []
-        self._table: Tensor | None = None
+        super().__init__(model, config, processes)
+        self._gradients = CompiledGradients(model)
+        self._update = CompiledUpdate(self.optimizer, OPTIMIZERS[config.optimizer])
+        self._results: list[StepResult] = []
 
-    def write(self, ids: Tensor, targets: Tensor, state: State) -> None:
-        """All of it, while it runs for the first time."""
-        hidden = self._up(ids, state)
-        self._down(ids, self._output(hidden, targets.flatten()))
-
-    def _up(self, ids: Tensor, state: State) -> Tensor:
-        """The top layer's outputs, as the output layer reads them."""
-        dropout = self._model.dropout
-        if dropout.weight > 0.0:
-            self._drop_weights(dropout.weight)
-        inputs = self._first_inputs(ids)
-        for index, passes in enumerate(self._passes):
-            self._inputs.append(inputs)
-            initial = tuple(part[index] for part in state)
-            self.traces.append(passes.forward(inputs, initial, self._layers[index], saves=True))
-            is_top = index == len(self._passes) - 1
-            probability = dropout.output if is_top else dropout.between
-            inputs = self._drop(self.traces[-1].hidden[1:], probability)
-        return inputs
-
-    def _output(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """The loss; its gradient at the top layer's outputs."""
-        output = OutputPasses(self._model.product_dtype, self._own, self._own, self._do)
-        weight, bias, flat = self._model.output_weight, self._model.head_bias, hidden.flatten(0, 1)
-        self.loss, trace = output.forward(flat, weight, bias, targets)
-        grad_hidden = self._take("grad hidden", *hidden.shape)
-        gradients = OutputGradients(grad_hidden.flatten(0, 1), *_gradients([weight, bias]))
-        output.backward(trace, flat, weight, gradients)
-        return grad_hidden
-
-    def _down(self, ids: Tensor, grad_outputs: Tensor) -> None:
-        zeros = self._take("zeros", *grad_outputs.shape[1:])
-        self._do(zeros.zero_)
-        grad: Tensor | None = grad_outputs
-        for index in reversed(range(len(self._passes))):
-            assert grad is not None
-            if (mask := self._masks[index]) is not None:
-                self._do(grad.mul_, mask)
-            trace = self.traces[index]
-            grad, _ = self._passes[index].backward(
-                trace,
-                self._inputs[index],
-                self._layers[index],
-                grad,
-                (zeros,) * (2 if trace.cells is not None else 1),
-                self._layer_gradients(index),
-                needs_inputs=self._inputs[index].is_floating_point(),
-            )
-        for parameters, mask in zip(self._model.layers(), self._weight_masks, strict=False):
-            assert parameters.weight_hh is not None
-            self._do(_gradients([parameters.weight_hh])[0].mul_, mask)
-        if self._model.config.embedding_size:
-            self._write_embedding_gradients(ids, grad)
-
-    def _drop_weights(self, probability: float) -> None:
-        for index, layer in enumerate(self._layers):
-            assert layer.weight_hh is not None
-            mask = self._take(f"weight mask {index}", *layer.weight_hh.shape)
-            dropped = self._take(f"dropped weight {index}", *layer.weight_hh.shape)
-            self._do(fill_mask, mask, probability)
-            self._do(torch.mul, layer.weight_hh, mask, out=dropped)
-            self._layers[index] = layer._replace(weight_hh=dropped)
-            self._weight_masks.append(mask)
-
-    def _first_inputs(self, ids: Tensor) -> Tensor:
-        model, config = self._model, self._model.config
-        if not config.embedding_size:
-            return ids
-        if config.vocab_size > ids.numel():
-            self._do(check_ids, ids, config.vocab_size)
-            inputs = self._take("embedded", *ids.shape, config.embedding_size)
-            self._do(
-                torch.index_select, model.embedding, 0, ids.flatten(), out=inputs.flatten(0, 1)
-            )
-            return inputs
-        weight = self._layers[0].weight_ih
-        self._table = self._take("table", len(weight), config.vocab_size)
-        self._multiply(weight, model.embedding.t(), self._table)
-        self._layers[0] = self._layers[0]._replace(weight_ih=self._table)
-        return ids
-
-    def _drop(self, outputs: Tensor, probability: float) -> Tensor:
-        if probability == 0.0:
-            self._masks.append(None)
-            return outputs
-        layer, (steps, batch, units) = len(self._masks), outputs.shape
-        shape = self._model.dropout.mask_shape(steps, batch, units)
-        mask = self._take(f"mask {layer}", *shape)
-        dropped = self._take(f"dropped {layer}", *outputs.shape)
-        self._masks.append(mask)
-        self._do(fill_mask, mask, probability)
-        self._do(torch.mul, outputs, mask, out=dropped)
-        return dropped
-
-    def _layer_gradients(self, index: int) -> LayerParameters:
-        parameters = self._model.layers()[index]
-        gradients = LayerParameters.from_torch(
-            None if p is None else p.grad for p in parameters.of_torch
+    def gradients(self, batch: Batch, state: State | None) -> tuple[float, State]:
+        """Write every parameter's `grad`; see `Engine.gradients`."""
+        return self._gradients.compute(
+            torch.from_numpy(batch.ids),
+            torch.from_numpy(batch.targets),
+            state,
+            recurrent_gradient_scale=batch.gradient_scale,
+            weight=self._weight(batch),
         )
-        if index == 0 and self._table is not None:
-            gradients = gradients._replace(weight_ih=self._grad_table(self._table))
-        return gradients
 
-    def _write_embedding_gradients(self, ids: Tensor, grad_inputs: Tensor | None) -> None:
-        model, weight = self._model, self._model.layers()[0].weight_ih
-        grad_embedding, grad_weight = _gradients([model.embedding, weight])
-        if self._table is None:
-            assert grad_inputs is not None
-            if not model.config.tie_weights:
-                self._do(grad_embedding.zero_)
-            self._do(add_rows, ids, grad_inputs.flatten(0, 1), grad_embedding)
+    def step(self, batch: Batch, lr: float) -> None:
+        """Execute a step; see `Engine.step`."""
+        loss, after = self.gradients(batch, None if batch.reset_state else self.state)
+        nats, norm, failure = loss * batch.targets.size, math.nan, None
+        if math.isfinite(nats):
+            try:
+                norm = self._clip_and_update(lr)
+            except NonFiniteError as error:
+                failure = str(error)
+        else:
+            failure = f"the loss is {nats / batch.num_tokens}"
+        self._results.append(StepResult(nats, batch.num_tokens, norm, failure))
+        if failure is not None:
             return
-        grad_table = self._grad_table(self._table)
-        self._multiply(grad_table, model.embedding, grad_weight)
-        own_part = self._take("grad embedding", *grad_embedding.shape)
-        operand = as_operand(self._kind, grad_table, self._own, self._do)
-        gradient_product(self._kind, operand, weight, own_part, self._own, self._do)
-        # The output layer has written its part already, where weights are tied.
-        self._do(
-            grad_embedding.add_ if model.config.tie_weights else grad_embedding.copy_, own_part
-        )
+        self.state, self._num_rows = after, batch.num_rows
+        self.num_updates += 1
+        if self.average is not None:
+            self.average.add(self.num_updates)
 
-    def _grad_table(self, table: Tensor) -> Tensor:
-        return self._take("grad table", *table.shape)
+    def synchronize(self) -> list[StepResult]:
+        """Return the results of the steps since the last call; see `Engine.synchronize`."""
+        results, self._results = self._results, []
+        return results
 
-    def _multiply(self, left: Tensor, right: Tensor, out: Tensor) -> None:
-        dense_product(self._kind, left, right, out, self._own, self._do)
+    def _clip_and_update(self, lr: float) -> float:
+        """Return the gradients' norm before clipping.
 
-    def _take(self, name: str, *shape: int) -> Tensor:
-        return self._own.take(name, *shape, like=self._model.head_bias)
-
-
-def _final_state(traces: list[Trace]) -> State:
-    hidden = [trace.hidden[-1] for trace in traces]
-    cells = [trace.cells[-1] for trace in traces if trace.cells is not None]
-    return tuple(torch.stack(parts) for parts in (hidden, cells) if parts)
-
-
-def _gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    assert len(gradients) == len(parameters)
-    return gradients
+        Raises:
+            NonFiniteError: it is not finite; nothing was changed.
+        """
+        config = self.config
+        if config.clip_value is not None:
+            norm = clip_gradients(
+                self._named_parameters(), max_norm=config.clip_norm, max_value=config.clip_value
+            )
+            self._update.step(lr, 1.0)
+            return norm
+        norm = self._update.gradient_norm()
+        if not math.isfinite(norm):
+            raise NonFiniteError(describe_non_finite(self._named_parameters()))
+        self._update.step(lr, clipping_factor(norm, config.clip_norm))
+        return norm

@@ -14,26 +14,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recurra.config.optimizers import OptimizerSpec
 from recurra.kernels import library, structures
 
 _RULE = structures.ENUMERATIONS["Rule"]
-_RULES = {
-    torch.optim.SGD: _RULE["kSgd"],
-    torch.optim.Adam: _RULE["kAdam"],
-    torch.optim.AdamW: _RULE["kAdamW"],
-}
 
 
 class CompiledUpdate:
-    """Updates the parameters of one optimiser, all fp32 on a CPU.
+    """Update the parameters of one optimizer, all fp32 on a CPU.
 
     Args:
-        optimizer: SGD, Adam or AdamW; its groups and its state are used and kept.
+        optimizer: torch's optimizer; its groups and its state are used and kept.
+        spec: its row in the table of optimizers; `kernel_rule` is not None.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self._optimizer = optimizer
-        self._rule = _RULES[type(optimizer)]
+    def __init__(self, optimizer: torch.optim.Optimizer, spec: OptimizerSpec) -> None:
+        assert spec.kernel_rule is not None
+        self._optimizer, self._spec = optimizer, spec
+        self._rule = _RULE[spec.kernel_rule]
         self._parameters: list[Tensor] = []
         decays: list[float] = []
         for group in optimizer.param_groups:
@@ -54,21 +52,22 @@ class CompiledUpdate:
         update = self._describe()
         update.lr, update.factor = lr, factor
         is_first = not self._optimizer.state
-        if self._rule == _RULE["kSgd"]:
+        if self._spec.counts_steps:
+            self._describe_adam(update, is_first)
+        else:
             update.momentum = self._settings["momentum"]
             update.is_first = is_first
             if update.momentum:
-                update.first = self._slots("momentum_buffer", is_first)
-        else:
-            self._describe_adam(update, is_first)
+                update.first = self._slots(self._spec.slots[0], is_first)
         library.load().recurra_update(byref(update))
         # What was made from the weights as they were (packed for generation, say) must know.
         torch.autograd.graph.increment_version(self._parameters)
 
     def _describe_adam(self, update: structures.Description, is_first: bool) -> None:
         (beta1, beta2), epsilon = self._settings["betas"], self._settings["eps"]
-        update.first = self._slots("exp_avg", is_first)
-        update.second = self._slots("exp_avg_sq", is_first)
+        first, second = self._spec.slots
+        update.first = self._slots(first, is_first)
+        update.second = self._slots(second, is_first)
         state = self._optimizer.state
         if is_first:
             for parameter in self._parameters:

@@ -1,28 +1,70 @@
-"""Build torch's optimizers, fused where available."""
+"""Build an optimizer from its row in `config/optimizers.py`, and apply its update on a device."""
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from recurra.config import TrainingConfig
+from recurra.config.optimizers import OPTIMIZERS
 from recurra.errors import ConfigError
 from recurra.model.recurrent_lm import RecurrentLM
 
+Optimizer = torch.optim.Optimizer
 
-def build_optimizer(model: RecurrentLM, config: TrainingConfig) -> torch.optim.Optimizer:
-    """The optimiser of the config; weight decay spares the biases."""
-    weights = [p for p in model.parameters() if p.dim() > 1]
-    biases = [p for p in model.parameters() if p.dim() <= 1]
+
+def build_optimizer(model: RecurrentLM, config: TrainingConfig) -> Optimizer:
+    """Return the optimizer that `config` names. Weight decay applies to matrices, not to biases.
+
+    Raises:
+        ConfigError: there is no such optimizer.
+    """
+    spec = OPTIMIZERS.get(config.optimizer)
+    if spec is None:
+        known = ", ".join(OPTIMIZERS)
+        raise ConfigError(f"unknown optimizer {config.optimizer!r}; choose one of {known}")
     groups = [
-        {"params": weights, "weight_decay": config.weight_decay},
-        {"params": biases, "weight_decay": 0.0},
+        {
+            "params": [p for p in model.parameters() if p.dim() > 1],
+            "weight_decay": config.weight_decay,
+        },
+        {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    fused = model.device.type in ("cpu", "cuda")
-    match config.optimizer:
-        case "sgd":
-            return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused)
-        case "adam":
-            return torch.optim.Adam(groups, lr=config.lr, fused=fused)
-        case "adamw":
-            return torch.optim.AdamW(groups, lr=config.lr, fused=fused)
-    raise ConfigError(f"unknown optimizer {config.optimizer!r}")
+    module, _, name = spec.constructor.partition(":")
+    options: dict[str, Any] = {option: getattr(config, option) for option in spec.options}
+    if spec.is_torch:
+        options["fused"] = model.device.type in ("cpu", "cuda")
+    optimizer: Optimizer = getattr(import_module(module), name)(groups, lr=config.lr, **options)
+    return optimizer
+
+
+def is_capturable(optimizer: Optimizer) -> bool:
+    """Return whether an update reads learning rate and failure from tensors, not from the host.
+
+    torch's fused kernels do; an optimizer of another kind sets the same attribute as they do.
+    """
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+def apply_update(optimizer: Optimizer, lr: Tensor, failed: Tensor) -> None:
+    """Update all parameters, or none of them where `failed` is 1.
+
+    Args:
+        lr: the learning rate, without dimensions.
+        failed: 0 or 1, fp32 without dimensions.
+    """
+    if is_capturable(optimizer):
+        optimizer.found_inf = failed  # type: ignore[attr-defined]
+        _set_lr(optimizer, lr)
+        optimizer.step()
+    elif not bool(failed):
+        _set_lr(optimizer, float(lr))
+        optimizer.step()
+
+
+def _set_lr(optimizer: Optimizer, lr: Tensor | float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr

@@ -1,34 +1,64 @@
-"""Choose between the compiled kernels and autograd, and log the reason.
+"""Choose an engine: the only place where device, backend, precision and model features meet.
 
-Training, the time estimate, the recipe's trials and dynamic evaluation all ask here, so that what
-is timed is what trains.
+The first engine that supports the model, the training and the processes is taken; the reason why
+each one before it was not is logged once. Training, the recipe's trials, the time estimate, dynamic
+evaluation and the benchmark choose here, so that what is timed is what trains.
 """
 
 from __future__ import annotations
 
 import logging
 
-from recurra.engine.autograd import AutogradGradients
-from recurra.engine.compiled import CompiledGradients
+from recurra.config import TrainingConfig
+from recurra.engine.autograd import AutogradEngine, AutogradGradients
+from recurra.engine.compiled import CompiledEngine
+from recurra.engine.compiled_gradients import CompiledGradients
+from recurra.engine.data_parallel import DataParallelEngine
+from recurra.engine.engine import Engine
+from recurra.errors import ConfigError
 from recurra.model.recurrent_lm import RecurrentLM
+from recurra.runtime.distributed import SINGLE_PROCESS, Processes
+
+ENGINES: tuple[type[Engine], ...] = (CompiledEngine, DataParallelEngine, AutogradEngine)
+"""All engines, the preferred ones first."""
 
 Gradients = AutogradGradients | CompiledGradients
 
 _logger = logging.getLogger(__name__)
+_logged: set[str] = set()
 
 
-def select_gradients(model: RecurrentLM, num_processes: int = 1) -> Gradients:
-    """Return the fastest implementation that supports the model.
+def select_engine(
+    model: RecurrentLM, config: TrainingConfig, processes: Processes = SINGLE_PROCESS
+) -> Engine:
+    """Return the preferred engine that supports the training.
 
     Args:
         model: the model, already on its device.
-        num_processes: processes that share each batch. The result computes the part of one
-            process; `AutogradGradients(model, processes)` also averages over all of them.
-
-    The reason for rejecting the compiled kernels is logged at level INFO.
+        config: optimizer, clipping and weight averaging.
+        processes: the processes that share each batch.
     """
-    reason = CompiledGradients.unsupported(model, num_processes)
+    for engine in ENGINES:
+        reason = engine.unsupported(model, config, processes)
+        if reason is None:
+            return engine(model, config, processes)
+        _log_once(f"{engine.__name__} is not used: {reason}")
+    raise ConfigError("no engine supports this training")
+
+
+def select_gradients(model: RecurrentLM, processes: Processes = SINGLE_PROCESS) -> Gradients:
+    """Return what computes loss and gradients where no optimizer is involved.
+
+    It is what `select_engine` uses; with several processes it computes the part of one of them.
+    """
+    reason = CompiledGradients.unsupported(model, processes)
     if reason is None:
         return CompiledGradients(model)
-    _logger.info("gradients by autograd: %s", reason)
+    _log_once(f"gradients are computed by autograd: {reason}")
     return AutogradGradients(model)
+
+
+def _log_once(message: str) -> None:
+    if message not in _logged:
+        _logged.add(message)
+        _logger.info(message)

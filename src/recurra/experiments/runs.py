@@ -34,9 +34,9 @@ from recurra.report.curve import require_matplotlib, write_comparison_svg
 from recurra.report.progress import ConsoleProgress, Moment, Progress, format_count
 from recurra.runs.compatibility import FREE_SETTINGS
 from recurra.runs.directory import RunDirectory
+from recurra.runtime.clock import Clock
 from recurra.runtime.distributed import started_count
 from recurra.training.batch_schedule import tokens_per_step
-from recurra.training.budget import Clock
 from recurra.training.launch import numbered, prepare_run, resume_run, short_name
 
 COMMON = (

@@ -34,12 +34,14 @@ from recurra.config import RunConfig
 from recurra.errors import ConfigError, RunError
 from recurra.io.files import (
     UNFINISHED,
+    append_line,
     flush,
     make_folders,
     read_json,
     read_lines,
     remove_empty,
     remove_unfinished,
+    replace_bytes,
     write_bytes,
     write_json,
 )
@@ -247,6 +249,27 @@ class RunDirectory:
     def histories(self) -> tuple[Path, ...]:
         """The files that grow by a line at a time."""
         return self.metrics, self.samples, self.failures
+
+    def remove_histories(self) -> None:
+        """Remove the lines of an earlier training, so that a new one starts without any."""
+        for file in self.histories():
+            file.unlink(missing_ok=True)
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Append a line to metrics.jsonl."""
+        append_line(self.metrics, record)
+
+    def append_sample(self, record: dict[str, Any]) -> None:
+        """Append a line to samples.jsonl."""
+        append_line(self.samples, record)
+
+    def append_failure(self, record: dict[str, Any]) -> None:
+        """Append a line to failures.jsonl."""
+        append_line(self.failures, record)
+
+    def write_weights(self, data: bytes) -> None:
+        """Replace model.safetensors."""
+        replace_bytes(self.model, data)
 
     def write_config(self, config: RunConfig, sources: list[str]) -> None:
         """Write config.json."""

@@ -15,8 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, distributed, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor, distributed
 
 from recurra.errors import ConfigError, LostProcessError, PeerError, RecurraError
 
@@ -91,11 +90,14 @@ class Processes:
         self._tell(result)
         return result
 
-    def joined(self, module: nn.Module) -> nn.Module:
-        """The module, its gradients averaged over the processes in every backward pass."""
-        if self.count == 1:
-            return module
-        return DistributedDataParallel(module)
+    def sum_in_place(self, tensor: Tensor) -> None:
+        """Sum a tensor over the processes, in place.
+
+        Raises:
+            LostProcessError: another process has ended.
+        """
+        if self.count > 1:
+            self._reduce(tensor)
 
     def _tell(self, text: str | None) -> None:
         data = b"" if text is None else b"\x01" + text.encode("utf-8", "surrogateescape")

@@ -3,27 +3,12 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 
 from recurra.config import TrainingConfig
+from recurra.runtime.clock import Clock
 
 DEFAULT_MINUTES = 2.0
-
-
-class Clock:
-    """Seconds of this training, those before an interruption included."""
-
-    def __init__(self, started: float | None = None) -> None:
-        self._started = time.monotonic() if started is None else started
-
-    def rewind(self, seconds: float) -> None:
-        """Continue as if `seconds` had passed already."""
-        self._started = time.monotonic() - seconds
-
-    def seconds(self) -> float:
-        """Seconds since the start."""
-        return time.monotonic() - self._started
 
 
 @dataclass

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from recurra.report.progress import Progress
+from recurra.runtime.clock import Clock
 from recurra.runtime.distributed import Processes
 from recurra.runtime.signals import StopSignals
-from recurra.training.budget import Clock
 
 
 @dataclass(frozen=True)

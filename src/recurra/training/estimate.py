@@ -9,13 +9,16 @@ from contextlib import contextmanager
 import torch
 
 from recurra.config import ModelConfig, TrainingConfig
+from recurra.config.optimizers import OPTIMIZERS
 from recurra.data.batches import BatchStream
 from recurra.engine.select import select_gradients
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.recurrence.cells import find_cell
 from recurra.report.progress import format_count, format_seconds
+from recurra.runtime.distributed import SINGLE_PROCESS, Processes
 from recurra.training.batch_schedule import stage_at
-from recurra.training.budget import Budget
+from recurra.training.callbacks.evaluation import MAX_VALIDATION_TOKENS
+from recurra.training.session import TrainingSession
 
 LONGEST_TRIAL = 512
 """Steps of a timed batch; full BPTT's, which may take minutes, is judged by a part of it."""
@@ -24,7 +27,9 @@ LONGEST_PASS = 1.0
 """In seconds; what takes longer is not tried again."""
 
 
-def seconds_per_step(model: RecurrentLM, stream: BatchStream, num_processes: int = 1) -> float:
+def seconds_per_step(
+    model: RecurrentLM, stream: BatchStream, processes: Processes = SINGLE_PROCESS
+) -> float:
     """Time a forward and backward pass of this process's rows, as training will compute it.
 
     Weights, gradients and random numbers stay untouched. With several processes the time to average
@@ -33,7 +38,7 @@ def seconds_per_step(model: RecurrentLM, stream: BatchStream, num_processes: int
     batch = stream.typical_batch(LONGEST_TRIAL)
     ids = torch.from_numpy(batch.ids).to(model.device)
     targets = torch.from_numpy(batch.targets).to(model.device)
-    gradients, scale = select_gradients(model, num_processes), stream.recurrent_gradient_scale
+    gradients, scale = select_gradients(model, processes), stream.recurrent_gradient_scale
 
     def pass_once() -> None:
         gradients.compute(ids, targets, recurrent_gradient_scale=scale)
@@ -73,22 +78,28 @@ def memory_bytes(model: ModelConfig, training: TrainingConfig, num_steps: int, w
     Weights, gradients and the optimiser's averages, and for each token of a batch what BPTT keeps:
     the gates, their derivatives and the states of each layer, and the logits twice.
     """
-    averages = {"sgd": 1 if training.momentum else 0, "adam": 2, "adamw": 2}[training.optimizer]
+    slots = len(OPTIMIZERS[training.optimizer].slots_with(training))
     gates = find_cell(model.cell).num_gates
     per_token = model.num_layers * (2 * gates + 4) * model.hidden_size + 2 * model.vocab_size
     tokens = training.batch_size * num_steps
-    return 4 * (weights * (2 + averages) + tokens * per_token)
+    return 4 * (weights * (2 + slots) + tokens * per_token)
 
 
-def describe_plan(
-    model: RecurrentLM,
-    stream: BatchStream,
-    budget: Budget,
-    step_seconds: float,
-    num_val_tokens: int,
-    num_processes: int = 1,
-) -> list[str]:
-    """Three lines: the model, the text, the cost."""
+def announce_plan(session: TrainingSession) -> None:
+    """Measure a step, show what the training will cost, and reserve time for its last report."""
+    processes, budget = session.context.processes, session.budget
+    seconds = seconds_per_step(session.model, session.stream, processes)
+    # Until the first report is measured: a forward pass takes a third of a training step.
+    num_val = len(session.dataset.val)
+    share = num_val / (session.config.batch_size * session.stream.num_steps)
+    budget.reserve = seconds * min(share, MAX_VALIDATION_TOKENS) / 3 + 0.5
+    session.context.progress.plan(describe_plan(session, seconds))
+
+
+def describe_plan(session: TrainingSession, step_seconds: float) -> list[str]:
+    """Return three lines: the model, the text and the cost."""
+    model, stream, budget = session.model, session.stream, session.budget
+    num_val_tokens, num_processes = len(session.dataset.val), session.context.processes.count
     config, training = model.config, stream.config
     width = f"embedding {config.embedding_size}" if config.embedding_size else "one-hot input"
     layers = f"{config.num_layers} layer" + ("s" if config.num_layers > 1 else "")
@@ -96,14 +107,13 @@ def describe_plan(
     memory = memory_bytes(config, training, stream.num_steps, model.num_parameters)
     per_step = training.batch_size * stream.num_steps
     rate = per_step / step_seconds
-    backend = model.backend_for(stream.recurrent_gradient_scale)
     at_first = " at first" if stage_at(budget.config, 1.0) > 0 else ""
     shared = f" by {num_processes} processes" if num_processes > 1 else ""
     duration = budget.total_seconds(step_seconds)
     return [
         f"model     {config.cell}, {layers} of {config.hidden_size} units, {width},"
         f" vocabulary {config.vocab_size:,}: {model.num_parameters:,} parameters"
-        f" ({backend} on {model.device}, {config.precision})",
+        f" ({session.backend} on {model.device}, {config.precision})",
         f"text      {len(stream.ids):,} tokens to learn from, {num_val_tokens:,} to validate on",
         f"training  about {steps:,} updates of {training.batch_size} x {stream.num_steps} tokens"
         f"{at_first}{shared}, {format_count(rate)} tokens/s, {format_seconds(duration)} in all,"

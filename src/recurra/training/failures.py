@@ -4,43 +4,36 @@ from __future__ import annotations
 
 from typing import Any
 
-from recurra.data.batches import Batch, Ids
-from recurra.errors import NonFiniteError
-from recurra.runs.train_state import Memory
-from recurra.text.vocabulary import Vocabulary
+from recurra.training.session import StepFailedError, TrainingSession
 
 SHOWN_ROWS, SHOWN_TOKENS = 64, 80
-"""How much of the batch is written out; where each row begins is written of all."""
+"""Rows and tokens of the batch that are written as text; the start of every row is written."""
 
 
 def describe_failure(
-    error: NonFiniteError,
-    batch: Batch | None,
-    memory: Memory,
-    lr: float,
-    ids: Ids,
-    vocabulary: Vocabulary,
+    failure: StepFailedError, session: TrainingSession, rollbacks: int
 ) -> dict[str, Any]:
-    """A line of failures.jsonl.
+    """Return a line of failures.jsonl.
 
     Args:
-        batch: None when it was the validation that failed.
-        memory: before the update that was not made.
-        lr: the learning rate it would have been made with.
-        ids: the training part, in which the rows of the batch lie.
+        failure: the step, with where training stood before it.
+        session: the training, with the text in which the rows of the batch are.
+        rollbacks: earlier returns to a checkpoint.
     """
+    pending = failure.pending
     record: dict[str, Any] = {
-        "step": memory.step,
-        "epoch": memory.epoch,
-        "batch": memory.position,
-        "reason": str(error),
-        "lr": lr,
-        "rollbacks": memory.rollbacks,
+        "step": pending.step,
+        "epoch": pending.epoch,
+        "batch": pending.position,
+        "reason": str(failure),
+        "lr": pending.lr,
+        "rollbacks": rollbacks,
     }
-    if batch is not None:
-        shown = batch.starts[:SHOWN_ROWS].tolist()
+    if (batch := pending.batch) is not None:
         record["num_steps"] = batch.ids.shape[1]
         record["starts"] = batch.starts.tolist()
         length = min(batch.ids.shape[1], SHOWN_TOKENS)
+        ids, vocabulary = session.dataset.train, session.dataset.vocabulary
+        shown = batch.starts[:SHOWN_ROWS].tolist()
         record["text"] = [vocabulary.decode(ids[start : start + length]) for start in shown]
     return record

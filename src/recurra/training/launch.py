@@ -14,6 +14,7 @@ import torch
 
 from recurra.config import RunConfig, TrainingConfig
 from recurra.data.batches import BatchStream
+from recurra.data.dataset import TokenDataset
 from recurra.data.token_file import (
     TokenFile,
     build_token_file,
@@ -36,6 +37,7 @@ from recurra.report.progress import Progress
 from recurra.runs.checkpoint_store import CheckpointStore
 from recurra.runs.compatibility import FREE_SETTINGS, differences, identity
 from recurra.runs.directory import RunDirectory
+from recurra.runtime.clock import Clock
 from recurra.runtime.devices import choose_device
 from recurra.runtime.distributed import (
     Processes,
@@ -49,7 +51,7 @@ from recurra.runtime.signals import stop_signals
 from recurra.text.catalogue import DEFAULT_CORPUS
 from recurra.text.corpus import prepare_text
 from recurra.text.vocabulary import Vocabulary
-from recurra.training.budget import Budget, Clock
+from recurra.training.budget import Budget
 from recurra.training.context import RunContext
 from recurra.training.loop import TrainingLoop
 from recurra.training.recipe import complete
@@ -258,15 +260,14 @@ def _run(
             around.processes.run_on_first(lambda: _check_text(tokens, vocabulary, config))
         trainer = TrainingLoop(
             _first_model(config, around.processes.device),
-            tokens.train,
-            tokens.val,
-            predicted_sizes(tokens, vocabulary),
-            _prompts(config),
-            vocabulary,
+            TokenDataset(
+                tokens.train, tokens.val, *predicted_sizes(tokens, vocabulary), vocabulary
+            ),
             config.training,
             identity(config, tokens),
             folder,
             around,
+            _prompts(config),
         )
         try:
             if CheckpointStore(folder.checkpoints).names():
@@ -277,14 +278,12 @@ def _run(
                 raise
             how = f"go on with recurra train --resume {folder.path}"
             raise TrainingInterrupted(stop.signum, how) from None
-        finally:
-            trainer.updater.close()
         if training.plot and around.processes.is_first:
             write_svg(records, folder.curve, title=folder.path.name)
         if (number := around.signals.received) is not None:
             # Too late to stop this run, but who asked may have more of them in mind.
             raise TrainingInterrupted(number, f"it had just finished; all is in {folder.path}")
-    return LanguageModel(trainer.model, vocabulary, config, folder.path)
+    return LanguageModel(trainer.session.model, vocabulary, config, folder.path)
 
 
 @contextmanager

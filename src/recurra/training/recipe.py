@@ -17,6 +17,7 @@ import torch
 
 from recurra.config import ModelConfig, RunConfig, TrainingConfig
 from recurra.config.model import CELLS_WITH_FORGET_GATE, CELLS_WITHOUT_MIXING
+from recurra.config.optimizers import OPTIMIZERS
 from recurra.data.batches import BatchStream, Ids
 from recurra.kernels import library
 from recurra.model.recurrent_lm import RecurrentLM, parameter_shapes
@@ -50,8 +51,6 @@ LR_OF_LINEAR = 1 / 4
 WARMUP, CLIP_NORM = 0.1, 0.25
 """Warm-up is long and the clipping threshold low because the learning rates are high: training
 does not recover from early divergence."""
-SGD_LR, SGD_CLIP_NORM = 1.0, 1.0
-"""The values of d2l, used with `optimizer="sgd"`."""
 _TRIED_SIZE = 256
 
 
@@ -120,7 +119,7 @@ def _with_basics(
         schedule="linear",
         warmup=WARMUP,
         final_lr=0.0,
-        clip_norm=SGD_CLIP_NORM if training.optimizer == "sgd" else CLIP_NORM,
+        clip_norm=OPTIMIZERS[training.optimizer].default_clip_norm or CLIP_NORM,
         # An epoch of full BPTT is one update.
         max_epochs=None if training.bptt == "full" else MOST_TIMES_READ,
     )
@@ -161,7 +160,7 @@ def _with_rates(config: RunConfig, given: Set[str], times_read: float) -> RunCon
     return _replace(
         config,
         given,
-        lr=SGD_LR if config.training.optimizer == "sgd" else _learning_rate(model),
+        lr=OPTIMIZERS[config.training.optimizer].default_lr or _learning_rate(model),
         output_dropout=outputs,
         weight_dropout=0.0 if model.cell in CELLS_WITHOUT_MIXING else weights,
         dropout=outputs if model.num_layers > 1 or model.residual else 0.0,
@@ -177,8 +176,8 @@ def _learning_rate(model: ModelConfig) -> float:
 
 def _weight_decay(config: RunConfig, num_ids: int) -> float:
     """Against symbols so rare that what the model makes of them is chance."""
-    if config.training.optimizer != "adamw":
-        return 0.0  # it would go through the gradient, another thing altogether
+    if not OPTIMIZERS[config.training.optimizer].decouples_weight_decay:
+        return 0.0  # Through the gradient it would act differently.
     decay = min(HIGHEST_DECAY, DECAY_TIMES_SEEN * config.model.vocab_size / num_ids)
     return float(f"{decay:.1g}")
 
@@ -192,7 +191,7 @@ def _measure_speed(config: RunConfig, ids: Ids, processes: Processes) -> float:
         model = RecurrentLM(config.model).to(processes.device)
     stream = BatchStream(ids, config.training, processes)
     per_step = config.training.batch_size * stream.num_steps * _flops_per_token(config.model)
-    return per_step / seconds_per_step(model, stream, processes.count)
+    return per_step / seconds_per_step(model, stream, processes)
 
 
 def _choose_size(config: RunConfig, given: Set[str], num_ids: int, operations: float) -> int:

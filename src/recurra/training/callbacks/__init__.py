@@ -1,0 +1,1 @@
+"""What happens between two training steps: evaluation, checkpoints, signals, larger batches."""

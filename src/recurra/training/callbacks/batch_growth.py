@@ -1,0 +1,15 @@
+"""Enter the next stage of the batch schedule when the budget has reached it."""
+
+from __future__ import annotations
+
+from recurra.training.callbacks.callback import Callback
+from recurra.training.session import TrainingSession
+
+
+class BatchGrowth(Callback):
+    """Read larger batches from here on when a new stage begins; see `batch_schedule`."""
+
+    def before_step(self, session: TrainingSession) -> None:
+        """Enter the stage of the progress through the budget."""
+        if session.data.grow(session.memory, session.fraction):
+            session.restart_batches()

@@ -1,0 +1,214 @@
+"""Periodic evaluation: validation loss, best weights and generated samples.
+
+A report is first computed, which changes nothing and may be interrupted, and then published.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from recurra.engine.sampling import GenerationConfig
+from recurra.errors import DivergenceError
+from recurra.inference.evaluate import Evaluation as EvaluationResult
+from recurra.inference.evaluate import evaluate
+from recurra.inference.generate import generate
+from recurra.report.progress import perplexity
+from recurra.runs.train_state import Tally
+from recurra.runs.weights import weights_to_bytes
+from recurra.training.callbacks.callback import Callback
+from recurra.training.callbacks.checkpointing import Checkpointing
+from recurra.training.context import RunContext
+from recurra.training.session import TrainingSession
+
+REPORTS_PER_RUN = 20
+LEARNING_PER_REPORT = 20.0
+"""With a budget in minutes, learning takes this many times as long as reports."""
+MAX_VALIDATION_TOKENS = 2**18
+"""Reports validate on this many tokens at most; `recurra eval` evaluates the whole part."""
+HOPELESS = 10.0
+"""Training counts as diverged when the loss exceeds this multiple of log(vocab_size)."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """A line of metrics.jsonl, and those of samples.jsonl that go with it."""
+
+    record: dict[str, Any]
+    samples: list[dict[str, Any]]
+
+    @property
+    def nats(self) -> float:
+        """What the weights are chosen by: the validation loss, or the training loss without one."""
+        validated = self.record["val_nats"]
+        return float(self.record["train_nats"] if validated is None else validated)
+
+
+class Evaluation(Callback):
+    """Compute and publish the reports of one run.
+
+    Args:
+        prompts: prompts of the samples, prepared as the text was; () samples from nothing.
+        checkpointing: saves after a report, whose cost includes it.
+    """
+
+    def __init__(self, prompts: tuple[str, ...], checkpointing: Checkpointing) -> None:
+        self._prompts = prompts or ("",)
+        self._checkpointing = checkpointing
+
+    def before_step(self, session: TrainingSession) -> None:
+        """Report if a report is due.
+
+        Raises:
+            DivergenceError: the training loss is far above that of a uniform guess.
+            NonFiniteError: the model's predictions are not finite.
+        """
+        if self._is_due(session):
+            since = session.memory.step - session.memory.last_sample
+            self.report(session, with_samples=since >= (session.config.sample_every or 1))
+
+    def finish(self, session: TrainingSession) -> None:
+        """Report on the last steps; raises as `before_step`."""
+        if session.has_unreported_steps:
+            self.report(session, with_samples=True)
+
+    def report(self, session: TrainingSession, *, with_samples: bool) -> None:
+        """Validate, keep the best weights, and write a line of metrics; raises as `before_step`."""
+        memory, timing, clock = session.memory, session.timing, session.budget.clock
+        started = clock.seconds()
+        timing.seconds = started
+        session.collect()
+        with session.engine.averaged_weights():
+            with _interruptible(session.context):
+                report = self._compute(session, with_samples=with_samples)
+            if with_samples:
+                memory.last_sample = memory.step
+            self._publish(report, session)
+        session.agree()
+        memory.reports = int(session.fraction * REPORTS_PER_RUN)
+        timing.updates = 0.0
+        self._checkpointing.before_step(session)
+        # Time must be left for one more report when the budget ends.
+        cost = clock.seconds() - started
+        session.budget.reserve = timing.reserve = 1.2 * cost + 0.2
+        timing.next_report = clock.seconds() + LEARNING_PER_REPORT * cost
+        session.agree()
+
+    def _is_due(self, session: TrainingSession) -> bool:
+        memory = session.memory
+        if not session.has_unreported_steps:
+            return False
+        if session.config.report_every is not None:
+            return memory.step % session.config.report_every == 0
+        due = int(session.fraction * REPORTS_PER_RUN) > memory.reports
+        if session.budget.minutes is None or not due:
+            return due
+        # Limit the share of a time budget that is spent on evaluation.
+        waiting = session.budget.clock.seconds() < session.timing.next_report
+        processes = session.context.processes
+        return not processes.sum([float(waiting and processes.is_first)])[0]
+
+    def _compute(self, session: TrainingSession, *, with_samples: bool) -> Report:
+        """Validate and generate samples; changes nothing and may be interrupted."""
+        _check_loss(session)
+        evaluation = _validate(session)
+        record = _record(session, evaluation)
+        # Only the first process writes them.
+        wanted = with_samples and session.context.processes.is_first
+        return Report(record, self._samples(session) if wanted else [])
+
+    def _publish(self, report: Report, session: TrainingSession) -> None:
+        """Keep the weights if they are the best, write the lines, and count the report."""
+        self._keep_if_best(report, session)
+        if session.context.processes.is_first:
+            session.directory.append_metrics(report.record)
+            for sample in report.samples:
+                session.directory.append_sample(sample)
+        session.context.progress.report(report.record)
+        for sample in report.samples:
+            session.context.progress.sample(sample["prompt"], sample["text"])
+        session.memory.since_report = Tally()
+        session.memory.last_report = session.memory.step
+
+    def _keep_if_best(self, report: Report, session: TrainingSession) -> None:
+        # Without a validation part there is nothing to choose by, and the latest is the best.
+        memory = session.memory
+        unvalidated = report.record["val_nats"] is None
+        if not unvalidated and memory.best_loss is not None and report.nats >= memory.best_loss:
+            memory.reports_since_best += 1
+            return
+        memory.best_loss, memory.best_step = report.nats, memory.step
+        memory.reports_since_best = 0
+        if session.context.processes.is_first:
+            # No times in the file: equal runs write equal bytes.
+            record = {"step": memory.step, "nats": report.nats}
+            best = weights_to_bytes(session.model, record)
+            self._checkpointing.best_weights.data = best
+            session.directory.write_weights(best)
+
+    def _samples(self, session: TrainingSession) -> list[dict[str, Any]]:
+        samples, config, step = [], session.config, session.memory.step
+        for number, prompt in enumerate(self._prompts):
+            settings = GenerationConfig(
+                max_new_tokens=config.sample_length,
+                temperature=config.sample_temperature,
+                seed=(config.seed + step + 1_000_003 * number) % 2**63,
+            )
+            (text,) = generate(session.model, session.dataset.vocabulary, prompt, settings)
+            samples.append({"step": step, "prompt": prompt, "text": text})
+        return samples
+
+
+def _interruptible(context: RunContext) -> AbstractContextManager[None]:
+    # A process that left alone would leave the others waiting for it.
+    alone = context.processes.count == 1
+    return context.signals.obeyed_at_once() if alone else context.signals.protected()
+
+
+def _check_loss(session: TrainingSession) -> None:
+    uniform = math.log(len(session.dataset.vocabulary))
+    nats = session.memory.since_report.mean_nats
+    if nats > HOPELESS * max(uniform, 1.0):
+        raise DivergenceError(
+            f"training diverged by update {session.memory.step}: {nats:.1f} nats per token, where"
+            f" a uniform guess has {uniform:.1f}; try a smaller --lr (it is {session.config.lr:g})"
+        )
+
+
+def _validate(session: TrainingSession) -> EvaluationResult | None:
+    dataset = session.dataset
+    if len(dataset.val) < 2:
+        return None
+    return evaluate(
+        session.model,
+        dataset.val,
+        num_chars=dataset.num_val_chars,
+        num_bytes=dataset.num_val_bytes,
+        unknown_id=dataset.vocabulary.unknown_id,
+        num_streams=session.config.batch_size,
+        max_tokens=MAX_VALIDATION_TOKENS,
+        processes=session.context.processes,
+    )
+
+
+def _record(session: TrainingSession, evaluation: EvaluationResult | None) -> dict[str, Any]:
+    memory, timing = session.memory, session.timing
+    tally = memory.since_report
+    nats = evaluation.nats_per_token if evaluation else tally.mean_nats
+    known = perplexity(nats)
+    return {
+        "step": memory.step,
+        "epoch": round(memory.epochs(session.stream.epoch_length()), 4),
+        "tokens": memory.tokens,
+        "seconds": round(timing.seconds, 3),
+        "train_nats": tally.mean_nats,
+        "val_nats": evaluation.nats_per_token if evaluation else None,
+        # Not known where no character is completed.
+        "bits_per_char": evaluation.to_dict()["bits_per_char"] if evaluation else None,
+        "perplexity": known if math.isfinite(known) else None,
+        "lr": tally.lr,
+        "grad_norm": tally.grad_norm,
+        "tokens_per_second": round(tally.tokens / max(timing.updates, 1e-9), 1),
+    }
