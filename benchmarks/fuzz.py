@@ -40,12 +40,13 @@ with atheris.instrument_imports(include=["recurra"]) if atheris else nullcontext
     import recurra.api
     from recurra.config import TrainingConfig
     from recurra.data.token_file import load_token_file, load_vocabulary
-    from recurra.engine.optimizers import build_optimizer
-    from recurra.errors import RecurraError
+    from recurra.engine.autograd import AutogradEngine
+    from recurra.engine.generators import OPTIONAL
+    from recurra.errors import ConfigError, RecurraError, RunError
     from recurra.io.tensors import read_tensor_file
     from recurra.model.recurrent_lm import RecurrentLM, parameter_specs
     from recurra.report.progress import Progress
-    from recurra.runs.checkpoint import SESSION, STATE, TRAINING, Moment, read_state
+    from recurra.runs.checkpoint import SESSION, STATE, TRAINING, Moment
     from recurra.runs.directory import RunDirectory
     from recurra.text.bpe import BpeVocabulary
     from recurra.text.vocabulary import WordVocabulary
@@ -112,8 +113,12 @@ def use_model(run: Path) -> None:
 
 
 def use_state(model: RecurrentLM, file: Path) -> None:
-    optimizer = build_optimizer(model, TrainingConfig())
-    read_state(file, model, optimizer, {}, 2, begun=True)
+    engine = AutogradEngine(model, TrainingConfig())
+    tensors, _ = read_tensor_file(file, engine.state_specs(2), optional=OPTIONAL)
+    try:
+        engine.load_state_dict(tensors, 1)
+    except ConfigError as error:
+        raise RunError(f"{file} is damaged: {error}") from error
 
 
 def use_text(run: Path) -> None:

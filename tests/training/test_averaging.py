@@ -9,10 +9,9 @@ from recurra.config import RunConfig
 from recurra.data.batches import BatchStream
 from recurra.data.token_file import load_token_file
 from recurra.engine.averaging import WeightAverage
-from recurra.engine.updater import Updater
+from recurra.engine.select import select_engine
 from recurra.errors import TrainingInterrupted
 from recurra.model import RecurrentLM
-from recurra.runtime.distributed import SINGLE_PROCESS
 from recurra.training.schedules import learning_rate
 
 
@@ -49,10 +48,10 @@ def test_what_is_saved_is_the_average_and_what_learns_is_not(run, tmp_path):
     torch.manual_seed(config.training.seed)
     model = RecurrentLM(config.model)
     stream = BatchStream(load_token_file(tmp_path / "plain").train, config.training)
-    updater = Updater(model, config.training, stream, SINGLE_PROCESS)
+    engine = select_engine(model, config.training)
     average = WeightAverage(model, 0.7)
     for number, batch in zip(range(1, 10), stream.epoch(0), strict=False):
-        updater.update(batch, learning_rate(config.training, (number - 1) / 9), number)
+        engine.step(batch, learning_rate(config.training, (number - 1) / 9))
         average.add(number)
     for name, parameter in plain.model.named_parameters():
         torch.testing.assert_close(parameter, model.get_parameter(name))

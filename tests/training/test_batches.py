@@ -28,7 +28,9 @@ def test_random_windows_use_each_window_once():
     assert len(batches) == 3
     assert set(starts) <= {0, 5, 10, 15, 20, 25, 30}
     assert len(set(starts)) == 6
-    assert all(batch.reset_state and np.array_equal(batch.targets, batch.ids + 1) for batch in batches)
+    assert all(
+        batch.reset_state and np.array_equal(batch.targets, batch.ids + 1) for batch in batches
+    )
 
 
 @pytest.mark.parametrize("sampling", ["sequential", "random"])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from recurra.config import ModelConfig, TrainingConfig
+from recurra.config.optimizers import OPTIMIZERS
 from recurra.engine.compiled_optimizer import CompiledUpdate
 from recurra.engine.optimizers import build_optimizer
 from recurra.kernels import library
@@ -39,7 +40,7 @@ def test_it_is_torchs(options, threads):
     config = TrainingConfig(steps=1, **options)
     ours, theirs = make(), make()
     own, other = build_optimizer(ours, config), build_optimizer(theirs, config)
-    update = CompiledUpdate(own)
+    update = CompiledUpdate(own, OPTIMIZERS[config.optimizer])
     for step in range(1, 6):
         for model in (ours, theirs):
             set_gradients(model, step)
@@ -67,5 +68,6 @@ def test_the_norm_shows_what_is_not_finite(bad):
     model = make()
     set_gradients(model, 0)
     model.head_weight.grad[-1, -1] = bad
-    update = CompiledUpdate(build_optimizer(model, TrainingConfig(steps=1)))
+    optimizer = build_optimizer(model, TrainingConfig(steps=1))
+    update = CompiledUpdate(optimizer, OPTIMIZERS["adamw"])
     assert not math.isfinite(update.gradient_norm())

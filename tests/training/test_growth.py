@@ -3,7 +3,8 @@
 import pytest
 
 from recurra.config import TrainingConfig
-from recurra.engine.updater import Updater
+from recurra.engine.autograd import AutogradEngine
+from recurra.engine.compiled import CompiledEngine
 from recurra.errors import ConfigError
 from recurra.training.batch_schedule import at_stage, stage_at
 
@@ -29,13 +30,15 @@ def test_without_growth_there_is_one_stage():
 
 
 def test_every_update_has_the_size_of_its_stage(run, tmp_path, monkeypatch):
-    seen, update = [], Updater.update
+    seen = []
 
-    def watched(self, batch, lr, number):
-        seen.append(batch.ids.shape)
-        return update(self, batch, lr, number)
+    for engine in (CompiledEngine, AutogradEngine):
 
-    monkeypatch.setattr(Updater, "update", watched)
+        def watched(self, batch, lr, original=engine.step):
+            seen.append(batch.ids.shape)
+            original(self, batch, lr)
+
+        monkeypatch.setattr(engine, "step", watched)
     run(tmp_path / "run", steps=9, batch_growth=4, window_growth=2)
     assert seen == [(1, 8)] * 3 + [(2, 16)] * 3 + [(4, 16)] * 3
 

@@ -17,9 +17,9 @@ from recurra.data.batches import BatchStream
 from recurra.errors import ConfigError, RunError
 from recurra.model import RecurrentLM
 from recurra.recurrence.layer import Rows
+from recurra.runtime.clock import Clock
 from recurra.runtime.distributed import Processes
 from recurra.training import launch
-from recurra.runtime.clock import Clock
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_gloo_available(), reason="this torch has no gloo"

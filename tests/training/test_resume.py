@@ -19,8 +19,8 @@ from recurra.report.progress import Progress
 from recurra.runs import compatibility
 from recurra.runs.checkpoint_store import CheckpointStore
 from recurra.runs.directory import RunDirectory
-from recurra.training import launch
 from recurra.runtime.clock import Clock
+from recurra.training import launch
 
 OPTIONS = {
     "steps": 30, "num_layers": 2, "dropout": 0.3, "report_every": 6, "checkpoint_every": 4,
@@ -194,14 +194,18 @@ def test_every_byte_of_a_checkpoint_flipped_or_cut_off_is_noticed(run, tmp_path,
 def _taken(folder, progress):
     """The checkpoint that a resumed run would take up."""
     from recurra.data.token_file import load_token_file
+    from recurra.runtime.clock import Clock
     from recurra.runtime.distributed import SINGLE_PROCESS
-    from recurra.training.saver import CheckpointManager
+    from recurra.runtime.signals import StopSignals
+    from recurra.training.callbacks.checkpointing import Checkpointing
+    from recurra.training.context import RunContext
 
     run_folder = RunDirectory(folder)
     config = run_folder.read_config()
     belongs = compatibility.identity(config, load_token_file(folder))
-    saver = CheckpointManager(run_folder, config.training, belongs, progress, SINGLE_PROCESS)
-    return saver._newest_whole(saver.checkpoints.names())
+    context = RunContext(progress, Clock(), SINGLE_PROCESS, StopSignals())
+    checkpointing = Checkpointing(run_folder, config.training, belongs, context)
+    return checkpointing._newest_intact(checkpointing.checkpoints.names())
 
 
 def test_when_all_are_damaged_it_is_one_error(run, tmp_path, listener):
@@ -321,7 +325,7 @@ def test_whatever_call_fails_the_last_checkpoint_stays_and_the_run_goes_on(
         with monkeypatch.context() as patch:
             fault = fail_at(patch, names, k, code)
             patch.setattr(
-                "recurra.training.saver.CheckpointManager.save",
+                "recurra.training.callbacks.checkpointing.Checkpointing.save",
                 _remembering(kept, folder / "checkpoints"),
             )
             failed = None
@@ -346,10 +350,10 @@ def test_whatever_call_fails_the_last_checkpoint_stays_and_the_run_goes_on(
 
 
 def _remembering(kept, folder):
-    """`CheckpointManager.save` that first remembers the newest checkpoint on disk."""
-    from recurra.training.saver import CheckpointManager
+    """`Checkpointing.save` that first remembers the newest checkpoint on disk."""
+    from recurra.training.callbacks.checkpointing import Checkpointing
 
-    original = CheckpointManager.save
+    original = Checkpointing.save
 
     def save(self, *args):
         newest = CheckpointStore(folder).names()[-1:]

@@ -5,8 +5,8 @@ import pytest
 from recurra import api
 from recurra.errors import TrainingInterrupted
 from recurra.report.progress import Progress
-from recurra.training import launch
 from recurra.runtime.clock import Clock
+from recurra.training import launch
 
 OPTIONS = {
     "steps": 30, "num_layers": 2, "dropout": 0.3, "report_every": 6, "checkpoint_every": 4,

@@ -9,13 +9,15 @@ import torch
 
 from recurra.data.batches import BatchStream
 from recurra.data.token_file import load_token_file
-from recurra.engine.updater import Updater
+from recurra.engine.autograd import AutogradEngine
+from recurra.engine.compiled import CompiledEngine
 from recurra.errors import NonFiniteError, TrainingInterrupted
 from recurra.report.progress import Progress
 from recurra.runs.checkpoint_store import CheckpointStore
 from recurra.runs.directory import RunDirectory
-from recurra.training import launch
 from recurra.runtime.clock import Clock
+from recurra.training import launch
+from recurra.training.session import PendingStep, StepFailedError, TrainingSession
 
 OPTIONS = {"steps": 24, "report_every": 6, "num_layers": 2, "dropout": 0.2, "schedule": "constant"}
 
@@ -25,17 +27,21 @@ def poisoned(monkeypatch):
     """Makes a weight's gradient infinite in some updates, by their number in the whole run."""
 
     def poison(*numbers, times=1):
-        original, seen = Updater.gradients, {}
+        seen = {}
 
-        def gradients(self, ids, targets, batch):
-            result = original(self, ids, targets, batch)
-            number = int(self.optimizer.state_dict()["state"].get(0, {"step": 0})["step"]) + 1
+        def poisons(engine):
+            number = engine.num_updates + 1
             seen[number] = seen.get(number, 0) + 1
             if number in numbers and seen[number] <= times:
-                self.model.head_weight.grad.add_(math.inf)
+                engine.model.head_weight.grad.add_(math.inf)
+
+        def compiled(self, batch, state, original=CompiledEngine.gradients):
+            result = original(self, batch, state)
+            poisons(self)
             return result
 
-        monkeypatch.setattr(Updater, "gradients", gradients)
+        monkeypatch.setattr(CompiledEngine, "gradients", compiled)
+        monkeypatch.setattr(AutogradEngine, "_combine_gradients", poisons)
 
     return poison
 
@@ -111,14 +117,15 @@ def test_a_rollback_does_not_depend_on_when_checkpoints_were_made(run, tmp_path,
 def test_a_run_stopped_around_a_rollback_ends_the_same(
     run, tmp_path, listener, monkeypatch, crash, stop
 ):
-    def diverge_at_full_rate(self, batch, lr, number):
+    def diverge_at_full_rate(self):
         # What makes it fail is in the checkpoint: step and learning rate.
-        if number == 15 and lr == 1e-2:
-            raise NonFiniteError("the loss is nan")
-        return original(self, batch, lr, number)
+        lr = self.learning_rate()
+        if self.memory.step == 14 and lr == 1e-2:
+            raise StepFailedError("the loss is nan", PendingStep(None, 14, 0, 14, lr))
+        original(self)
 
-    original = Updater.update
-    monkeypatch.setattr(Updater, "update", diverge_at_full_rate)
+    original = TrainingSession.step
+    monkeypatch.setattr(TrainingSession, "step", diverge_at_full_rate)
     options = OPTIONS | {"on_nan": "rollback", "checkpoint_every": 1}
     run(tmp_path / "whole", **options)
     with pytest.raises(TrainingInterrupted):

@@ -16,13 +16,14 @@ from recurra import api
 from recurra.config import ModelConfig, RunConfig
 from recurra.data.batches import BatchStream
 from recurra.data.token_file import load_token_file
-from recurra.engine.updater import Updater
+from recurra.engine.autograd import AutogradEngine
+from recurra.engine.compiled import CompiledEngine
 from recurra.errors import DivergenceError, NonFiniteError, RunError
 from recurra.model import RecurrentLM
 from recurra.report.progress import Progress
 from recurra.runs.directory import RunDirectory
-from recurra.training import launch
 from recurra.runtime.clock import Clock
+from recurra.training import launch
 
 TEXT = "the cat sat on the mat and the dog sat on the log. " * 40
 SMALL = {"hidden_size": 24, "batch_size": 4, "num_steps": 16, "lr": 1e-2, "sample_length": 20}
@@ -251,15 +252,15 @@ def test_randomised_truncation_is_unbiased():
 @pytest.mark.parametrize("backend", ["auto", "bptt"])
 def test_the_carried_state_is_detached_and_passed_on(source, tmp_path, monkeypatch, backend):
     seen = []
-    original = Updater.gradients
 
-    def spy(self, ids, targets, batch):
-        before = self.state
-        nats, after = original(self, ids, targets, batch)
-        seen.append((before, after))
-        return nats, after
+    for engine in (CompiledEngine, AutogradEngine):
 
-    monkeypatch.setattr(Updater, "gradients", spy)
+        def spy(self, batch, lr, original=engine.step):
+            before = self.state and [part.clone() for part in self.state]
+            original(self, batch, lr)
+            seen.append((before, [part.clone() for part in self.state]))
+
+        monkeypatch.setattr(engine, "step", spy)
     run(source, tmp_path / "run", steps=4, report_every=100, cell="lstm", backend=backend)
     assert seen[0][0] is None
     for (_, after), (before, _) in itertools.pairwise(seen):

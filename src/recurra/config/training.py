@@ -154,9 +154,13 @@ class TrainingConfig:
             self,
             sampling=Sampling,
             bptt=Literal["truncated", "full", "randomized"],
-            optimizer=OptimizerName,
             schedule=Schedule,
             on_nan=Literal["stop", "rollback"],
+        )
+        known = ", ".join(OPTIMIZERS)
+        require(
+            self.optimizer in OPTIMIZERS,
+            f"optimizer is {self.optimizer!r}; it must be one of {known}",
         )
         self._check_sizes()
         self._check_growth()

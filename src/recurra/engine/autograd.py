@@ -248,7 +248,7 @@ class AutogradEngine(Engine):
         )
         apply_update(self.optimizer, buffers.lr, buffers.failed)
         if self.average is not None:
-            self.average.add_share(buffers.new_share * (1.0 - buffers.failed))
+            self.average.add_unless(~is_finite, buffers.new_share)
 
     def _read(self, buffers: StepBuffers, batch: Batch) -> StepResult:
         nats, failure = float(buffers.nats), None

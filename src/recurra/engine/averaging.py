@@ -41,10 +41,15 @@ class WeightAverage:
         torch._foreach_lerp_(self._averages(), self._parameters, self.new_share(num_updates))
 
     @torch.no_grad()
-    def add_share(self, share: Tensor) -> None:
-        """Include the weights with a share that is a tensor without dimensions on their device."""
+    def add_unless(self, failed: Tensor, share: Tensor) -> None:
+        """Include the weights, unless `failed` is true; nothing is read by the host.
+
+        Args:
+            failed: bool without dimensions, on the device of the weights.
+            share: the share of the weights, without dimensions, on the same device.
+        """
         for average, parameter in zip(self._averages(), self._parameters, strict=True):
-            average.lerp_(parameter, share)
+            average.copy_(torch.where(failed, average, torch.lerp(average, parameter, share)))
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

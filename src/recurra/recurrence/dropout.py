@@ -9,7 +9,8 @@ Socher 2018). Zoneout keeps units of the state as they were instead of dropping 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -67,15 +68,35 @@ class Zoneout(NamedTuple):
         return torch.where(changes if self.rows is None else changes[self.rows.own], after, before)
 
 
+_seed_source: Callable[[], Tensor] | None = None
+
+
+@contextmanager
+def seeds_from(source: Callable[[], Tensor]) -> Iterator[None]:
+    """Take the seeds of masks from `source` until the context ends.
+
+    An engine that records the operations of a step gives every mask a tensor that it can write a
+    new seed to before each repetition: int64 without dimensions, as `torch.randint(2**63 - 1, ())`
+    draws it.
+    """
+    global _seed_source
+    before, _seed_source = _seed_source, source
+    try:
+        yield
+    finally:
+        _seed_source = before
+
+
 def fill_mask(mask: Tensor, probability: float) -> Tensor:
-    """Draw it, in place; one number of torch's global generator decides all of it.
+    """Draw a mask in place; one number of torch's global generator decides all of it.
 
     torch's own `bernoulli_` takes a draw of a slow generator for each number: for the recurrent
     weights of a large layer that is half as long as the rest of the training step.
     """
-    seed = int(torch.randint(2**63 - 1, ()))
+    seed = int(torch.randint(2**63 - 1, ())) if _seed_source is None else _seed_source()
     threshold, kept = round(probability * 2**16), 1.0 / (1.0 - probability)
-    if mask.device.type == "cpu" and mask.dtype == torch.float32 and library.is_available():
+    on_cpu = mask.device.type == "cpu" and mask.dtype == torch.float32
+    if isinstance(seed, int) and on_cpu and library.is_available():
         library.load().recurra_mask(
             library.threads(), seed, threshold, kept, mask.numel(), library.pointer(mask)
         )
@@ -84,7 +105,7 @@ def fill_mask(mask: Tensor, probability: float) -> Tensor:
     return torch.mul(draws >= threshold, kept, out=mask)
 
 
-def _random_bits(seed: int, count: int, device: torch.device) -> Tensor:
+def _random_bits(seed: int | Tensor, count: int, device: torch.device) -> Tensor:
     """Sixteen bits for each number, as `kernels/source/mask.cpp` draws them: SplitMix64."""
     places = torch.arange(1, -(-count // 4) + 1, device=device)
     # torch has no unsigned words: products wrap as they do there, shifts need their sign cut off.

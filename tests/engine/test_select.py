@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from recurra.config import ModelConfig
+from recurra.engine import select
 from recurra.engine.autograd import AutogradGradients
 from recurra.engine.compiled_gradients import CompiledGradients
 from recurra.engine.select import select_gradients
 from recurra.kernels import library
 from recurra.model import RecurrentLM
+from recurra.runtime.distributed import Processes
 
 needs_kernels = pytest.mark.skipif(not library.is_available(), reason="no compiled kernels")
 
@@ -32,12 +34,13 @@ def test_select_gradients_supported_model_returns_compiled():
     [
         ({"backend": "reference"}, 1, "do not support"),
         ({"cell": "mingru"}, 1, "do not support"),
-        ({}, 2, "several processes"),
+        ({}, 2, "whole batches"),
     ],
 )
 def test_select_gradients_unsupported_logs_reason(options, num_processes, reason, caplog):
+    select._logged.clear()
     with caplog.at_level(logging.INFO, logger="recurra"):
-        selected = select_gradients(make(**options), num_processes)
+        selected = select_gradients(make(**options), Processes(count=num_processes))
     assert isinstance(selected, AutogradGradients)
     assert reason in caplog.text
 

@@ -1,0 +1,246 @@
+"""Every engine computes what the autograd engine computes: losses, weights, states, averages."""
+
+import math
+import threading
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+from recurra.config import ModelConfig, TrainingConfig
+from recurra.data.batches import Batch
+from recurra.engine.autograd import AutogradEngine
+from recurra.engine.compiled import CompiledEngine
+from recurra.engine.data_parallel import DataParallelEngine
+from recurra.kernels import library
+from recurra.model import RecurrentLM
+from recurra.runtime.distributed import SINGLE_PROCESS, Processes
+from support.recorded import RecordedEngine
+
+VOCAB, ROWS, STEPS = 13, 4, 7
+FASTER = [
+    pytest.param(
+        CompiledEngine,
+        "native",
+        marks=pytest.mark.skipif(not library.is_available(), reason="no compiled kernels"),
+    ),
+    (RecordedEngine, "reference"),
+    (RecordedEngine, "bptt"),
+    (RecordedEngine, "library"),
+]
+SETTINGS = {
+    "plain": ({}, {}),
+    "dropout": ({"num_layers": 2, "dropout": 0.3, "output_dropout": 0.2}, {}),
+    "weight-dropout": ({"weight_dropout": 0.3, "output_dropout": 0.2, "locked_dropout": True}, {}),
+    "clip-norm": ({}, {"clip_norm": 0.05}),
+    "clip-value": ({}, {"clip_norm": 0.1, "clip_value": 0.01}),
+    "no-clipping": ({}, {"clip_norm": None}),
+    "sgd": ({}, {"optimizer": "sgd", "lr": 0.5}),
+    "momentum": ({}, {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.01, "lr": 0.5}),
+    "adam": ({}, {"optimizer": "adam", "weight_decay": 0.01}),
+    "averaging": ({}, {"weight_averaging": 0.9}),
+    "tied": ({"embedding_size": 8, "hidden_size": 8, "tie_weights": True}, {}),
+}
+
+
+def make_model(cell="lstm", backend="auto", **options):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "embedding_size": 6} | options
+    return RecurrentLM(ModelConfig(cell=cell, vocab_size=VOCAB, backend=backend, **sizes))
+
+
+def make_batch(number, *, rows=slice(None), steps=STEPS, **options):
+    random = np.random.default_rng(number)
+    tokens = random.integers(VOCAB, size=(ROWS, steps + 1))[rows]
+    reset = options.pop("reset_state", number % 4 == 0)
+    return Batch(tokens[:, :-1], tokens[:, 1:], reset, np.arange(ROWS), rows, **options)
+
+
+def train(engine, batches):
+    """Execute steps; return everything that they change, and their results."""
+    torch.manual_seed(1)
+    results = []
+    for number, batch in enumerate(batches, start=1):
+        engine.step(batch, 0.02 / number)
+        if number % engine.max_pending == 0:
+            results += engine.synchronize()
+    results += engine.synchronize()
+    return results, {name: t.clone() for name, t in engine.state_dict().items()}
+
+
+def assert_same(found, expected, tolerance=2e-5):
+    results, tensors = found
+    for result, wanted in zip(results, expected[0], strict=True):
+        assert result.loss == pytest.approx(wanted.loss, rel=tolerance)
+        assert result.num_tokens == wanted.num_tokens
+        assert result.grad_norm == pytest.approx(wanted.grad_norm, rel=10 * tolerance)
+    assert tensors.keys() == expected[1].keys()
+    for name, tensor in expected[1].items():
+        torch.testing.assert_close(
+            tensors[name], tensor, rtol=10 * tolerance, atol=tolerance, msg=name
+        )
+
+
+@pytest.mark.parametrize(("kind", "backend"), FASTER)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_engine_steps_equal_autograd_steps(kind, backend, name):
+    options, settings = SETTINGS[name]
+    config = TrainingConfig(steps=1, **settings)
+    expected = train(
+        AutogradEngine(make_model(backend="reference", **options), config),
+        [make_batch(number) for number in range(9)],
+    )
+    engine = kind(make_model(backend=backend, **options), config)
+    assert_same(train(engine, [make_batch(number) for number in range(9)]), expected)
+
+
+@pytest.mark.parametrize(("kind", "backend"), [FASTER[0], (RecordedEngine, "bptt")])
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_engine_batches_of_random_length_equal_autograd(kind, backend, cell):
+    config = TrainingConfig(steps=1)
+    batches = [
+        make_batch(n, steps=steps, loss_weight=steps / 5, gradient_scale=1.25)
+        for n, steps in enumerate([3, 5, 3, 8, 5, 3, 8, 1, 1, 3])
+    ]
+    expected = train(AutogradEngine(make_model(cell, "reference"), config), batches)
+    assert_same(train(kind(make_model(cell, backend), config), batches), expected)
+
+
+@pytest.mark.parametrize(("kind", "backend"), [(AutogradEngine, "reference"), *FASTER[:2]])
+def test_engine_gradients_equal_autograd_and_update_nothing(kind, backend):
+    config = TrainingConfig(steps=1)
+    found = []
+    for engine in (
+        AutogradEngine(make_model(backend="reference"), config),
+        kind(make_model(backend=backend), config),
+    ):
+        before = [p.detach().clone() for p in engine.model.parameters()]
+        state = tuple(torch.full((1, ROWS, 8), 0.1) for _ in range(2))
+        loss, after = engine.gradients(make_batch(1), state)
+        assert all(map(torch.equal, before, engine.model.parameters()))
+        found.append([torch.tensor(loss), *after, *(p.grad for p in engine.model.parameters())])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize(("kind", "backend"), [(AutogradEngine, "reference"), *FASTER])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_engine_step_not_finite_changes_nothing(kind, backend, optimizer, bad):
+    config = TrainingConfig(
+        steps=1, optimizer=optimizer, weight_averaging=0.9, weight_decay=0.1, clip_norm=1.0
+    )
+    engine = kind(make_model(backend=backend), config)
+    _, before = train(engine, [make_batch(number) for number in range(3)])
+    count = engine.num_updates
+    engine.model.head_bias.data[3] = bad
+    engine.step(make_batch(0), 0.1)
+    (result,) = engine.synchronize()
+    assert result.failure is not None
+    after = engine.state_dict()
+    # A state is saved as it was, too, although the batch would have reset it.
+    for name, tensor in before.items():
+        if not name.startswith(("random.", "model.head_bias")):
+            assert torch.equal(after[name], tensor), name
+    assert engine.num_updates == count
+
+
+@pytest.mark.parametrize(("kind", "backend"), [(AutogradEngine, "reference"), *FASTER])
+def test_engine_constructed_draws_no_random_number(kind, backend):
+    model = make_model(backend=backend)
+    before = torch.get_rng_state()
+    kind(model, TrainingConfig(steps=1, weight_averaging=0.5))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("kind", "backend"), [(AutogradEngine, "reference"), *FASTER])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_engine_loaded_state_continues_exactly(kind, backend, optimizer):
+    momentum = 0.9 if optimizer == "sgd" else 0.0
+    config = TrainingConfig(steps=1, optimizer=optimizer, momentum=momentum, weight_averaging=0.9)
+    options = {"output_dropout": 0.2, "backend": backend}
+    first = kind(make_model(**options), config)
+    _, saved = train(first, [make_batch(number) for number in range(3)])
+    second = kind(make_model(**options), config)
+    specs = second.state_specs(ROWS)
+    assert {n: (t.dtype, tuple(t.shape)) for n, t in saved.items()} == {
+        n: tuple(spec) for n, spec in specs.items() if n in saved
+    }
+    second.load_state_dict(saved, num_updates=3)
+    ends = []
+    for engine in (first, second):
+        torch.set_rng_state(saved["random.cpu"])
+        for number in (5, 6, 7):
+            engine.step(make_batch(number), 0.01)
+        engine.synchronize()
+        ends.append(engine.state_dict())
+    for name, tensor in ends[0].items():
+        assert torch.equal(ends[1][name], tensor), name
+
+
+def test_recorded_engine_repeats_what_it_recorded_once():
+    engine = RecordedEngine(make_model(backend="bptt"), TrainingConfig(steps=1))
+    train(engine, [make_batch(number) for number in range(8)])
+    assert (engine.num_recorded, engine.num_repeated) == (1, 6)
+
+
+def test_recorded_engine_notices_a_value_that_is_not_computed_anew():
+    """The poison is there: an operation left out of the repetition makes the results NaN."""
+    engine = RecordedEngine(make_model(backend="reference"), TrainingConfig(steps=1))
+    train(engine, [make_batch(number) for number in range(2)])
+    ((recording, _),) = engine._recordings.values()
+    index = next(i for i, (f, *_) in enumerate(recording.operations) if "sigmoid" in str(f))
+    del recording.operations[index]
+    engine.step(make_batch(2), 0.01)
+    (result,) = engine.synchronize()
+    assert result.failure is not None
+
+
+class ThreadProcesses(Processes):
+    """Two threads in place of two processes."""
+
+    barrier = threading.Barrier(2, timeout=20)
+    parts: ClassVar[dict[int, torch.Tensor]] = {}
+
+    def _reduce(self, tensor):
+        self.parts[self.rank] = tensor.clone()
+        self.barrier.wait()
+        total = self.parts[0] + self.parts[1]
+        self.barrier.wait()
+        tensor.copy_(total)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_data_parallel_engine_equals_autograd_on_the_whole_batch(optimizer):
+    config = TrainingConfig(steps=1, optimizer=optimizer, weight_averaging=0.9, batch_size=ROWS)
+    expected = train(
+        AutogradEngine(make_model(backend="reference"), config, SINGLE_PROCESS),
+        [make_batch(number) for number in range(6)],
+    )
+    engines = [
+        DataParallelEngine(make_model(backend="reference"), config, ThreadProcesses(rank, 2))
+        for rank in range(2)
+    ]
+    # An uneven share of the rows.
+    shares = [slice(0, 1), slice(1, ROWS)]
+    found = [None, None]
+
+    def work(rank):
+        # The hidden state is gathered by equal shares, so it is left out here.
+        engine, results = engines[rank], []
+        for number in range(1, 7):
+            engine.step(make_batch(number - 1, rows=shares[rank]), 0.02 / number)
+            results += engine.synchronize()
+        found[rank] = results
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    for engine, results in zip(engines, found, strict=True):
+        tensors = {f"model.{n}": p.detach() for n, p in engine.model.named_parameters()}
+        tensors |= {f"average.{n}": t for n, t in engine.average.tensors.items()}
+        wanted = {name: t for name, t in expected[1].items() if name in tensors}
+        assert_same((results, tensors), (expected[0], wanted))

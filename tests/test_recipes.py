@@ -1,0 +1,79 @@
+"""The recipes of docs/architecture.md, followed with toy parts: one file and one row each."""
+
+import json
+import logging
+import sys
+import types
+
+import pytest
+
+from recurra import api
+from recurra.cli import main as command_line
+from recurra.config.optimizers import OPTIMIZERS, OptimizerSpec
+from recurra.engine import select
+from recurra.errors import ConfigError, TrainingInterrupted
+from recurra.report.progress import Progress
+from recurra.runtime.clock import Clock
+from recurra.training import launch
+from support.recorded import RecordedEngine
+
+SMALL = {"hidden_size": 12, "batch_size": 4, "num_steps": 16, "sample_length": 20, "threads": 1}
+
+
+@pytest.fixture(autouse=True)
+def _reasons_not_logged_yet(monkeypatch):
+    monkeypatch.setattr(select, "_logged", set())
+
+
+@pytest.fixture
+def toy_optimizer(monkeypatch):
+    row = OptimizerSpec("support.toy_optimizer:SignMomentum", ("momentum",), slots=("mean",))
+    monkeypatch.setitem(OPTIMIZERS, "sign-momentum", row)
+    return {"optimizer": "sign-momentum", "momentum": 0.9, "lr": 2e-3, **SMALL}
+
+
+def losses(folder):
+    lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line)["train_nats"] for line in lines]
+
+
+def test_optimizer_of_one_file_and_one_row_trains(source, tmp_path, toy_optimizer, caplog):
+    caplog.set_level(logging.INFO, logger="recurra")
+    api.train(source, out=tmp_path / "run", steps=60, report_every=20, **toy_optimizer)
+    first, *_, last = losses(tmp_path / "run")
+    assert last < first - 0.1
+    assert "the compiled kernels have no update for sign-momentum" in caplog.text
+
+
+def test_optimizer_of_one_file_and_one_row_resumes(source, tmp_path, toy_optimizer, listener):
+    options = {"steps": 12, "report_every": 3, **toy_optimizer}
+    api.train(source, out=tmp_path / "whole", **options)
+    with pytest.raises(TrainingInterrupted):
+        api.train(source, out=tmp_path / "parts", progress=listener(stop_at=7), **options)
+    launch.resume_run(tmp_path / "parts", Progress(), Clock())
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+def test_optimizer_unknown_is_rejected_with_the_known_ones():
+    with pytest.raises(ConfigError, match="sgd, adam, adamw"):
+        api.train("x", steps=1, optimizer="sign-momentum")
+
+
+def test_engine_of_one_file_and_one_row_is_chosen(source, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(select, "ENGINES", (RecordedEngine, *select.ENGINES))
+    caplog.set_level(logging.INFO, logger="recurra")
+    api.train(source, out=tmp_path / "a", steps=8, report_every=4, backend="bptt", **SMALL)
+    assert "RecordedEngine" not in caplog.text
+    api.train(source, out=tmp_path / "b", steps=8, report_every=4, backend="reference", **SMALL)
+    assert losses(tmp_path / "a") == pytest.approx(losses(tmp_path / "b"), rel=1e-4)
+
+
+def test_command_of_one_module_and_one_row_runs(monkeypatch, capsys):
+    module = types.ModuleType("recurra.cli.hello")
+    module.run = lambda arguments: print("hello", *arguments) or 0
+    monkeypatch.setitem(sys.modules, "recurra.cli.hello", module)
+    monkeypatch.setitem(command_line.VERBS, "hello", "say hello")
+    assert command_line.main(["hello", "world"]) == 0
+    assert capsys.readouterr().out == "hello world\n"
+    command_line.main(["--help"])
+    assert "hello      say hello" in capsys.readouterr().out

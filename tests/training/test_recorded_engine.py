@@ -1,0 +1,91 @@
+"""The loop with an engine whose results arrive up to five steps late: the same run."""
+
+import json
+import math
+
+import pytest
+
+from recurra.engine import select
+from recurra.engine.autograd import AutogradEngine
+from recurra.errors import NonFiniteError, TrainingInterrupted
+from recurra.report.progress import Progress
+from recurra.runtime.clock import Clock
+from recurra.training import launch
+from support.recorded import RecordedEngine
+
+OPTIONS = {
+    "steps": 23, "report_every": 6, "backend": "reference", "output_dropout": 0.2,
+    "weight_averaging": 0.9, "threads": 1, "schedule": "constant",
+}  # fmt: skip
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Let trainings use the recorded engine; the list receives each engine that is built."""
+    built = []
+
+    class Engine(RecordedEngine):
+        def __init__(self, *args):
+            super().__init__(*args)
+            built.append(self)
+
+    monkeypatch.setattr(select, "ENGINES", (Engine, AutogradEngine))
+    return built
+
+
+def metrics(folder):
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        del record["seconds"], record["tokens_per_second"]
+    return records
+
+
+def test_training_recorded_engine_equals_plain(run, tmp_path, monkeypatch, recorded):
+    with monkeypatch.context() as patch:
+        patch.setattr(select, "ENGINES", (AutogradEngine,))
+        run(tmp_path / "plain", **OPTIONS)
+    run(tmp_path / "recorded", **OPTIONS)
+    (engine,) = recorded
+    assert engine.num_repeated > 15
+    for plain, found in zip(
+        metrics(tmp_path / "plain"), metrics(tmp_path / "recorded"), strict=True
+    ):
+        assert found == pytest.approx(plain, rel=1e-5)
+
+
+def test_training_recorded_engine_resumes_exactly(run, tmp_path, listener, recorded):
+    run(tmp_path / "whole", **OPTIONS)
+    with pytest.raises(TrainingInterrupted):
+        run(tmp_path / "parts", listener(stop_at=11), **OPTIONS)
+    launch.resume_run(tmp_path / "parts", Progress(), Clock())
+    assert len(recorded) == 3
+    for whole, found in zip(metrics(tmp_path / "whole"), metrics(tmp_path / "parts"), strict=True):
+        assert found == pytest.approx(whole, rel=1e-6)
+
+
+@pytest.mark.parametrize("on_nan", ["stop", "rollback"])
+def test_training_late_failure_names_the_right_batch(run, tmp_path, monkeypatch, recorded, on_nan):
+    """Step 15 fails; the engine says so when step 17 was started."""
+    original, failed = RecordedEngine.step, []
+
+    def step(self, batch, lr):
+        if self.num_updates == 14 and not failed:
+            failed.append(batch)
+            bias = self.model.head_bias.detach()
+            before = float(bias[0])
+            bias[0] = math.nan
+            original(self, batch, lr)
+            bias[0] = before
+        else:
+            original(self, batch, lr)
+
+    monkeypatch.setattr(RecordedEngine, "step", step)
+    if on_nan == "stop":
+        with pytest.raises(NonFiniteError, match="before update 15"):
+            run(tmp_path / "run", **OPTIONS)
+    else:
+        run(tmp_path / "run", **OPTIONS, on_nan="rollback")
+        assert metrics(tmp_path / "run")[-1]["step"] == 23
+    (record,) = map(json.loads, (tmp_path / "run" / "failures.jsonl").read_text().splitlines())
+    assert record["step"] == 14
+    assert record["starts"] == failed[0].starts.tolist()
