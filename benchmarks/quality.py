@@ -87,7 +87,7 @@ def run(text: str, settings: str, minutes: float, seed: int) -> Outcome:
         seconds = time.perf_counter() - started
         lm = api.load(place)
         lines = (place / "metrics.jsonl").read_text("utf-8").splitlines()
-        told = [line for line in done.stderr.splitlines() if line.startswith("by heart")]
+        told = [line for line in done.stderr.splitlines() if line.startswith("overfit")]
         return Outcome(
             text=text,
             settings=settings,

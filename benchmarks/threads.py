@@ -2,7 +2,7 @@
 
     python benchmarks/threads.py [--rows WORD ...] [--rounds 7] [--most N] [--json FILE]
 
-Each number of threads is measured in a process of its own, by `recurra bench`. Run nothing else
+Each number of threads is measured in a separate process, by `recurra bench`. Run nothing else
 meanwhile.
 """
 

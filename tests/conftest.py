@@ -1,4 +1,4 @@
-"""Fixtures that several rooms use."""
+"""Fixtures that several packages share."""
 
 import os
 import signal
@@ -51,7 +51,7 @@ def _one_thread() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _no_signal_is_ignored() -> None:
     """nohup, and a shell that starts the tests in the background, ignore signals for all children;
-    the trainings that are sent some would go on for ever."""
+    trainings that receive a signal would never end."""
     for number in SIGNALS:
         if signal.getsignal(number) is signal.SIG_IGN:
             is_ctrl_c = number == signal.SIGINT
@@ -66,7 +66,7 @@ def source(tmp_path):
 
 
 class Listener(Progress):
-    """Writes down what a person would be told, and sends itself a signal after an update."""
+    """Records the messages of a training, and sends a signal to this process after a step."""
 
     def __init__(self, stop_at=None, signum=signal.SIGINT):
         self.messages, self.plans = [], []

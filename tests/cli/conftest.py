@@ -42,7 +42,7 @@ def fails(capsys):
         assert out == ""
         assert err.startswith("recurra: ")
         assert err.count("\n") == 1, err
-        for word in words:
-            assert str(word) in err
+        for part in expected:
+            assert str(part) in err
 
     return check

@@ -71,7 +71,7 @@ def test_what_a_run_says_is_told_with_its_name(compare, listener):
     compare(contenders, seeds=1, progress=progress)
     compare(contenders, seeds=1, progress=progress)
     assert any(line.startswith("deep: note: dropout") for line in progress.messages)
-    assert "deep, seed 1: this run had finished already" in progress.messages
+    assert "deep, seed 1: this run has already finished" in progress.messages
     assert not any("saving" in line for line in progress.messages)
 
 

@@ -1,4 +1,4 @@
-"""A comparison that was interrupted, and what its folder must be to go on."""
+"""Resuming an interrupted comparison, and the directories that are rejected."""
 
 import signal
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_an_interrupted_run_goes_on(compare, tmp_path, listener):
 
 
 def test_an_interruption_says_how_the_comparison_goes_on(compare, tmp_path, listener):
-    with pytest.raises(TrainingInterrupted, match="same comparison goes on") as stop:
+    with pytest.raises(TrainingInterrupted, match="same comparison resumes") as stop:
         compare(progress=listener(stop_at=1))
     assert stop.value.signum == signal.SIGINT
     assert str(tmp_path / "all") in str(stop.value)
@@ -58,7 +58,7 @@ def test_a_signal_while_a_run_finishes_ends_the_comparison(compare, tmp_path, mo
 
     with monkeypatch.context() as patched:
         patched.setattr(loop, "describe_overfitting", asked_to_stop)
-        with pytest.raises(TrainingInterrupted, match="same comparison goes on"):
+        with pytest.raises(TrainingInterrupted, match="same comparison resumes"):
             compare()
     trained = [file.parent.name for file in (tmp_path / "all").glob("*/metrics.jsonl")]
     assert trained == ["gru-1"]
@@ -87,7 +87,7 @@ def test_what_a_killed_process_had_prepared_is_no_hindrance(compare, tmp_path):
 def test_another_text_is_refused_when_it_goes_on(source, compare):
     compare(seeds=1)
     source.write_text("another text altogether. " * 60, "utf-8")
-    with pytest.raises(RunError, match="goes on with its own text"):
+    with pytest.raises(RunError, match="continues with its original text"):
         compare(seeds=1)
 
 

@@ -1,4 +1,4 @@
-"""What the figures of a comparison say, and how they are told."""
+"""The statistics of a comparison and their presentation."""
 
 import json
 import statistics

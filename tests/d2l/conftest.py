@@ -10,7 +10,7 @@ import torch
 STORY = """The kettle, No. 7
 
   sang to the cat;
-the CAT sang back -- and nobody heard it.
+the CAT sang back -- and rabbit heard it.
 
 So the kettle sang again, and the cat slept.
 """

@@ -43,11 +43,11 @@ def gru(inputs, state, params):
 
 net = d2l.RNNModelScratch(len(vocab), num_hiddens, device, get_params, init_state, gru)
 d2l.train_ch8(net, train_iter, vocab, 4, 80, device)
-scratch = d2l.predict_ch8("nobody h", 18, net, vocab, device)
+scratch = d2l.predict_ch8("rabbit h", 18, net, vocab, device)
 
 net = d2l.RNNModel(nn.LSTM(len(vocab), num_hiddens), len(vocab)).to(device)
 d2l.train_ch8(net, train_iter, vocab, 4, 80, device)
-concise = d2l.predict_ch8("nobody h", 18, net, vocab, device)
+concise = d2l.predict_ch8("rabbit h", 18, net, vocab, device)
 """
 
 
@@ -57,7 +57,7 @@ def test_the_script_runs_and_both_models_learn_the_story():
     with redirect_stdout(out):
         exec(SCRIPT, names)
     # The story's lines are joined without a space, as in the book.
-    assert names["scratch"] == names["concise"] == "nobody heard itso the kett"
+    assert names["scratch"] == names["concise"] == "rabbit heard itso the kett"
     finals = [line for line in out.getvalue().splitlines() if line.startswith("perplexity")]
     perplexities = [float(line.split()[1].rstrip(",")) for line in finals]
     assert len(perplexities) == 2

@@ -58,7 +58,7 @@ def test_lines_are_letters_only_and_lower_case():
         "the kettle no",
         "",
         "sang to the cat",
-        "the cat sang back and nobody heard it",
+        "the cat sang back and rabbit heard it",
         "",
         "so the kettle sang again and the cat slept",
         "the kettle no",

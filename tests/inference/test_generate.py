@@ -191,7 +191,7 @@ def test_the_model_is_left_as_it_was_even_when_the_consumer_stops(make_model: Ma
     tokens = generate_ids(model, [1, 2], config())
     got = []
     for chosen in tokens:
-        # Between two tokens, too: training may go on.
+        # Training may continue between two tokens, too.
         assert model.training
         assert torch.is_grad_enabled()
         got.append(chosen)

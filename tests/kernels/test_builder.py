@@ -1,4 +1,4 @@
-"""Building: once, by whoever comes first; and going on without, where it cannot be done."""
+"""Building the kernels: by the first process only, and the fallback where building fails."""
 
 from __future__ import annotations
 

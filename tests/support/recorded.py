@@ -30,7 +30,7 @@ class Recording(TorchDispatchMode):
 
     Attributes:
         operations: the function, its arguments and its results, in order.
-        written: results that have memory of their own.
+        written: results in new memory.
     """
 
     def __init__(self) -> None:
@@ -134,7 +134,7 @@ class Seeds:
         self._places: list[Tensor] = []
 
     def draw_first(self) -> Tensor:
-        """Draw a seed as `dropout` does, in a tensor of its own."""
+        """Draw a seed as `dropout` does, in a new tensor."""
         with torch.utils._python_dispatch._disable_current_modes():
             self._places.append(torch.randint(2**63 - 1, ()))
         return self._places[-1]

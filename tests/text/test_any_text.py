@@ -28,7 +28,7 @@ BPE = BpeVocabulary.train(["the cat — 你好，你好！ don't שלום 🙂�
 
 # What has gone wrong in one program or another: controls, line ends of all sorts, byte order marks,
 # noncharacters, marks that combine, joined emoji, both directions, letters that change their length
-# in lower case, digits that are no decimals, and the names of our own tokens.
+# in lower case, digits that are no decimals, and the names of our special tokens.
 AWKWARD = [
     "\0", "\x1b", "\x1c", "\x7f", "\x85", "\u2028", "\r\n", "\r", "\n", " ", "  ", "\u00a0", "\t",
     "\ufeff", "\ufffe", "\uffff", "\ufffd", "\U0010ffff", "\U000e0001", "e\u0301", "\u0301",

@@ -33,7 +33,7 @@ def test_a_character_appears_with_its_last_byte(text, pieces):
     [
         (b"\xff", ["\ufffd"]),
         (b"\x80a", ["\ufffd", "a"]),
-        # A broken character is certain to be broken only when the next byte does not go on with it.
+        # A broken character is certain to be broken only when the next byte does not continue it.
         (b"\xf0\x9fa", ["", "", "\ufffda"]),
         (b"\xe4\xe4\xb8\xad", ["", "\ufffd", "", "中"]),
         # E0 must be followed by A0 or more, so both bytes are wrong at once.

@@ -1,4 +1,4 @@
-"""From what a person names to streams of bytes, and what is said when that fails."""
+"""From the sources that a user names to streams of bytes, and the errors."""
 
 import hashlib
 import io

@@ -42,7 +42,7 @@ def one_process(source, folder, *options):
 
 def start(*arguments, restarts=0):
     command = [*TORCHRUN, "--max-restarts", str(restarts), "-m", "recurra", *map(str, arguments)]
-    # A session of its own, so that nothing of it is left when the test ends.
+    # A separate session, so that no process of it is left when the test ends.
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     )
@@ -111,7 +111,7 @@ def test_when_one_is_killed_the_job_restarts_and_ends_as_if_undisturbed(
     code, _, err = finish(job)
     assert code == 0, err
     assert "another process of this training is gone" in err
-    assert "goes on from step" in err
+    assert "continues from step" in err
     assert crash.differences(tmp_path / "whole", tmp_path / "parts") == []
 
 
@@ -145,7 +145,7 @@ def test_another_number_of_processes_goes_on_with_the_same_data(source, tmp_path
     finish(job)
     told = listener()
     launch.resume_run(tmp_path / "parts", told, Clock())
-    if told.messages[0] != "this run had finished already":
+    if told.messages[0] != "this run has already finished":
         assert any("processes is 1, and was 2" in m for m in told.messages)
     assert_the_same_but_for_rounding(tmp_path / "parts", tmp_path / "one")
 

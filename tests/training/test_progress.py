@@ -1,4 +1,4 @@
-"""What a person sees while a model learns."""
+"""The progress display of a training."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""What a run is like where nobody said."""
+"""The settings that the recipe chooses."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -194,7 +194,7 @@ def test_a_tiny_text_has_short_windows():
 
 def test_that_the_text_is_read_often_enough_is_said():
     (size, *_) = completed(850, length=18_000).reasons
-    assert "100 readings of it are enough" in size
+    assert "limited to 100 epochs" in size
     assert "enough" not in completed(160).reasons[0]
 
 

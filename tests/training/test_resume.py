@@ -157,12 +157,12 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(
         (newest / file).write_bytes(contents[damage])
     told = listener()
     resume(tmp_path / "parts", told)
-    assert any("step-00000014" in m and "going on from" in m for m in told.messages)
+    assert any("step-00000014" in m and "resuming from" in m for m in told.messages)
     assert crash.differences(tmp_path / "whole", tmp_path / "parts") == []
 
 
 def test_every_byte_of_a_checkpoint_flipped_or_cut_off_is_noticed(run, tmp_path, listener):
-    """Each file of the newest checkpoint, at every offset; the run goes on from the one before."""
+    """Each file of the newest checkpoint, at every offset; the run resumes from the one before."""
     tiny = {"hidden_size": 2, "embedding_size": 2, "batch_size": 1, "num_layers": 1, "dropout": 0.0}
     stop(run, listener, tmp_path / "run", 10, **tiny)
     checkpoints = CheckpointStore(tmp_path / "run" / "checkpoints")
@@ -192,7 +192,7 @@ def test_every_byte_of_a_checkpoint_flipped_or_cut_off_is_noticed(run, tmp_path,
 
 
 def _taken(folder, progress):
-    """The checkpoint that a resumed run would take up."""
+    """Return the checkpoint that a resumed run would load."""
     from recurra.data.token_file import load_token_file
     from recurra.runtime.clock import Clock
     from recurra.runtime.distributed import SINGLE_PROCESS
@@ -212,7 +212,7 @@ def test_when_all_are_damaged_it_is_one_error(run, tmp_path, listener):
     stop(run, listener, tmp_path / "run", 14)
     for file in (tmp_path / "run" / "checkpoints").glob("*/state.safetensors"):
         os.truncate(file, 10)
-    with pytest.raises(RunError, match=r"no checkpoint of .* is whole: .*damaged"):
+    with pytest.raises(RunError, match=r"no checkpoint of .* is intact: .*damaged"):
         resume(tmp_path / "run")
 
 

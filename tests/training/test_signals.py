@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no 
 
 
 class Training:
-    """`recurra train` in a process of its own, once it has reported."""
+    """`recurra train` in a separate process, once it has reported."""
 
     def __init__(self, source, folder, *options, prefix=()):
         command = [sys.executable, "-m", "recurra", "train", str(source), "--out", str(folder)]
@@ -122,7 +122,7 @@ def test_a_closed_terminal_saves_too(source, tmp_path, quiet):
     deadline = time.monotonic() + 60
     while not (folder / "metrics.jsonl").is_file():
         assert time.monotonic() < deadline
-        # Somebody must read, or the terminal's buffer fills and the training waits.
+        # The output must be read: when the terminal's buffer is full, the training waits.
         if select.select([terminal], [], [], 0.05)[0]:
             os.read(terminal, 1 << 16)
     os.close(terminal)

@@ -168,7 +168,7 @@ def chosen_rows(words: Sequence[str]) -> list[TrainingRow | WritingRow]:
     Raises:
         ConfigError: no row does.
     """
-    rows = [row for row in ROWS if all(word in row.name.replace(",", "").split() for word in words)]
+    rows = [row for row in ROWS if set(words) <= set(row.name.replace(",", "").split())]
     if not rows:
         names = "; ".join(row.name for row in ROWS)
         raise ConfigError(f"no row has {' '.join(words)!r} in its name; there are: {names}")

@@ -1,6 +1,6 @@
 """The table of optimizers: one row each, read by configuration, training and checkpoints.
 
-A new optimizer is a class with torch's interface, in a module of its own, and one row here. Nothing
+A new optimizer is a class with torch's interface in a new module, and one row here. Nothing
 is imported until the optimizer is built.
 """
 
@@ -22,7 +22,7 @@ class OptimizerSpec:
         counts_steps: whether it keeps a number `step`, fp32 without dimensions, per parameter.
         decouples_weight_decay: whether weight decay bypasses the gradient.
         kernel_rule: enumerator of `Rule` in kernels/source/kernels.h; None without a kernel.
-        is_torch: whether it is a class of torch, with fused kernels of its own.
+        is_torch: whether it is a class of torch, which has fused kernels.
         default_lr, default_clip_norm: what the recipe takes; None stands for the cell's own
             learning rate, and for the recipe's threshold.
     """

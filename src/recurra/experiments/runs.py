@@ -1,11 +1,11 @@
 """Train several settings on one text with several seeds, at equal minutes or tokens.
 
-Every run is an ordinary run directory that every command reads. All contenders have
-their turn with one seed before the next seed begins, so that a machine that slows down slows all
-of them; before the first of them learns, all are made ready, so that what will not do shows at
-once. Where settings follow from the minutes and the machine's speed they are chosen once, for a
-contender's first seed, and hold for the others: seeds differ in chance alone. What was done stays:
-the same comparison in the same folder goes on where it stopped.
+Every run is an ordinary run directory that every command reads. All contenders train with one seed
+before the next seed begins, so that a change of the machine's speed affects all of them. All runs
+are prepared before the first one trains, so that invalid settings are reported at once. Settings
+that depend on the minutes and on the machine's speed are chosen once, for a contender's first seed,
+and kept for the others, so that seeds differ in their random numbers only. Finished runs are kept:
+the same comparison in the same directory resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def run_comparison(
             with folder.prepared(description) as staging:
                 _make_ready(sources, contenders, staging, progress)
         progress.message(
-            f"{'going on' if goes_on else 'comparing'} in {path}: {len(contenders) * seeds} runs,"
+            f"{'resuming' if goes_on else 'comparing'} in {path}: {len(contenders) * seeds} runs,"
             f" contenders {len(contenders)}, seeds {seeds}"
         )
         rows = _train(sources, contenders, seeds, folder, progress)
@@ -243,7 +243,7 @@ def _saying_how_to_go_on(folder: Path) -> Iterator[None]:
     try:
         yield
     except TrainingInterrupted as stop:
-        how = f"saved in {folder}; the same comparison goes on with --out {folder}"
+        how = f"saved in {folder}; the same comparison resumes with --out {folder}"
         raise TrainingInterrupted(stop.signum, how) from None
 
 

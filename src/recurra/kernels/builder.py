@@ -165,10 +165,10 @@ def _flags() -> list[str]:
 
 
 def _link_flags() -> list[str]:
-    """Against torch's libraries and its OpenMP runtime, which are loaded already; none of our own.
+    """Return the options that link against torch's libraries and its OpenMP runtime.
 
-    What is left undefined is found there: a second OpenMP runtime in the process would keep threads
-    of its own, which fight torch's for the cores.
+    Both are already loaded. A second OpenMP runtime in the process would start more threads, which
+    compete with torch's for the cores.
     """
     folder = Path(torch.__file__).parent / "lib"
     if sys.platform == "darwin":

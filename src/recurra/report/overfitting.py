@@ -30,14 +30,14 @@ def describe_overfitting(records: Sequence[dict[str, Any]]) -> str | None:
     rise = last["val_nats"] - best["val_nats"]
     if rise > LEAST_RISE and last["train_nats"] < best["train_nats"]:
         return (
-            f"by heart  from step {best['step']:,} on the loss on the text it learns fell from"
+            f"overfit   from step {best['step']:,} on the loss on the text it learns fell from"
             f" {best['train_nats']:.2f} to {last['train_nats']:.2f} nats, and on the held-out part"
             f" it rose from {best['val_nats']:.2f} to {last['val_nats']:.2f}: it memorised{OR};"
             f" {kept}"
         )
     if best["val_nats"] - best["train_nats"] > LARGE_GAP:
         return (
-            f"by heart  {best['train_nats']:.2f} nats on the text it learned, but"
+            f"overfit   {best['train_nats']:.2f} nats on the text it learned, but"
             f" {best['val_nats']:.2f} on the held-out part: it memorised{OR}. Only the second tells"
             " how well it does on other text; more text would help most"
         )

@@ -1,7 +1,7 @@
 """A scored text as one self-contained HTML page, shaded by surprisal.
 
-Plain HTML and CSS, light and dark, no script and nothing fetched. Knows the numbers of a `Score`
-and nothing of the model behind them.
+Plain HTML and CSS with a light and a dark theme, without scripts or external files. The input is a
+`Score`; the model is not needed.
 """
 
 from __future__ import annotations

@@ -156,7 +156,7 @@ def _checked_names(names: Any) -> dict[str, int]:
         if type(token_id) is not int or not 0 <= token_id < len(names) or taken[token_id]:
             raise ConfigError(
                 f"vocabulary field 'tokenizer.model.vocab' gives {shortened(name)} the id"
-                f" {shortened(token_id)}, and the ids are the numbers below {len(names)}, each once"
+                f" {shortened(token_id)}, and the ids must be 0 to {len(names) - 1}, each used once"
             )
         taken[token_id] = True
     for letter, value in _BYTE_OF_LETTER.items():

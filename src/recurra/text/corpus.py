@@ -124,7 +124,7 @@ def _joined(reader: SourceReader, config: TextConfig) -> Iterator[str]:
 
 
 def _decoded(name: str, chunks: Iterator[bytes], config: TextConfig) -> Iterator[str]:
-    """The text of one file, its byte order mark and newlines treated as the configuration says."""
+    """Yield the text of a file; the configuration decides on newlines and the byte order mark."""
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     unify = config.newlines == "unify" and config.tokens != "byte"
     at_start = config.tokens != "byte"

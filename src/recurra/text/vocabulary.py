@@ -258,11 +258,11 @@ class WordVocabulary(SymbolVocabulary):
 
     def encode(self, text: str, unknown: UnknownRule = "error") -> Ids:
         """One id per word token."""
-        words = split_words(text)
-        ids = np.fromiter((self.index.get(word, 0) for word in words), np.int64, len(words))
+        tokens = split_words(text)
+        ids = np.fromiter((self.index.get(token, 0) for token in tokens), np.int64, len(tokens))
         if unknown != "replace" and not ids.all():
             first = int(np.argmin(ids))
-            raise UnknownTokenError(words[first], sum(map(len, words[:first])))
+            raise UnknownTokenError(tokens[first], sum(map(len, tokens[:first])))
         return ids
 
     def byte_lengths(self, text: str, unknown: UnknownRule = "error") -> Ids:

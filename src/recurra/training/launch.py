@@ -137,7 +137,7 @@ def resume_run(
         change = source_change(folder.path)
         _refuse_other_text(folder, sources, change)
         if change:
-            around.progress.message(f"note: {change}; the run goes on with the text it began with")
+            around.progress.message(f"note: {change}; the run continues with its original text")
         return _run(folder, config.training, around, resumed=True)
 
 
@@ -234,7 +234,7 @@ def _refuse_other_settings(
             saved[section] = {k: v for k, v in saved[section].items() if k in only}
     if found := differences(saved, given):
         raise ConfigError(
-            f"{folder.path} goes on with its own settings, and these differ: {'; '.join(found)}"
+            f"{folder.path} continues with its original settings, and these differ: {'; '.join(found)}"
         )
 
 
@@ -245,7 +245,9 @@ def _refuse_other_text(folder: RunDirectory, sources: Sequence[Source], change: 
     if saved != given:
         change = f"sources is {given}, and was {saved}"
     if change:
-        raise RunError(f"{folder.path} goes on with its own text, and this differs: {change}")
+        raise RunError(
+            f"{folder.path} continues with its original text, and this differs: {change}"
+        )
 
 
 def _run(
@@ -276,7 +278,7 @@ def _run(
         except TrainingInterrupted as stop:
             if stop.args:
                 raise
-            how = f"go on with recurra train --resume {folder.path}"
+            how = f"resume with recurra train --resume {folder.path}"
             raise TrainingInterrupted(stop.signum, how) from None
         if training.plot and around.processes.is_first:
             write_svg(records, folder.curve, title=folder.path.name)

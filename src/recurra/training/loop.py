@@ -91,7 +91,7 @@ class TrainingLoop:
         session.budget.clock.rewind(session.timing.seconds)
         session.budget.reserve, session.budget.began = session.timing.reserve, session.timing.began
         if not session.memory.finished:
-            session.context.progress.message(f"going on from step {session.memory.step:,}")
+            session.context.progress.message(f"resuming from step {session.memory.step:,}")
 
     def fit(self) -> list[dict[str, Any]]:
         """Train until the budget is spent, early stopping ends it, or a signal arrives.
@@ -135,7 +135,7 @@ class TrainingLoop:
         session.restart_batches()
         session.agree()
         if session.memory.finished:
-            session.context.progress.message("this run had finished already")
+            session.context.progress.message("this run has already finished")
         if session.memory.step == 0:
             announce_plan(session)
             self._start_from_zero()
@@ -235,4 +235,4 @@ class TrainingLoop:
 
     def _how_to_resume(self) -> str:
         step = f"step {self.checkpointing.last_step:,}"
-        return f"recurra train --resume {self.session.directory.path} goes on from {step}"
+        return f"recurra train --resume {self.session.directory.path} continues from {step}"

@@ -220,7 +220,7 @@ def _reasons(
     model, training = config.model, config.training
     most = training.max_epochs
     window = "the whole text" if training.bptt == "full" else training.num_steps
-    is_enough = f" ({most:g} readings of it are enough)" if most and needed < 0.9 * seconds else ""
+    is_enough = f" (limited to {most:g} epochs)" if most and needed < 0.9 * seconds else ""
     return [
         f"size      {model.hidden_size} units: {needed:,.0f} s of learning are about"
         f" {format_count(tokens)} tokens with it, and the text has {format_count(num_ids)}"

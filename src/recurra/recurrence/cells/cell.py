@@ -131,7 +131,9 @@ def check_shapes(cell: Cell, inputs: Tensor, parameters: LayerParameters) -> Non
     found = {name: getattr(parameters, name) for name in expected}
     extra = cell.extra_shapes(units, width)
     if len(parameters.extra or ()) != len(extra):
-        raise ConfigError(f"{cell.name} has as parameters of its own: {', '.join(extra) or 'none'}")
+        raise ConfigError(
+            f"{cell.name} has these additional parameters: {', '.join(extra) or 'none'}"
+        )
     found |= zip(extra, parameters.extra or (), strict=True)
     for name, shape in (expected | extra).items():
         parameter = found[name]

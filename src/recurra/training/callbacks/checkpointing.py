@@ -210,13 +210,13 @@ class Checkpointing(Callback):
             except RunError as error:
                 damage.append(str(error))
         if damage:
-            raise RunError(f"no checkpoint of {self.directory.path} is whole: {damage[0]}")
+            raise RunError(f"no checkpoint of {self.directory.path} is intact: {damage[0]}")
         raise RunError(f"{self.checkpoints.folder} has no checkpoint")
 
     def _report_damage(self, name: str, damage: list[str]) -> str:
         for sentence in damage:
             self.context.progress.message(
-                f"{sentence}; going on from {self.checkpoints.folder / name}"
+                f"{sentence}; resuming from {self.checkpoints.folder / name}"
             )
         return name
 

@@ -1,4 +1,4 @@
-"""A BPE vocabulary from strangers: one typed error, and nothing else of it takes effect."""
+"""An untrusted BPE vocabulary: one typed error, and no other effect."""
 
 from __future__ import annotations
 

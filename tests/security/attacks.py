@@ -1,4 +1,4 @@
-"""What strangers do to the files of a run, and how a refusal looks."""
+"""Manipulations of the files of a run, and the errors that are expected."""
 
 from __future__ import annotations
 
@@ -80,5 +80,5 @@ def fails(capsys: pytest.CaptureFixture[str], arguments: list[str | Path], *word
     assert err.startswith("recurra: ")
     assert err.count("\n") == 1
     assert "Traceback" not in err
-    for word in words:
-        assert word in err
+    for part in expected:
+        assert part in err

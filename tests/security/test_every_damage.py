@@ -16,7 +16,7 @@ from recurra.config import MAX_VOCABULARY
 from recurra.data.token_file import build_token_file, load_token_file
 from recurra.errors import ConfigError, RecurraError, RunError, SourceError
 from recurra.text.vocabulary import CharVocabulary, WordVocabulary
-from strangers.attacks import (
+from security.attacks import (
     CONFIG,
     MODEL,
     TEXT,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from strangers.attacks import (
+from security.attacks import (
     CONFIG,
     MODEL,
     VOCABULARY,

@@ -1,4 +1,4 @@
-"""The text and the reports of a run from strangers: one typed error each."""
+"""Untrusted token files and reports: one typed error each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import recurra
 from recurra.data.token_file import load_token_file
 from recurra.errors import RunError
 from recurra.io.files import MAX_LINES_BYTES
-from strangers.attacks import (
+from security.attacks import (
     SECONDS,
     Attack,
     deep,

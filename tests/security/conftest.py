@@ -1,4 +1,4 @@
-"""A run whose files strangers change."""
+"""A run whose files the tests manipulate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 import recurra
 from recurra.report.progress import Progress
-from strangers.attacks import TEXT
+from security.attacks import TEXT
 
 SIZES = {"cell": "rnn", "hidden_size": 2, "embedding_size": 0, "batch_size": 2, "num_steps": 4}
 

@@ -1,4 +1,4 @@
-"""Runs from strangers: whatever their files say, one typed error, soon, and in little memory."""
+"""Untrusted run files: one typed error, in little time and memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 from recurra.config import MAX_LAYERS, MAX_UNITS, MAX_VOCABULARY
 from recurra.io.files import MAX_JSON_BYTES
 from recurra.io.tensors import to_bytes
-from strangers.attacks import (
+from security.attacks import (
     CONFIG,
     MEGABYTES,
     MODEL,
@@ -42,8 +42,8 @@ def both(*attacks: Attack) -> Attack:
 def repeated(item: str, *, size: int = MAX_JSON_BYTES) -> Callable[[], bytes]:
     """A list of as many items as fit."""
     before, after = '{"kind": "char", "tokens": [', '""]}'
-    room = size - len((before + after).encode())
-    count = room // len(f"{item},".encode())
+    available = size - len((before + after).encode())
+    count = available // len(f"{item},".encode())
     return lambda: (before + f"{item}," * count + after).encode()
 
 
