@@ -35,7 +35,7 @@ def run(source, tmp_path, capsys, quick):
 
 @pytest.fixture
 def fails(capsys):
-    def check(arguments, code, *words):
+    def check(arguments, code, *expected):
         """The command leaves with `code` and one line on stderr that has these words."""
         assert main([str(a) for a in arguments]) == code
         out, err = capsys.readouterr()

@@ -13,8 +13,10 @@ import pytest
 import torch
 
 import recurra.inference.reading as reading
+from recurra.config import TextConfig
 from recurra.errors import ConfigError, NonFiniteError, SourceError, UnknownTokenError
-from recurra.inference.evaluate import Evaluation, evaluate, evaluate_text
+from recurra.inference.document import encode_document
+from recurra.inference.evaluate import Evaluation, evaluate, evaluate_document
 from recurra.model import RecurrentLM
 
 MakeModel = Callable[..., RecurrentLM]
@@ -157,7 +159,7 @@ def test_chars_and_bytes_of_a_text(make_model: MakeModel, characters: Any) -> No
     text = "naïve 水 x"
     vocabulary = characters(text)
     model = make_model(len(vocabulary))
-    result = evaluate_text(model, vocabulary, text)
+    result = evaluate_document(model, encode_document(text, vocabulary, TextConfig()))
     assert (result.num_tokens, result.num_chars) == (8, 8)
     assert result.num_bytes == len(text.encode()) - 1
     assert result.bits_per_byte == pytest.approx(
@@ -169,19 +171,21 @@ def test_a_character_counts_where_its_last_byte_is(
     make_model: MakeModel, byte_vocabulary: Any
 ) -> None:
     model = make_model(256)
-    result = evaluate_text(model, byte_vocabulary, "éé")
+    result = evaluate_document(model, encode_document("éé", byte_vocabulary, TextConfig()))
     assert (result.num_tokens, result.num_bytes, result.num_chars) == (3, 3, 2)
-    shorter = evaluate_text(model, byte_vocabulary, "éé", max_tokens=2)
+    shorter = evaluate_document(
+        model, encode_document("éé", byte_vocabulary, TextConfig()), max_tokens=2
+    )
     assert (shorter.num_tokens, shorter.num_bytes, shorter.num_chars) == (2, 2, 1)
 
 
 def test_unknown_symbols_are_counted_or_refused(make_model: MakeModel, characters: Any) -> None:
     vocabulary = characters("abc ")
     model = make_model(len(vocabulary))
-    result = evaluate_text(model, vocabulary, "?ab?c?")
+    result = evaluate_document(model, encode_document("?ab?c?", vocabulary, TextConfig()))
     assert (result.num_tokens, result.num_unknown) == (5, 2)
     with pytest.raises(UnknownTokenError) as caught:
-        evaluate_text(model, vocabulary, "ab?c", unknown="error")
+        evaluate_document(model, encode_document("ab?c", vocabulary, TextConfig(), unknown="error"))
     assert (caught.value.symbol, caught.value.position) == ("?", 2)
 
 

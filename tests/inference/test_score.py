@@ -1,4 +1,4 @@
-"""score_text and score_html: bits of characters and lines."""
+"""score_document and score_html: bits of characters and lines."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recurra.config import TextConfig
 from recurra.errors import ConfigError, NonFiniteError, SourceError, UnknownTokenError
-from recurra.inference.evaluate import evaluate_text
-from recurra.inference.score import Score, score_text
+from recurra.inference.document import encode_document
+from recurra.inference.evaluate import evaluate_document
+from recurra.inference.score import Score, score_document
 from recurra.inference.spans import character_sizes, characters_completed, spread_over_characters
 from recurra.model import RecurrentLM
 from recurra.report.score_page import score_html
@@ -43,7 +45,7 @@ def test_bits_of_characters_are_those_of_a_plain_loop(
         with torch.no_grad():
             logits = model(torch.tensor([ids[:position]]))[0][0, -1].double()
         expected.append(-float(logits.log_softmax(-1)[ids[position]]) / math.log(2))
-    score = score_text(model, vocabulary, TEXT, chunk=chunk)
+    score = score_document(model, encode_document(TEXT, vocabulary, TextConfig()), chunk=chunk)
     assert score.surprisal == pytest.approx(expected, rel=1e-5)
     assert score.surprisal.dtype == np.float64
     assert score.total_bits == pytest.approx(sum(expected), rel=1e-6)
@@ -54,17 +56,19 @@ def test_the_sum_is_the_evaluation_plus_the_first_token(
 ) -> None:
     for vocabulary in (characters(TEXT), byte_vocabulary, WordVocabulary.from_text(TEXT)):
         model = make_model(len(vocabulary))
-        rest = evaluate_text(model, vocabulary, TEXT).total_nats / math.log(2)
+        rest = evaluate_document(
+            model, encode_document(TEXT, vocabulary, TextConfig())
+        ).total_nats / math.log(2)
         first = first_bits(model, int(vocabulary.encode(TEXT)[0]))
-        score = score_text(model, vocabulary, TEXT)
+        score = score_document(model, encode_document(TEXT, vocabulary, TextConfig()))
         assert len(score.surprisal) == len(TEXT)
         assert score.total_bits == pytest.approx(first + rest, rel=1e-9)
 
 
 def test_bytes_of_one_character_are_summed(make_model: MakeModel, byte_vocabulary: Any) -> None:
     model = make_model(256)
-    score = score_text(model, byte_vocabulary, "a水b")
-    single = score_text(model, byte_vocabulary, "a水b", chunk=1)
+    score = score_document(model, encode_document("a水b", byte_vocabulary, TextConfig()))
+    single = score_document(model, encode_document("a水b", byte_vocabulary, TextConfig()), chunk=1)
     data = "a水b".encode()
     with torch.no_grad():
         logits = model(torch.tensor([list(data)]))[0][0].double().log_softmax(-1)
@@ -128,24 +132,24 @@ def test_top_lines_by_bits_per_character_ties_in_order() -> None:
 def test_unknown_symbols_are_counted_or_refused(make_model: MakeModel, characters: Any) -> None:
     vocabulary = characters("abc")
     model = make_model(len(vocabulary))
-    score = score_text(model, vocabulary, "?a?")
+    score = score_document(model, encode_document("?a?", vocabulary, TextConfig()))
     assert score.num_unknown == 2
     assert score.surprisal[0] == pytest.approx(first_bits(model, 0), rel=1e-6)
     with pytest.raises(UnknownTokenError):
-        score_text(model, vocabulary, "?a?", unknown="error")
+        score_document(model, encode_document("?a?", vocabulary, TextConfig(), unknown="error"))
 
 
 def test_what_cannot_be_scored(make_model: MakeModel, characters: Any) -> None:
     vocabulary = characters("abc")
     model = make_model(len(vocabulary))
     with pytest.raises(SourceError, match="empty"):
-        score_text(model, vocabulary, "")
+        score_document(model, encode_document("", vocabulary, TextConfig()))
     with pytest.raises(ConfigError, match="chunk"):
-        score_text(model, vocabulary, "abc", chunk=0)
+        score_document(model, encode_document("abc", vocabulary, TextConfig()), chunk=0)
     with torch.no_grad():
         model.head_bias[1] = math.inf
     with pytest.raises(NonFiniteError):
-        score_text(model, vocabulary, "abc")
+        score_document(model, encode_document("abc", vocabulary, TextConfig()))
 
 
 class _Page(HTMLParser):

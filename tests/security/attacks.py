@@ -72,7 +72,7 @@ def refused(run: Path, message: str) -> str:
     return text
 
 
-def fails(capsys: pytest.CaptureFixture[str], arguments: list[str | Path], *words: str) -> None:
+def fails(capsys: pytest.CaptureFixture[str], arguments: list[str | Path], *expected: str) -> None:
     """The command leaves with 1 and one line on stderr that has these words."""
     assert main(list(map(str, arguments))) == 1
     out, err = capsys.readouterr()

@@ -6,6 +6,7 @@ nor which part of a text is fair to measure on; both are the caller's.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,15 +16,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from recurra.config import UnknownRule
 from recurra.errors import ConfigError, NonFiniteError, SourceError
+from recurra.inference.document import Document
 from recurra.inference.reading import IdArray, as_id_array, read_nats
-from recurra.inference.spans import character_sizes, characters_completed
 from recurra.runtime.distributed import SINGLE_PROCESS, Processes
 
 if TYPE_CHECKING:
     from recurra.model.recurrent_lm import RecurrentLM
-    from recurra.text.vocabulary import Vocabulary
 
 # Windows that are read side by side. More would not be faster on a CPU, only larger.
 WINDOWS_PER_BATCH = 64
@@ -178,48 +177,33 @@ def evaluate(
     )
 
 
-def evaluate_text(
+def evaluate_document(
     model: RecurrentLM,
-    vocabulary: Vocabulary,
-    text: str,
+    document: Document,
     *,
-    unknown: UnknownRule = "replace",
     window: int | None = None,
     num_streams: int = 1,
     chunk: int = 512,
     max_tokens: int | None = None,
 ) -> Evaluation:
-    """`evaluate` on the tokens of a text, with exact counts of what they cover.
+    """`evaluate` on a document, with exact counts of the characters and bytes that it predicts.
 
-    A character belongs to the token that completes it: of a text whose first token is the first
-    byte of "é", "é" still counts as one predicted character, though only its second byte is
-    predicted. With char tokens, num_chars is len(text) - 1.
+    With char tokens, num_chars is len(text) - 1.
 
     Raises:
-        UnknownTokenError: a symbol is not in the vocabulary and unknown is "error".
         SourceError, ConfigError, NonFiniteError: as `evaluate`.
     """
-    _check(max_tokens=max_tokens)
-    ids = vocabulary.encode(text, unknown)
-    if max_tokens is not None:
-        ids = ids[: max_tokens + 1]
     result = evaluate(
         model,
-        ids,
-        unknown_id=vocabulary.unknown_id,
+        document.ids,
+        unknown_id=document.unknown_id,
         window=window,
         num_streams=num_streams,
         chunk=chunk,
+        max_tokens=max_tokens,
     )
-    token_ends = np.cumsum(vocabulary.byte_lengths(text, unknown))
-    first_byte, end_byte = int(token_ends[0]), int(token_ends[result.num_tokens])
-    return Evaluation(
-        total_nats=result.total_nats,
-        num_tokens=result.num_tokens,
-        num_chars=characters_completed(character_sizes(text), first_byte, end_byte),
-        num_bytes=end_byte - first_byte,
-        num_unknown=result.num_unknown,
-    )
+    num_chars, num_bytes = document.extent(result.num_tokens)
+    return dataclasses.replace(result, num_chars=num_chars, num_bytes=num_bytes)
 
 
 def _check(*, window: int | None = None, num_streams: int = 1, **sizes: int | None) -> None:

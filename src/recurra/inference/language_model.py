@@ -8,23 +8,28 @@ from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any
 
-import numpy as np
-
 from recurra.config import RunConfig, UnknownRule
 from recurra.config.checks import require
 from recurra.data.token_file import TokenFile, load_token_file
 from recurra.engine.sampling import GenerationConfig
-from recurra.errors import ConfigError, RunError
+from recurra.errors import RunError
+from recurra.inference.document import (
+    Document,
+    decode_document,
+    encode_document,
+    extent_of_first,
+    read_document,
+)
 from recurra.inference.dynamic import DynamicConfig, evaluate_dynamically
-from recurra.inference.evaluate import Evaluation, evaluate, evaluate_text
+from recurra.inference.evaluate import Evaluation, evaluate, evaluate_document
 from recurra.inference.generate import generate, stream
-from recurra.inference.score import Score, score_text
+from recurra.inference.score import Score, score_document
 from recurra.io.files import write_json
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.runs.directory import RunDirectory
 from recurra.runs.weights import save_weights
-from recurra.text.corpus import prepare_text, read_bytes, read_text
-from recurra.text.vocabulary import ByteVocabulary, Vocabulary
+from recurra.text.corpus import prepare_text
+from recurra.text.vocabulary import Vocabulary
 
 Source = str | Path
 
@@ -101,10 +106,7 @@ class LanguageModel:
                 state through the whole text.
             unknown: what to do with symbols that are not in the vocabulary.
         """
-        if isinstance(text, bytes):
-            return self._evaluate_bytes(text, window)
-        prepared = prepare_text(text, self.config.text)
-        return evaluate_text(self.model, self.vocabulary, prepared, window=window, unknown=unknown)
+        return evaluate_document(self.model, self._encode(text, unknown), window=window)
 
     def validate(self, *, window: int | None = None) -> Evaluation:
         """`evaluate` on the part of the run's own text that was never trained on.
@@ -148,36 +150,24 @@ class LanguageModel:
             ids: Any = own.val
             static = self.validate()
         else:
-            static = self.evaluate(text, unknown=unknown)
-            ids = self._encode(text, unknown)
+            document = self._encode(text, unknown)
+            static, ids = evaluate_document(self.model, document), document.ids
         nats = evaluate_dynamically(self.model, ids, own.train, config)
         return dataclasses.replace(static, total_nats=nats)
 
-    def _encode(self, text: str | bytes, unknown: UnknownRule) -> Any:
-        if isinstance(text, str):
-            return self.vocabulary.encode(prepare_text(text, self.config.text), unknown)
-        assert isinstance(self.vocabulary, ByteVocabulary)
-        return self.vocabulary.encode_bytes(text)
-
-    def _evaluate_bytes(self, data: bytes, window: int | None) -> Evaluation:
-        if not isinstance(self.vocabulary, ByteVocabulary):
-            raise ConfigError(f"this model reads {self.config.text.tokens} tokens, not bytes")
-        ids = self.vocabulary.encode_bytes(data)
-        # A character counts where its first byte stands; the others look like 0b10xxxxxx.
-        num_chars = int(np.count_nonzero((ids[1:] & 0xC0) != 0x80))
-        return evaluate(self.model, ids, window=window, num_chars=num_chars, num_bytes=len(ids) - 1)
+    def _encode(self, text: str | bytes, unknown: UnknownRule) -> Document:
+        return encode_document(text, self.vocabulary, self.config.text, unknown)
 
     def score(self, text: str | bytes, *, unknown: UnknownRule = "replace") -> Score:
-        """The surprise of each character, in bits, given those before it.
+        """Return the surprisal of each character in bits, given those before it.
 
-        The first is judged from the zero state. The text is prepared as the training text was;
-        `Score.text` is what was scored. Bytes that are not UTF-8 are scored as U+FFFD, since only
-        characters can be shown.
+        The first character is predicted from the zero state. The text is prepared as the training
+        text was; `Score.text` is what was scored. A model of bytes scores bytes as they are, and
+        shows those that are not UTF-8 as U+FFFD; other models decode bytes first.
         """
-        if isinstance(text, bytes):
+        if isinstance(text, bytes) and self.config.text.tokens != "byte":
             text = text.decode("utf-8", "replace")
-        prepared = prepare_text(text, self.config.text)
-        return score_text(self.model, self.vocabulary, prepared, unknown)
+        return score_document(self.model, self._encode(text, unknown))
 
     def save(self, path: Source) -> None:
         """Write the model to a folder that `load` reads; without the state of its training.
@@ -209,10 +199,8 @@ class LanguageModel:
         """
         sources = as_list(sources)
         if not sources:
-            return self._validation_part()
-        if isinstance(self.vocabulary, ByteVocabulary):
-            return read_bytes(sources, self.config.text)
-        return read_text(sources, self.config.text)
+            return decode_document(self._own_tokens().val, self.vocabulary)
+        return read_document(sources, self.vocabulary, self.config.text)
 
     def _own_tokens(self, *, with_validation: bool = True) -> TokenFile:
         if self.path is None:
@@ -222,12 +210,6 @@ class LanguageModel:
             raise RunError(f"{self.path} kept no text for validation; name a text to read")
         tokens.check_ids(len(self.vocabulary))
         return tokens
-
-    def _validation_part(self) -> str | bytes:
-        ids = self._own_tokens().val
-        if isinstance(self.vocabulary, ByteVocabulary):
-            return ids.astype(np.uint8).tobytes()
-        return self.vocabulary.decode(ids)
 
 
 def as_list(source: Source | Sequence[Source]) -> list[Source]:
@@ -243,11 +225,7 @@ def as_list(source: Source | Sequence[Source]) -> list[Source]:
 
 
 def predicted_sizes(tokens: TokenFile, vocabulary: Vocabulary) -> tuple[int, int]:
-    """Characters and UTF-8 bytes of the validation part without its first token, which is only
-    read; that one counts as a character where it is <unk>."""
-    if isinstance(vocabulary, ByteVocabulary):
-        # A byte that continues a character completes none by itself.
-        begins = int(np.count_nonzero((tokens.val[:1] & 0xC0) != 0x80))
-        return tokens.val_chars - begins, tokens.val_bytes - len(tokens.val[:1])
-    first = vocabulary.decode(tokens.val[:1])
-    return tokens.val_chars - len(first), tokens.val_bytes - len(first.encode("utf-8"))
+    """Return characters and UTF-8 bytes of the validation part without its first token, which is
+    not predicted."""
+    num_chars, num_bytes = extent_of_first(tokens.val[:2], vocabulary)
+    return tokens.val_chars - num_chars, tokens.val_bytes - num_bytes

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from recurra.config import UnknownRule
 from recurra.errors import ConfigError, NonFiniteError, SourceError
+from recurra.inference.document import Document
 from recurra.inference.reading import (
     FloatArray,
     IdArray,
@@ -23,11 +23,10 @@ from recurra.inference.reading import (
     read_nats,
     token_nats,
 )
-from recurra.inference.spans import character_sizes, spread_over_characters
+from recurra.inference.spans import spread_over_characters
 
 if TYPE_CHECKING:
     from recurra.model.recurrent_lm import RecurrentLM
-    from recurra.text.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,43 +92,32 @@ class Score:
         return sorted(self.lines, key=lambda line: -line.bits_per_char)[:count]
 
 
-def score_text(
-    model: RecurrentLM,
-    vocabulary: Vocabulary,
-    text: str,
-    unknown: UnknownRule = "replace",
-    *,
-    chunk: int = 512,
-) -> Score:
-    """Read a text once, with the state carried, and note the surprisal of each character.
+def score_document(model: RecurrentLM, document: Document, *, chunk: int = 512) -> Score:
+    """Read a document once, with the state carried, and return the surprisal of each character.
 
     The first token is predicted from the zero state (`model.initial_logits`), so the bits of the
-    characters sum to those of all tokens. Exact for char tokens; a character of several byte tokens
-    has the sum of their bits; the bits of a token of several characters (words, BPE) are spread
-    evenly over its bytes, for the model says nothing finer.
+    characters sum to those of all tokens. They are exact for char tokens. A character of several
+    byte tokens has the sum of their bits. The bits of a token of several characters (words, BPE)
+    are divided evenly over its bytes, because the model does not say more.
 
     Args:
         chunk: most steps in one call of the model; changes memory and speed, not the result.
 
     Raises:
         SourceError: the text is empty.
-        UnknownTokenError: a symbol is not in the vocabulary and unknown is "error".
         NonFiniteError: the model's logits are NaN or infinite.
     """
-    if not text:
+    if not document.text:
         raise SourceError("there is nothing to score: the text is empty")
     if chunk < 1:
         raise ConfigError(f"chunk must be at least 1, not {chunk}")
-    ids = vocabulary.encode(text, unknown)
-    bits = _token_bits(model, ids, chunk)
+    bits = _token_bits(model, document.ids, chunk)
     if not np.isfinite(bits).all():
         raise NonFiniteError("the model's predictions are NaN or infinite; its weights are damaged")
-    surprisal = spread_over_characters(
-        bits, vocabulary.byte_lengths(text, unknown), character_sizes(text)
-    )
-    unknown_id = vocabulary.unknown_id
-    num_unknown = 0 if unknown_id is None else int(np.count_nonzero(ids == unknown_id))
-    return Score(text=text, surprisal=surprisal, num_unknown=num_unknown)
+    surprisal = spread_over_characters(bits, document.token_sizes, document.char_sizes)
+    unknown_id = document.unknown_id
+    num_unknown = 0 if unknown_id is None else int(np.count_nonzero(document.ids == unknown_id))
+    return Score(text=document.text, surprisal=surprisal, num_unknown=num_unknown)
 
 
 def _token_bits(model: RecurrentLM, ids: IdArray, chunk: int) -> FloatArray:

@@ -234,7 +234,8 @@ def _refuse_other_settings(
             saved[section] = {k: v for k, v in saved[section].items() if k in only}
     if found := differences(saved, given):
         raise ConfigError(
-            f"{folder.path} continues with its original settings, and these differ: {'; '.join(found)}"
+            f"{folder.path} continues with its original settings, and these differ:"
+            f" {'; '.join(found)}"
         )
 
 
