@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from recurra.engine import decoder
 from recurra.errors import ConfigError, NonFiniteError, UnknownTokenError
-from recurra.inference import generate as generate_module
 from recurra.inference.generate import GenerationConfig, generate, generate_ids, stream
 from recurra.model import RecurrentLM
 from recurra.text.vocabulary import Vocabulary
@@ -50,7 +50,7 @@ def test_greedy_is_the_plain_loop(
     prompt: list[int],
     chunk: int,
 ) -> None:
-    monkeypatch.setattr(generate_module, "PROMPT_CHUNK", chunk)
+    monkeypatch.setattr(decoder, "PROMPT_CHUNK", chunk)
     model = make_model(9, cell, num_layers=2)
     steps = generate_ids(model, prompt, config(greedy=True, num_samples=2), banned_ids=[0])
     got = np.stack(list(steps), axis=1)

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recurra.engine.decoder import Decoder
 from recurra.engine.sampling import Ids, Logits, Sampler
 from recurra.errors import NonFiniteError
 from recurra.kernels import library, structures
 from recurra.kernels.buffers import PersistentBuffers
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.recurrence.backends.native_passes import LayerPasses, Trace
-from recurra.recurrence.cells import State
 from recurra.recurrence.precision import product
 
 MOST_FOLDED = 1024
@@ -29,17 +29,18 @@ NUMBERS_PER_THREAD = 30_000
 """Weights below which a thread would wait longer for the others than it computes."""
 
 
-class CompiledDecoder:
-    """Continues some samples side by side.
+class CompiledDecoder(Decoder):
+    """Generates many tokens in one call of the kernels; see `Decoder` for arguments and methods."""
 
-    Args:
-        model: `RecurrentLM.is_compiled`.
-        state: after what was read so far, each tensor (L, S, H).
-        sampler: the settings, and what it remembers.
-    """
+    generates_ahead = True
 
-    def __init__(self, model: RecurrentLM, state: State, sampler: Sampler) -> None:
-        self._model, self._state, self._sampler = model, state, sampler
+    @classmethod
+    def unsupported(cls, model: RecurrentLM) -> str | None:
+        """Return why the kernels cannot generate with the model, or None if they can."""
+        return None if model.is_compiled else "the compiled kernels do not support this model"
+
+    def __init__(self, model: RecurrentLM, num_samples: int = 1) -> None:
+        super().__init__(model, num_samples)
         self._own = PersistentBuffers()
         self._kept = [PersistentBuffers() for _ in range(model.config.num_layers)]
         self._passes = [
@@ -50,40 +51,30 @@ class CompiledDecoder:
         self._table: Tensor | None = None
 
     @torch.no_grad()
-    def write(self, tokens: Ids, steps: int) -> Ids:
-        """Read one more token of every sample, and write `steps` of them.
-
-        Args:
-            tokens: (S,) chosen last.
-
-        Returns:
-            (steps, S) ids; fewer where the logits after them are not finite.
-
-        Raises:
-            NonFiniteError: those of the first step are not.
-        """
-        ids = np.empty((steps + 1, len(tokens)), dtype=np.int64)
+    def decode(self, tokens: Ids, num_steps: int, sampler: Sampler) -> Ids:
+        """Generate; see `Decoder.decode`."""
+        ids = np.empty((num_steps + 1, len(tokens)), dtype=np.int64)
         ids[0] = tokens
-        versions = [_version(parameter) for parameter in self._model.parameters()]
+        versions = [_version(parameter) for parameter in self.model.parameters()]
         packs, self._versions = versions != self._versions, versions
         if packs:
             self._table = self._make_table()
         layers = [self._describe_layer(index, ids) for index in range(len(self._passes))]
-        uniforms = None if self._sampler.is_greedy else self._sampler.uniforms(steps)
-        banned = np.array(self._sampler.banned, dtype=np.int64)
-        generation = self._describe(ids, layers, uniforms, banned)
+        uniforms = None if sampler.is_greedy else sampler.uniforms(num_steps)
+        banned = np.array(sampler.banned, dtype=np.int64)
+        generation = self._describe(ids, layers, sampler, uniforms, banned)
         generation.packs = packs
         done: int = library.load().recurra_generate(byref(generation))
         if done == 0:
             raise NonFiniteError("a logit is NaN or infinite; the model's weights are damaged")
         hidden = [layer.trace.hidden[done] for layer in layers]
         cells = [layer.trace.cells[done] for layer in layers if layer.trace.cells is not None]
-        self._state = tuple(torch.stack(parts) for parts in (hidden, cells) if parts)
+        self.state = tuple(torch.stack(parts) for parts in (hidden, cells) if parts)
         return ids[1 : done + 1]
 
     def _make_table(self) -> Tensor | None:
         """What each token adds to the first layer's gates, (V, G*H), unless that is too large."""
-        model = self._model
+        model = self.model
         first = model.layers()[0]
         if model.config.embedding_size:
             if len(model.embedding) > MOST_FOLDED:
@@ -94,9 +85,9 @@ class CompiledDecoder:
         return self._passes[0].table(first)
 
     def _describe_layer(self, index: int, ids: Ids) -> _DescribedLayer:
-        parameters, passes = self._model.layers()[index], self._passes[index]
+        parameters, passes = self.model.layers()[index], self._passes[index]
         steps, samples = len(ids) - 1, ids.shape[1]
-        state = tuple(part[index] for part in self._state)
+        state = tuple(part[index] for part in self.state)
         layer, trace = passes.prepare(steps, samples, state, parameters, saves=False)
         if index == 0 and self._table is not None:
             layer.ids = ids.ctypes.data
@@ -104,7 +95,7 @@ class CompiledDecoder:
             return _DescribedLayer(layer, trace, None, None, None, None)
         weight = parameters.weight_ih
         gates = len(weight) // layer.units
-        like, kept = self._model.head_bias, self._kept[index]
+        like, kept = self.model.head_bias, self._kept[index]
         numbers = library.load().recurra_packed_numbers(gates, layer.units, weight.shape[1])
         packed = kept.take("packed input weight", numbers, like=like)
         projected = kept.take("projected", steps, samples, len(weight), like=like)
@@ -113,10 +104,15 @@ class CompiledDecoder:
         return _DescribedLayer(layer, trace, weight, bias, packed, projected)
 
     def _describe(
-        self, ids: Ids, layers: list[_DescribedLayer], uniforms: Logits | None, banned: Ids
+        self,
+        ids: Ids,
+        layers: list[_DescribedLayer],
+        sampler: Sampler,
+        uniforms: Logits | None,
+        banned: Ids,
     ) -> structures.Description:
         """Return the arguments of the kernel, which the caller must keep alive."""
-        model, sampler, config = self._model, self._sampler, self._sampler.config
+        model, config = self.model, sampler.config
         samples = ids.shape[1]
         vocabulary, units = model.output_weight.shape
         width = model.config.embedding_size
@@ -160,7 +156,7 @@ class CompiledDecoder:
 
     def _threads(self, samples: int) -> int:
         """No more than have enough to do between two waits."""
-        numbers = self._model.num_parameters * samples
+        numbers = self.model.num_parameters * samples
         return max(1, min(library.threads(), numbers // NUMBERS_PER_THREAD))
 
 

@@ -12,8 +12,10 @@ import logging
 from recurra.config import TrainingConfig
 from recurra.engine.autograd import AutogradEngine, AutogradGradients
 from recurra.engine.compiled import CompiledEngine
+from recurra.engine.compiled_decoder import CompiledDecoder
 from recurra.engine.compiled_gradients import CompiledGradients
 from recurra.engine.data_parallel import DataParallelEngine
+from recurra.engine.decoder import Decoder, PlainDecoder
 from recurra.engine.engine import Engine
 from recurra.errors import ConfigError
 from recurra.model.recurrent_lm import RecurrentLM
@@ -56,6 +58,20 @@ def select_gradients(model: RecurrentLM, processes: Processes = SINGLE_PROCESS) 
         return CompiledGradients(model)
     _log_once(f"gradients are computed by autograd: {reason}")
     return AutogradGradients(model)
+
+
+def select_decoder(model: RecurrentLM, num_samples: int = 1) -> Decoder:
+    """Return the preferred decoder that supports the model.
+
+    Args:
+        model: the model, on its device.
+        num_samples: samples that are generated side by side.
+    """
+    reason = CompiledDecoder.unsupported(model)
+    if reason is None:
+        return CompiledDecoder(model, num_samples)
+    _logger.debug("tokens are generated one by one: %s", reason)
+    return PlainDecoder(model, num_samples)
 
 
 def _log_once(message: str) -> None:

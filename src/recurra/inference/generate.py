@@ -13,28 +13,25 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from recurra.config import UnknownRule
-from recurra.engine.compiled_decoder import CompiledDecoder
-from recurra.engine.sampling import GenerationConfig, Ids, Logits, Sampler
+from recurra.engine.sampling import GenerationConfig, Ids, Sampler
+from recurra.engine.select import select_decoder
 from recurra.errors import ConfigError
 from recurra.inference.reading import IdArray, as_id_array, evaluation_mode
 from recurra.inference.stopping import StopScanner
 
 if TYPE_CHECKING:
     from recurra.model.recurrent_lm import RecurrentLM
-    from recurra.recurrence.cells import State
     from recurra.text.vocabulary import Vocabulary
 
 __all__ = ["GenerationConfig", "generate", "generate_ids", "stream"]
 
-# Steps of the prompt in one call: enough for the matrix products to be efficient.
-PROMPT_CHUNK = 1024
-# Blocks of the compiled loop grow until one takes this long, in seconds, or writes so many ids.
 SHORTEST_BLOCK, MOST_IDS = 0.02, 4096
+"""A decoder that generates ahead does so in blocks, which grow until one takes this many seconds or
+has this many ids: a signal is handled soon, and a text that ends at a stop string costs little more
+than its own tokens."""
 
 
 def generate_ids(
@@ -163,53 +160,19 @@ def _continue(
     model: RecurrentLM, prompt_ids: IdArray, sampler: Sampler, config: GenerationConfig
 ) -> Iterator[Ids]:
     # Evaluation mode is entered for each call of the model and left before each yield.
+    decoder = select_decoder(model, config.num_samples)
     with evaluation_mode(model):
-        logits, state = _read_prompt(model, prompt_ids, config.num_samples)
+        logits = decoder.prefill(prompt_ids)
     chosen = sampler.choose(logits)
     yield chosen
-    if config.max_new_tokens == 1:
-        return
-    if model.is_compiled:
-        yield from _write_in_blocks(CompiledDecoder(model, state, sampler), chosen, config)
-        return
-    for _ in range(config.max_new_tokens - 1):
-        with evaluation_mode(model):
-            tokens = torch.from_numpy(chosen).to(model.device)
-            output, state = model(tokens[:, None], state)
-            logits = _to_numpy(output[:, -1])
-        chosen = sampler.choose(logits)
-        yield chosen
-
-
-def _write_in_blocks(
-    writer: CompiledDecoder, chosen: Ids, config: GenerationConfig
-) -> Iterator[Ids]:
-    """The tokens after `chosen`, written ahead a little at a time: a signal need not wait long, and
-    a text that ends at a stop string has cost little more than its own tokens."""
-    remaining, size = config.max_new_tokens - 1, 8
+    remaining, size = config.max_new_tokens - 1, 8 if decoder.generates_ahead else 1
     while remaining:
         started = time.perf_counter()
-        block = writer.write(chosen, min(size, remaining))
-        if time.perf_counter() - started < SHORTEST_BLOCK and 2 * size * len(chosen) <= MOST_IDS:
+        with evaluation_mode(model):
+            block = decoder.decode(chosen, min(size, remaining), sampler)
+        is_short = time.perf_counter() - started < SHORTEST_BLOCK
+        if decoder.generates_ahead and is_short and 2 * size * len(chosen) <= MOST_IDS:
             size *= 2
         yield from block
         remaining -= len(block)
         chosen = block[-1]
-
-
-def _read_prompt(model: RecurrentLM, ids: IdArray, num_samples: int) -> tuple[Logits, State]:
-    """Logits (S, V) for the first new token and the state behind the prompt, once per sample."""
-    if len(ids) == 0:
-        return _to_numpy(model.initial_logits(num_samples)), model.zero_state(num_samples)
-    state = model.zero_state(1)
-    for first in range(0, len(ids), PROMPT_CHUNK):
-        chunk = ids[first : first + PROMPT_CHUNK].astype(np.int64)
-        # Only the last step's logits are wanted, so the output layer stays out of the loop.
-        hidden, state = model.hidden(torch.from_numpy(chunk).to(model.device)[None], state)
-    logits = model.logits(hidden[-1]).expand(num_samples, -1)
-    return _to_numpy(logits), tuple(part.expand(-1, num_samples, -1).contiguous() for part in state)
-
-
-def _to_numpy(logits: Tensor) -> Logits:
-    """A float64 copy in the CPU's memory, which the sampler may overwrite."""
-    return logits.float().cpu().numpy().astype(np.float64)
