@@ -2,8 +2,7 @@
 
     python benchmarks/threads.py [--rows WORD ...] [--rounds 7] [--most N] [--json FILE]
 
-Each number of threads is measured in a separate process, by `recurra bench`. Run nothing else
-meanwhile.
+Each number of threads is measured in a separate process. Run nothing else meanwhile.
 """
 
 from __future__ import annotations
@@ -26,12 +25,27 @@ def thread_counts(most: int) -> list[int]:
 
 
 def measure(words: list[str], threads: int, rounds: int) -> tuple[dict[str, Any], list[Any]]:
-    """Return what `recurra bench` says of the machine, and its measurements."""
-    command = [sys.executable, "-m", "recurra", "bench", *words, "--json"]
-    command += ["--threads", str(threads), "--rounds", str(rounds)]
-    printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-    machine, *records = map(json.loads, printed.splitlines())
+    """Return a description of the machine, and the measurements, from a new process."""
+    command = [sys.executable, __file__, "--rows", *words, "--rounds", str(rounds)]
+    done = subprocess.run(
+        [*command, "--only-threads", str(threads)], stdout=subprocess.PIPE, text=True, check=True
+    )
+    machine, *records = map(json.loads, done.stdout.splitlines())
     return machine, [{**record, "threads": threads} for record in records]
+
+
+def measure_here(words: list[str], threads: int, rounds: int) -> None:
+    """Measure in this process with this number of threads, and print lines of JSON."""
+    import torch
+
+    from recurra.cli import benchmark
+    from recurra.runtime.devices import processor_name
+
+    torch.set_num_threads(threads)
+    print(json.dumps({"processor": processor_name(), "torch": torch.__version__}))
+    for row in benchmark.chosen_rows(words):
+        for record in benchmark.measure(row, rounds, SHOWN):
+            print(json.dumps(record))
 
 
 def table(records: list[dict[str, Any]]) -> str:
@@ -50,11 +64,15 @@ def table(records: list[dict[str, Any]]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", nargs="*", default=["V"], help="rows with these words")
+    parser.add_argument("--rows", nargs="*", default=["steps"], help="rows with these words")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--most", type=int, default=os.cpu_count() or 1, help="threads")
     parser.add_argument("--json", type=Path, help="write the measurements here too")
+    parser.add_argument("--only-threads", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.only_threads:
+        measure_here(options.rows, options.only_threads, options.rounds)
+        return 0
     records: list[dict[str, Any]] = []
     for threads in thread_counts(options.most):
         machine, measured = measure(options.rows, threads, options.rounds)

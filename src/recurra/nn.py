@@ -29,13 +29,14 @@ from torch import Tensor
 from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
+from recurra.config.cells import CELL_TRAITS
 from recurra.errors import ConfigError
 from recurra.recurrence.cells import LayerParameters, State
 from recurra.recurrence.layer import BACKENDS, choose_backend, run
 
 __all__ = ["GRU", "LSTM", "RNN"]
 
-_CELLS = {"RNN_TANH": "rnn", "RNN_RELU": "rnn-relu", "GRU": "gru", "LSTM": "lstm"}
+_CELLS = {traits.torch_mode: name for name, traits in CELL_TRAITS.items() if traits.torch_mode}
 
 _RunSegment = Callable[[Tensor, State], tuple[Tensor, State]]
 """Runs one layer over (t, b, I) from a state of b sequences."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from recurra.errors import ConfigError
 from recurra.kernels import buffers, library
 from recurra.recurrence import layer as recurrent_layer
-from recurra.recurrence.cells import CELLS, LayerParameters
+from recurra.recurrence.cells import LayerParameters, find_cell
 
 RECURRENT = ["rnn", "rnn-relu", "gru", "lstm"]
 BOOK = [*RECURRENT, "none"]
@@ -24,7 +24,7 @@ TORCH_MODULES = {
 
 
 def make_layer(cell, input_size, hidden_size, dtype, device="cpu", bias=True, proj_size=0):
-    gates = CELLS[cell].num_gates * hidden_size
+    gates = find_cell(cell).num_gates * hidden_size
     recurrent = proj_size or hidden_size
 
     def parameter(*shape):
@@ -146,7 +146,7 @@ def test_reference_equals_torch(cell, shape, num_layers, bias):
     inputs = torch.randn(steps, batch, input_size, dtype=torch.float64, requires_grad=True)
     state = tuple(
         torch.randn(num_layers, batch, hidden_size, dtype=torch.float64, requires_grad=True)
-        for _ in range(CELLS[cell].num_states)
+        for _ in range(find_cell(cell).num_states)
     )
     actual = outcome(cell, inputs, state, layers, "reference")
     leaves = [

@@ -6,14 +6,15 @@ import math
 import pytest
 import torch
 
+from recurra.config.cells import CELL_TRAITS
 from recurra.errors import ConfigError
 from recurra.kernels import library
 from recurra.recurrence import layer as recurrent_layer
-from recurra.recurrence.cells import CELLS, LayerParameters, LinearCell, find_cell
+from recurra.recurrence.cells import LayerParameters, LinearCell, find_cell
 
-LINEAR = [name for name, cell in CELLS.items() if isinstance(cell, LinearCell)]
+LINEAR = [name for name in CELL_TRAITS if isinstance(find_cell(name), LinearCell)]
 BOOK = ["rnn", "rnn-relu", "gru", "lstm", "none"]
-VARIANTS = [name for name in CELLS if name not in (*LINEAR, *BOOK)]
+VARIANTS = [name for name in CELL_TRAITS if name not in (*LINEAR, *BOOK)]
 SHAPES = [(1, 1, 1, 1), (1, 3, 4, 5), (7, 1, 3, 8), (13, 5, 6, 17)]
 
 

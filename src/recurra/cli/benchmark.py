@@ -125,8 +125,13 @@ class Contender:
         return (high - low) / self.median
 
 
-def measure(row: TrainingRow | WritingRow, rounds: int) -> Iterator[dict[str, Any]]:
+def measure(
+    row: TrainingRow | WritingRow, rounds: int, names: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
     """Measure a row.
+
+    Args:
+        names: of the contenders to measure; all of them by default.
 
     Yields:
         For each contender: row, name, milliseconds (median of a step or token), spread, tokens per
@@ -137,6 +142,7 @@ def measure(row: TrainingRow | WritingRow, rounds: int) -> Iterator[dict[str, An
         contenders, tokens = _writers(row), 1
     else:
         contenders, tokens = _trainers(row), BATCH_SIZE * row.num_steps
+    contenders = [c for c in contenders if not names or c.name in names]
     products = {name: Contender(name, _Product(dtype)) for name, dtype in _PRECISIONS.items()}
     _take_turns([*contenders, *products.values()], rounds)
     for contender in contenders:

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from recurra.config.cells import CELL_TRAITS, CellTraits
 from recurra.config.checks import MAX_FLOAT, require, require_choices, require_types
 from recurra.config.text import MAX_VOCABULARY
 
-CellName = Literal[
-    "rnn", "rnn-relu", "gru", "lstm", "lstm-ln", "mogrifier", "mingru", "minlstm", "sru", "rglru",
-    "none",
-]  # fmt: skip
+if TYPE_CHECKING:
+    CellName = str
+else:
+    CellName = Literal[tuple(CELL_TRAITS)]
 BackendName = Literal["auto", "reference", "bptt", "library", "native"]
 Precision = Literal["fp32", "bf16"]
 FirstWeights = Literal["uniform", "normal", "orthogonal"]
-
-CELLS_WITH_FORGET_GATE = ("lstm", "lstm-ln", "mogrifier")
-"""Those whose second gate forgets."""
-CELLS_WITHOUT_MIXING = ("mingru", "minlstm", "sru", "rglru", "none")
-"""Those whose gates do not read the state."""
 
 USUAL_EMBEDDING = 64
 MAX_UNITS = 2**16
@@ -97,11 +93,12 @@ class ModelConfig:
         require_types(self)
         require_choices(
             self,
-            cell=CellName,
             backend=BackendName,
             precision=Precision,
             init=FirstWeights,
         )
+        known = ", ".join(CELL_TRAITS)
+        require(self.cell in CELL_TRAITS, f"cell is {self.cell!r}; it must be one of {known}")
         self._check_sizes()
         for name in ("dropout", "output_dropout", "weight_dropout", "zoneout"):
             require(0.0 <= getattr(self, name) < 1.0, f"{name} must be at least 0 and below 1")
@@ -114,17 +111,23 @@ class ModelConfig:
         require(abs(self.forget_bias) <= MAX_FLOAT, "forget_bias must be finite")
         self._check_gates()
 
+    @property
+    def traits(self) -> CellTraits:
+        """The cell's row in the table of cells."""
+        return CELL_TRAITS[self.cell]
+
     def _check_gates(self) -> None:
+        forgetful = ", ".join(name for name, cell in CELL_TRAITS.items() if cell.has_forget_gate)
         require(
-            self.chrono == 0 or self.cell in CELLS_WITH_FORGET_GATE,
-            f"chrono is for {', '.join(CELLS_WITH_FORGET_GATE)}; {self.cell} has no such gates",
+            self.chrono == 0 or self.traits.has_forget_gate,
+            f"chrono is for {forgetful}; {self.cell} has no such gates",
         )
         require(self.chrono == 0 or self.chrono > 2, "chrono must be above 2, or 0 for none")
         require(
             self.chrono == 0 or self.forget_bias == 0.0, "chrono sets the forget bias: drop one"
         )
         require(
-            self.zoneout == 0.0 or self.cell not in CELLS_WITHOUT_MIXING,
+            self.zoneout == 0.0 or self.traits.reads_state,
             f"zoneout is for cells whose gates read the state; those of {self.cell} do not",
         )
         require(
@@ -132,13 +135,13 @@ class ModelConfig:
             f"zoneout is computed by the reference backend, not by {self.backend}",
         )
         require(
-            self.forget_bias == 0.0 or self.cell in CELLS_WITH_FORGET_GATE,
-            f"forget_bias is for {', '.join(CELLS_WITH_FORGET_GATE)}; {self.cell} has no such gate",
+            self.forget_bias == 0.0 or self.traits.has_forget_gate,
+            f"forget_bias is for {forgetful}; {self.cell} has no such gate",
         )
         require(
-            self.embedding_size > 0 or self.cell != "mogrifier",
-            "the mogrifier cell changes its inputs, which one-hot vectors do not allow; give it an"
-            " embedding_size",
+            self.embedding_size > 0 or not self.traits.needs_embedding,
+            f"the {self.cell} cell changes its inputs, which one-hot vectors do not allow; give it"
+            " an embedding_size",
         )
 
     def _check_sizes(self) -> None:

@@ -128,6 +128,8 @@ def _declare(library: Any) -> Any:
     _sign(library, "mask", c_int32, c_uint64, c_int32, c_float, c_int64, c_void_p)
     _sign(library, "all_below", c_int64, c_void_p, c_int64, result=c_int32)
     _sign(library, "best_kind", result=c_int32)
+    _sign(library, "saved", c_int32, result=c_int32)
+    _sign(library, "deltas", c_int32, result=c_int32)
     _sign(library, "lanes", result=c_int32)
     _sign(library, "packed_numbers", c_int64, c_int64, c_int64, result=c_int64)
     _sign(library, "spare_numbers", c_int64, c_int64, c_int64, result=c_int64)

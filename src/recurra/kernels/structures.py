@@ -54,12 +54,22 @@ def read_structures(header: str) -> dict[str, type[Description]]:
 
 
 def read_enumerations(header: str) -> dict[str, dict[str, int]]:
-    """Return the members of every `enum` of a header, which are numbered from 0."""
-    found = re.findall(r"^enum (\w+) : int32_t \{([^}]*)\};", _without_comments(header), _FLAGS)
-    return {
-        name: {member.strip(): value for value, member in enumerate(body.split(","))}
-        for name, body in found
+    """Return the members of every `enum` of a header, which are numbered from 0.
+
+    The members of an enumeration made from a table, `enum Cell { RECURRA_CELLS(...) }`, are the
+    first columns of the table's rows.
+    """
+    plain = _without_comments(header)
+    tables = {
+        name: re.findall(r"ROW\((\w+)", rows)
+        for name, rows in re.findall(r"^#define (\w+)\(ROW\) (.*?[^\\\\])$", plain, _FLAGS)
     }
+    found = {}
+    for name, body in re.findall(r"^enum (\w+) : int32_t \{([^}]*)\};", plain, _FLAGS):
+        table = re.fullmatch(r"\s*(\w+)\(\w+\)\s*", body)
+        members = tables[table[1]] if table else [member.strip() for member in body.split(",")]
+        found[name] = {member: value for value, member in enumerate(members)}
+    return found
 
 
 _FLAGS = re.MULTILINE | re.DOTALL

@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recurra.config.cells import CELL_TRAITS
 from recurra.errors import ConfigError
 from recurra.kernels import library as kernels
 from recurra.recurrence.backends import bptt, linear_scan, native, reference, time_batched, torch_nn
-from recurra.recurrence.backends.bptt_loops import LOOPS
 from recurra.recurrence.cells import (
-    CELLS,
     Cell,
     LayerParameters,
     LinearCell,
@@ -52,7 +51,7 @@ def run(
     """One layer through time.
 
     Args:
-        cell: name of the cell, see `cells.CELLS`.
+        cell: name of the cell, see `config/cells.py`.
         inputs: (T, B, I) numbers or (T, B) token ids (int64), T >= 1.
         state: the state before the first step, each tensor (B, H); None is zero.
         parameters: the layer's, as in torch.nn.
@@ -100,10 +99,17 @@ def run(
 
 
 def backends_of(cell: Cell) -> tuple[str, ...]:
-    """Those that can compute a cell."""
+    """Return the names of the backends that can compute a cell."""
     if isinstance(cell, LinearCell):
         return linear_scan.BACKENDS
-    return BACKENDS if cell.name in LOOPS or not cell.num_states else ("reference",)
+    traits, has_no_state = CELL_TRAITS[cell.name], cell.num_states == 0
+    able = {
+        "reference": True,
+        "bptt": has_no_state or traits.time_loop is not None,
+        "library": has_no_state or traits.torch_function is not None,
+        "native": has_no_state or traits.kernel is not None,
+    }
+    return tuple(name for name in BACKENDS if able[name])
 
 
 def require_cell(backend: str, cell: Cell) -> None:
@@ -153,18 +159,19 @@ def choose_backend(
     able = backends_of(find_cell(cell))
     if (device.type == "cpu" and steps == 1) or len(able) == 1:
         return "reference"
-    if device.type == "cpu" and compiles and CELLS[cell].num_states and kernels.is_available():
+    has_kernel = "native" in able and find_cell(cell).num_states > 0
+    if device.type == "cpu" and compiles and has_kernel and kernels.is_available():
         return "native"
     if "library" not in able or recurrent_gradient_scale != 1.0:
-        return "bptt"
-    has_fused_lstm: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    fused = device.type != "cpu" or (cell == "lstm" and has_fused_lstm)
+        return "bptt" if "bptt" in able else "reference"
+    has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    fused = device.type != "cpu" or (CELL_TRAITS[cell].onednn and has_onednn)
     return "library" if fused else "bptt"
 
 
 def zero_state(cell: str, batch_size: int, parameters: LayerParameters) -> State:
     """The state before anything was read: zeros, each (B, H) (h of a projected LSTM: (B, P))."""
-    kind, weight = CELLS[cell], parameters.weight_ih
+    kind, weight = find_cell(cell), parameters.weight_ih
     units = weight.shape[0] // kind.num_gates
     outputs = units if parameters.weight_hr is None else len(parameters.weight_hr)
     return tuple(weight.new_zeros(batch_size, n) for n in (outputs, units)[: kind.num_states])

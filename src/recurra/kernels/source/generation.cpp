@@ -161,12 +161,10 @@ class Writer {
 
 template <class P>
 int64_t write(const Generation& g) {
-  switch (g.layers[0].cell) {
-    case kTanh: return Writer<Elman<false>, P>(g).run();
-    case kRelu: return Writer<Elman<true>, P>(g).run();
-    case kGru: return Writer<Gru, P>(g).run();
-    case kLstm: return Writer<Lstm, P>(g).run();
-  }
+#define RECURRA_WRITE(number, type) \
+  case number: return Writer<type, P>(g).run();
+  switch (g.layers[0].cell) { RECURRA_CELLS(RECURRA_WRITE) }
+#undef RECURRA_WRITE
   return 0;
 }
 

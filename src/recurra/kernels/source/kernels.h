@@ -12,7 +12,17 @@
 
 namespace recurra {
 
-enum Cell : int32_t { kTanh, kRelu, kGru, kLstm };
+// Every compiled cell: its number, and its type in cells.h.
+#define RECURRA_CELLS(ROW) \
+  ROW(kTanh, Elman<false>) \
+  ROW(kRelu, Elman<true>)  \
+  ROW(kGru, Gru)           \
+  ROW(kLstm, Lstm)
+
+#define RECURRA_NUMBER(number, type) number,
+enum Cell : int32_t { RECURRA_CELLS(RECURRA_NUMBER) };
+#undef RECURRA_NUMBER
+
 enum Kind : int32_t { kSingle, kRounded, kPairs, kTiles };
 
 struct Layer {

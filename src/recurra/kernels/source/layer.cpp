@@ -221,14 +221,10 @@ void run_backward(const Layer& layer) {
 
 template <class P>
 void run(const Layer& layer, bool forward) {
-  switch (layer.cell) {
-    case kTanh:
-      return forward ? run_forward<Elman<false>, P>(layer) : run_backward<Elman<false>, P>(layer);
-    case kRelu:
-      return forward ? run_forward<Elman<true>, P>(layer) : run_backward<Elman<true>, P>(layer);
-    case kGru: return forward ? run_forward<Gru, P>(layer) : run_backward<Gru, P>(layer);
-    case kLstm: return forward ? run_forward<Lstm, P>(layer) : run_backward<Lstm, P>(layer);
-  }
+#define RECURRA_RUN(number, type) \
+  case number: return forward ? run_forward<type, P>(layer) : run_backward<type, P>(layer);
+  switch (layer.cell) { RECURRA_CELLS(RECURRA_RUN) }
+#undef RECURRA_RUN
 }
 
 void run(const Layer& layer, bool forward) {
@@ -274,6 +270,26 @@ RECURRA_EXPORT int64_t recurra_packed_numbers(int64_t gates, int64_t units, int6
 }
 
 // Numbers in `spare`.
+// Values that the forward pass saves for each unit and step.
+RECURRA_EXPORT int32_t recurra_saved(int32_t cell) {
+  using namespace recurra;
+#define RECURRA_SAVED(number, type) \
+  case number: return type::kSaved;
+  switch (cell) { RECURRA_CELLS(RECURRA_SAVED) }
+#undef RECURRA_SAVED
+  return 0;
+}
+
+// Gradients that the backward pass writes for each unit and step.
+RECURRA_EXPORT int32_t recurra_deltas(int32_t cell) {
+  using namespace recurra;
+#define RECURRA_DELTAS(number, type) \
+  case number: return type::kDeltas;
+  switch (cell) { RECURRA_CELLS(RECURRA_DELTAS) }
+#undef RECURRA_DELTAS
+  return 0;
+}
+
 RECURRA_EXPORT int64_t recurra_spare_numbers(int64_t threads, int64_t batch, int64_t units) {
   return batch * units + std::min<int64_t>(threads, recurra::kMostThreads) * 4 * units;
 }

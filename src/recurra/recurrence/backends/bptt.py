@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from recurra.config.cells import CELL_TRAITS, load_class
 from recurra.kernels.buffers import BUFFER_POOL
 from recurra.recurrence.backends import reference
-from recurra.recurrence.backends.bptt_loops import LOOPS, LoopGradients, RecurrentWeights, Trace
+from recurra.recurrence.backends.bptt_loops import LoopGradients, RecurrentWeights, TimeLoop, Trace
 from recurra.recurrence.backends.reference import project
-from recurra.recurrence.cells import CELLS, NUM_OF_TORCH, Cell, LayerParameters, State
+from recurra.recurrence.cells import NUM_OF_TORCH, Cell, LayerParameters, State, find_cell
 
 
 def run_layer(
@@ -70,8 +72,9 @@ class _LayerThroughTime(torch.autograd.Function):
         *parameters_and_state: Tensor,
     ) -> tuple[Tensor, ...]:
         parameters = LayerParameters.from_torch(parameters_and_state[:NUM_OF_TORCH])
-        loop = LOOPS[name]
-        projected = _project(inputs, parameters, dtype, fold_bias=loop.folds_bias_hh)
+        loop = _find_loop(name)
+        folds = CELL_TRAITS[name].folds_bias_hh
+        projected = _project(inputs, parameters, dtype, fold_bias=folds)
         state = parameters_and_state[NUM_OF_TORCH:]
         final, trace = loop.forward(projected, state, _recurrent_weights(parameters, dtype))
         ctx.name, ctx.dtype, ctx.scale = name, dtype, scale
@@ -99,11 +102,22 @@ class _LayerThroughTime(torch.autograd.Function):
             return (None, None, None, *found)
         weights = _recurrent_weights(parameters, ctx.dtype)
         trace = Trace(hidden, tuple(buffers))
-        gradients = LOOPS[ctx.name].backward(trace, grad_outputs, grad_final, weights, ctx.scale)
+        gradients = _find_loop(ctx.name).backward(
+            trace, grad_outputs, grad_final, weights, ctx.scale
+        )
         grad_inputs, *grad_parameters = _parameter_gradients(
             gradients, inputs, hidden, parameters, ctx.dtype, ctx.needs_input_grad[3]
         )
         return (None, None, None, grad_inputs, *grad_parameters, *gradients.initial)
+
+
+@cache
+def _find_loop(name: str) -> TimeLoop:
+    """Return the time loop of a cell, which has one."""
+    place = CELL_TRAITS[name].time_loop
+    assert place is not None
+    loop: TimeLoop = load_class(place)()
+    return loop
 
 
 def backward_with_graph(
@@ -128,7 +142,7 @@ def backward_with_graph(
     ]
     first, rest = 1 + NUM_OF_TORCH, given[1:]
     outputs, final = reference.run_layer(
-        CELLS[name],
+        find_cell(name),
         given[0],
         tuple(given[first:]),
         LayerParameters.from_torch(rest[:NUM_OF_TORCH]),

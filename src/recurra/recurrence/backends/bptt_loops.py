@@ -65,9 +65,6 @@ class LoopGradients:
 class TimeLoop(ABC):
     """The two loops of one cell."""
 
-    folds_bias_hh = True
-    """Whether b_hh may be added to the projected inputs instead of inside the loop."""
-
     @abstractmethod
     def forward(
         self, projected: Tensor, state: State, weights: RecurrentWeights
@@ -170,8 +167,6 @@ class GruLoop(TimeLoop):
     where delta_hn belongs to h_n and the others to both sides. They lie side by side as
     [n, r, z, hn], so that the first three are the inputs' and the last three the hidden state's.
     """
-
-    folds_bias_hh = False
 
     def forward(
         self, projected: Tensor, state: State, weights: RecurrentWeights
@@ -331,11 +326,3 @@ def _hidden_buffer(steps: int, initial: Tensor) -> Tensor:
     hidden = initial.new_empty(steps + 1, *initial.shape)
     hidden[0].copy_(initial)
     return hidden
-
-
-LOOPS: dict[str, TimeLoop] = {
-    "rnn": TanhLoop(),
-    "rnn-relu": ReluLoop(),
-    "gru": GruLoop(),
-    "lstm": LstmLoop(),
-}

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from recurra.config.cells import CELL_TRAITS
 from recurra.kernels import library, structures
 from recurra.kernels.buffers import Workspace
 from recurra.kernels.products import (
@@ -34,16 +35,6 @@ from recurra.kernels.recorder import Do, at_once
 from recurra.recurrence.cells import LayerParameters, State
 
 _CELL = structures.ENUMERATIONS["Cell"]
-COMPILED_CELLS = {
-    "rnn": _CELL["kTanh"],
-    "rnn-relu": _CELL["kRelu"],
-    "gru": _CELL["kGru"],
-    "lstm": _CELL["kLstm"],
-}
-_SAVED = {"rnn": 0, "rnn-relu": 0, "gru": 4, "lstm": 4}
-"""Values kept per unit and step for the backward pass."""
-_DELTAS = {"rnn": 1, "rnn-relu": 1, "gru": 4, "lstm": 4}
-"""Gradients per unit and step: of each gate, and of the GRU's h_n."""
 _FLOAT32 = torch.empty(0)
 
 
@@ -102,6 +93,10 @@ class LayerPasses:
         self.do(library.load().recurra_layer_forward, byref(layer))
         return trace
 
+    @property
+    def _folds_bias_hh(self) -> bool:
+        return CELL_TRAITS[self.cell].folds_bias_hh
+
     def prepare(
         self, steps: int, batch: int, state: State, parameters: LayerParameters, *, saves: bool
     ) -> tuple[structures.Description, Trace]:
@@ -111,14 +106,14 @@ class LayerPasses:
         hidden = self._take_result("hidden", steps + 1, batch, units)
         self.do(hidden[0].copy_, state[0])
         cells = saved = None
-        if self.cell == "lstm":
+        if len(state) > 1:
             cells = self._take("cells", steps + 1, batch, units)
             self.do(cells[0].copy_, state[1])
-        if saves and _SAVED[self.cell]:
-            saved = self._take("saved", steps, batch, _SAVED[self.cell] * units)
+        if saves and (num_saved := library.load().recurra_saved(layer.cell)):
+            saved = self._take("saved", steps, batch, num_saved * units)
         operand = self._take_operand("hidden operand", (steps + 1) * batch, units, units)
         bias_hn = None
-        if self.cell == "gru" and parameters.bias_hh is not None:
+        if not self._folds_bias_hh and parameters.bias_hh is not None:
             bias_hn = parameters.bias_hh[2 * units :].contiguous()
         layer.point(
             bias_hn=bias_hn, hidden=hidden, hidden_operand=operand, cells=cells, saved=saved
@@ -139,7 +134,7 @@ class LayerPasses:
             return bias
         folded = self._take("folded bias", len(bias))
         self.do(torch.add, bias, recurrent, out=folded)
-        if self.cell == "gru":
+        if not self._folds_bias_hh:
             # The third part of b_hh belongs inside, where r multiplies it.
             inside = slice(2 * len(bias) // 3, None)
             self.do(folded[inside].copy_, bias[inside])
@@ -170,7 +165,7 @@ class LayerPasses:
         """
         steps, batch = inputs.shape[:2]
         layer = self._describe(steps, batch, parameters)
-        width = _DELTAS[self.cell] * layer.units
+        width = library.load().recurra_deltas(layer.cell) * layer.units
         rounded = self._take_operand("delta operand", steps * batch, width, layer.units)
         deltas = self._take("deltas", steps * batch, width) if rounded is None else None
         grad_bias = self._take("grad bias", width)
@@ -226,8 +221,10 @@ class LayerPasses:
         numbers = kernels.recurra_packed_numbers(len(weight_hh) // units, units, units)
         packed = self._take("packed weight", numbers)
         spare = self._take("spare", kernels.recurra_spare_numbers(threads, batch, units))
+        kernel = CELL_TRAITS[self.cell].kernel
+        assert kernel is not None
         layer = structures.Layer(
-            cell=COMPILED_CELLS[self.cell],
+            cell=_CELL[kernel],
             kind=self.kind,
             threads=threads,
             steps=steps,
@@ -261,7 +258,9 @@ class LayerPasses:
         assert out is not None
         units = out.shape[1]
         # The GRU's third delta is the inputs' alone; its fourth is what h_n got.
-        parts = [slice(0, 2), slice(3, 4)] if self.cell == "gru" else [slice(0, len(out) // units)]
+        parts = (
+            [slice(0, 2), slice(3, 4)] if not self._folds_bias_hh else [slice(0, len(out) // units)]
+        )
         first = 0
         for part in parts:
             columns = operand[:, part.start * units : part.stop * units]
@@ -300,6 +299,6 @@ class LayerPasses:
         width = len(gradients.bias_ih)
         self.do(gradients.bias_ih.copy_, grad_bias[:width])
         self.do(gradients.bias_hh.copy_, grad_bias[:width])
-        if self.cell == "gru":
+        if not self._folds_bias_hh:
             units = width // 3
             self.do(gradients.bias_hh[2 * units :].copy_, grad_bias[3 * units :])

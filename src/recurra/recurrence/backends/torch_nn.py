@@ -15,17 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from recurra.config.cells import CELL_TRAITS
 from recurra.errors import ConfigError
 from recurra.recurrence.backends.reference import project
 from recurra.recurrence.cells import Cell, LayerParameters, State
 from recurra.recurrence.full_precision import full_precision_backward, full_precision_rnn
-
-_KERNELS: dict[str, Callable[..., Any]] = {
-    "rnn": torch.rnn_tanh,
-    "rnn-relu": torch.rnn_relu,
-    "gru": torch.gru,
-    "lstm": torch.lstm,
-}
 
 
 def run_layer(
@@ -51,7 +45,7 @@ def run_layer(
         inputs = one_hot(inputs.long(), parameters.weight_ih.shape[1])
     weights = [p.to(dtype) for p in parameters.of_torch if p is not None]
     initial = [s.unsqueeze(0).to(dtype) for s in state]
-    hx = initial if cell.name == "lstm" else initial[0]
+    hx = initial if cell.num_states > 1 else initial[0]
     outputs, *final = _call(
         cell.name, inputs.to(dtype), hx, weights, parameters.bias_ih is not None
     )
@@ -59,13 +53,16 @@ def run_layer(
 
 
 def _call(name: str, inputs: Tensor, hx: Any, weights: list[Tensor], has_bias: bool) -> Any:
+    kernel = CELL_TRAITS[name].torch_function
+    assert kernel is not None
+    function: Callable[..., Any] = getattr(torch, kernel)
     arguments = {"num_layers": 1, "dropout": 0.0, "bidirectional": False, "batch_first": False}
     with warnings.catch_warnings():
         # cuDNN would like its weights in one block; views of a state dict are not, and that is
         # a matter of a few microseconds, not something a user can act on.
         warnings.filterwarnings("ignore", message="RNN module weights are not part of single")
         with full_precision_rnn() if inputs.is_cuda else nullcontext():
-            results = _KERNELS[name](
+            results = function(
                 inputs, hx, weights, has_biases=has_bias, train=torch.is_grad_enabled(), **arguments
             )
     if inputs.is_cuda:

@@ -6,8 +6,8 @@ do not read the state, and `variants.py` variants of the LSTM.
 
 from __future__ import annotations
 
+from recurra.config.cells import CELL_TRAITS, load_class
 from recurra.errors import ConfigError
-from recurra.recurrence.cells.book import FeedForwardCell, GruCell, LstmCell, ReluCell, TanhCell
 from recurra.recurrence.cells.cell import (
     NUM_OF_TORCH,
     Cell,
@@ -15,17 +15,9 @@ from recurra.recurrence.cells.cell import (
     State,
     check_shapes,
 )
-from recurra.recurrence.cells.linear import (
-    LinearCell,
-    MinGruCell,
-    MinLstmCell,
-    RgLruCell,
-    SruCell,
-)
-from recurra.recurrence.cells.variants import LayerNormLstmCell, MogrifierCell
+from recurra.recurrence.cells.linear import LinearCell
 
 __all__ = [
-    "CELLS",
     "NUM_OF_TORCH",
     "Cell",
     "LayerParameters",
@@ -35,30 +27,18 @@ __all__ = [
     "find_cell",
 ]
 
-CELLS: dict[str, Cell] = {
-    cell.name: cell
-    for cell in (
-        TanhCell(),
-        ReluCell(),
-        GruCell(),
-        LstmCell(),
-        LayerNormLstmCell(),
-        MogrifierCell(),
-        MinGruCell(),
-        MinLstmCell(),
-        SruCell(),
-        RgLruCell(),
-        FeedForwardCell(),
-    )
-}
+_instances: dict[str, Cell] = {}
 
 
 def find_cell(name: str) -> Cell:
-    """The cell of this name.
+    """Return the cell of this name.
 
     Raises:
-        ConfigError: there is none; the message lists those there are.
+        ConfigError: there is none; the message lists all cells.
     """
-    if name not in CELLS:
-        raise ConfigError(f"unknown cell {name!r}; there are {', '.join(CELLS)}")
-    return CELLS[name]
+    if name not in CELL_TRAITS:
+        raise ConfigError(f"unknown cell {name!r}; there are {', '.join(CELL_TRAITS)}")
+    if name not in _instances:
+        _instances[name] = load_class(CELL_TRAITS[name].equation)()
+        assert _instances[name].name == name
+    return _instances[name]
