@@ -32,8 +32,8 @@ def test_select_gradients_supported_model_returns_compiled():
 @pytest.mark.parametrize(
     ("options", "num_processes", "reason"),
     [
-        ({"backend": "reference"}, 1, "do not support"),
-        ({"cell": "mingru"}, 1, "do not support"),
+        ({"backend": "reference"}, 1, "the backend is reference"),
+        ({"cell": "mingru", "backend": "auto"}, 1, "have no mingru cell"),
         ({}, 2, "whole batches"),
     ],
 )

@@ -28,9 +28,9 @@ def make_layer(name, inputs, units, dtype=torch.float64, bias=True):
     extra = tuple(parameter(*shape) for shape in cell.extra_shapes(units, inputs).values())
     return LayerParameters(
         weight_ih=parameter(gates, inputs),
-        weight_hh=parameter(gates, units) if cell.reads_state else None,
+        weight_hh=parameter(gates, units) if cell.traits.reads_state else None,
         bias_ih=parameter(gates) if bias else None,
-        bias_hh=parameter(gates) if bias and cell.reads_state else None,
+        bias_hh=parameter(gates) if bias and cell.traits.reads_state else None,
         extra=extra or None,
     )
 

@@ -27,9 +27,11 @@ class CompiledEngine(Engine):
         cls, model: RecurrentLM, config: TrainingConfig, processes: Processes
     ) -> str | None:
         """Return why this engine cannot train the model, or None if it can."""
+        if (reason := CompiledGradients.unsupported(model, processes)) is not None:
+            return reason
         if OPTIMIZERS[config.optimizer].kernel_rule is None:
             return f"the compiled kernels have no update for {config.optimizer}"
-        return CompiledGradients.unsupported(model, processes)
+        return None
 
     def __init__(
         self,

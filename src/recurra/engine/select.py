@@ -1,8 +1,9 @@
 """Choose an engine: the only place where device, backend, precision and model features meet.
 
-The first engine that supports the model, the training and the processes is taken; the reason why
-each one before it was not is logged once. Training, the recipe's trials, the time estimate, dynamic
-evaluation and the benchmark choose here, so that what is timed is what trains.
+The first engine that supports the model, the training and the processes is taken. The reason why
+the preferred one was not is logged once at level INFO, every other reason at level DEBUG. Training,
+the recipe's trials, the time estimate, dynamic evaluation and the benchmark choose here, so that
+what is timed is what trains.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ Gradients = AutogradGradients | CompiledGradients
 
 _logger = logging.getLogger(__name__)
 _logged: set[str] = set()
+_BY_AUTOGRAD = "gradients are computed by autograd: "
 
 
 def select_engine(
@@ -40,12 +42,17 @@ def select_engine(
         config: optimizer, clipping and weight averaging.
         processes: the processes that share each batch.
     """
+    reasons: list[str] = []
     for engine in ENGINES:
         reason = engine.unsupported(model, config, processes)
         if reason is None:
+            if reasons:
+                # Of the preferred engine; the others were not expected to be used.
+                _log_once(_BY_AUTOGRAD + reasons[0])
             return engine(model, config, processes)
-        _log_once(f"{engine.__name__} is not used: {reason}")
-    raise ConfigError("no engine supports this training")
+        _logger.debug("%s is not used: %s", engine.__name__, reason)
+        reasons.append(reason)
+    raise ConfigError(f"no engine supports this training: {'; '.join(reasons)}")
 
 
 def select_gradients(model: RecurrentLM, processes: Processes = SINGLE_PROCESS) -> Gradients:
@@ -56,7 +63,7 @@ def select_gradients(model: RecurrentLM, processes: Processes = SINGLE_PROCESS) 
     reason = CompiledGradients.unsupported(model, processes)
     if reason is None:
         return CompiledGradients(model)
-    _log_once(f"gradients are computed by autograd: {reason}")
+    _log_once(_BY_AUTOGRAD + reason)
     return AutogradGradients(model)
 
 

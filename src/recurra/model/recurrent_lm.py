@@ -33,7 +33,7 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         inputs = hidden if layer else width or vocab
         shapes[f"weight_ih_l{layer}"] = (gates, inputs)
         shapes[f"bias_ih_l{layer}"] = (gates,)
-        if cell.reads_state:
+        if cell.traits.reads_state:
             shapes[f"weight_hh_l{layer}"] = (gates, hidden)
             shapes[f"bias_hh_l{layer}"] = (gates,)
         extra = cell.extra_shapes(hidden, inputs)
@@ -101,18 +101,27 @@ class RecurrentLM(nn.Module):
             return "reference"
         return choose_backend(self.config.cell, self.device, recurrent_gradient_scale)
 
-    @property
-    def is_compiled(self) -> bool:
-        """Whether the compiled kernels can compute all of it."""
-        return (
-            self.backend == "native"
-            and not self.config.residual
-            and find_cell(self.config.cell).reads_state
-            and all(
-                p.dtype == torch.float32 and p.is_contiguous() and p.device.type == "cpu"
-                for p in self.parameters()
-            )
-        )
+    def kernels_unsupported(self) -> str | None:
+        """Return why the compiled kernels cannot compute the whole model, or None if they can."""
+        config = self.config
+        if self.device.type != "cpu":
+            return f"the compiled kernels compute on a CPU, and the model is on {self.device}"
+        if config.residual:
+            return "the compiled kernels have no residual blocks"
+        if config.zoneout:
+            return "the compiled kernels have no zoneout"
+        if config.traits.kernel is None:
+            return f"the compiled kernels have no {config.cell} cell"
+        if self.backend != "native":
+            is_chosen = config.backend != "auto"
+            reason = f"the backend is {config.backend}" if is_chosen else "they are not available"
+            return f"the compiled kernels are not used: {reason}"
+        for name, parameter in self.named_parameters():
+            if parameter.dtype != torch.float32:
+                return f"the compiled kernels compute in fp32, and {name} is {parameter.dtype}"
+            if not parameter.is_contiguous():
+                return f"the compiled kernels need dense tensors, and {name} is not contiguous"
+        return None
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

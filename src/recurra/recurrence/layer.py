@@ -69,7 +69,7 @@ def run(
     """
     kind = find_cell(cell)
     if zoneout is not None:
-        if not kind.reads_state or backend not in ("auto", "reference"):
+        if not kind.traits.reads_state or backend not in ("auto", "reference"):
             raise ConfigError(f"there is no zoneout of {cell} by the {backend} backend")
         backend = "reference"
     if backend == "auto":

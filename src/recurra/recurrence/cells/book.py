@@ -83,7 +83,6 @@ class FeedForwardCell(Cell):
     """y_t = tanh(x_t W_ih' + b_ih): the network without hidden state of d2l section 8.4.1."""
 
     name, num_gates, num_states = "none", 1, 0
-    reads_state = False
 
     def step(
         self, projected: Tensor, state: State, parameters: LayerParameters, dtype: torch.dtype

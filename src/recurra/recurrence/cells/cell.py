@@ -16,6 +16,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from recurra.config.cells import CELL_TRAITS, CellTraits
 from recurra.errors import ConfigError
 from recurra.recurrence.precision import product
 
@@ -65,19 +66,19 @@ class Cell(ABC):
     """One kind of recurrence.
 
     Attributes:
-        name: by which it is chosen.
+        name: its name in the table of cells, `config/cells.py`.
         num_gates: row blocks of W_ih, each of H rows.
         num_states: tensors of its state.
-        reads_state: whether gates read the state, by W_hh. Where they do not, all products can be
-            taken for all steps at once.
-        projects_beforehand: whether the inputs' product with W_ih depends on nothing else.
     """
 
     name: str
     num_gates: int
     num_states: int
-    reads_state = True
-    projects_beforehand = True
+
+    @property
+    def traits(self) -> CellTraits:
+        """The cell's row in the table of cells."""
+        return CELL_TRAITS[self.name]
 
     @abstractmethod
     def step(
@@ -139,7 +140,7 @@ def check_shapes(cell: Cell, inputs: Tensor, parameters: LayerParameters) -> Non
         parameter = found[name]
         if parameter is not None and tuple(parameter.shape) != shape:
             raise ConfigError(f"{name} of {cell.name} is {tuple(parameter.shape)}, and not {shape}")
-    if parameters.weight_hh is None and cell.reads_state:
+    if parameters.weight_hh is None and cell.traits.reads_state:
         raise ConfigError(f"{cell.name} needs weight_hh")
-    if not takes_numbers and not cell.projects_beforehand:
+    if not takes_numbers and cell.traits.needs_embedding:
         raise ConfigError(f"{cell.name} reads numbers, not ids: it needs an embedding")

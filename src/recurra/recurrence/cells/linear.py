@@ -21,7 +21,6 @@ class LinearCell(Cell):
     """h_t = a_t * h_{t-1} + b_t, and an output that is a function of x_t and h_t."""
 
     num_states = 1
-    reads_state = False
 
     @abstractmethod
     def coefficients(self, projected: Tensor, parameters: LayerParameters) -> tuple[Tensor, Tensor]:

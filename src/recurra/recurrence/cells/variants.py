@@ -58,7 +58,6 @@ class MogrifierCell(Cell):
     """
 
     name, num_gates, num_states = "mogrifier", 4, 2
-    projects_beforehand = False
     _ROUNDS = 5
 
     def extra_shapes(self, units: int, inputs: int) -> dict[str, tuple[int, ...]]:
