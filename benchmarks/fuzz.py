@@ -46,7 +46,7 @@ with atheris.instrument_imports(include=["recurra"]) if atheris else nullcontext
     from recurra.io.tensors import read_tensor_file
     from recurra.model.recurrent_lm import RecurrentLM, parameter_specs
     from recurra.report.progress import Progress
-    from recurra.runs.checkpoint import SESSION, STATE, TRAINING, Moment
+    from recurra.runs.checkpoint import SESSION, STATE, TRAINING, CheckpointRecord
     from recurra.runs.directory import RunDirectory
     from recurra.text.bpe import BpeVocabulary
     from recurra.text.vocabulary import WordVocabulary
@@ -93,8 +93,8 @@ def make_targets(folder: Path) -> dict[str, Target]:
         ("text record", run / "tokens.json", lambda: use_text(run)),
         ("text", run / "tokens.bin", lambda: use_text(run)),
         ("metrics", run / "metrics.jsonl", lambda: RunDirectory(run).best_metrics()),
-        ("counters", moment / TRAINING, lambda: Moment.read(moment)),
-        ("clock", moment / SESSION, lambda: Moment.read(moment)),
+        ("counters", moment / TRAINING, lambda: CheckpointRecord.read(moment)),
+        ("clock", moment / SESSION, lambda: CheckpointRecord.read(moment)),
         ("state", moment / STATE, lambda: use_state(lm.model, moment / STATE)),
     ]  # fmt: skip
     for kind, vocabulary in (

@@ -20,7 +20,7 @@ from recurra.errors import ConfigError, TrainingInterrupted
 from recurra.kernels import library
 from recurra.report.progress import Progress
 from recurra.runtime.clock import Clock
-from recurra.training import launch
+from recurra.training import run as run_module
 from support import compiled_leaky_cell
 from support.recorded import RecordedEngine
 
@@ -82,7 +82,7 @@ def test_optimizer_of_one_file_and_one_row_resumes(source, tmp_path, toy_optimiz
     api.train(source, out=tmp_path / "whole", **options)
     with pytest.raises(TrainingInterrupted):
         api.train(source, out=tmp_path / "parts", progress=listener(stop_at=7), **options)
-    launch.resume_run(tmp_path / "parts", Progress(), Clock())
+    run_module.resume_run(tmp_path / "parts", Progress(), Clock())
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
 

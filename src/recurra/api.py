@@ -17,7 +17,7 @@ from recurra.runs.directory import RunDirectory
 from recurra.runs.weights import load_model
 from recurra.runtime.clock import Clock
 from recurra.runtime.devices import choose_device
-from recurra.training.launch import start_run
+from recurra.training.run import start_run
 
 __all__ = ["LanguageModel", "load", "train"]
 

@@ -11,7 +11,8 @@ from recurra.errors import ConfigError, RunError, SourceError, TrainingInterrupt
 from recurra.experiments import runs
 from recurra.experiments.folder import STAGING
 from recurra.report.progress import Progress
-from recurra.training import launch, loop
+from recurra.training import loop
+from recurra.training import run as run_module
 
 
 def test_what_was_done_stays(compare, tmp_path, monkeypatch):
@@ -21,7 +22,7 @@ def test_what_was_done_stays(compare, tmp_path, monkeypatch):
         started.append(Path(out).name)
         if len(started) == 3:
             raise TrainingInterrupted(signal.SIGINT)
-        return launch.prepare_run(sources, config, out, *rest, **more)
+        return run_module.prepare_run(sources, config, out, *rest, **more)
 
     monkeypatch.setattr(runs, "prepare_run", counted)
     with pytest.raises(TrainingInterrupted):

@@ -19,7 +19,7 @@ from recurra.model import RecurrentLM
 from recurra.recurrence.layer import Rows
 from recurra.runtime.clock import Clock
 from recurra.runtime.distributed import Processes
-from recurra.training import launch
+from recurra.training import run as run_module
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_gloo_available(), reason="this torch has no gloo"
@@ -144,7 +144,7 @@ def test_another_number_of_processes_goes_on_with_the_same_data(source, tmp_path
     job.send_signal(signal.SIGTERM)
     finish(job)
     told = listener()
-    launch.resume_run(tmp_path / "parts", told, Clock())
+    run_module.resume_run(tmp_path / "parts", told, Clock())
     if told.messages[0] != "this run has already finished":
         assert any("processes is 1, and was 2" in m for m in told.messages)
     assert_the_same_but_for_rounding(tmp_path / "parts", tmp_path / "one")

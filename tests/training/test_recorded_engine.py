@@ -10,7 +10,7 @@ from recurra.engine.autograd import AutogradEngine
 from recurra.errors import NonFiniteError, TrainingInterrupted
 from recurra.report.progress import Progress
 from recurra.runtime.clock import Clock
-from recurra.training import launch
+from recurra.training import run as run_module
 from support.recorded import RecordedEngine
 
 OPTIONS = {
@@ -57,7 +57,7 @@ def test_training_recorded_engine_resumes_exactly(run, tmp_path, listener, recor
     run(tmp_path / "whole", **OPTIONS)
     with pytest.raises(TrainingInterrupted):
         run(tmp_path / "parts", listener(stop_at=11), **OPTIONS)
-    launch.resume_run(tmp_path / "parts", Progress(), Clock())
+    run_module.resume_run(tmp_path / "parts", Progress(), Clock())
     assert len(recorded) == 3
     for whole, found in zip(metrics(tmp_path / "whole"), metrics(tmp_path / "parts"), strict=True):
         assert found == pytest.approx(whole, rel=1e-6)

@@ -20,7 +20,7 @@ from recurra.runs import compatibility
 from recurra.runs.checkpoint_store import CheckpointStore
 from recurra.runs.directory import RunDirectory
 from recurra.runtime.clock import Clock
-from recurra.training import launch
+from recurra.training import run as run_module
 
 OPTIONS = {
     "steps": 30, "num_layers": 2, "dropout": 0.3, "report_every": 6, "checkpoint_every": 4,
@@ -28,7 +28,7 @@ OPTIONS = {
 
 
 def resume(folder, progress=None, **arguments):
-    return launch.resume_run(folder, progress or Progress(), Clock(), **arguments)
+    return run_module.resume_run(folder, progress or Progress(), Clock(), **arguments)
 
 
 def stop(run, listener, folder, step, **options):
@@ -380,7 +380,7 @@ def test_the_clock_goes_on_where_it_stopped(run, tmp_path, listener, lines):
     session = tmp_path / "run" / "checkpoints" / newest / "session.json"
     before = json.loads(session.read_text("utf-8"))["timing"]["seconds"]
     clock = Clock()
-    launch.resume_run(tmp_path / "run", Progress(), clock)
+    run_module.resume_run(tmp_path / "run", Progress(), clock)
     assert clock.seconds() >= before
     seconds = [m["seconds"] for m in lines(tmp_path / "run")]
     assert seconds == sorted(seconds)

@@ -6,7 +6,7 @@ from recurra import api
 from recurra.errors import TrainingInterrupted
 from recurra.report.progress import Progress
 from recurra.runtime.clock import Clock
-from recurra.training import launch
+from recurra.training import run as run_module
 
 OPTIONS = {
     "steps": 30, "num_layers": 2, "dropout": 0.3, "report_every": 6, "checkpoint_every": 4,
@@ -21,7 +21,7 @@ def resumes(run, tmp_path, listener, crash):
         lm = run(tmp_path / "whole", **OPTIONS | options)
         with pytest.raises(TrainingInterrupted):
             run(tmp_path / "parts", listener(stop_at=step), **OPTIONS | options)
-        launch.resume_run(tmp_path / "parts", Progress(), Clock())
+        run_module.resume_run(tmp_path / "parts", Progress(), Clock())
         assert crash.differences(tmp_path / "whole", tmp_path / "parts") == []
         return lm, api.load(tmp_path / "parts")
 

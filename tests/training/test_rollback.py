@@ -16,7 +16,7 @@ from recurra.report.progress import Progress
 from recurra.runs.checkpoint_store import CheckpointStore
 from recurra.runs.directory import RunDirectory
 from recurra.runtime.clock import Clock
-from recurra.training import launch
+from recurra.training import run as run_module
 from recurra.training.session import PendingStep, StepFailedError, TrainingSession
 
 OPTIONS = {"steps": 24, "report_every": 6, "num_layers": 2, "dropout": 0.2, "schedule": "constant"}
@@ -130,7 +130,7 @@ def test_a_run_stopped_around_a_rollback_ends_the_same(
     run(tmp_path / "whole", **options)
     with pytest.raises(TrainingInterrupted):
         run(tmp_path / "parts", listener(stop_at=stop), **options)
-    launch.resume_run(tmp_path / "parts", Progress(), Clock())
+    run_module.resume_run(tmp_path / "parts", Progress(), Clock())
     assert crash.differences(tmp_path / "whole", tmp_path / "parts") == []
 
 

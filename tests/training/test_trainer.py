@@ -23,7 +23,7 @@ from recurra.model import RecurrentLM
 from recurra.report.progress import Progress
 from recurra.runs.directory import RunDirectory
 from recurra.runtime.clock import Clock
-from recurra.training import launch
+from recurra.training import run as run_module
 
 TEXT = "the cat sat on the mat and the dog sat on the log. " * 40
 SMALL = {"hidden_size": 24, "batch_size": 4, "num_steps": 16, "lr": 1e-2, "sample_length": 20}
@@ -122,7 +122,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(source, tmp_path, sampling, stop
     with pytest.raises(KeyboardInterrupt):
         run(source, tmp_path / "parts", StopAt(stop), **options)
     api.load(tmp_path / "parts")
-    launch.resume_run(tmp_path / "parts", Progress(), Clock())
+    run_module.resume_run(tmp_path / "parts", Progress(), Clock())
     for name in ("model.safetensors", "samples.jsonl", "config.json"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
     timed = ("seconds", "tokens_per_second")
@@ -135,7 +135,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(source, tmp_path, sampling, stop
 def test_resuming_a_finished_run_changes_nothing(source, tmp_path):
     run(source, tmp_path / "run", steps=10)
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    launch.resume_run(tmp_path / "run", Progress(), Clock())
+    run_module.resume_run(tmp_path / "run", Progress(), Clock())
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
@@ -178,7 +178,7 @@ def test_the_learning_rate_warms_up_however_long_the_start_took(source, tmp_path
     options = SMALL | {"warmup": 0.5, "schedule": "constant", "report_every": 1}
     config = RunConfig.from_options(minutes=0.08, **options)
     clock, given = Clock(started), options.keys()
-    launch.start_run([source], config, tmp_path / "run", Progress(), clock, given=given)
+    run_module.start_run([source], config, tmp_path / "run", Progress(), clock, given=given)
     rates = [line["lr"] for line in lines(tmp_path / "run")]
     assert rates[0] < SMALL["lr"] / 4
     # What is kept for the last report is learned as it goes; the share may fall back by a hair.
@@ -318,7 +318,7 @@ def test_an_interrupt_at_a_report_loses_no_report(source, tmp_path, stop):
     options = {"steps": 12, "report_every": 4}
     with pytest.raises(KeyboardInterrupt):
         run(source, tmp_path / "run", StopAt(stop), **options)
-    launch.resume_run(tmp_path / "run", Progress(), Clock())
+    run_module.resume_run(tmp_path / "run", Progress(), Clock())
     assert [m["step"] for m in lines(tmp_path / "run")] == [4, 8, 12]
 
 
@@ -327,7 +327,7 @@ def test_a_run_that_never_began_is_resumed_from_its_start(source, tmp_path):
     run(source, tmp_path / "cut", steps=8)
     (tmp_path / "cut" / "model.safetensors").unlink()
     shutil.rmtree(tmp_path / "cut" / "checkpoints")
-    launch.resume_run(tmp_path / "cut", Progress(), Clock())
+    run_module.resume_run(tmp_path / "cut", Progress(), Clock())
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut")]
     assert files[0] == files[1]
     assert [m["step"] for m in lines(tmp_path / "cut")] == list(range(1, 9))
@@ -338,7 +338,7 @@ def test_half_a_line_of_metrics_is_no_line(source, tmp_path):
         run(source, tmp_path / "run", StopAt(6), steps=9, report_every=2)
     with (tmp_path / "run" / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"step": 6, "trai')
-    launch.resume_run(tmp_path / "run", Progress(), Clock())
+    run_module.resume_run(tmp_path / "run", Progress(), Clock())
     assert [m["step"] for m in lines(tmp_path / "run")] == [2, 4, 6, 8, 9]
 
 

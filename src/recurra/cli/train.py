@@ -66,16 +66,14 @@ def run(arguments: Sequence[str]) -> int:
     from recurra.runs.directory import RunDirectory
     from recurra.runtime.clock import Clock
     from recurra.runtime.distributed import started_rank
-    from recurra.training import launch
+    from recurra.training.run import resume_run, start_run
 
     progress, clock = _progress(command), Clock(main.STARTED)
     config = command.to_config()
     if command.resume is not None:
-        lm = launch.resume_run(
-            command.resume, progress, clock, given=config, sources=command.sources
-        )
+        lm = resume_run(command.resume, progress, clock, given=config, sources=command.sources)
     else:
-        lm = launch.start_run(
+        lm = start_run(
             command.sources,
             config,
             command.out,

@@ -31,13 +31,13 @@ from recurra.experiments.results import Comparison, Contender, Result, Row
 from recurra.inference.language_model import LanguageModel, Source, as_list
 from recurra.io.files import to_json, write_json
 from recurra.report.curve import require_matplotlib, write_comparison_svg
-from recurra.report.progress import ConsoleProgress, Moment, Progress, format_count
+from recurra.report.progress import ConsoleProgress, Progress, StepMetrics, format_count
 from recurra.runs.compatibility import FREE_SETTINGS
 from recurra.runs.directory import RunDirectory
 from recurra.runtime.clock import Clock
 from recurra.runtime.distributed import started_count
 from recurra.training.batch_schedule import tokens_per_step
-from recurra.training.launch import numbered, prepare_run, resume_run, short_name
+from recurra.training.run import numbered, prepare_run, resume_run, short_name
 
 COMMON = (
     "epochs", "steps", "minutes", "seed", "device", "threads", "plot", "val_fraction", "min_freq",
@@ -355,7 +355,7 @@ class _Brief(Progress):
     def __init__(self, progress: Progress, name: str) -> None:
         self._progress, self.name = progress, name
 
-    def moment(self, moment: Moment) -> None:
+    def moment(self, moment: StepMetrics) -> None:
         self._progress.moment(moment)
 
     def message(self, text: str) -> None:

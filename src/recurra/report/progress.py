@@ -22,7 +22,7 @@ from recurra.text.unicode import without_controls
 
 
 @dataclass(frozen=True)
-class Moment:
+class StepMetrics:
     """Where the training stands: shares and seconds, and the figures since the last report."""
 
     spent: float
@@ -49,7 +49,7 @@ class Progress:
     def plan(self, lines: Sequence[str]) -> None:
         """What is about to be trained, before the first step."""
 
-    def moment(self, moment: Moment) -> None:
+    def moment(self, moment: StepMetrics) -> None:
         """One update was done."""
 
     def report(self, record: dict[str, Any]) -> None:
@@ -111,7 +111,7 @@ class ConsoleProgress(Progress):
         for line in lines:
             self._print(line)
 
-    def moment(self, moment: Moment) -> None:
+    def moment(self, moment: StepMetrics) -> None:
         if self._task is None:
             self._task = self._bar.add_task("", total=1.0)
         bits = moment.train_nats / math.log(2)
@@ -174,7 +174,7 @@ class Several(Progress):
         for other in self.others:
             other.plan(lines)
 
-    def moment(self, moment: Moment) -> None:
+    def moment(self, moment: StepMetrics) -> None:
         for other in self.others:
             other.moment(moment)
 

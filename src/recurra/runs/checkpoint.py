@@ -18,7 +18,7 @@ from typing import Any
 
 from recurra.errors import ConfigError, RunError
 from recurra.io.files import read_json, to_json
-from recurra.runs.train_state import Memory, Timing
+from recurra.runs.train_state import Timing, TrainState
 
 STATE, TRAINING, SESSION, BEST = (
     "state.safetensors",
@@ -29,17 +29,17 @@ STATE, TRAINING, SESSION, BEST = (
 
 
 @dataclass
-class Moment:
+class CheckpointRecord:
     """What the files of a checkpoint say, the tensors aside.
 
     Attributes:
-        memory: see `train_state.Memory`.
+        state: see `train_state.TrainState`.
         identity: see `compatibility.identity`.
-        timing: see `memory.Timing`.
+        timing: see `train_state.Timing`.
         environment: see `compatibility.environment`.
     """
 
-    memory: Memory
+    state: TrainState
     identity: dict[str, Any]
     timing: Timing
     environment: dict[str, Any]
@@ -47,12 +47,12 @@ class Moment:
     def to_files(self) -> dict[str, bytes]:
         """As the two JSON files of a checkpoint."""
         return {
-            TRAINING: to_json({"memory": asdict(self.memory), "run": self.identity}),
+            TRAINING: to_json({"memory": asdict(self.state), "run": self.identity}),
             SESSION: to_json({"timing": asdict(self.timing), "machine": self.environment}),
         }
 
     @classmethod
-    def read(cls, folder: Path) -> Moment:
+    def read(cls, folder: Path) -> CheckpointRecord:
         """Read the two JSON files of a checkpoint.
 
         Raises:
@@ -60,11 +60,11 @@ class Moment:
         """
         training, session = read_json(folder / TRAINING), read_json(folder / SESSION)
         try:
-            memory = Memory.from_dict(training.get("memory"))
+            state = TrainState.from_dict(training.get("memory"))
             timing = Timing.from_dict(session.get("timing"))
         except ConfigError as error:
             raise RunError(f"{folder} is damaged: {error}") from error
         run, machine = training.get("run"), session.get("machine")
         if not isinstance(run, dict) or not isinstance(machine, dict):
             raise RunError(f"{folder} is damaged: it does not say which run it belongs to")
-        return cls(memory, run, timing, machine)
+        return cls(state, run, timing, machine)

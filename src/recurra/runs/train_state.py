@@ -1,7 +1,7 @@
 """The state of the training loop that every checkpoint contains.
 
-`Memory` is the same in every run of the same text, settings and seed. `Timing` is what the clock
-has said, and differs from run to run.
+`TrainState` is the same in every run of the same text, settings and seed. `Timing` depends on the
+clock and differs from run to run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Record = TypeVar("Record")
 
 
 @dataclass
-class Tally:
+class RunningMean:
     """Sums since the last report, and the latest learning rate and gradient norm."""
 
     nats: float = 0.0
@@ -38,7 +38,7 @@ class Tally:
 
 
 @dataclass
-class Memory:
+class TrainState:
     """Position in the data, counters, the best so far.
 
     `reports` counts the twentieths of the budget that were reported, `position` the batches done in
@@ -63,7 +63,7 @@ class Memory:
     rollbacks: int = 0
     lr_scale: float = 1.0
     finished: bool = False
-    since_report: Tally = field(default_factory=Tally)
+    since_report: RunningMean = field(default_factory=RunningMean)
 
     def epochs(self, epoch_length: int) -> float:
         """Return the number of epochs, each of so many batches."""
@@ -79,13 +79,13 @@ class Memory:
         """
         if not isinstance(values, dict):
             raise ConfigError("memory is no object of JSON")
-        tally = _checked(Tally, values.get("since_report"))
-        return _checked(cls, {**values, "since_report": tally})
+        mean = _checked(RunningMean, values.get("since_report"), "since_report")
+        return _checked(cls, {**values, "since_report": mean}, "memory")
 
 
 @dataclass
 class Timing:
-    """What the clock said: of no influence on a run whose budget is in epochs or steps.
+    """Times of a run; they do not affect a run whose budget is in epochs or steps.
 
     `seconds` since the training began, interruptions left out; `updates`, those of them spent in
     updates since the last report; `reserve`, those kept for the last report; `next_report`, the
@@ -100,17 +100,17 @@ class Timing:
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:
-        """The inverse of `dataclasses.asdict`; raises as `Memory.from_dict`."""
-        return _checked(cls, values)
+        """The inverse of `dataclasses.asdict`; raises as `TrainState.from_dict`."""
+        return _checked(cls, values, "timing")
 
 
-def _checked(kind: type[Record], values: Any) -> Record:
+def _checked(kind: type[Record], values: Any, name: str) -> Record:
     names = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if not isinstance(values, dict) or values.keys() != names:
-        raise ConfigError(f"{kind.__name__.lower()} does not have the fields {sorted(names)}")
+        raise ConfigError(f"{name} does not have the fields {sorted(names)}")
     built = kind(**values)
     require_types(built)
-    for name, value in values.items():
+    for field_name, value in values.items():
         if isinstance(value, (int, float)) and not value >= 0:
-            raise ConfigError(f"{name} is {value!r}; it must not be negative")
+            raise ConfigError(f"{field_name} is {value!r}; it must not be negative")
     return built

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from recurra.config import TrainingConfig
 from recurra.data.batches import Batch, BatchStream, Ids
-from recurra.runs.train_state import Memory
+from recurra.runs.train_state import TrainState
 from recurra.runtime.distributed import Processes
 
 
@@ -46,7 +46,7 @@ def tokens_per_step(config: TrainingConfig) -> float:
 
 
 class GrowingStream:
-    """The batches of a run from stage to stage; where in them it is stands in its `Memory`.
+    """The batches of a run from stage to stage; where in them it is stands in its `TrainState`.
 
     Attributes:
         now: the stream of the stage that was entered last.
@@ -68,22 +68,22 @@ class GrowingStream:
         """Read in the sizes of this stage from here on."""
         self.now = BatchStream(self._ids, at_stage(self._config, stage), self._processes)
 
-    def grow(self, memory: Memory, spent: float) -> bool:
+    def grow(self, state: TrainState, spent: float) -> bool:
         """Enter the stage that the budget has come to; False when it is the same as before."""
         stage = stage_at(self._config, spent)
-        if stage <= memory.stage:
+        if stage <= state.stage:
             return False
-        memory.stage = stage
-        if memory.position > 0:
-            memory.skipped += 1.0 - min(memory.position / self.now.epoch_length(), 1.0)
-            memory.epoch, memory.position = memory.epoch + 1, 0
+        state.stage = stage
+        if state.position > 0:
+            state.skipped += 1.0 - min(state.position / self.now.epoch_length(), 1.0)
+            state.epoch, state.position = state.epoch + 1, 0
         self.enter(stage)
         return True
 
-    def batches(self, memory: Memory) -> Iterator[Batch | None]:
+    def batches(self, state: TrainState) -> Iterator[Batch | None]:
         """All batches from here on in this stage's sizes; None at the end of an epoch."""
         while True:
-            yield from self.now.epoch(memory.epoch, memory.position)
-            memory.epoch += 1
-            memory.position = 0
+            yield from self.now.epoch(state.epoch, state.position)
+            state.epoch += 1
+            state.position = 0
             yield None

@@ -1,7 +1,7 @@
 """The training loop: steps, and callbacks between them, until the budget is spent.
 
 Everything random is drawn from the seed, and everything that decides how training continues is in
-`session.memory` and in the engine, so that a checkpoint can hold it.
+`session.state` and in the engine, so that a checkpoint can hold it.
 """
 
 from __future__ import annotations
@@ -87,11 +87,11 @@ class TrainingLoop:
         """
         session = self.session
         self.checkpointing.restore(session)
-        session.data.enter(session.memory.stage)
+        session.data.enter(session.state.stage)
         session.budget.clock.rewind(session.timing.seconds)
         session.budget.reserve, session.budget.began = session.timing.reserve, session.timing.began
-        if not session.memory.finished:
-            session.context.progress.message(f"resuming from step {session.memory.step:,}")
+        if not session.state.finished:
+            session.context.progress.message(f"resuming from step {session.state.step:,}")
 
     def fit(self) -> list[dict[str, Any]]:
         """Train until the budget is spent, early stopping ends it, or a signal arrives.
@@ -122,9 +122,9 @@ class TrainingLoop:
     def is_done(self) -> bool:
         """Return whether no further step is to be made. There is at least one."""
         session = self.session
-        if session.memory.step == 0:
+        if session.state.step == 0:
             return False
-        if session.memory.finished or session.fraction >= 1.0:
+        if session.state.finished or session.fraction >= 1.0:
             return True
         return any(callback.should_stop(session) for callback in self.callbacks)
 
@@ -134,9 +134,9 @@ class TrainingLoop:
             callback.start(session)
         session.restart_batches()
         session.agree()
-        if session.memory.finished:
+        if session.state.finished:
             session.context.progress.message("this run has already finished")
-        if session.memory.step == 0:
+        if session.state.step == 0:
             announce_plan(session)
             self._start_from_zero()
         session.model.train()
@@ -163,9 +163,9 @@ class TrainingLoop:
         except StepFailedError as failure:
             self._recover(failure)
         except NonFiniteError as error:
-            memory = session.memory
+            state = session.state
             after = PendingStep(
-                None, memory.step, memory.epoch, memory.position, session.learning_rate()
+                None, state.step, state.epoch, state.position, session.learning_rate()
             )
             self._recover(StepFailedError(str(error), after))
         return False
@@ -216,9 +216,9 @@ class TrainingLoop:
                 stop.signum, f"in the middle of an update; {self._how_to_resume()}"
             ) from None
         self.checkpointing.save(session)
-        if session.context.processes.is_first and session.memory.best_loss is None:
+        if session.context.processes.is_first and session.state.best_loss is None:
             # Stopped before the first report: the current weights are the best there are.
-            record = {"step": session.memory.step, "nats": None}
+            record = {"step": session.state.step, "nats": None}
             with session.engine.averaged_weights():
                 save_weights(session.directory.model, session.model, record)
         # Wait until it is on disk: torchrun ends the remaining processes when one exits.

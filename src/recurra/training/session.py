@@ -11,9 +11,9 @@ from recurra.data.dataset import TokenDataset
 from recurra.engine.engine import Engine
 from recurra.errors import NonFiniteError
 from recurra.model.recurrent_lm import RecurrentLM
-from recurra.report.progress import Moment
+from recurra.report.progress import StepMetrics
 from recurra.runs.directory import RunDirectory
-from recurra.runs.train_state import Memory, Timing
+from recurra.runs.train_state import Timing, TrainState
 from recurra.runtime.signals import SIGNALS
 from recurra.training.batch_schedule import GrowingStream
 from recurra.training.budget import Budget
@@ -55,7 +55,7 @@ class TrainingSession:
         directory: where reports, weights and checkpoints are written.
         data: the batches, stage by stage.
         budget: how long training lasts.
-        memory, timing: the state that checkpoints hold.
+        state, timing: the state that checkpoints hold.
         fraction: progress through the budget, 0 to 1, the same in all processes.
         stop_signal: the number of a signal that any process received, or 0.
         is_between_steps: whether no step is unfinished, so that the state may be saved.
@@ -69,7 +69,7 @@ class TrainingSession:
     directory: RunDirectory
     data: GrowingStream
     budget: Budget
-    memory: Memory = field(default_factory=Memory)
+    state: TrainState = field(default_factory=TrainState)
     timing: Timing = field(default_factory=Timing)
     fraction: float = 0.0
     stop_signal: int = 0
@@ -92,11 +92,11 @@ class TrainingSession:
     @property
     def has_unreported_steps(self) -> bool:
         """Whether there was a step since the last report."""
-        return bool(self._pending or self.memory.since_report.tokens)
+        return bool(self._pending or self.state.since_report.tokens)
 
     def learning_rate(self) -> float:
         """Return the learning rate of the next step."""
-        return learning_rate(self.config, self.fraction) * self.memory.lr_scale
+        return learning_rate(self.config, self.fraction) * self.state.lr_scale
 
     def decide(self, name: str, rule: Callable[[], bool]) -> None:
         """Let the first process decide something after every step, for all processes."""
@@ -108,8 +108,8 @@ class TrainingSession:
 
     def agree(self) -> None:
         """Share the first process's progress and decisions, and all signals, in one message."""
-        memory, is_first = self.memory, self.context.processes.is_first
-        fraction = self.budget.spent(memory.step, memory.epochs(self.budget.epoch_length))
+        state, is_first = self.state, self.context.processes.is_first
+        fraction = self.budget.spent(state.step, state.epochs(self.budget.epoch_length))
         own = [fraction, *(float(rule()) for rule in self._decisions.values())]
         if not is_first:
             own = [0.0] * len(own)
@@ -125,9 +125,9 @@ class TrainingSession:
         self.stop_signal = int(received[0]) if received else 0
 
     def restart_batches(self) -> None:
-        """Read batches from the position in `memory` on, in the sizes of the current stage."""
+        """Read batches from the position in `state` on, in the sizes of the current stage."""
         self.budget.epoch_length = self.stream.epoch_length()
-        self._batches = self.data.batches(self.memory)
+        self._batches = self.data.batches(self.state)
 
     def step(self) -> None:
         """Train on the next batch, or begin the next epoch.
@@ -140,13 +140,13 @@ class TrainingSession:
             self.agree()
             return
         started = self.context.clock.now()
-        memory, lr = self.memory, self.learning_rate()
-        self._pending.append(PendingStep(batch, memory.step, memory.epoch, memory.position, lr))
+        state, lr = self.state, self.learning_rate()
+        self._pending.append(PendingStep(batch, state.step, state.epoch, state.position, lr))
         self.is_between_steps = False
         self.engine.step(batch, lr)
-        memory.step += 1
-        memory.position += 1
-        memory.tokens += batch.num_tokens
+        state.step += 1
+        state.position += 1
+        state.tokens += batch.num_tokens
         if len(self._pending) >= self.engine.max_pending:
             self.collect()
         self.is_between_steps = True
@@ -164,7 +164,7 @@ class TrainingSession:
         for step, result in zip(pending, self.engine.synchronize(), strict=True):
             if result.failure is not None:
                 raise StepFailedError(result.failure, step)
-            self.memory.since_report.add(result.nats, result.num_tokens, result.grad_norm, step.lr)
+            self.state.since_report.add(result.nats, result.num_tokens, result.grad_norm, step.lr)
 
     def discard_pending(self) -> None:
         """Forget the steps whose results were not read, before an earlier state is loaded."""
@@ -172,10 +172,10 @@ class TrainingSession:
         self._pending = []
 
     def _show_progress(self) -> None:
-        mean = self.memory.since_report
+        mean = self.state.since_report
         if not mean.tokens:
             return
         speed = mean.tokens / max(self.timing.updates, 1e-9)
         left = self.budget.seconds_left(self.fraction)
-        moment = Moment(self.fraction, self.memory.step, mean.mean_nats, speed, left)
+        moment = StepMetrics(self.fraction, self.state.step, mean.mean_nats, speed, left)
         self.context.progress.moment(moment)

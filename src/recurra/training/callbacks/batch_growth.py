@@ -11,5 +11,5 @@ class BatchGrowth(Callback):
 
     def before_step(self, session: TrainingSession) -> None:
         """Enter the stage of the progress through the budget."""
-        if session.data.grow(session.memory, session.fraction):
+        if session.data.grow(session.state, session.fraction):
             session.restart_batches()

@@ -16,11 +16,11 @@ from recurra.errors import ConfigError, RunError
 from recurra.io.files import replace_bytes
 from recurra.io.tensors import Tensors, read_tensor_file, to_bytes
 from recurra.report.progress import format_seconds
-from recurra.runs.checkpoint import BEST, STATE, Moment
+from recurra.runs.checkpoint import BEST, STATE, CheckpointRecord
 from recurra.runs.checkpoint_store import CheckpointStore, Cost, name_of, step_of
 from recurra.runs.compatibility import differences, environment
 from recurra.runs.directory import RunDirectory
-from recurra.runs.train_state import Memory
+from recurra.runs.train_state import TrainState
 from recurra.training.batch_schedule import at_stage
 from recurra.training.callbacks.callback import Callback
 from recurra.training.context import RunContext
@@ -68,14 +68,14 @@ class Checkpointing(Callback):
         self.last_step = 0
         self.best_weights = BestWeights()
         self._identity = identity
-        self._saved: Memory | None = None
+        self._saved: TrainState | None = None
         self._when = context.clock.now()
         self._costs: list[Cost] = []
         self._has_shown_size = False
 
     def start(self, session: TrainingSession) -> None:
         """Let the first process decide after every step whether a checkpoint is due."""
-        session.decide(DECISION, lambda: self._is_due(session.memory))
+        session.decide(DECISION, lambda: self._is_due(session.state))
 
     def before_step(self, session: TrainingSession) -> None:
         """Save if a checkpoint is due."""
@@ -88,11 +88,11 @@ class Checkpointing(Callback):
         Every run ends with two checkpoints of the same step: one to go back to, and one that
         records the end.
         """
-        if session.memory.finished:
+        if session.state.finished:
             return
-        if self._saved != session.memory:
+        if self._saved != session.state:
             self.save(session)
-        session.memory.finished = True
+        session.state.finished = True
         self.save(session)
 
     def save(self, session: TrainingSession) -> None:
@@ -107,8 +107,8 @@ class Checkpointing(Callback):
             tensors = session.engine.state_dict()
             if self.context.processes.is_first:
                 self._write(session, tensors)
-            self.last_step = session.memory.step
-            self._saved, self._when = copy.deepcopy(session.memory), self.context.clock.now()
+            self.last_step = session.state.step
+            self._saved, self._when = copy.deepcopy(session.state), self.context.clock.now()
 
     def restore(self, session: TrainingSession) -> None:
         """Load the newest intact checkpoint, and report newer ones that are damaged.
@@ -127,7 +127,7 @@ class Checkpointing(Callback):
         Raises:
             RunError: neither that one nor an older one is intact.
         """
-        last = session.memory.last_report
+        last = session.state.last_report
         names = [n for n in self.checkpoints.names() if step_of(n) <= last]
         name = self.context.processes.run_on_first(lambda: self._newest_intact(names))
         self._load(name, session)
@@ -143,16 +143,16 @@ class Checkpointing(Callback):
                 f" {total / max(seconds, 1e-9):.2%} of the training"
             )
 
-    def _is_due(self, memory: Memory) -> bool:
+    def _is_due(self, state: TrainState) -> bool:
         """Return whether to save now: by the number of updates or by the clock, and always after a
         report that a rollback may return to."""
-        if self._saved == memory:
+        if self._saved == state:
             return False
-        at_report = memory.step == memory.last_report
+        at_report = state.step == state.last_report
         if at_report and self.config.on_nan == "rollback":
             return True
         if self.config.checkpoint_every is not None:
-            return memory.step % self.config.checkpoint_every == 0
+            return state.step % self.config.checkpoint_every == 0
         seconds = self._costs[-1].seconds if self._costs else 0.0
         pause = seconds / LARGEST_SHARE
         if not at_report:
@@ -160,20 +160,20 @@ class Checkpointing(Callback):
         return self.context.clock.now() - self._when >= pause
 
     def _write(self, session: TrainingSession, tensors: Tensors) -> None:
-        memory, best = session.memory, self.best_weights.data
+        state, best = session.state, self.best_weights.data
         found = environment(self.context.processes, session.backend)
-        moment = Moment(memory, self._identity, session.timing, found)
+        record = CheckpointRecord(state, self._identity, session.timing, found)
         files = {
             STATE: to_bytes(tensors, {}),
-            **moment.to_files(),
+            **record.to_files(),
             **({} if best is None else {BEST: best}),
             **{p.name: p.read_bytes() for p in self.directory.histories() if p.is_file()},
         }
-        name = name_of(memory.step, final=memory.finished)
+        name = name_of(state.step, final=state.finished)
         self._costs.append(self.checkpoints.write(name, files))
-        self._remove_superseded(self.checkpoints.names(), memory)
+        self._remove_superseded(self.checkpoints.names(), state)
         # The one before the first update is small: it has no optimizer state yet.
-        if memory.step > 0 and not self._has_shown_size:
+        if state.step > 0 and not self._has_shown_size:
             self._show_size()
 
     def _show_size(self) -> None:
@@ -189,11 +189,11 @@ class Checkpointing(Callback):
     def _size(self) -> str:
         return f"{self._costs[-1].num_bytes / 1e6:.1f} MB"
 
-    def _remove_superseded(self, names: list[str], memory: Memory) -> None:
+    def _remove_superseded(self, names: list[str], state: TrainState) -> None:
         """Keep the last of these names, and the one that a rollback would go to."""
         kept = set(names[-KEPT:])
         if self.config.on_nan == "rollback":
-            kept.add(name_of(memory.last_report))
+            kept.add(name_of(state.last_report))
         self.checkpoints.keep_only(kept)
 
     def _newest_intact(self, names: list[str]) -> str:
@@ -203,7 +203,7 @@ class Checkpointing(Callback):
             place = self.checkpoints.folder / name
             try:
                 self.checkpoints.verify(name)
-                self._refuse_other_run(Moment.read(place), place)
+                self._refuse_other_run(CheckpointRecord.read(place), place)
                 return self._report_damage(name, damage)
             except _OtherRunError as error:
                 raise RunError(str(error)) from None
@@ -220,8 +220,8 @@ class Checkpointing(Callback):
             )
         return name
 
-    def _refuse_other_run(self, moment: Moment, place: Path) -> None:
-        found = differences(moment.identity, self._identity)
+    def _refuse_other_run(self, record: CheckpointRecord, place: Path) -> None:
+        found = differences(record.identity, self._identity)
         if found:
             raise _OtherRunError(
                 f"{place} belongs to another text or other settings: {'; '.join(found)}"
@@ -229,29 +229,29 @@ class Checkpointing(Callback):
 
     def _load(self, name: str, session: TrainingSession) -> None:
         place = self.checkpoints.folder / name
-        moment = Moment.read(place)
-        memory = moment.memory
-        rows = at_stage(self.config, memory.stage).batch_size if memory.step > 0 else None
+        record = CheckpointRecord.read(place)
+        state = record.state
+        rows = at_stage(self.config, state.stage).batch_size if state.step > 0 else None
         specs = session.engine.state_specs(rows)
         tensors, _ = read_tensor_file(place / STATE, specs, optional=OPTIONAL)
         try:
-            session.engine.load_state_dict(tensors, memory.step)
+            session.engine.load_state_dict(tensors, state.step)
         except ConfigError as error:
             raise RunError(f"{place / STATE} is damaged: {error}") from error
         best = place / BEST
         self.best_weights.data = best.read_bytes() if best.is_file() else None
-        self._show_changes(moment, session.backend)
-        self.last_step = memory.step
-        self._saved = copy.deepcopy(memory)
-        session.memory, session.timing = memory, moment.timing
+        self._show_changes(record, session.backend)
+        self.last_step = state.step
+        self._saved = copy.deepcopy(state)
+        session.state, session.timing = state, record.timing
         # Barrier: no process may still be reading the checkpoints that are deleted below.
         self.context.processes.sum([0.0])
         if self.context.processes.is_first:
             names = self.checkpoints.names()
-            self._remove_superseded(names[: names.index(name) + 1], memory)
+            self._remove_superseded(names[: names.index(name) + 1], state)
 
-    def _show_changes(self, moment: Moment, backend: str) -> None:
-        for change in differences(moment.environment, environment(self.context.processes, backend)):
+    def _show_changes(self, record: CheckpointRecord, backend: str) -> None:
+        for change in differences(record.environment, environment(self.context.processes, backend)):
             self.context.progress.message(
                 f"warning: {change}; from here on the result may differ in its last bits from that"
                 " of an uninterrupted run"

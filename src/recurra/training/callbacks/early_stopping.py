@@ -18,4 +18,4 @@ class EarlyStopping(Callback):
 
     def should_stop(self, session: TrainingSession) -> bool:
         """Return whether the last `patience` reports brought no improvement."""
-        return self._patience is not None and session.memory.reports_since_best >= self._patience
+        return self._patience is not None and session.state.reports_since_best >= self._patience

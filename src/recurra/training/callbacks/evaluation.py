@@ -16,7 +16,7 @@ from recurra.inference.evaluate import Evaluation as EvaluationResult
 from recurra.inference.evaluate import evaluate
 from recurra.inference.generate import generate
 from recurra.report.progress import perplexity
-from recurra.runs.train_state import Tally
+from recurra.runs.train_state import RunningMean
 from recurra.runs.weights import weights_to_bytes
 from recurra.training.callbacks.callback import Callback
 from recurra.training.callbacks.checkpointing import Checkpointing
@@ -66,7 +66,7 @@ class Evaluation(Callback):
             NonFiniteError: the model's predictions are not finite.
         """
         if self._is_due(session):
-            since = session.memory.step - session.memory.last_sample
+            since = session.state.step - session.state.last_sample
             self.report(session, with_samples=since >= (session.config.sample_every or 1))
 
     def finish(self, session: TrainingSession) -> None:
@@ -76,7 +76,7 @@ class Evaluation(Callback):
 
     def report(self, session: TrainingSession, *, with_samples: bool) -> None:
         """Validate, keep the best weights, and write a line of metrics; raises as `before_step`."""
-        memory, timing, clock = session.memory, session.timing, session.budget.clock
+        state, timing, clock = session.state, session.timing, session.budget.clock
         started = clock.seconds()
         timing.seconds = started
         session.collect()
@@ -84,10 +84,10 @@ class Evaluation(Callback):
             with _interruptible(session.context):
                 report = self._compute(session, with_samples=with_samples)
             if with_samples:
-                memory.last_sample = memory.step
+                state.last_sample = state.step
             self._publish(report, session)
         session.agree()
-        memory.reports = int(session.fraction * REPORTS_PER_RUN)
+        state.reports = int(session.fraction * REPORTS_PER_RUN)
         timing.updates = 0.0
         self._checkpointing.before_step(session)
         # Time must be left for one more report when the budget ends.
@@ -97,12 +97,12 @@ class Evaluation(Callback):
         session.agree()
 
     def _is_due(self, session: TrainingSession) -> bool:
-        memory = session.memory
+        state = session.state
         if not session.has_unreported_steps:
             return False
         if session.config.report_every is not None:
-            return memory.step % session.config.report_every == 0
-        due = int(session.fraction * REPORTS_PER_RUN) > memory.reports
+            return state.step % session.config.report_every == 0
+        due = int(session.fraction * REPORTS_PER_RUN) > state.reports
         if session.budget.minutes is None or not due:
             return due
         # Limit the share of a time budget that is spent on evaluation.
@@ -129,27 +129,27 @@ class Evaluation(Callback):
         session.context.progress.report(report.record)
         for sample in report.samples:
             session.context.progress.sample(sample["prompt"], sample["text"])
-        session.memory.since_report = Tally()
-        session.memory.last_report = session.memory.step
+        session.state.since_report = RunningMean()
+        session.state.last_report = session.state.step
 
     def _keep_if_best(self, report: Report, session: TrainingSession) -> None:
         # Without a validation part there is nothing to choose by, and the latest is the best.
-        memory = session.memory
+        state = session.state
         unvalidated = report.record["val_nats"] is None
-        if not unvalidated and memory.best_loss is not None and report.nats >= memory.best_loss:
-            memory.reports_since_best += 1
+        if not unvalidated and state.best_loss is not None and report.nats >= state.best_loss:
+            state.reports_since_best += 1
             return
-        memory.best_loss, memory.best_step = report.nats, memory.step
-        memory.reports_since_best = 0
+        state.best_loss, state.best_step = report.nats, state.step
+        state.reports_since_best = 0
         if session.context.processes.is_first:
             # No times in the file: equal runs write equal bytes.
-            record = {"step": memory.step, "nats": report.nats}
+            record = {"step": state.step, "nats": report.nats}
             best = weights_to_bytes(session.model, record)
             self._checkpointing.best_weights.data = best
             session.directory.write_weights(best)
 
     def _samples(self, session: TrainingSession) -> list[dict[str, Any]]:
-        samples, config, step = [], session.config, session.memory.step
+        samples, config, step = [], session.config, session.state.step
         for number, prompt in enumerate(self._prompts):
             settings = GenerationConfig(
                 max_new_tokens=config.sample_length,
@@ -169,10 +169,10 @@ def _interruptible(context: RunContext) -> AbstractContextManager[None]:
 
 def _check_loss(session: TrainingSession) -> None:
     uniform = math.log(len(session.dataset.vocabulary))
-    nats = session.memory.since_report.mean_nats
+    nats = session.state.since_report.mean_nats
     if nats > HOPELESS * max(uniform, 1.0):
         raise DivergenceError(
-            f"training diverged by update {session.memory.step}: {nats:.1f} nats per token, where"
+            f"training diverged by update {session.state.step}: {nats:.1f} nats per token, where"
             f" a uniform guess has {uniform:.1f}; try a smaller --lr (it is {session.config.lr:g})"
         )
 
@@ -194,14 +194,14 @@ def _validate(session: TrainingSession) -> EvaluationResult | None:
 
 
 def _record(session: TrainingSession, evaluation: EvaluationResult | None) -> dict[str, Any]:
-    memory, timing = session.memory, session.timing
-    tally = memory.since_report
+    state, timing = session.state, session.timing
+    tally = state.since_report
     nats = evaluation.nats_per_token if evaluation else tally.mean_nats
     known = perplexity(nats)
     return {
-        "step": memory.step,
-        "epoch": round(memory.epochs(session.stream.epoch_length()), 4),
-        "tokens": memory.tokens,
+        "step": state.step,
+        "epoch": round(state.epochs(session.stream.epoch_length()), 4),
+        "tokens": state.tokens,
         "seconds": round(timing.seconds, 3),
         "train_nats": tally.mean_nats,
         "val_nats": evaluation.nats_per_token if evaluation else None,

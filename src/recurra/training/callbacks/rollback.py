@@ -27,7 +27,7 @@ class Rollback(Callback):
         Raises:
             NonFiniteError: it does not, or three rollbacks did not help.
         """
-        rollbacks, pending = session.memory.rollbacks, failure.pending
+        rollbacks, pending = session.state.rollbacks, failure.pending
         record = describe_failure(failure, session, rollbacks)
         where = f"after update {pending.step}"
         if pending.batch is not None:
@@ -48,17 +48,17 @@ class Rollback(Callback):
         return True
 
     def _roll_back(self, session: TrainingSession, what: str) -> None:
-        memory, seconds = session.memory, session.budget.clock.seconds()
-        rollbacks, scale = memory.rollbacks + 1, memory.lr_scale / 2
+        state, seconds = session.state, session.budget.clock.seconds()
+        rollbacks, scale = state.rollbacks + 1, state.lr_scale / 2
         session.discard_pending()
         self._checkpointing.roll_back(session)
-        memory = session.memory
-        session.data.enter(memory.stage)
+        state = session.state
+        session.data.enter(state.stage)
         session.restart_batches()
-        memory.rollbacks, memory.lr_scale = rollbacks, scale
+        state.rollbacks, state.lr_scale = rollbacks, scale
         session.timing.seconds, session.timing.began = seconds, session.budget.began
         session.agree()
         session.context.progress.message(
-            f"{what}; back to step {memory.step:,} with half the learning rate"
+            f"{what}; back to step {state.step:,} with half the learning rate"
             f" ({session.learning_rate():.3g} now), rollback {rollbacks} of {MAX_ROLLBACKS}"
         )

@@ -78,19 +78,19 @@ def start_run(
     """
     if may_be_restarted() and out is None:
         raise ConfigError("torchrun may restart this training; name its folder with --out")
-    with _surrounded(config, progress, clock) as around:
-        path = around.processes.run_on_first(lambda: str(_choose_path(out, sources, config)))
+    with _open_context(config, progress, clock) as context:
+        path = context.processes.run_on_first(lambda: str(_choose_path(out, sources, config)))
         folder = RunDirectory(path)
-        own = around.processes.run_on_first(
+        own = context.processes.run_on_first(
             lambda: job_name() if folder.is_made_by(job_name()) else ""
         )
         if is_restart() and own:
             _refuse_other_settings(folder, config, only=given)
-            return _run(folder, folder.read_config().training, around, resumed=True)
-        around.processes.run_on_first(
-            lambda: _prepare(folder, sources, config, given, around, force=force)
+            return _run(folder, folder.read_config().training, context, resumed=True)
+        context.processes.run_on_first(
+            lambda: _prepare(folder, sources, config, given, context, force=force)
         )
-        return _run(folder, folder.read_config().training, around, resumed=False)
+        return _run(folder, folder.read_config().training, context, resumed=False)
 
 
 def prepare_run(
@@ -104,9 +104,9 @@ def prepare_run(
 ) -> None:
     """`start_run` up to the first step: `resume_run` trains what it leaves."""
     folder = RunDirectory(out)
-    with _surrounded(config, progress, clock) as around:
-        around.processes.run_on_first(
-            lambda: _prepare(folder, sources, config, given, around, force=False)
+    with _open_context(config, progress, clock) as context:
+        context.processes.run_on_first(
+            lambda: _prepare(folder, sources, config, given, context, force=False)
         )
         folder.unlock()
 
@@ -132,27 +132,42 @@ def resume_run(
     """
     folder = RunDirectory(path)
     config = given or folder.read_config()
-    with _surrounded(config, progress, clock) as around:
+    with _open_context(config, progress, clock) as context:
         _refuse_other_settings(folder, config)
         change = source_change(folder.path)
         _refuse_other_text(folder, sources, change)
         if change:
-            around.progress.message(f"note: {change}; the run continues with its original text")
-        return _run(folder, config.training, around, resumed=True)
+            context.progress.message(f"note: {change}; the run continues with its original text")
+        return _run(folder, config.training, context, resumed=True)
 
 
 @contextmanager
-def _surrounded(config: RunConfig, progress: Progress, clock: Clock) -> Iterator[RunContext]:
+def _open_context(config: RunConfig, progress: Progress, clock: Clock) -> Iterator[RunContext]:
+    """Yield the context of a run; signals, threads and torch's generators are restored after it."""
     training = config.training
-    if training.threads is not None:
-        torch.set_num_threads(training.threads)
     if training.plot:
         require_matplotlib()
     device = choose_device(training.device, local_rank())
     require_backend(config.model.backend, config.model.cell, device)
-    with stop_signals() as signals, joined_processes(device) as processes:
+    with (
+        stop_signals() as signals,
+        joined_processes(device) as processes,
+        _num_threads(training.threads),
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+    ):
         shown = progress if processes.is_first else Progress()
         yield RunContext(shown, clock, processes, signals)
+
+
+@contextmanager
+def _num_threads(count: int | None) -> Iterator[None]:
+    """Let torch and the kernels compute with this many threads; None leaves torch's choice."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _choose_path(out: Source | None, sources: Sequence[Source], config: RunConfig) -> Path:
@@ -182,20 +197,20 @@ def _prepare(
     sources: Sequence[Source],
     config: RunConfig,
     given: Set[str],
-    around: RunContext,
+    context: RunContext,
     *,
     force: bool,
 ) -> str:
     """Make a new run up to its first step, and its folder's name."""
-    processes = around.processes
+    processes = context.processes
     for line in config.ignored():
-        around.progress.message(f"note: {line}")
+        context.progress.message(f"note: {line}")
     with folder.prepared(force=force) as staging:
         tokens, vocabulary = build_token_file(sources, config.text, staging.path)
         config = _with_vocab_size(config, len(vocabulary))
         # Errors must show before the directory changes.
         _check_prompts(vocabulary, config)
-        config = _completed(config, given, tokens, around)
+        config = _completed(config, given, tokens, context)
         BatchStream(tokens.train, config.training, processes)
         staging.write_config(config, [str(source) for source in sources])
         if may_be_restarted():
@@ -205,15 +220,15 @@ def _prepare(
 
 
 def _completed(
-    config: RunConfig, given: Set[str], tokens: TokenFile, around: RunContext
+    config: RunConfig, given: Set[str], tokens: TokenFile, context: RunContext
 ) -> RunConfig:
     """With a time budget, choose every unspecified setting and report the choices."""
-    minutes = Budget(config.training, 1, around.clock).minutes
+    minutes = Budget(config.training, 1, context.clock).minutes
     if minutes is None:
         return config
-    seconds = minutes * 60 * LEARNING_SHARE - around.clock.seconds()
-    recipe = complete(config, given, tokens.train, around.processes, max(seconds, 1.0))
-    around.progress.plan(recipe.reasons)
+    seconds = minutes * 60 * LEARNING_SHARE - context.clock.seconds()
+    recipe = complete(config, given, tokens.train, context.processes, max(seconds, 1.0))
+    context.progress.plan(recipe.reasons)
     return recipe.config
 
 
@@ -252,24 +267,24 @@ def _refuse_other_text(folder: RunDirectory, sources: Sequence[Source], change: 
 
 
 def _run(
-    folder: RunDirectory, training: TrainingConfig, around: RunContext, *, resumed: bool
+    folder: RunDirectory, training: TrainingConfig, context: RunContext, *, resumed: bool
 ) -> LanguageModel:
     """Train the run in the directory, from its newest checkpoint if there is one."""
-    with _locked(folder, around.processes):
+    with _locked(folder, context.processes):
         config = dataclasses.replace(folder.read_config(), training=training)
         vocabulary = load_vocabulary(folder.path)
         tokens = load_token_file(folder.path)
         if resumed:
-            around.processes.run_on_first(lambda: _check_text(tokens, vocabulary, config))
+            context.processes.run_on_first(lambda: _check_text(tokens, vocabulary, config))
         trainer = TrainingLoop(
-            _first_model(config, around.processes.device),
+            _first_model(config, context.processes.device),
             TokenDataset(
                 tokens.train, tokens.val, *predicted_sizes(tokens, vocabulary), vocabulary
             ),
             config.training,
             identity(config, tokens),
             folder,
-            around,
+            context,
             _prompts(config),
         )
         try:
@@ -281,9 +296,9 @@ def _run(
                 raise
             how = f"resume with recurra train --resume {folder.path}"
             raise TrainingInterrupted(stop.signum, how) from None
-        if training.plot and around.processes.is_first:
+        if training.plot and context.processes.is_first:
             write_svg(records, folder.curve, title=folder.path.name)
-        if (number := around.signals.received) is not None:
+        if (number := context.signals.received) is not None:
             # Too late to stop this run, but who asked may have more of them in mind.
             raise TrainingInterrupted(number, f"it had just finished; all is in {folder.path}")
     return LanguageModel(trainer.session.model, vocabulary, config, folder.path)
