@@ -104,7 +104,7 @@ def test_command_of_one_module_and_one_row_runs(monkeypatch, capsys):
     module = types.ModuleType("recurra.cli.hello")
     module.run = lambda arguments: print("hello", *arguments) or 0
     monkeypatch.setitem(sys.modules, "recurra.cli.hello", module)
-    monkeypatch.setitem(command_line.VERBS, "hello", "say hello")
+    monkeypatch.setitem(command_line.COMMANDS, "hello", "say hello")
     assert command_line.main(["hello", "world"]) == 0
     assert capsys.readouterr().out == "hello world\n"
     command_line.main(["--help"])

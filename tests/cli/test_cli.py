@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from recurra.cli.main import VERBS, main
+from recurra.cli.main import COMMANDS, main
 
 
 def test_train_tells_its_plan_progress_and_what_to_do_next(source, tmp_path, capsys, quick):
@@ -155,10 +155,10 @@ def test_help_is_quick_and_does_not_import_torch():
         "assert 'torch' not in sys.modules and 'tyro' not in sys.modules; sys.exit(code)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, timeout=30)
-    for verb in VERBS:
+    for verb in COMMANDS:
         program = f"""
 import sys
-from recurra.cli.main import VERBS, main
+from recurra.cli.main import COMMANDS, main
 try:
     main([{verb!r}, '--help'])
 except SystemExit as leaving:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from recurra.cli.parsing import given_options, parse, typed
+from recurra.cli.parsing import decode_argument, given_options, parse
 from recurra.cli.settings import Settings
 from recurra.errors import ConfigError
 
@@ -99,7 +99,7 @@ def _joined(arguments: Sequence[str]) -> list[str]:
 def _contender(name: str, command: Compare, given: frozenset[str]) -> Contender:
     from recurra.experiments import Contender
 
-    name = typed(name)
+    name = decode_argument(name)
     arguments = _split(name)
     default = Settings(text=command.text, model=command.model, training=command.training)
     try:

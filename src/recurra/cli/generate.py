@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from recurra.cli.parsing import parse, typed
+from recurra.cli.parsing import decode_argument, parse
 from recurra.cli.showing import shown
 from recurra.config import UnknownRule
 from recurra.engine.sampling import GenerationConfig
@@ -66,7 +66,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _read_prompt(prompt: str) -> str:
     if prompt != "-":
-        return typed(prompt)
+        return decode_argument(prompt)
     if sys.stdin is None:
         raise SourceError("standard input is closed")
     try:
@@ -77,7 +77,7 @@ def _read_prompt(prompt: str) -> str:
 
 def _settings(command: Generate) -> dict[str, Any]:
     settings = asdict(command.settings)
-    return settings | {"stop": tuple(map(typed, command.settings.stop))}
+    return settings | {"stop": tuple(map(decode_argument, command.settings.stop))}
 
 
 def _print_stream(lm: LanguageModel, prompt: str, command: Generate) -> None:

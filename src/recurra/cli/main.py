@@ -1,8 +1,7 @@
 """The entry point of the command line: dispatches commands and maps errors to exit codes.
 
 Exit codes: 0 done, 1 it failed, 2 wrong usage, 130 interrupted (143 by SIGTERM, 129 by a closed
-terminal). The library is imported by the
-verb that needs it, so that `--help` answers at once.
+terminal). The command that needs the library imports it, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -19,28 +18,28 @@ from collections.abc import Iterator, Sequence
 STARTED = time.monotonic()
 """When the command began: a budget in minutes counts from here."""
 
-VERBS = {
-    "train": "learn a model from a text",
-    "compare": "several settings on one text at equal minutes or tokens",
+COMMANDS = {
+    "train": "train a model on a text",
+    "compare": "train several settings on one text for equal minutes or tokens",
     "generate": "continue a prompt",
-    "eval": "perplexity and bits per character of a text",
-    "score": "what is surprising in a text, per line and per character",
-    "data": "the corpora known by name: list, get, where",
-    "runs": "the runs under a folder, with their figures",
-    "bench": "how fast this machine trains and writes, against torch.nn",
-    "kernels": "build the compiled CPU kernels, or remove them",
-    "doctor": "what this machine has, what is missing and how to get it",
+    "eval": "report perplexity and bits per character of a text",
+    "score": "report the surprisal of a text, per line and per character",
+    "data": "list, download or locate the named corpora",
+    "runs": "list the runs in a directory with their metrics",
+    "bench": "measure training and generation speed against torch.nn",
+    "kernels": "build or remove the compiled CPU kernels",
+    "doctor": "report what this machine has and what is missing",
 }
 
 _HELP = """\
-usage: recurra VERB [OPTIONS]
+usage: recurra COMMAND [OPTIONS]
 
 Recurrent language models: any text in, a trained model out.
 
-verbs:
-{verbs}
+commands:
+{commands}
 
-recurra VERB --help lists the options of a verb; recurra --version prints the version.
+recurra COMMAND --help lists the options of a command; recurra --version prints the version.
 Start with: recurra train
 """
 
@@ -57,11 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"recurra {recurra.__version__}")
         return 0
-    verb, *rest = arguments
-    if verb not in VERBS:
-        return _fail(f"there is no verb {verb!r}; there are {', '.join(VERBS)}", 2)
+    command, *rest = arguments
+    if command not in COMMANDS:
+        return _fail(f"unknown command {command!r}; choose one of {', '.join(COMMANDS)}", 2)
     with _log_shown():
-        return _guarded(verb, rest)
+        return _guarded(command, rest)
 
 
 @contextlib.contextmanager
@@ -101,16 +100,16 @@ def _escaped(error: UnicodeError) -> tuple[str, int]:
 
 def help_text() -> str:
     """What `recurra --help` prints."""
-    verbs = "\n".join(f"  {name:<10} {meaning}" for name, meaning in VERBS.items())
-    return _HELP.format(verbs=verbs)
+    commands = "\n".join(f"  {name:<10} {meaning}" for name, meaning in COMMANDS.items())
+    return _HELP.format(commands=commands)
 
 
-def _guarded(verb: str, arguments: list[str]) -> int:
+def _guarded(command: str, arguments: list[str]) -> int:
     from recurra.errors import ConfigError, PeerError, RecurraError, TrainingInterrupted
 
     try:
-        command = importlib.import_module(f"recurra.cli.{verb}")
-        code = command.run(arguments)
+        module = importlib.import_module(f"recurra.cli.{command}")
+        code = module.run(arguments)
         sys.stdout.flush()
     except ConfigError as error:
         return _fail(str(error), 2)

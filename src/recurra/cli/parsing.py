@@ -13,61 +13,61 @@ from typing import TypeVar
 
 import tyro
 
+from recurra.cli.options import format_help
 from recurra.errors import ConfigError
 
 Command = TypeVar("Command")
 
 # tyro draws with - and | where the encoding has nothing better.
 _FRAME = "╭╮╰╯│─ |"
-# In a terminal of one column tyro would never come to an end.
-_LEAST_COLUMNS, _USUAL_COLUMNS, _COMPLAINT_COLUMNS = 40, 100, 1_000_000
+_MIN_COLUMNS, _DEFAULT_COLUMNS = 40, 100
 
 
 def parse(
     command: type[Command],
-    verb: str,
+    name: str,
     arguments: Sequence[str],
     *,
     default: Command | None = None,
 ) -> Command:
-    """Read the options of a verb into its dataclass; `--help` prints and leaves with 0.
+    """Parse the arguments of a command into its dataclass.
 
-    What is not given is as in `default`, or else as the dataclass has it.
+    Options that are not given have the value of `default`, or else the default of their field.
 
     Raises:
-        ConfigError: an unknown option, or an invalid value, in one line.
+        ConfigError: an unknown option, or an invalid value; the message is one line.
+        SystemExit: after `--help` was printed, with code 0.
     """
-    if _asks_for_help(arguments):
-        arguments = ["--help"]  # tyro would leave out what was given already
+    if {"-h", "--help"}.intersection(arguments):
+        columns = shutil.get_terminal_size((_DEFAULT_COLUMNS, 24)).columns
+        print(format_help(command, name, max(columns, _MIN_COLUMNS)), end="", flush=True)
+        raise SystemExit(0)
     complaint = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint), _columns(arguments):
+        with contextlib.redirect_stderr(complaint), _wide_terminal():
             return tyro.cli(
                 command,
-                prog=f"recurra {verb}",
+                prog=f"recurra {name}",
                 args=list(arguments),
                 default=tyro.MISSING_NONPROP if default is None else default,
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
             )
-    except SystemExit as leaving:
-        if leaving.code in (0, None):
+    except SystemExit as exit_request:
+        if exit_request.code in (0, None):
             raise
-        message = f"{_in_one_line(complaint.getvalue())} (recurra {verb} --help lists the options)"
-        raise ConfigError(message) from leaving
-
-
-def _asks_for_help(arguments: Sequence[str]) -> bool:
-    return bool({"-h", "--help"}.intersection(arguments))
+        message = _first_paragraph(complaint.getvalue())
+        hint = f"recurra {name} --help lists the options"
+        raise ConfigError(f"{message} ({hint})") from exit_request
 
 
 def given_options(arguments: Sequence[str]) -> frozenset[str]:
-    """The names of the options that stand among the arguments, as fields are named."""
+    """Return the names of the options among the arguments, spelled as the fields are."""
     options = (argument for argument in arguments if argument.startswith("--"))
     return frozenset(option[2:].split("=")[0].replace("-", "_") for option in options)
 
 
-def typed(argument: str) -> str:
-    """A text from the command line; read as UTF-8 where the locale (C, say) could not read it."""
+def decode_argument(argument: str) -> str:
+    """Decode an argument as UTF-8 if the locale (C, for example) could not decode it."""
     try:
         argument.encode()
     except UnicodeEncodeError:
@@ -77,15 +77,10 @@ def typed(argument: str) -> str:
 
 
 @contextlib.contextmanager
-def _columns(arguments: Sequence[str]) -> Iterator[None]:
-    """Tell tyro how wide the terminal is, by which it draws its frames.
-
-    Help is wrapped. Error messages are parsed here, so they must not be wrapped.
-    """
-    before, columns = os.environ.get("COLUMNS"), _COMPLAINT_COLUMNS
-    if _asks_for_help(arguments):
-        columns = max(shutil.get_terminal_size((_USUAL_COLUMNS, 24)).columns, _LEAST_COLUMNS)
-    os.environ["COLUMNS"] = str(columns)
+def _wide_terminal() -> Iterator[None]:
+    """Make tyro print its error messages unwrapped, because they are parsed here."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "1000000"
     try:
         yield
     finally:
@@ -94,16 +89,16 @@ def _columns(arguments: Sequence[str]) -> Iterator[None]:
             os.environ["COLUMNS"] = before
 
 
-def _in_one_line(complaint: str) -> str:
-    """What tyro draws in a frame: its first paragraph, and the options it suggests."""
+def _first_paragraph(complaint: str) -> str:
+    """Return the first paragraph of tyro's framed message, and the options it suggests."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", complaint)
-    # Its rules are rows of hyphens where it has no better, and there the title has one, too.
+    # In an encoding without box characters tyro draws rules, and one below the title, with hyphens.
     stripped = [re.sub("^-+$", "", row.strip(_FRAME)) for row in plain.split("\n")[1:]]
     rows = list(dropwhile(lambda row: not row, stripped))
     first = rows[: rows.index("")] if "" in rows else rows
     rest = rows[len(first) :]
     message = re.sub(r"^Error parsing \w+: ", "", " ".join(first))
     if "Perhaps you meant:" in rest:
-        near = [row.split()[0] for row in rest if row.startswith("--")]
-        message += f"; perhaps you meant {' or '.join(dict.fromkeys(near))}"
+        similar = [row.split()[0] for row in rest if row.startswith("--")]
+        message += f"; perhaps you meant {' or '.join(dict.fromkeys(similar))}"
     return message

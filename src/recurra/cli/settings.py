@@ -5,17 +5,17 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from recurra.cli.parsing import typed
+from recurra.cli.parsing import decode_argument
 from recurra.config import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(RunConfig):
-    """Options of a text, a model and its training, as they were typed."""
+    """The text, model and training options as the command line gives them."""
 
     def to_config(self) -> RunConfig:
-        """As a run has them."""
-        text = dataclasses.replace(self.text, separator=typed(self.text.separator))
-        prompts = tuple(map(typed, self.training.prompt))
+        """Return the configuration of a run, with its texts decoded."""
+        text = dataclasses.replace(self.text, separator=decode_argument(self.text.separator))
+        prompts = tuple(map(decode_argument, self.training.prompt))
         training = dataclasses.replace(self.training, prompt=prompts)
         return RunConfig(text=text, model=self.model, training=training)

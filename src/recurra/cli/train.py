@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Train(Settings):
-    """Learn a model from a text; leave it in a folder that every other verb reads.
+    """Train a model on a text, in a run directory that every other command reads.
 
     With a budget in minutes (2 when none is given) everything that is not given is chosen: size,
     batch, rates, dropout and precision follow from the text, the minutes and a short trial of this
