@@ -9,23 +9,21 @@ import torch
 from recurra.report.progress import Progress
 from recurra.runtime.signals import SIGNALS
 
-SLOW_FILES = (
+LONG_FILES = (
     "test_processes.py", "test_disk.py", "test_crash.py", "test_resume.py", "test_builder.py",
     "test_signals.py", "test_streams.py", "test_golden.py",
 )  # fmt: skip
-"""They start processes, fill disks or damage every byte of a file; the longest comes first."""
+"""They start processes or damage files, and run first; the longest comes first."""
 
 TEXT = "the cat sat on the mat and the dog sat on the log. " * 40
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the slow tests and start them first, so that no process ends with one of them alone."""
+    """Start the long tests first, so that no process ends with one of them alone."""
     for item in items:
-        if item.path.name in SLOW_FILES:
-            item.add_marker(pytest.mark.slow)
         if item.path.name == "test_processes.py" or "two_processes" in item.name:
             item.add_marker(pytest.mark.torchrun)
-    order = {name: number for number, name in enumerate(SLOW_FILES)}
+    order = {name: number for number, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 

@@ -110,6 +110,7 @@ def test_a_training_that_cannot_have_them_leaves_nothing(tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_two_that_come_at_once_build_once_and_both_compute(cache, compiler, capsys):
     real = shutil.which(builder.COMPILERS[0]) or builder.find_compiler()

@@ -24,6 +24,7 @@ from security.attacks import (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [CONFIG, VOCABULARY, "tokens.json"])
 def test_every_truncation_and_many_flips_of_a_json_file(run: Path, name: str) -> None:
     """Either a typed error, or a file that says something else and still is one."""

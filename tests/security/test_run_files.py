@@ -249,6 +249,7 @@ for folder in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measures by Linux's /proc")
 def test_no_attack_takes_memory_or_time(honest_run: Path, tmp_path: Path) -> None:
     folders = []

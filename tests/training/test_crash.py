@@ -10,6 +10,7 @@ import pytest
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 
 
+@pytest.mark.slow
 def test_killed_runs_end_like_undisturbed_ones(crash, tmp_path):
     found = crash.crash(kills=3, steps=150, seed=3, folder=tmp_path)
     assert found.keys() == {"sequential", "random"}

@@ -47,6 +47,7 @@ def small_disk(tmp_path):
         subprocess.run(["umount", str(place)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_a_run_that_goes_on_when_there_is_room(
     source, tmp_path, small_disk, crash
 ):
@@ -75,6 +76,7 @@ def test_a_full_disk_leaves_a_run_that_goes_on_when_there_is_room(
     assert failed >= 2
 
 
+@pytest.mark.slow
 def test_a_limit_on_the_size_of_files_is_a_full_disk(source, tmp_path, crash):
     whole = tmp_path / "whole"
     assert recurra("train", source, "--out", whole, *OPTIONS).returncode == 0

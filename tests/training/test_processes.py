@@ -87,6 +87,7 @@ def metrics(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", ["sequential", "random"])
 def test_two_processes_give_the_result_of_one(source, tmp_path, sampling):
     one_process(source, tmp_path / "one", "--sampling", sampling)
@@ -98,6 +99,7 @@ def test_two_processes_give_the_result_of_one(source, tmp_path, sampling):
     assert json.loads(out.splitlines()[-1])["run"] == str(tmp_path / "two")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_when_one_is_killed_the_job_restarts_and_ends_as_if_undisturbed(
     source, tmp_path, crash, victim
@@ -137,6 +139,7 @@ def process_of_rank(rank, folder):
     raise AssertionError(f"no process of rank {rank}")
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_goes_on_with_the_same_data(source, tmp_path, run, listener):
     one_process(source, tmp_path / "one")
     job = start("train", source, "--out", tmp_path / "parts", *OPTIONS, "--steps", "40")

@@ -161,6 +161,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(
     assert crash.differences(tmp_path / "whole", tmp_path / "parts") == []
 
 
+@pytest.mark.slow
 def test_every_byte_of_a_checkpoint_flipped_or_cut_off_is_noticed(run, tmp_path, listener):
     """Each file of the newest checkpoint, at every offset; the run resumes from the one before."""
     tiny = {"hidden_size": 2, "embedding_size": 2, "batch_size": 1, "num_layers": 1, "dropout": 0.0}
@@ -308,6 +309,7 @@ def test_a_run_that_was_moved_aside_when_the_process_died_comes_back(run, tmp_pa
     api.load(tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "code"),
     [(["write"], errno.ENOSPC), (["fsync"], errno.EIO), (["rename", "replace"], errno.EIO)],

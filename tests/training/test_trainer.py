@@ -214,6 +214,7 @@ def test_full_bptt_makes_one_update_an_epoch(source, tmp_path):
     assert [m["step"] for m in lines(tmp_path / "run")] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_randomised_truncation_is_unbiased():
     """Its mean gradient over many draws is that of full BPTT, within four standard errors."""
     torch.manual_seed(0)
