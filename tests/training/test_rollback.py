@@ -120,7 +120,7 @@ def test_a_run_stopped_around_a_rollback_ends_the_same(
     def diverge_at_full_rate(self):
         # What makes it fail is in the checkpoint: step and learning rate.
         lr = self.learning_rate()
-        if self.memory.step == 14 and lr == 1e-2:
+        if self.state.step == 14 and lr == 1e-2:
             raise StepFailedError("the loss is nan", PendingStep(None, 14, 0, 14, lr))
         original(self)
 
