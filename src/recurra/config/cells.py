@@ -17,8 +17,8 @@ class CellTraits:
     """What the rest of the package must know of a cell.
 
     Attributes:
-        equation: where its class is, as `module:Class`; the class has the numbers of gates and of
-            states.
+        equation: where its class is, as `module:Class`; the class has `num_gates` and
+            `num_states`.
         reads_state: whether gates read the state. Where they do not, all products are computed for
             all steps at once.
         has_forget_gate: whether its second gate is a forget gate, as that of the LSTM.
