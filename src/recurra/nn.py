@@ -30,8 +30,9 @@ from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
 from recurra.errors import ConfigError
-from recurra.recurrence.cells import LayerParameters, State
-from recurra.recurrence.layer import BACKENDS, choose_backend, run
+from recurra.recurrence.backends import BACKENDS, Requirements
+from recurra.recurrence.cells import LayerParameters, State, find_cell
+from recurra.recurrence.layer import choose_backend, run
 
 __all__ = ["GRU", "LSTM", "RNN"]
 
@@ -74,9 +75,14 @@ class _ThroughOurRecurrence(torch.nn.RNNBase):
         data = input.data if isinstance(input, PackedSequence) else input
         backend = self.backend
         if backend == "auto":
-            weight = self.all_weights[0][0]
-            compiles = weight.dtype == torch.float32 and not self.proj_size
-            backend = choose_backend(_CELLS[self.mode], data.device, compiles=compiles)
+            backend = choose_backend(
+                Requirements(
+                    find_cell(_CELLS[self.mode]),
+                    data.device,
+                    self.all_weights[0][0].dtype,
+                    is_projected=self.proj_size > 0,
+                )
+            )
         if backend == "library":
             # torch's own kernels: its own forward hands them all layers and directions at once.
             return super().forward(input, hx)
@@ -202,7 +208,7 @@ class RNN(_ThroughOurRecurrence, torch.nn.RNN):
 
     Args:
         *args: as torch.nn.RNN; `nonlinearity` is "tanh" or "relu".
-        backend: "auto", or one of `recurrence.scan.BACKENDS`.
+        backend: "auto", or a name in `recurrence.backends.BACKENDS`.
         **kwargs: as torch.nn.RNN.
 
     Raises:
@@ -215,7 +221,7 @@ class GRU(_ThroughOurRecurrence, torch.nn.GRU):
 
     Args:
         *args: as torch.nn.GRU.
-        backend: "auto", or one of `recurrence.scan.BACKENDS`.
+        backend: "auto", or a name in `recurrence.backends.BACKENDS`.
         **kwargs: as torch.nn.GRU.
 
     Raises:
@@ -228,7 +234,7 @@ class LSTM(_ThroughOurRecurrence, torch.nn.LSTM):
 
     Args:
         *args: as torch.nn.LSTM, `proj_size` included.
-        backend: "auto", or one of `recurrence.scan.BACKENDS`.
+        backend: "auto", or a name in `recurrence.backends.BACKENDS`.
         **kwargs: as torch.nn.LSTM.
 
     Raises:

@@ -1,14 +1,18 @@
 """Every backend against `reference`, and `reference` against torch.nn: values and all gradients."""
 
 import itertools
+import re
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
+from recurra.config.model import BackendName
 from recurra.errors import ConfigError
 from recurra.kernels import buffers, library
 from recurra.recurrence import layer as recurrent_layer
+from recurra.recurrence.backends import BACKENDS, Requirements
 from recurra.recurrence.cells import CELLS, LayerParameters
 
 RECURRENT = ["rnn", "rnn-relu", "gru", "lstm"]
@@ -282,25 +286,62 @@ def test_gradients_of_gradients_equal_reference(cell):
     assert_same(list(results[0]), list(results[1]), 1e-10)
 
 
-def test_auto_takes_the_backend_that_is_ahead_here(monkeypatch):
-    cpu = torch.device("cpu")
+def choose(cell, device="cpu", *, steps=None, **needs):
+    needed = Requirements(CELLS[cell], torch.device(device), **needs)
+    return recurrent_layer.choose_backend(needed, steps)
+
+
+def test_choose_backend_takes_the_fastest_that_supports_the_layer(monkeypatch):
     monkeypatch.setattr(library, "is_available", lambda: True)
-    assert recurrent_layer.choose_backend("gru", cpu) == "native"
-    assert recurrent_layer.choose_backend("lstm", cpu, recurrent_gradient_scale=1.5) == "native"
-    assert recurrent_layer.choose_backend("lstm", cpu, compiles=False) == "library"
-    assert recurrent_layer.choose_backend("none", cpu) == "bptt"
+    assert choose("gru") == "native"
+    assert choose("lstm", recurrent_gradient_scale=1.5) == "native"
+    assert choose("lstm", is_projected=True) == "library"
+    assert choose("gru", dtype=torch.float64) == "bptt"
+    assert choose("none") == "bptt"
     monkeypatch.setattr(library, "is_available", lambda: False)
-    assert recurrent_layer.choose_backend("gru", cpu) == "bptt"
-    assert recurrent_layer.choose_backend("lstm", cpu) == "library"
-    assert recurrent_layer.choose_backend("lstm", cpu, recurrent_gradient_scale=1.5) == "bptt"
-    assert recurrent_layer.choose_backend("lstm", cpu, steps=1) == "reference"
-    assert recurrent_layer.choose_backend("gru", torch.device("cuda")) == "library"
+    assert choose("gru") == "bptt"
+    assert choose("lstm") == "library"
+    assert choose("lstm", recurrent_gradient_scale=1.5) == "bptt"
+    assert choose("lstm", steps=1) == "reference"
+    assert choose("lstm", has_zoneout=True) == "reference"
+    assert choose("gru", "cuda") == "library"
+
+
+@pytest.mark.parametrize(
+    ("backend", "cell", "device", "needs", "reason"),
+    [
+        ("library", "mogrifier", "cpu", {}, "the library backend has no mogrifier cell"),
+        ("library", "mingru", "cpu", {}, "the library backend has no mingru cell"),
+        ("bptt", "lstm-ln", "cpu", {}, "the bptt backend has no lstm-ln cell"),
+        ("native", "mogrifier", "cpu", {}, "the compiled kernels have no mogrifier cell"),
+        ("native", "gru", "cuda", {}, "the native backend computes on a CPU, not on cuda"),
+        ("native", "gru", "cpu", {"dtype": torch.float64}, "in fp32, not in torch.float64"),
+        ("native", "lstm", "cpu", {"is_projected": True}, "have no projected LSTM"),
+        ("native", "rnn", "cpu", {"is_traced": True}, "needs tensors with memory"),
+        ("library", "gru", "cpu", {"recurrent_gradient_scale": 0.5}, "cannot scale recurrent"),
+        ("bptt", "gru", "cpu", {"has_zoneout": True}, "zoneout needs the reference backend"),
+        ("native", "gru", "cpu", {"has_zoneout": True}, "zoneout needs the reference backend"),
+        ("library", "gru", "cpu", {"has_zoneout": True}, "zoneout needs the reference backend"),
+        ("reference", "sru", "cpu", {"has_zoneout": True}, "those of sru do not"),
+    ],
+)
+def test_unsupported_states_the_reason(backend, cell, device, needs, reason):
+    needed = Requirements(CELLS[cell], torch.device(device), **needs)
+    found = BACKENDS[backend].unsupported(needed)
+    assert found is not None
+    assert reason in found
+    with pytest.raises(ConfigError, match=re.escape(found)):
+        recurrent_layer.require_supported(backend, needed)
+
+
+def test_backend_names_of_the_configuration_are_those_of_the_table():
+    assert get_args(BackendName) == ("auto", *BACKENDS)
 
 
 def test_wrong_shapes_are_refused_before_anything_is_computed():
     layer = make_layer("gru", 3, 4, torch.float32)
     inputs = torch.zeros(2, 5, 3)
-    for backend in recurrent_layer.BACKENDS:
+    for backend in BACKENDS:
         with pytest.raises(ConfigError, match=r"\(1, 4\).*should have.*\(5, 4\)"):
             recurrent_layer.run("gru", inputs, (torch.zeros(1, 4),), layer, backend)
         with pytest.raises(ConfigError, match="at least one step"):
@@ -309,7 +350,7 @@ def test_wrong_shapes_are_refused_before_anything_is_computed():
         recurrent_layer.run_stack("gru", inputs, (torch.zeros(3, 5, 4),), [layer])
 
 
-@pytest.mark.parametrize("backend", recurrent_layer.BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["weight_ih", "weight_hh", "bias_ih", "bias_hh"])
 def test_parameters_that_do_not_fit_are_refused(backend, name):
     layer = make_layer("gru", 3, 4, torch.float32)

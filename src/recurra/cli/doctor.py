@@ -50,7 +50,7 @@ def _versions() -> dict[str, str]:
 def _compute() -> dict[str, str]:
     import torch
 
-    from recurra.recurrence.layer import BACKENDS
+    from recurra.recurrence.backends import BACKENDS
 
     devices = ["cpu"]
     if torch.cuda.is_available():
@@ -97,12 +97,18 @@ def _chosen() -> str:
     import torch
 
     from recurra.kernels import builder, library
+    from recurra.recurrence.backends import Requirements
+    from recurra.recurrence.cells import find_cell
     from recurra.recurrence.layer import choose_backend
 
     cpu = torch.device("cpu")
-    # What would build them is not asked here.
+    # A choice that includes the compiled kernels would build them.
     built = builder.built_library() is not None or library.is_switched_off()
-    taken = {cell: choose_backend(cell, cpu, compiles=built) for cell in ("rnn", "gru", "lstm")}
+    exclude = () if built else ("native",)
+    taken = {
+        cell: choose_backend(Requirements(find_cell(cell), cpu), exclude=exclude)
+        for cell in ("rnn", "gru", "lstm")
+    }
     listed = ", ".join(f"{cell}: {backend}" for cell, backend in taken.items())
     return listed if built else f"{listed}; native once the kernels are built"
 

@@ -27,12 +27,17 @@ _in_forked_child = False
 
 
 def is_available() -> bool:
-    """Whether the kernels can be used; builds them at the first call, which takes some seconds.
+    """Return whether the kernels can be used; the first call builds them, in some seconds.
 
-    Says once, in the log, why they cannot.
+    If they cannot be used, the reason is logged once.
     """
+    return unavailable() is None
+
+
+def unavailable() -> str | None:
+    """Return why the kernels cannot be used, or None if they can; see `is_available`."""
     with _lock:
-        return _try_to_load()
+        return _loading_error()
 
 
 def is_switched_off() -> bool:
@@ -52,15 +57,14 @@ def describe() -> str:
 
 
 @cache
-def _try_to_load() -> bool:
-    if is_switched_off():
-        return False
+def _loading_error() -> str | None:
     try:
         load()
     except KernelError as error:
-        _logger.warning("%s; continuing without compiled kernels, which is slower", error)
-        return False
-    return True
+        if not is_switched_off():
+            _logger.warning("%s; continuing without compiled kernels, which is slower", error)
+        return str(error)
+    return None
 
 
 @cache

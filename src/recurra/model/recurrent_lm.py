@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from recurra.config import ModelConfig
 from recurra.io.tensors import TensorSpec
+from recurra.kernels import library
 from recurra.model import output_layer
 from recurra.model.residual import BlockParameters, block_shapes, run_blocks
+from recurra.recurrence.backends import BACKENDS, Requirements
 from recurra.recurrence.cells import NUM_OF_TORCH, LayerParameters, State, find_cell
 from recurra.recurrence.dropout import NO_DROPOUT, Dropout, Rows, Zoneout
 from recurra.recurrence.layer import choose_backend, run_stack
@@ -94,25 +96,45 @@ class RecurrentLM(nn.Module):
         return self.backend_for(1.0)
 
     def backend_for(self, recurrent_gradient_scale: float) -> str:
-        """The same where gradients are scaled on their way back; see `layer.run`."""
+        """Return the backend for a gradient scale, see `layer.run`."""
         if self.config.backend != "auto":
             return self.config.backend
-        if self.config.zoneout:
-            return "reference"
-        return choose_backend(self.config.cell, self.device, recurrent_gradient_scale)
+        return choose_backend(self._requirements(recurrent_gradient_scale))
+
+    def _requirements(self, recurrent_gradient_scale: float = 1.0) -> Requirements:
+        return Requirements(
+            find_cell(self.config.cell),
+            self.device,
+            self.head_bias.dtype,
+            recurrent_gradient_scale,
+            has_zoneout=self.config.zoneout > 0.0,
+        )
 
     @property
     def is_compiled(self) -> bool:
-        """Whether the compiled kernels can compute all of it."""
-        return (
-            self.backend == "native"
-            and not self.config.residual
-            and find_cell(self.config.cell).reads_state
-            and all(
-                p.dtype == torch.float32 and p.is_contiguous() and p.device.type == "cpu"
-                for p in self.parameters()
-            )
-        )
+        """Whether the compiled kernels can compute the whole model, without autograd."""
+        return self.compiled_unsupported() is None
+
+    def compiled_unsupported(self) -> str | None:
+        """Return why the compiled kernels cannot compute the whole model, or None if they can.
+
+        Builds the kernels if nothing else prevents their use; see `library.is_available`.
+        """
+        config = self.config
+        if config.backend not in ("auto", "native"):
+            return f"the backend is set to {config.backend}"
+        if (reason := BACKENDS["native"].unsupported(self._requirements())) is not None:
+            return reason
+        if not find_cell(config.cell).reads_state:
+            return f"the compiled step needs a cell whose gates read the state, not {config.cell}"
+        if config.residual:
+            return "the compiled kernels have no residual blocks"
+        for name, parameter in self.named_parameters():
+            if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
+                return f"{name} is {parameter.dtype} on {parameter.device}, not fp32 on the CPU"
+            if not parameter.is_contiguous():
+                return f"{name} is not contiguous"
+        return library.unavailable()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -20,7 +20,8 @@ from recurra.config.model import CELLS_WITH_FORGET_GATE, CELLS_WITHOUT_MIXING
 from recurra.data.batches import BatchStream, Ids
 from recurra.kernels import library
 from recurra.model.recurrent_lm import RecurrentLM, parameter_shapes
-from recurra.recurrence.backends.native_passes import COMPILED_CELLS
+from recurra.recurrence.backends import BACKENDS, Requirements
+from recurra.recurrence.cells import find_cell
 from recurra.report.progress import format_count
 from recurra.runtime.distributed import Processes
 from recurra.training.estimate import seconds_per_step
@@ -234,8 +235,9 @@ def _reasons(
 
 
 def _has_fast_bf16(model: ModelConfig, device: torch.device) -> bool:
-    is_compiled = model.cell in COMPILED_CELLS and not model.residual and not model.zoneout
-    if device.type != "cpu" or not is_compiled or not library.is_available():
+    needs = Requirements(find_cell(model.cell), device, has_zoneout=model.zoneout > 0.0)
+    is_supported = needs.cell.reads_state and BACKENDS["native"].unsupported(needs) is None
+    if not is_supported or model.residual or not library.is_available():
         return False
     kind: int = library.load().recurra_best_kind()
     return kind > 1

@@ -18,8 +18,17 @@ from torch import Tensor
 from recurra.kernels.buffers import BUFFER_POOL
 from recurra.recurrence.backends import reference
 from recurra.recurrence.backends.bptt_loops import LOOPS, LoopGradients, RecurrentWeights, Trace
-from recurra.recurrence.backends.reference import project
+from recurra.recurrence.backends.requirements import Requirements
 from recurra.recurrence.cells import CELLS, NUM_OF_TORCH, Cell, LayerParameters, State
+
+
+def unsupported(needs: Requirements) -> str | None:
+    """Return why this backend cannot compute a layer, or None if it can."""
+    if needs.has_zoneout:
+        return "zoneout needs the reference backend"
+    if needs.cell.reads_state and needs.cell.name not in LOOPS:
+        return f"the bptt backend has no {needs.cell.name} cell"
+    return None
 
 
 def run_layer(
@@ -32,9 +41,6 @@ def run_layer(
     recurrent_gradient_scale: float,
 ) -> tuple[Tensor, State]:
     """One layer through time; arguments and result as in `layer.run`."""
-    if cell.num_states == 0:
-        # Without a hidden state there is no time to go back through: autograd has it all.
-        return torch.tanh(project(inputs, parameters, dtype)), ()
     if type(inputs) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_exporting():
         # Tensors that only stand for others (while a model is exported, say) cannot be written to.
         return reference.run_layer(

@@ -10,9 +10,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
+from recurra.recurrence.backends.requirements import Requirements
 from recurra.recurrence.cells import Cell, LayerParameters, State
 from recurra.recurrence.dropout import Zoneout
 from recurra.recurrence.precision import product
+
+
+def unsupported(needs: Requirements) -> str | None:
+    """Return why this backend cannot compute a layer, or None if it can."""
+    if needs.has_zoneout and not needs.cell.reads_state:
+        return f"zoneout needs a cell whose gates read the state; those of {needs.cell.name} do not"
+    return None
 
 
 def run_layer(

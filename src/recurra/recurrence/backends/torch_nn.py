@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from recurra.errors import ConfigError
-from recurra.recurrence.backends.reference import project
+from recurra.recurrence.backends.requirements import Requirements
 from recurra.recurrence.cells import Cell, LayerParameters, State
 from recurra.recurrence.full_precision import full_precision_backward, full_precision_rnn
 
@@ -26,6 +25,17 @@ _KERNELS: dict[str, Callable[..., Any]] = {
     "gru": torch.gru,
     "lstm": torch.lstm,
 }
+
+
+def unsupported(needs: Requirements) -> str | None:
+    """Return why this backend cannot compute a layer, or None if it can."""
+    if needs.has_zoneout:
+        return "zoneout needs the reference backend"
+    if needs.cell.num_states and needs.cell.name not in _KERNELS:
+        return f"the library backend has no {needs.cell.name} cell"
+    if needs.recurrent_gradient_scale != 1.0:
+        return "the library backend cannot scale recurrent gradients"
+    return None
 
 
 def run_layer(
@@ -39,13 +49,9 @@ def run_layer(
 ) -> tuple[Tensor, State]:
     """One layer through time; arguments and result as in `layer.run`.
 
-    Raises:
-        ConfigError: a recurrent gradient scale other than 1, which these kernels do not offer.
+    torch's kernels do not scale recurrent gradients: the scale must be 1.
     """
-    if recurrent_gradient_scale != 1.0:
-        raise ConfigError("the library backend cannot scale recurrent gradients; take bptt")
-    if cell.num_states == 0:
-        return torch.tanh(project(inputs, parameters, dtype)), ()
+    assert recurrent_gradient_scale == 1.0
     state_dtype = state[0].dtype
     if not inputs.is_floating_point():
         inputs = one_hot(inputs.long(), parameters.weight_ih.shape[1])
