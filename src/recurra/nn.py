@@ -31,12 +31,13 @@ from torch.nn.utils.rnn import PackedSequence
 
 from recurra.errors import ConfigError
 from recurra.recurrence.backends import BACKENDS, Requirements
-from recurra.recurrence.cells import LayerParameters, State, find_cell
+from recurra.recurrence.cells import CELLS, LayerParameters, State, find_cell
 from recurra.recurrence.layer import choose_backend, run
 
 __all__ = ["GRU", "LSTM", "RNN"]
 
-_CELLS = {"RNN_TANH": "rnn", "RNN_RELU": "rnn-relu", "GRU": "gru", "LSTM": "lstm"}
+_CELLS = {c.torch_kernel.mode: name for name, c in CELLS.items() if c.torch_kernel is not None}
+"""The name of the cell for each `mode` of torch's layers."""
 
 _RunSegment = Callable[[Tensor, State], tuple[Tensor, State]]
 """Runs one layer over (t, b, I) from a state of b sequences."""

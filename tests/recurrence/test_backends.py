@@ -90,7 +90,7 @@ def assert_same(actual: list[Tensor], expected: list[Tensor], tolerance: float):
 
 @pytest.fixture(autouse=True)
 def _poison_buffers(monkeypatch):
-    """Whatever is used before it is written shows as NaN: on the shelf, and in fresh memory."""
+    """Fill the buffer pool and new memory with NaN, which shows where they are read too early."""
     taken = buffers.BUFFER_POOL._take
     monkeypatch.setattr(
         buffers.BUFFER_POOL, "_take", lambda n, like: taken(n, like).fill_(float("nan"))

@@ -240,7 +240,7 @@ def test_parameters_of_the_cells_own_are_checked():
     inputs, state, layer = make_case("rglru", (2, 1, 3, 4))
     with pytest.raises(ConfigError, match="decay of rglru is"):
         recurrent_layer.run("rglru", inputs, state, layer._replace(extra=(torch.zeros(3),)))
-    with pytest.raises(ConfigError, match="of its own: decay"):
+    with pytest.raises(ConfigError, match="own parameters of rglru are decay"):
         recurrent_layer.run("rglru", inputs, state, layer._replace(extra=None))
     ids = torch.zeros(2, 1, dtype=torch.int64)
     inputs, state, layer = make_case("mogrifier", (2, 1, 3, 4))

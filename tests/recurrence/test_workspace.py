@@ -1,4 +1,4 @@
-"""The shelf: memory comes back when it should, stays when it must, and the shelf stays small."""
+"""The buffer pool: when buffers return to it, when they do not, and its maximum size."""
 
 import gc
 
@@ -10,53 +10,53 @@ from recurra.nn import GRU, LSTM, RNN
 
 
 @pytest.fixture
-def shelf(monkeypatch):
+def pool(monkeypatch):
     fresh = buffers.BufferPool()
-    monkeypatch.setattr("recurra.recurrence.backends.bptt.BUFFER_POOL", fresh)
-    monkeypatch.setattr("recurra.recurrence.backends.bptt_loops.BUFFER_POOL", fresh)
+    for module in ("backends.bptt", "cells.elman", "cells.gru", "cells.lstm"):
+        monkeypatch.setattr(f"recurra.recurrence.{module}.BUFFER_POOL", fresh)
     return fresh
 
 
-def test_a_buffer_comes_back_and_serves_again(shelf):
+def test_a_buffer_comes_back_and_serves_again(pool):
     like = torch.zeros(1)
-    first = shelf.borrow(300, 200, like=like)
+    first = pool.borrow(300, 200, like=like)
     address = first.data_ptr()
-    assert shelf.free_bytes == 0
+    assert pool.free_bytes == 0
     del first
-    assert shelf.free_bytes == 300 * 200 * 4
-    assert shelf.borrow(200, 300, like=like).data_ptr() == address
+    assert pool.free_bytes == 300 * 200 * 4
+    assert pool.borrow(200, 300, like=like).data_ptr() == address
 
 
-def test_another_dtype_or_a_much_larger_buffer_does_not_serve(shelf):
-    shelf.borrow(300, 200, like=torch.zeros(1))
-    assert shelf.borrow(300, 200, like=torch.zeros(1).double()).dtype == torch.float64
-    assert shelf.free_bytes >= 300 * 200 * 4
-    small = shelf.borrow(10, like=torch.zeros(1))
+def test_another_dtype_or_a_much_larger_buffer_does_not_serve(pool):
+    pool.borrow(300, 200, like=torch.zeros(1))
+    assert pool.borrow(300, 200, like=torch.zeros(1).double()).dtype == torch.float64
+    assert pool.free_bytes >= 300 * 200 * 4
+    small = pool.borrow(10, like=torch.zeros(1))
     assert small.untyped_storage().nbytes() == 40
 
 
-def test_the_shelf_stays_small(shelf):
+def test_the_pool_stays_small(pool):
     like = torch.zeros(1)
-    many = [shelf.borrow(20_000 + n, like=like) for n in range(3 * buffers.MOST_BUFFERS)]
-    many += [shelf.borrow(10, like=like) for _ in range(100)]
+    many = [pool.borrow(20_000 + n, like=like) for n in range(3 * buffers.MOST_BUFFERS)]
+    many += [pool.borrow(10, like=like) for _ in range(100)]
     del many
-    assert len(shelf._free) == buffers.MOST_BUFFERS
-    assert shelf.free_bytes == sum(b.nbytes for b in shelf._free)
+    assert len(pool._free) == buffers.MOST_BUFFERS
+    assert pool.free_bytes == sum(b.nbytes for b in pool._free)
 
 
 @pytest.mark.parametrize("kind", [GRU, LSTM])
-def test_memory_is_back_after_backward_though_the_loss_is_held(shelf, kind):
+def test_memory_is_back_after_backward_though_the_loss_is_held(pool, kind):
     layer = kind(64, 64, backend="bptt")
     loss = layer(torch.randn(20, 16, 64))[0].sum()
-    held = shelf.free_bytes
+    held = pool.free_bytes
     loss.backward()
     gc.collect()
-    assert shelf.free_bytes > held + 2 * 20 * 16 * 64 * 4
+    assert pool.free_bytes > held + 2 * 20 * 16 * 64 * 4
     assert float(loss.detach()) == float(loss.detach())
 
 
 @pytest.mark.parametrize("kind", [RNN, GRU, LSTM])
-def test_a_retained_graph_keeps_its_buffers(shelf, kind):
+def test_a_retained_graph_keeps_its_buffers(pool, kind):
     layer = kind(64, 64, backend="bptt")
     inputs = torch.randn(20, 16, 64, requires_grad=True)
     total = layer(inputs)[0].square().sum()
@@ -67,7 +67,7 @@ def test_a_retained_graph_keeps_its_buffers(shelf, kind):
 
 
 @pytest.mark.parametrize("kind", [RNN, GRU, LSTM])
-def test_exported_models_compute_and_leave_no_trace(shelf, kind):
+def test_exported_models_compute_and_leave_no_trace(pool, kind):
     ours = kind(4, 8, backend="bptt")
     theirs = kind.__mro__[2](4, 8)
     theirs.load_state_dict(ours.state_dict())

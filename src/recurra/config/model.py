@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from reprlib import repr as shortened
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from recurra.config.cells import CELL_TRAITS, cell_traits
 from recurra.config.checks import MAX_FLOAT, require, require_choices, require_types
 from recurra.config.text import MAX_VOCABULARY
 
-CellName = Literal[
-    "rnn", "rnn-relu", "gru", "lstm", "lstm-ln", "mogrifier", "mingru", "minlstm", "sru", "rglru",
-    "none",
-]  # fmt: skip
+if TYPE_CHECKING:
+    CellName = str
+else:
+    CellName = Literal[tuple(CELL_TRAITS)]
 BackendName = Literal["auto", "reference", "bptt", "library", "native"]
 Precision = Literal["fp32", "bf16"]
 FirstWeights = Literal["uniform", "normal", "orthogonal"]
-
-CELLS_WITH_FORGET_GATE = ("lstm", "lstm-ln", "mogrifier")
-"""Those whose second gate forgets."""
-CELLS_WITHOUT_MIXING = ("mingru", "minlstm", "sru", "rglru", "none")
-"""Those whose gates do not read the state."""
 
 USUAL_EMBEDDING = 64
 MAX_UNITS = 2**16
@@ -95,9 +92,12 @@ class ModelConfig:
         if (self.residual or self.tie_weights) and self.embedding_size == USUAL_EMBEDDING:
             object.__setattr__(self, "embedding_size", self.hidden_size)
         require_types(self)
+        require(
+            self.cell in CELL_TRAITS,
+            f"cell is {shortened(self.cell)}; it must be one of {', '.join(CELL_TRAITS)}",
+        )
         require_choices(
             self,
-            cell=CellName,
             backend=BackendName,
             precision=Precision,
             init=FirstWeights,
@@ -115,16 +115,18 @@ class ModelConfig:
         self._check_gates()
 
     def _check_gates(self) -> None:
+        traits = cell_traits(self.cell)
+        with_gate = ", ".join(t.name for t in CELL_TRAITS.values() if t.has_forget_gate)
         require(
-            self.chrono == 0 or self.cell in CELLS_WITH_FORGET_GATE,
-            f"chrono is for {', '.join(CELLS_WITH_FORGET_GATE)}; {self.cell} has no such gates",
+            self.chrono == 0 or traits.has_forget_gate,
+            f"chrono is for {with_gate}; {self.cell} has no such gates",
         )
         require(self.chrono == 0 or self.chrono > 2, "chrono must be above 2, or 0 for none")
         require(
             self.chrono == 0 or self.forget_bias == 0.0, "chrono sets the forget bias: drop one"
         )
         require(
-            self.zoneout == 0.0 or self.cell not in CELLS_WITHOUT_MIXING,
+            self.zoneout == 0.0 or traits.reads_state,
             f"zoneout is for cells whose gates read the state; those of {self.cell} do not",
         )
         require(
@@ -132,13 +134,13 @@ class ModelConfig:
             f"zoneout is computed by the reference backend, not by {self.backend}",
         )
         require(
-            self.forget_bias == 0.0 or self.cell in CELLS_WITH_FORGET_GATE,
-            f"forget_bias is for {', '.join(CELLS_WITH_FORGET_GATE)}; {self.cell} has no such gate",
+            self.forget_bias == 0.0 or traits.has_forget_gate,
+            f"forget_bias is for {with_gate}; {self.cell} has no such gate",
         )
         require(
-            self.embedding_size > 0 or self.cell != "mogrifier",
-            "the mogrifier cell changes its inputs, which one-hot vectors do not allow; give it an"
-            " embedding_size",
+            self.embedding_size > 0 or not traits.changes_inputs,
+            f"the {self.cell} cell changes its inputs, which one-hot vectors do not allow; give it"
+            " an embedding_size",
         )
 
     def _check_sizes(self) -> None:

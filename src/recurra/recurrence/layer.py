@@ -149,9 +149,10 @@ def choose_backend(
         return "native"
     if "library" not in able:
         return "bptt"
-    has_fused_lstm: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    fused = not on_cpu or (needs.cell.name == "lstm" and has_fused_lstm)
-    return "library" if fused else "bptt"
+    has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    kernel = needs.cell.torch_kernel
+    is_fused = kernel is not None and kernel.is_fused_on_cpu and has_onednn
+    return "library" if is_fused or not on_cpu else "bptt"
 
 
 def zero_state(cell: str, batch_size: int, parameters: LayerParameters) -> State:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from recurra.config import ModelConfig, RunConfig, TrainingConfig
-from recurra.config.model import CELLS_WITH_FORGET_GATE, CELLS_WITHOUT_MIXING
+from recurra.config.cells import cell_traits
 from recurra.data.batches import BatchStream, Ids
 from recurra.kernels import library
 from recurra.model.recurrent_lm import RecurrentLM, parameter_shapes
@@ -44,10 +44,8 @@ UNITS_TIMES_LR, HIGHEST_LR = 384 * 1.2e-2, 1.6e-2
 """The learning rate is one over the size, up to the highest."""
 DECAY_TIMES_SEEN, HIGHEST_DECAY = 12.0, 0.5
 """The weight decay is one over how often a symbol was seen on average, up to the highest."""
-LR_OF_CELL = {"gru": 2 / 3, "rnn": 1 / 3, "rnn-relu": 1 / 3}
-"""Of the LSTM's learning rate."""
-LR_OF_LINEAR = 1 / 4
-"""Of residual blocks, and of cells whose gates do not read the state."""
+RESIDUAL_LR_FACTOR = 1 / 4
+"""Learning rate of residual blocks relative to that of the LSTM; `CellTraits` has that of cells."""
 WARMUP, CLIP_NORM = 0.1, 0.25
 """Warm-up is long and the clipping threshold low because the learning rates are high: training
 does not recover from early divergence."""
@@ -133,7 +131,7 @@ def _multiple_of(unit: int, size: int) -> int:
 
 
 def _takes_forget_bias(model: ModelConfig) -> bool:
-    return model.cell in CELLS_WITH_FORGET_GATE and not model.chrono
+    return cell_traits(model.cell).has_forget_gate and not model.chrono
 
 
 def _with_size(config: RunConfig, given: Set[str], size: int) -> RunConfig:
@@ -144,7 +142,7 @@ def _with_size(config: RunConfig, given: Set[str], size: int) -> RunConfig:
     ties = model.vocab_size > LARGEST_ONE_HOT and "embedding_size" not in given
     if "tie_weights" in given:
         ties = model.tie_weights
-    narrow = NARROW_EMBEDDING if model.cell == "mogrifier" else 0
+    narrow = NARROW_EMBEDDING if cell_traits(model.cell).changes_inputs else 0
     return _replace(
         config,
         given,
@@ -164,15 +162,13 @@ def _with_rates(config: RunConfig, given: Set[str], times_read: float) -> RunCon
         given,
         lr=SGD_LR if config.training.optimizer == "sgd" else _learning_rate(model),
         output_dropout=outputs,
-        weight_dropout=0.0 if model.cell in CELLS_WITHOUT_MIXING else weights,
+        weight_dropout=weights if cell_traits(model.cell).reads_state else 0.0,
         dropout=outputs if model.num_layers > 1 or model.residual else 0.0,
     )
 
 
 def _learning_rate(model: ModelConfig) -> float:
-    share = LR_OF_CELL.get(model.cell, 1.0)
-    if model.residual or model.cell in CELLS_WITHOUT_MIXING:
-        share = LR_OF_LINEAR
+    share = RESIDUAL_LR_FACTOR if model.residual else cell_traits(model.cell).lr_factor
     return float(f"{share * min(HIGHEST_LR, UNITS_TIMES_LR / model.hidden_size):.2g}")
 
 

@@ -1,6 +1,6 @@
 """Backpropagation through time with hand-derived gradients, in pure torch.
 
-Around the loops of `bptt_loops.py` stands what a layer shares whatever its cell: the projection of
+Around the time loop of a cell stands what a layer shares whatever its cell: the projection of
 all inputs at once (a lookup of rows where the inputs are token ids), and one product for each
 weight gradient over all T*B rows. Where a gradient of the gradient is wanted, the backward pass is
 left to `reference`; forward-mode differentiation and torch.func's transforms need it too.
@@ -17,16 +17,16 @@ from torch import Tensor
 
 from recurra.kernels.buffers import BUFFER_POOL
 from recurra.recurrence.backends import reference
-from recurra.recurrence.backends.bptt_loops import LOOPS, LoopGradients, RecurrentWeights, Trace
 from recurra.recurrence.backends.requirements import Requirements
-from recurra.recurrence.cells import CELLS, NUM_OF_TORCH, Cell, LayerParameters, State
+from recurra.recurrence.cells import NUM_OF_TORCH, Cell, LayerParameters, State, find_cell
+from recurra.recurrence.cells.time_loop import LoopGradients, RecurrentWeights, Trace
 
 
 def unsupported(needs: Requirements) -> str | None:
     """Return why this backend cannot compute a layer, or None if it can."""
     if needs.has_zoneout:
         return "zoneout needs the reference backend"
-    if needs.cell.reads_state and needs.cell.name not in LOOPS:
+    if needs.cell.reads_state and needs.cell.loop is None:
         return f"the bptt backend has no {needs.cell.name} cell"
     return None
 
@@ -58,7 +58,7 @@ def run_layer(
         compiler: Any = torch.compiler
         apply = compiler.disable(apply)
     outputs, *final = apply(
-        cell.name, dtype, recurrent_gradient_scale, inputs, *parameters.of_torch, *state
+        cell, dtype, recurrent_gradient_scale, inputs, *parameters.of_torch, *state
     )
     return outputs, tuple(final)
 
@@ -69,18 +69,18 @@ class _LayerThroughTime(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        name: str,
+        cell: Cell,
         dtype: torch.dtype,
         scale: float,
         inputs: Tensor,
         *parameters_and_state: Tensor,
     ) -> tuple[Tensor, ...]:
         parameters = LayerParameters.from_torch(parameters_and_state[:NUM_OF_TORCH])
-        loop = LOOPS[name]
-        projected = _project(inputs, parameters, dtype, fold_bias=loop.folds_bias_hh)
+        assert cell.loop is not None
+        projected = _project(inputs, parameters, dtype, fold_bias=cell.loop.folds_bias_hh)
         state = parameters_and_state[NUM_OF_TORCH:]
-        final, trace = loop.forward(projected, state, _recurrent_weights(parameters, dtype))
-        ctx.name, ctx.dtype, ctx.scale = name, dtype, scale
+        final, trace = cell.loop.forward(projected, state, _recurrent_weights(parameters, dtype))
+        ctx.cell, ctx.dtype, ctx.scale = cell, dtype, scale
         ctx.num_buffers = len(trace.buffers)
         ctx.save_for_backward(trace.hidden, *trace.buffers, inputs, *parameters.of_torch, *state)
         return (trace.hidden[1:], *final)
@@ -93,7 +93,7 @@ class _LayerThroughTime(torch.autograd.Function):
         if torch.is_grad_enabled():
             state = tuple(saved[NUM_OF_TORCH:])
             found = backward_with_graph(
-                ctx.name,
+                ctx.cell.name,
                 inputs,
                 state,
                 parameters,
@@ -105,7 +105,7 @@ class _LayerThroughTime(torch.autograd.Function):
             return (None, None, None, *found)
         weights = _recurrent_weights(parameters, ctx.dtype)
         trace = Trace(hidden, tuple(buffers))
-        gradients = LOOPS[ctx.name].backward(trace, grad_outputs, grad_final, weights, ctx.scale)
+        gradients = ctx.cell.loop.backward(trace, grad_outputs, grad_final, weights, ctx.scale)
         grad_inputs, *grad_parameters = _parameter_gradients(
             gradients, inputs, hidden, parameters, ctx.dtype, ctx.needs_input_grad[3]
         )
@@ -134,7 +134,7 @@ def backward_with_graph(
     ]
     first, rest = 1 + NUM_OF_TORCH, given[1:]
     outputs, final = reference.run_layer(
-        CELLS[name],
+        find_cell(name),
         given[0],
         tuple(given[first:]),
         LayerParameters.from_torch(rest[:NUM_OF_TORCH]),

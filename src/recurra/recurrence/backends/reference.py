@@ -35,7 +35,7 @@ def run_layer(
 ) -> tuple[Tensor, State]:
     """One layer through time; arguments and result as in `layer.run`."""
     outputs = []
-    reads = project(inputs, parameters, dtype) if cell.projects_beforehand else inputs
+    reads = project(inputs, parameters, dtype) if not cell.traits.changes_inputs else inputs
     for projected in reads:
         if recurrent_gradient_scale != 1.0:
             state = tuple(scale_gradient(s, recurrent_gradient_scale) for s in state)

@@ -7,7 +7,6 @@ only here. In bf16 they keep the state in bf16 too, where the other backends kee
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -16,22 +15,15 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from recurra.recurrence.backends.requirements import Requirements
-from recurra.recurrence.cells import Cell, LayerParameters, State
+from recurra.recurrence.cells import Cell, LayerParameters, State, TorchKernel
 from recurra.recurrence.full_precision import full_precision_backward, full_precision_rnn
-
-_KERNELS: dict[str, Callable[..., Any]] = {
-    "rnn": torch.rnn_tanh,
-    "rnn-relu": torch.rnn_relu,
-    "gru": torch.gru,
-    "lstm": torch.lstm,
-}
 
 
 def unsupported(needs: Requirements) -> str | None:
     """Return why this backend cannot compute a layer, or None if it can."""
     if needs.has_zoneout:
         return "zoneout needs the reference backend"
-    if needs.cell.num_states and needs.cell.name not in _KERNELS:
+    if needs.cell.num_states and needs.cell.torch_kernel is None:
         return f"the library backend has no {needs.cell.name} cell"
     if needs.recurrent_gradient_scale != 1.0:
         return "the library backend cannot scale recurrent gradients"
@@ -52,26 +44,29 @@ def run_layer(
     torch's kernels do not scale recurrent gradients: the scale must be 1.
     """
     assert recurrent_gradient_scale == 1.0
+    assert cell.torch_kernel is not None
     state_dtype = state[0].dtype
     if not inputs.is_floating_point():
         inputs = one_hot(inputs.long(), parameters.weight_ih.shape[1])
     weights = [p.to(dtype) for p in parameters.of_torch if p is not None]
     initial = [s.unsqueeze(0).to(dtype) for s in state]
-    hx = initial if cell.name == "lstm" else initial[0]
+    hx = initial if cell.num_states > 1 else initial[0]
     outputs, *final = _call(
-        cell.name, inputs.to(dtype), hx, weights, parameters.bias_ih is not None
+        cell.torch_kernel, inputs.to(dtype), hx, weights, parameters.bias_ih is not None
     )
     return outputs.to(state_dtype), tuple(s.squeeze(0).to(state_dtype) for s in final)
 
 
-def _call(name: str, inputs: Tensor, hx: Any, weights: list[Tensor], has_bias: bool) -> Any:
+def _call(
+    kernel: TorchKernel, inputs: Tensor, hx: Any, weights: list[Tensor], has_bias: bool
+) -> Any:
     arguments = {"num_layers": 1, "dropout": 0.0, "bidirectional": False, "batch_first": False}
     with warnings.catch_warnings():
         # cuDNN would like its weights in one block; views of a state dict are not, and that is
         # a matter of a few microseconds, not something a user can act on.
         warnings.filterwarnings("ignore", message="RNN module weights are not part of single")
         with full_precision_rnn() if inputs.is_cuda else nullcontext():
-            results = _KERNELS[name](
+            results = kernel.function(
                 inputs, hx, weights, has_biases=has_bias, train=torch.is_grad_enabled(), **arguments
             )
     if inputs.is_cuda:

@@ -2,7 +2,8 @@
 
 A cell knows neither the batch loop nor the time loop, and no gradient: `reference.py` repeats
 `step` through time and lets autograd do the rest. What a layer reads from outside at step t comes
-in already projected, x_t W_ih' + b_ih, because that product does not depend on the past.
+in already projected, x_t W_ih' + b_ih, because that product does not depend on the past. What the
+faster backends need of a cell is written next to its equations: its time loop, and torch's kernel.
 
 Gate order and parameter layout are torch.nn's: i, f, g, o for the LSTM, r, z, n for the GRU.
 """
@@ -10,14 +11,18 @@ Gate order and parameter layout are torch.nn's: i, f, g, o for the LSTM, r, z, n
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import NamedTuple, Self
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from recurra.config.cells import CellTraits
 from recurra.errors import ConfigError
 from recurra.recurrence.precision import product
+
+if TYPE_CHECKING:
+    from recurra.recurrence.cells.time_loop import TimeLoop
 
 State = tuple[Tensor, ...]
 """What a layer carries from step to step: (h,) or (h, c), each (B, H); () without hidden state."""
@@ -61,23 +66,56 @@ class LayerParameters(NamedTuple):
 NUM_OF_TORCH = len(LayerParameters._fields) - 1
 
 
+class TorchKernel(NamedTuple):
+    """torch's kernel for a cell.
+
+    Attributes:
+        function: the function that runs a layer through time, for example `torch.lstm`.
+        mode: the `mode` of the layer of torch.nn.
+        is_fused_on_cpu: whether oneDNN has a fused kernel for it.
+    """
+
+    function: Callable[..., Any]
+    mode: str
+    is_fused_on_cpu: bool = False
+
+
 class Cell(ABC):
     """One kind of recurrence.
 
+    Args:
+        traits: the row of `config.cells.CELL_TRAITS` that names the class.
+
     Attributes:
-        name: by which it is chosen.
-        num_gates: row blocks of W_ih, each of H rows.
-        num_states: tensors of its state.
-        reads_state: whether gates read the state, by W_hh. Where they do not, all products can be
-            taken for all steps at once.
-        projects_beforehand: whether the inputs' product with W_ih depends on nothing else.
+        loop: the time loops with hand-derived gradients, or None without any.
+        torch_kernel: torch's kernel, or None without one.
     """
 
-    name: str
-    num_gates: int
-    num_states: int
-    reads_state = True
-    projects_beforehand = True
+    loop: ClassVar[TimeLoop | None] = None
+    torch_kernel: ClassVar[TorchKernel | None] = None
+
+    def __init__(self, traits: CellTraits) -> None:
+        self.traits = traits
+
+    @property
+    def name(self) -> str:
+        """The name in `ModelConfig.cell`."""
+        return self.traits.name
+
+    @property
+    def num_gates(self) -> int:
+        """Row blocks of W_ih, each of H rows."""
+        return self.traits.num_gates
+
+    @property
+    def num_states(self) -> int:
+        """Tensors of the state."""
+        return self.traits.num_states
+
+    @property
+    def reads_state(self) -> bool:
+        """Whether the gates read the state; see `CellTraits`."""
+        return self.traits.reads_state
 
     @abstractmethod
     def step(
@@ -86,8 +124,8 @@ class Cell(ABC):
         """One step in time.
 
         Args:
-            projected: x_t W_ih' + b_ih, shape (B, G*H); x_t itself, (B, I), where the cell does not
-                project in advance.
+            projected: x_t W_ih' + b_ih, shape (B, G*H); x_t itself, (B, I), for a cell that
+                changes its inputs.
             state: the state before the step, `num_states` tensors.
             parameters: the layer's parameters.
             dtype: number format of the matrix products.
@@ -131,7 +169,7 @@ def check_shapes(cell: Cell, inputs: Tensor, parameters: LayerParameters) -> Non
     found = {name: getattr(parameters, name) for name in expected}
     extra = cell.extra_shapes(units, width)
     if len(parameters.extra or ()) != len(extra):
-        raise ConfigError(f"{cell.name} has as parameters of its own: {', '.join(extra) or 'none'}")
+        raise ConfigError(f"the own parameters of {cell.name} are {', '.join(extra) or 'none'}")
     found |= zip(extra, parameters.extra or (), strict=True)
     for name, shape in (expected | extra).items():
         parameter = found[name]
@@ -139,5 +177,5 @@ def check_shapes(cell: Cell, inputs: Tensor, parameters: LayerParameters) -> Non
             raise ConfigError(f"{name} of {cell.name} is {tuple(parameter.shape)}, and not {shape}")
     if parameters.weight_hh is None and cell.reads_state:
         raise ConfigError(f"{cell.name} needs weight_hh")
-    if not takes_numbers and not cell.projects_beforehand:
+    if not takes_numbers and cell.traits.changes_inputs:
         raise ConfigError(f"{cell.name} reads numbers, not ids: it needs an embedding")
