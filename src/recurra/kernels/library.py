@@ -127,6 +127,7 @@ def _declare(library: Any) -> Any:
             _sign(library, function, POINTER(structure))
     library.recurra_gradient_norm.restype = c_double
     library.recurra_generate.restype = c_int64
+    _sign(library, "cell_layout", c_int32, POINTER(structures.CellLayout))
     _sign(library, "add_rows", c_int32, *[c_int64] * 3, c_void_p, c_void_p, c_int32, c_void_p)
     _sign(library, "transpose", c_int32, c_int64, c_int64, *[c_void_p] * 3)
     _sign(library, "mask", c_int32, c_uint64, c_int32, c_float, c_int64, c_void_p)
@@ -146,6 +147,18 @@ def _declare(library: Any) -> Any:
 def _sign(library: Any, name: str, *arguments: Any, result: Any = None) -> None:
     function = getattr(library, f"recurra_{name}")
     function.argtypes, function.restype = arguments, result
+
+
+@cache
+def cell_layout(name: str) -> structures.Description:
+    """Return the sizes that the kernels declare for a cell, see `CellLayout`.
+
+    Raises:
+        KernelError: the kernels cannot be loaded.
+    """
+    layout = structures.CellLayout()
+    load().recurra_cell_layout(structures.COMPILED_CELLS[name], ctypes.byref(layout))
+    return layout
 
 
 def threads() -> int:

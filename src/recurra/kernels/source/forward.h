@@ -83,9 +83,9 @@ class Forward {
       int64_t source = l_.ids ? l_.ids[row] : row;
       ForwardRow at{};
       at.projected = l_.projected + source * C::kGates * l_.units + unit;
-      at.bias_hn = l_.bias_hn ? l_.bias_hn + unit : nullptr;
+      at.inner_bias = l_.inner_bias ? l_.inner_bias + unit : nullptr;
       at.hidden_before = hidden(t, b) + unit;
-      if (C::kHasCells) {
+      if (kHasCells<C>) {
         at.cells_before = l_.cells + row * l_.units + unit;
         at.cells = l_.cells + (row + l_.batch) * l_.units + unit;
       }

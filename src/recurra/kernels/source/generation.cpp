@@ -161,13 +161,9 @@ class Writer {
 
 template <class P>
 int64_t write(const Generation& g) {
-  switch (g.layers[0].cell) {
-    case kTanh: return Writer<Elman<false>, P>(g).run();
-    case kRelu: return Writer<Elman<true>, P>(g).run();
-    case kGru: return Writer<Gru, P>(g).run();
-    case kLstm: return Writer<Lstm, P>(g).run();
-  }
-  return 0;
+  int64_t steps = 0;
+  with_cell(g.layers[0].cell, [&](auto cell) { steps = Writer<decltype(cell), P>(g).run(); });
+  return steps;
 }
 
 }  // namespace

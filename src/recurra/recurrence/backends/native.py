@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recurra.kernels import structures
 from recurra.kernels.buffers import BUFFER_POOL, NewBuffers
 from recurra.recurrence.backends.bptt import backward_with_graph
-from recurra.recurrence.backends.native_passes import COMPILED_CELLS, LayerPasses, Trace
+from recurra.recurrence.backends.native_passes import LayerPasses, Trace
 from recurra.recurrence.backends.requirements import Requirements
 from recurra.recurrence.cells import NUM_OF_TORCH, Cell, LayerParameters, State
 
@@ -26,7 +27,7 @@ def unsupported(needs: Requirements) -> str | None:
     """
     if needs.has_zoneout:
         return "zoneout needs the reference backend"
-    if needs.cell.reads_state and needs.cell.name not in COMPILED_CELLS:
+    if needs.cell.reads_state and needs.cell.name not in structures.COMPILED_CELLS:
         return f"the compiled kernels have no {needs.cell.name} cell"
     if needs.device.type != "cpu":
         return f"the native backend computes on a CPU, not on {needs.device.type}"

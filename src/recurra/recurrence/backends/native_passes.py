@@ -33,23 +33,12 @@ from recurra.kernels.products import (
 from recurra.kernels.recorder import Do, at_once
 from recurra.recurrence.cells import LayerParameters, State
 
-_CELL = structures.ENUMERATIONS["Cell"]
-COMPILED_CELLS = {
-    "rnn": _CELL["kTanh"],
-    "rnn-relu": _CELL["kRelu"],
-    "gru": _CELL["kGru"],
-    "lstm": _CELL["kLstm"],
-}
-_SAVED = {"rnn": 0, "rnn-relu": 0, "gru": 4, "lstm": 4}
-"""Values kept per unit and step for the backward pass."""
-_DELTAS = {"rnn": 1, "rnn-relu": 1, "gru": 4, "lstm": 4}
-"""Gradients per unit and step: of each gate, and of the GRU's h_n."""
 _FLOAT32 = torch.empty(0)
 
 
 class Trace(NamedTuple):
     """What the forward pass leaves: the hidden state before, between and after the steps,
-    (T+1, B, H), the LSTM's cells likewise, and what the backward pass needs beside them."""
+    (T+1, B, H), the second state likewise, and what the backward pass needs beside them."""
 
     hidden: Tensor
     cells: Tensor | None
@@ -81,6 +70,10 @@ class LayerPasses:
         """See `product_kind`."""
         return product_kind(self.dtype)
 
+    @property
+    def _layout(self) -> structures.Description:
+        return library.cell_layout(self.cell)
+
     def forward(
         self, inputs: Tensor, state: State, parameters: LayerParameters, *, saves: bool
     ) -> Trace:
@@ -88,7 +81,7 @@ class LayerPasses:
 
         Args:
             inputs: (T, B, I) numbers or (T, B) ids.
-            state: (h,) or (h, c), each (B, H).
+            state: the state before the first step, each (B, H).
             parameters: of the layer, all fp32.
             saves: whether a backward pass will follow.
 
@@ -106,22 +99,22 @@ class LayerPasses:
         self, steps: int, batch: int, state: State, parameters: LayerParameters, *, saves: bool
     ) -> tuple[structures.Description, Trace]:
         """A forward pass as the kernels take it, but for its inputs, and what it will leave."""
-        layer = self._describe(steps, batch, parameters)
+        layer, layout = self._describe(steps, batch, parameters), self._layout
         units = layer.units
         hidden = self._take_result("hidden", steps + 1, batch, units)
         self.do(hidden[0].copy_, state[0])
         cells = saved = None
-        if self.cell == "lstm":
+        if layout.states > 1:
             cells = self._take("cells", steps + 1, batch, units)
             self.do(cells[0].copy_, state[1])
-        if saves and _SAVED[self.cell]:
-            saved = self._take("saved", steps, batch, _SAVED[self.cell] * units)
+        if saves and layout.saved:
+            saved = self._take("saved", steps, batch, layout.saved * units)
         operand = self._take_operand("hidden operand", (steps + 1) * batch, units, units)
-        bias_hn = None
-        if self.cell == "gru" and parameters.bias_hh is not None:
-            bias_hn = parameters.bias_hh[2 * units :].contiguous()
+        inner_bias = None
+        if layout.inner_gates and parameters.bias_hh is not None:
+            inner_bias = parameters.bias_hh[self._outer_gates * units :].contiguous()
         layer.point(
-            bias_hn=bias_hn, hidden=hidden, hidden_operand=operand, cells=cells, saved=saved
+            inner_bias=inner_bias, hidden=hidden, hidden_operand=operand, cells=cells, saved=saved
         )
         return layer, Trace(hidden, cells, saved)
 
@@ -139,10 +132,10 @@ class LayerPasses:
             return bias
         folded = self._take("folded bias", len(bias))
         self.do(torch.add, bias, recurrent, out=folded)
-        if self.cell == "gru":
-            # The third part of b_hh belongs inside, where r multiplies it.
-            inside = slice(2 * len(bias) // 3, None)
-            self.do(folded[inside].copy_, bias[inside])
+        if self._layout.inner_gates:
+            # The part of b_hh that belongs to inner gates is added inside the loop.
+            inner = slice(self._outer_gates * len(bias) // self._layout.gates, None)
+            self.do(folded[inner].copy_, bias[inner])
         return folded
 
     def backward(
@@ -170,7 +163,7 @@ class LayerPasses:
         """
         steps, batch = inputs.shape[:2]
         layer = self._describe(steps, batch, parameters)
-        width = _DELTAS[self.cell] * layer.units
+        width = self._layout.deltas * layer.units
         rounded = self._take_operand("delta operand", steps * batch, width, layer.units)
         deltas = self._take("deltas", steps * batch, width) if rounded is None else None
         grad_bias = self._take("grad bias", width)
@@ -201,6 +194,12 @@ class LayerPasses:
         )
         return grad_inputs, initial
 
+    @property
+    def _outer_gates(self) -> int:
+        """The number of gates whose recurrent part is added unchanged."""
+        outer: int = self._layout.gates - self._layout.inner_gates
+        return outer
+
     def _take(self, name: str, *shape: int) -> Tensor:
         return self.workspace.take(name, *shape, like=_FLOAT32)
 
@@ -227,7 +226,7 @@ class LayerPasses:
         packed = self._take("packed weight", numbers)
         spare = self._take("spare", kernels.recurra_spare_numbers(threads, batch, units))
         layer = structures.Layer(
-            cell=COMPILED_CELLS[self.cell],
+            cell=structures.COMPILED_CELLS[self.cell],
             kind=self.kind,
             threads=threads,
             steps=steps,
@@ -260,8 +259,10 @@ class LayerPasses:
         before, out = hidden[:-1].flatten(0, 1), gradients.weight_hh
         assert out is not None
         units = out.shape[1]
-        # The GRU's third delta is the inputs' alone; its fourth is what h_n got.
-        parts = [slice(0, 2), slice(3, 4)] if self.cell == "gru" else [slice(0, len(out) // units)]
+        # The deltas of the recurrent parts of inner gates come last.
+        parts = [slice(0, self._outer_gates)]
+        if self._layout.inner_gates:
+            parts.append(slice(self._layout.gates, self._layout.deltas))
         first = 0
         for part in parts:
             columns = operand[:, part.start * units : part.stop * units]
@@ -300,6 +301,6 @@ class LayerPasses:
         width = len(gradients.bias_ih)
         self.do(gradients.bias_ih.copy_, grad_bias[:width])
         self.do(gradients.bias_hh.copy_, grad_bias[:width])
-        if self.cell == "gru":
-            units = width // 3
-            self.do(gradients.bias_hh[2 * units :].copy_, grad_bias[3 * units :])
+        if self._layout.inner_gates:
+            first = self._outer_gates * width // self._layout.gates
+            self.do(gradients.bias_hh[first:].copy_, grad_bias[width:])
