@@ -33,6 +33,7 @@ from recurra.errors import ConfigError
 from recurra.recurrence.backends import BACKENDS, Requirements
 from recurra.recurrence.cells import CELLS, LayerParameters, State, find_cell
 from recurra.recurrence.layer import choose_backend, run
+from recurra.recurrence.precision import autocast_precision
 
 __all__ = ["GRU", "LSTM", "RNN"]
 
@@ -173,12 +174,10 @@ class _ThroughOurRecurrence(torch.nn.RNNBase):
     ) -> tuple[list[Tensor], State]:
         """All layers and directions; `layers` and `state` go by layer, then direction."""
         weight = layers[0].weight_ih
-        device, rounded = weight.device.type, False
+        device, precision = weight.device.type, autocast_precision(weight)
         if torch.is_autocast_enabled(device):
-            rounded = torch.get_autocast_dtype(device) == torch.bfloat16
             segments = [s.to(weight.dtype) for s in segments]
             state = tuple(s.to(weight.dtype) for s in state)
-        precision = "bf16" if rounded and weight.dtype == torch.float32 else "fp32"
         finals: list[State] = []
         # Which products are rounded is decided here; autocast would do it once more inside.
         with torch.autocast(device, enabled=False):
@@ -189,7 +188,7 @@ class _ThroughOurRecurrence(torch.nn.RNNBase):
                 for sweep in (_sweep_forward, _sweep_backward)[: 1 + self.bidirectional]:
                     index = len(finals)
                     run_segment = partial(
-                        _run_segment, _CELLS[self.mode], layers[index], backend, precision
+                        _run_segment, _CELLS[self.mode], layers[index], backend, precision.name
                     )
                     outputs, final = sweep(run_segment, segments, tuple(s[index] for s in state))
                     directions.append(outputs)

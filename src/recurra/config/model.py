@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 else:
     CellName = Literal[tuple(CELL_TRAITS)]
 BackendName = Literal["auto", "reference", "bptt", "library", "native"]
-Precision = Literal["fp32", "bf16"]
+PrecisionName = Literal["fp32", "bf16"]
 FirstWeights = Literal["uniform", "normal", "orthogonal"]
 
 USUAL_EMBEDDING = 64
@@ -85,7 +85,7 @@ class ModelConfig:
     """Implementation of the recurrent layers: auto, reference, bptt, library (torch.nn) or native
     (the compiled kernels)."""
 
-    precision: Precision = "fp32"
+    precision: PrecisionName = "fp32"
     """Number format of the matrix products; states, gradients and weights stay fp32."""
 
     def __post_init__(self) -> None:
@@ -99,7 +99,7 @@ class ModelConfig:
         require_choices(
             self,
             backend=BackendName,
-            precision=Precision,
+            precision=PrecisionName,
             init=FirstWeights,
         )
         self._check_sizes()

@@ -21,6 +21,7 @@ from recurra.recurrence.backends import BACKENDS, Requirements
 from recurra.recurrence.cells import NUM_OF_TORCH, LayerParameters, State, find_cell
 from recurra.recurrence.dropout import NO_DROPOUT, Dropout, Rows, Zoneout
 from recurra.recurrence.layer import choose_backend, run_stack
+from recurra.recurrence.precision import find_precision
 
 _LAYER_NAMES = LayerParameters._fields[:NUM_OF_TORCH]
 
@@ -255,7 +256,7 @@ class RecurrentLM(nn.Module):
     @property
     def product_dtype(self) -> torch.dtype:
         """Number format of the products' operands."""
-        return torch.bfloat16 if self.config.precision == "bf16" else self.head_bias.dtype
+        return find_precision(self.config.precision).product_dtype(self.head_bias.dtype)
 
     def initial_logits(self, batch_size: int = 1) -> Tensor:
         """(B, V): the output layer on the zero state, the guess when nothing was read yet."""

@@ -20,7 +20,7 @@ from torch.nn.functional import gelu, rms_norm
 from recurra.recurrence.cells import LayerParameters, State
 from recurra.recurrence.dropout import NO_DROPOUT, Dropout, Rows, drop, drop_weights
 from recurra.recurrence.layer import run
-from recurra.recurrence.precision import product
+from recurra.recurrence.precision import find_precision, product
 
 EXPANSION = 2
 """Width of the feed-forward part, in hidden sizes."""
@@ -73,7 +73,7 @@ def run_blocks(
     Returns:
         Outputs (T, B, H) and the state, each tensor (L, B, H).
     """
-    dtype = torch.bfloat16 if precision == "bf16" else inputs.dtype
+    dtype = find_precision(precision).product_dtype(inputs.dtype)
     if dropout.weight > 0.0:
         layers = drop_weights(layers, dropout.weight)
 

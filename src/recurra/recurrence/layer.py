@@ -22,6 +22,7 @@ from recurra.recurrence.cells import (
     find_cell,
 )
 from recurra.recurrence.dropout import NO_DROPOUT, Dropout, Rows, Zoneout, drop, drop_weights
+from recurra.recurrence.precision import find_precision
 
 
 def run(
@@ -43,7 +44,7 @@ def run(
         state: the state before the first step, each tensor (B, H); None is zero.
         parameters: the parameters of the layer, as in torch.nn.
         backend: `auto`, or one of `BACKENDS`.
-        precision: fp32 leaves the products in the parameters' dtype; bf16 rounds their operands.
+        precision: name of the precision of the products, see `precision.PRECISIONS`.
         recurrent_gradient_scale: multiplies every gradient that passes from one step to the step
             before; randomised truncation needs it to stay unbiased.
         zoneout: zoneout of the state, for cells whose output is their state.
@@ -73,7 +74,7 @@ def run(
     if found != expected:
         raise ConfigError(f"the state of {cell} has shapes {found}, and should have {expected}")
     options: dict[str, Any] = {
-        "dtype": torch.bfloat16 if precision == "bf16" else parameters.weight_ih.dtype,
+        "dtype": find_precision(precision).product_dtype(parameters.weight_ih.dtype),
         "recurrent_gradient_scale": recurrent_gradient_scale,
     }
     if zoneout is not None:

@@ -16,7 +16,7 @@ from torch.nn.functional import one_hot
 
 from recurra.recurrence.backends.requirements import Requirements
 from recurra.recurrence.cells import Cell, LayerParameters, State, TorchKernel
-from recurra.recurrence.full_precision import full_precision_backward, full_precision_rnn
+from recurra.recurrence.precision import full_precision_backward, full_precision_rnn
 
 
 def unsupported(needs: Requirements) -> str | None:
