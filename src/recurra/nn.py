@@ -29,10 +29,9 @@ from torch import Tensor
 from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
-from recurra.errors import ConfigError
-from recurra.recurrence.backends import BACKENDS, Requirements
+from recurra.recurrence.backends import Requirements
 from recurra.recurrence.cells import CELLS, LayerParameters, State, find_cell
-from recurra.recurrence.layer import choose_backend, run
+from recurra.recurrence.layer import choose_backend, require_name, run
 from recurra.recurrence.precision import autocast_precision
 
 __all__ = ["GRU", "LSTM", "RNN"]
@@ -50,8 +49,7 @@ class _ThroughOurRecurrence(torch.nn.RNNBase):
     backend: str = "auto"
 
     def __init__(self, *args: Any, backend: str = "auto", **kwargs: Any) -> None:
-        if backend != "auto" and backend not in BACKENDS:
-            raise ConfigError(f"unknown backend {backend!r}; there are auto, {', '.join(BACKENDS)}")
+        require_name(backend)
         super().__init__(*args, **kwargs)
         self.backend = backend
 

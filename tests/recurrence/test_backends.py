@@ -305,6 +305,8 @@ def test_choose_backend_takes_the_fastest_that_supports_the_layer(monkeypatch):
     assert choose("lstm", steps=1) == "reference"
     assert choose("lstm", has_zoneout=True) == "reference"
     assert choose("gru", "cuda") == "library"
+    assert choose("lstm-ln", "cuda") == "reference"
+    assert choose("mingru", "cuda") == "bptt"
 
 
 @pytest.mark.parametrize(

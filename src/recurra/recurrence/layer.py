@@ -84,6 +84,16 @@ def run(
     return BACKENDS[backend].run_layer(kind, inputs, state, parameters, **options)
 
 
+def require_name(backend: str) -> None:
+    """Check that a backend exists, or is `auto`.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if backend != "auto" and backend not in BACKENDS:
+        raise ConfigError(f"unknown backend {backend!r}; there are auto, {', '.join(BACKENDS)}")
+
+
 def supporting_backends(needs: Requirements) -> list[str]:
     """Return the names of the backends that support a layer."""
     return [name for name, backend in BACKENDS.items() if backend.unsupported(needs) is None]
@@ -95,8 +105,7 @@ def require_supported(backend: str, needs: Requirements) -> None:
     Raises:
         ConfigError: it does not; the message has the reason and the backends that do.
     """
-    if backend not in BACKENDS:
-        raise ConfigError(f"unknown backend {backend!r}; there are auto, {', '.join(BACKENDS)}")
+    require_name(backend)
     reason = BACKENDS[backend].unsupported(needs)
     if reason is not None:
         able = supporting_backends(needs)
@@ -142,18 +151,20 @@ def choose_backend(
         steps: number of time steps, or None for many.
         exclude: backends not to select.
     """
-    able = [name for name in supporting_backends(needs) if name not in exclude]
+
+    def supports(name: str) -> bool:
+        return name not in exclude and BACKENDS[name].unsupported(needs) is None
+
     on_cpu = needs.device.type == "cpu"
-    if (on_cpu and steps == 1) or able in ([], ["reference"]):
+    if on_cpu and steps == 1:
         return "reference"
-    if "native" in able and needs.cell.num_states and kernels.is_available():
+    if needs.cell.num_states and supports("native") and kernels.is_available():
         return "native"
-    if "library" not in able:
-        return "bptt"
     has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     kernel = needs.cell.torch_kernel
-    is_fused = kernel is not None and kernel.is_fused_on_cpu and has_onednn
-    return "library" if is_fused or not on_cpu else "bptt"
+    is_fused_on_cpu = kernel is not None and kernel.is_fused_on_cpu and has_onednn
+    preferred = ("library", "bptt") if is_fused_on_cpu or not on_cpu else ("bptt", "library")
+    return next((name for name in preferred if supports(name)), "reference")
 
 
 def zero_state(cell: str, batch_size: int, parameters: LayerParameters) -> State:

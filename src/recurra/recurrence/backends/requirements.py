@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,8 +11,7 @@ from torch import Tensor
 from recurra.recurrence.cells import Cell, LayerParameters
 
 
-@dataclass(frozen=True)
-class Requirements:
+class Requirements(NamedTuple):
     """One layer and its call, as far as backends differ in what they support.
 
     Attributes:
@@ -44,13 +43,18 @@ def requirements_of(
     has_zoneout: bool = False,
 ) -> Requirements:
     """Return what a call of `layer.run` requires."""
-    tensors = [*parameters.of_torch, *(parameters.extra or ()), *state]
-    present = [inputs, *(tensor for tensor in tensors if tensor is not None)]
-    numbers = present if inputs.is_floating_point() else present[1:]
+    device, dtype = inputs.device, torch.float32
+    for tensor in (inputs, *state, *parameters.of_torch, *(parameters.extra or ())):
+        if tensor is None:
+            continue
+        if not tensor.is_cpu:
+            device = tensor.device
+        if tensor.dtype != torch.float32 and (tensor is not inputs or tensor.is_floating_point()):
+            dtype = tensor.dtype
     return Requirements(
         cell,
-        next((t.device for t in present if t.device.type != "cpu"), inputs.device),
-        next((t.dtype for t in numbers if t.dtype != torch.float32), torch.float32),
+        device,
+        dtype,
         recurrent_gradient_scale,
         has_zoneout,
         parameters.weight_hr is not None,

@@ -87,6 +87,7 @@ class Cell(ABC):
         traits: the row of `config.cells.CELL_TRAITS` that names the class.
 
     Attributes:
+        traits, name, num_gates, num_states, reads_state: as in `CellTraits`.
         loop: the time loops with hand-derived gradients, or None without any.
         torch_kernel: torch's kernel, or None without one.
     """
@@ -96,26 +97,10 @@ class Cell(ABC):
 
     def __init__(self, traits: CellTraits) -> None:
         self.traits = traits
-
-    @property
-    def name(self) -> str:
-        """The name in `ModelConfig.cell`."""
-        return self.traits.name
-
-    @property
-    def num_gates(self) -> int:
-        """Row blocks of W_ih, each of H rows."""
-        return self.traits.num_gates
-
-    @property
-    def num_states(self) -> int:
-        """Tensors of the state."""
-        return self.traits.num_states
-
-    @property
-    def reads_state(self) -> bool:
-        """Whether the gates read the state; see `CellTraits`."""
-        return self.traits.reads_state
+        self.name = traits.name
+        self.num_gates = traits.num_gates
+        self.num_states = traits.num_states
+        self.reads_state = traits.reads_state
 
     @abstractmethod
     def step(
