@@ -1,20 +1,20 @@
 """RNN, GRU and LSTM: drop-in replacements for the layers of torch.nn.
 
-Each class is a subclass of torch.nn's. The constructor, the parameters with their names and first
-values, the state dict, and the checks of arguments with the types of their errors are torch's; only
-the computation is ours. Knows no text and no token ids: inputs are numbers, as torch's are.
+Each class is a subclass of the class in torch.nn. The constructor, the parameters with their names
+and initial values, the state dict, and the checks of arguments with their errors are those of
+torch; only the computation differs. Inputs are numbers, as in torch, not token ids.
 
 T steps, B batch, I input width, H hidden width, L layers, D directions (1 or 2). Inside, time comes
 first, and a batch of sequences of unequal length is a list of segments (t, b, I): stretches of time
-during which the same b sequences, the longest ones, are under way.
+during which the same b sequences, the longest ones, are active.
 
 Where these classes differ from torch.nn:
 
 - `backend="bptt"` is differentiated in reverse mode only. Forward mode and the transforms of
   torch.func need `backend="reference"` (`functional_call` works with all).
-- Where autocast is on, the products are rounded to bf16 if that is its dtype, and outputs and
-  states keep the dtype of the weights. torch's come in either, depending on the cell.
-- torch.compile leaves the layers as they are, uncompiled. torch.jit.script refuses the classes;
+- Under autocast with bf16, the operands of products are rounded to bf16, and outputs and states
+  keep the dtype of the weights. In torch their dtype depends on the cell.
+- torch.compile leaves the layers uncompiled. torch.jit.script rejects the classes;
   torch.jit.trace needs `backend="reference"` or `"library"`.
 """
 
@@ -44,7 +44,7 @@ _RunSegment = Callable[[Tensor, State], tuple[Tensor, State]]
 
 
 class _ThroughOurRecurrence(torch.nn.RNNBase):
-    """What the three classes share; stands before torch's class among the bases of each."""
+    """The computation of the three classes; precedes the class of torch among their bases."""
 
     backend: str = "auto"
 
@@ -54,7 +54,7 @@ class _ThroughOurRecurrence(torch.nn.RNNBase):
         self.backend = backend
 
     def extra_repr(self) -> str:
-        """The constructor's arguments that are not the defaults."""
+        """Return the arguments of the constructor that are not the defaults."""
         shown = super().extra_repr()
         return shown if self.backend == "auto" else f"{shown}, backend={self.backend}"
 
@@ -62,12 +62,13 @@ class _ThroughOurRecurrence(torch.nn.RNNBase):
         """Run the layers through time.
 
         Args:
-            input: (T, B, I), or (B, T, I) where `batch_first`, or (T, I), or a PackedSequence.
-            hx: the initial state, (L*D, B, H) or (L*D, H) without a batch; a pair of them for the
-                LSTM, whose h is as wide as its projection if it has one. None is zero.
+            input: (T, B, I), or (B, T, I) with `batch_first`, or (T, I), or a PackedSequence.
+            hx: the initial state, (L*D, B, H) or (L*D, H) without a batch; for the LSTM a pair,
+                whose h has the width of the projection if there is one. None is zero.
 
         Returns:
-            The top layer's outputs in the form of the input, and the final state in that of `hx`.
+            The outputs of the top layer in the form of the input, and the final state in the form
+            of `hx`.
 
         Raises:
             RuntimeError, ValueError: shapes or dtypes do not fit, as in torch.nn.
@@ -84,12 +85,12 @@ class _ThroughOurRecurrence(torch.nn.RNNBase):
                 )
             )
         if backend == "library":
-            # torch's own kernels: its own forward hands them all layers and directions at once.
+            # The forward method of torch passes all layers and directions to its kernels at once.
             return super().forward(input, hx)
         weights = self.all_weights
         known = self._flat_weights[0]
         if known is None or known.dtype != weights[0][0].dtype:
-            # torch's check of the input's dtype looks there; functional_call leaves it behind.
+            # torch checks the dtype of the input there; functional_call does not update it.
             self._init_flat_weights()
         layers = [_layer_parameters(layer, self.bias) for layer in weights]
         if isinstance(input, PackedSequence):
@@ -131,9 +132,9 @@ class _ThroughOurRecurrence(torch.nn.RNNBase):
     def _initial_state(
         self, input: Tensor, hx: Any, batch_sizes: Tensor | None, rank: int | None
     ) -> State:
-        """The state before the first step, each tensor (L*D, B, H); zero where `hx` is None.
+        """Return the state before the first step, each tensor (L*D, B, H); zero if `hx` is None.
 
-        `rank` is that of the input the caller gave, which `hx` must share; None where packed.
+        `rank` is the rank of the caller's input, which `hx` must have too; None if packed.
         """
         if hx is None:
             state = self._zero_state(input, batch_sizes)
@@ -164,20 +165,20 @@ class _ThroughOurRecurrence(torch.nn.RNNBase):
         return h, input.new_zeros(*h.shape[:2], self.hidden_size)
 
     def _as_hidden(self, state: State) -> Any:
-        """The state as torch.nn's signature has it: a tensor, or for the LSTM the pair (h, c)."""
+        """Return the state in the form of torch.nn: a tensor, or for the LSTM the pair (h, c)."""
         return state if self.mode == "LSTM" else state[0]
 
     def _run_stack(
         self, segments: list[Tensor], state: State, layers: list[LayerParameters], backend: str
     ) -> tuple[list[Tensor], State]:
-        """All layers and directions; `layers` and `state` go by layer, then direction."""
+        """Run all layers and directions; `layers` and `state` are sorted by layer, direction."""
         weight = layers[0].weight_ih
         device, precision = weight.device.type, autocast_precision(weight)
         if torch.is_autocast_enabled(device):
             segments = [s.to(weight.dtype) for s in segments]
             state = tuple(s.to(weight.dtype) for s in state)
         finals: list[State] = []
-        # Which products are rounded is decided here; autocast would do it once more inside.
+        # The precision is selected above; autocast must not round again inside.
         with torch.autocast(device, enabled=False):
             while len(finals) < len(layers):
                 if finals and self.training and self.dropout > 0.0:
@@ -196,7 +197,7 @@ class _ThroughOurRecurrence(torch.nn.RNNBase):
                     for parts in zip(*directions, strict=True)
                 ]
         if len(segments) == 1 and segments[0]._is_view() and segments[0].requires_grad:
-            # A slice of what the backward pass will need; the caller may write into this copy.
+            # The backward pass needs this tensor unchanged, and the caller may write to the result.
             segments = [segments[0].clone()]
         return segments, tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
 
@@ -241,7 +242,7 @@ class LSTM(_ThroughOurRecurrence, torch.nn.LSTM):
 
 
 def _layer_parameters(weights: Sequence[Tensor], has_bias: bool) -> LayerParameters:
-    """One entry of torch's `all_weights`: W_ih, W_hh, the biases if any, W_hr if projected."""
+    """Convert an entry of `all_weights`: W_ih, W_hh, biases if any, W_hr if projected."""
     weight_ih, weight_hh, *rest = weights
     return LayerParameters(weight_ih, weight_hh, *(rest if has_bias else [None, None, *rest]))
 
@@ -260,7 +261,7 @@ def _run_segment(
 def _sweep_forward(
     run_segment: _RunSegment, segments: list[Tensor], state: State
 ) -> tuple[list[Tensor], State]:
-    """From the first step to the last; a sequence that ends leaves with its state."""
+    """Run from the first step to the last; a sequence that ends keeps its state."""
     outputs, ended = [], []
     for segment in segments:
         batch = segment.shape[1]
@@ -275,7 +276,7 @@ def _sweep_forward(
 def _sweep_backward(
     run_segment: _RunSegment, segments: list[Tensor], initial: State
 ) -> tuple[list[Tensor], State]:
-    """From the last step to the first; a sequence joins, with its own initial state, at its end."""
+    """Run from the last step to the first; a sequence starts at its end, from its initial state."""
     outputs, state = [], tuple(s[:0] for s in initial)
     for segment in reversed(segments):
         joined, batch = state[0].shape[0], segment.shape[1]
@@ -287,7 +288,7 @@ def _sweep_backward(
 
 
 def _segments(data: Tensor, batch_sizes: Tensor) -> list[Tensor]:
-    """The rows of a PackedSequence as segments, (t, b, I) for each run of equal batch sizes."""
+    """Split a PackedSequence into segments, (t, b, I) for each run of equal batch sizes."""
     sizes, steps = torch.unique_consecutive(batch_sizes, return_counts=True)
     shapes = list(zip(steps.tolist(), sizes.tolist(), strict=True))
     parts = torch.split(data, [t * b for t, b in shapes])
@@ -295,14 +296,14 @@ def _segments(data: Tensor, batch_sizes: Tensor) -> list[Tensor]:
 
 
 def _flatten(segments: list[Tensor]) -> Tensor:
-    """The rows of the segments one after another, as a PackedSequence holds them."""
+    """Concatenate the rows of the segments, in the layout of a PackedSequence."""
     if len(segments) == 1:
         return segments[0].flatten(0, 1)
     return torch.cat([segment.flatten(0, 1) for segment in segments])
 
 
 def _drop(segments: list[Tensor], probability: float) -> list[Tensor]:
-    """Dropout over all segments in one draw, so that a seed gives the mask torch.nn draws."""
+    """Apply dropout to all segments in one draw, which gives the same mask as torch.nn."""
     if len(segments) == 1:
         return [dropout(segments[0], probability)]
     rows = [segment.shape[0] * segment.shape[1] for segment in segments]

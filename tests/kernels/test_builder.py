@@ -1,4 +1,4 @@
-"""Building: once, by whoever comes first; and going on without, where it cannot be done."""
+"""The build of the kernels: once per machine, by one process; without a compiler, no kernels."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ _EXTRAS = {"plot": "matplotlib", "bpe": "tokenizers"}
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor:
-    """Look at this machine: versions, devices, threads, backends, extras, disk, data."""
+    """Report on this machine: versions, devices, threads, backends, extras, disk, data."""
 
     json: bool = False
     """Print JSON."""
@@ -77,7 +77,7 @@ def _compiler() -> str:
 
 
 def _kernels() -> str:
-    """Whether the compiled kernels are there; none are built for the sake of this line."""
+    """Describe the state of the compiled kernels, without building them."""
     from recurra.errors import KernelError
     from recurra.kernels import builder, library
 

@@ -41,15 +41,15 @@ def unavailable() -> str | None:
 
 
 def is_switched_off() -> bool:
-    """Whether RECURRA_KERNELS says that they are not to be used."""
+    """Return whether RECURRA_KERNELS switches the kernels off."""
     return os.environ.get("RECURRA_KERNELS", "").lower() in ("0", "off", "no", "false")
 
 
 def describe() -> str:
-    """What they were built for.
+    """Describe the vectors and the products for which the kernels were built.
 
     Raises:
-        KernelError: they cannot be loaded.
+        KernelError: the kernels cannot be loaded.
     """
     bits = 32 * load().recurra_lanes()
     halves = "products of bf16 pairs" if load().recurra_best_kind() > 1 else "bf16 by rounding"
@@ -69,7 +69,7 @@ def _loading_error() -> str | None:
 
 @cache
 def load() -> Any:
-    """The library.
+    """Load the library, building it if necessary.
 
     Raises:
         KernelError: it cannot be built or loaded, or is switched off; a build that failed before
@@ -94,7 +94,7 @@ def load() -> Any:
 
 def _build() -> Any:
     if builder.find_compiler() is None:
-        return builder.build()  # which says so; nothing is begun
+        return builder.build()  # which raises KernelError
     print(
         "building the CPU kernels, once for this machine ...", end="", file=sys.stderr, flush=True
     )
@@ -162,9 +162,9 @@ def cell_layout(name: str) -> structures.Description:
 
 
 def threads() -> int:
-    """How many threads a kernel takes: torch's number, and one in a forked process.
+    """Return the number of threads of a kernel: that of torch, or one in a forked process.
 
-    A process that was forked from one with OpenMP threads has none of them, but believes it has.
+    A forked process has none of its parent's OpenMP threads, but the runtime assumes them.
     """
     return 1 if _in_forked_child else torch.get_num_threads()
 

@@ -2,7 +2,7 @@
 
 The headers are their only description: ctypes structures are built from them when this module is
 imported. The library is compiled from the same headers and is named after their hash, so names,
-order and types of the fields, and the numbers of the cells, cannot differ.
+order and types of the fields, and the order of the cells, cannot differ.
 """
 
 from __future__ import annotations

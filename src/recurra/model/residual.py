@@ -1,6 +1,6 @@
 """Recurrent layers in residual blocks, for deep stacks.
 
-The block is Griffin's (De et al. 2024, arXiv 2402.19427, section 2), but for its convolution:
+The block is that of Griffin (De et al. 2024, arXiv 2402.19427, section 2) without its convolution:
 
     x = x + (cell(u) * gelu(u W_gate')) W_out'      with u = rms(x) * norm
     x = x + (gelu(v W_a') * v W_b') W_feed_out'     with v = rms(x) * feed_norm
@@ -27,7 +27,7 @@ EXPANSION = 2
 
 
 class BlockParameters(NamedTuple):
-    """What a block has beside its recurrent layer.
+    """The parameters of a block beside those of its recurrent layer.
 
     `norm` and `feed_norm` (H,), `gate` and `out` (H, H), `feed_in` (2*E*H, H), `feed_out` (H, E*H)
     with E = `EXPANSION`.
@@ -42,7 +42,7 @@ class BlockParameters(NamedTuple):
 
 
 def block_shapes(units: int) -> dict[str, tuple[int, ...]]:
-    """The shape of each of a block's parameters."""
+    """Return the shape of each parameter of a block."""
     wide = EXPANSION * units
     shapes = ((units,), (units, units), (units, units), (units,), (2 * wide, units), (units, wide))
     return dict(zip(BlockParameters._fields, shapes, strict=True))
@@ -66,8 +66,9 @@ def run_blocks(
 
     Args:
         inputs: (T, B, H) numbers.
-        blocks, final_norm: as `BlockParameters` has them; (H,).
-        dropout: `between` is what is dropped of whatever a block adds, `output` of the result.
+        blocks: the other parameters of each block.
+        final_norm: (H,).
+        dropout: `between` applies to what a block adds, `output` to the result.
         cell, state, layers, backend, rows, precision, options: as in `layer.run_stack`.
 
     Returns:

@@ -15,7 +15,6 @@ from recurra.errors import ConfigError
 from recurra.kernels import library as kernels
 from recurra.recurrence.backends import BACKENDS, Requirements, requirements_of, time_batched
 from recurra.recurrence.cells import (
-    Cell,
     LayerParameters,
     State,
     check_shapes,
@@ -100,25 +99,18 @@ def supporting_backends(needs: Requirements) -> list[str]:
 
 
 def require_supported(backend: str, needs: Requirements) -> None:
-    """Check that a backend exists and supports a layer.
+    """Check that a backend exists and supports a layer; `auto` is always accepted.
 
     Raises:
         ConfigError: it does not; the message has the reason and the backends that do.
     """
     require_name(backend)
+    if backend == "auto":
+        return
     reason = BACKENDS[backend].unsupported(needs)
     if reason is not None:
         able = supporting_backends(needs)
         raise ConfigError(f"{reason}; use auto, {', '.join(able)}" if able else reason)
-
-
-def require_cell(backend: str, cell: Cell) -> None:
-    """Check that a backend exists and has a cell.
-
-    Raises:
-        ConfigError: it does not.
-    """
-    require_supported(backend, Requirements(cell, torch.device("cpu")))
 
 
 def require_backend(backend: str, cell: str, device: torch.device) -> None:
@@ -127,8 +119,6 @@ def require_backend(backend: str, cell: str, device: torch.device) -> None:
     Raises:
         ConfigError, KernelError: it cannot.
     """
-    if backend == "auto":
-        return
     require_supported(backend, Requirements(find_cell(cell), device))
     if backend == "native":
         kernels.load()
@@ -192,8 +182,8 @@ def run_stack(
         cell, inputs, backend, options: as in `run`.
         state: each tensor (L, B, H), or None.
         layers: the parameters of each layer, the lowest first.
-        dropout: none when not training.
-        rows: which rows of a larger batch these inputs are, where several processes share it.
+        dropout: the dropout probabilities.
+        rows: the rows of a larger batch that these inputs are, if several processes share it.
 
     Returns:
         The top layer's outputs (T, B, H) and the state, each tensor (L, B, H).

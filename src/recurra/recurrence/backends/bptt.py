@@ -1,9 +1,8 @@
 """Backpropagation through time with hand-derived gradients, in pure torch.
 
-Around the time loop of a cell stands what a layer shares whatever its cell: the projection of
-all inputs at once (a lookup of rows where the inputs are token ids), and one product for each
-weight gradient over all T*B rows. Where a gradient of the gradient is wanted, the backward pass is
-left to `reference`; forward-mode differentiation and torch.func's transforms need it too.
+This module has what all cells share: the projection of all inputs at once (for token ids a lookup
+of rows), and one product over all T*B rows for each weight gradient. `reference` computes gradients
+of gradients. Forward-mode differentiation and the transforms of torch.func need `reference` too.
 """
 
 from __future__ import annotations
@@ -40,9 +39,9 @@ def run_layer(
     dtype: torch.dtype,
     recurrent_gradient_scale: float,
 ) -> tuple[Tensor, State]:
-    """One layer through time; arguments and result as in `layer.run`."""
+    """Run one layer through time; arguments and result as in `layer.run`."""
     if type(inputs) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_exporting():
-        # Tensors that only stand for others (while a model is exported, say) cannot be written to.
+        # Placeholders without memory, as in an export, cannot be written to.
         return reference.run_layer(
             cell,
             inputs,
@@ -53,8 +52,8 @@ def run_layer(
         )
     apply: Any = _LayerThroughTime.apply
     if "torch._dynamo" in sys.modules:
-        # torch.compile cannot follow buffers that are used again. To ask it to stand aside imports
-        # it, which takes a second; so it is asked only if it has been imported already.
+        # torch.compile cannot trace reused buffers. `torch.compiler.disable` imports torch._dynamo,
+        # which takes a second; it is therefore called only if that is imported already.
         compiler: Any = torch.compiler
         apply = compiler.disable(apply)
     outputs, *final = apply(
@@ -121,14 +120,14 @@ def backward_with_graph(
     needed: Sequence[bool],
     **options: Any,
 ) -> list[Tensor | None]:
-    """The same gradients by `reference`, with a graph, for second derivatives.
+    """Return the gradients of a layer by `reference`, with a graph, for second derivatives.
 
     Args:
         name, inputs, state, parameters, options: the cell's name, and as in `run_layer`.
         grads: of the outputs and of each part of the final state.
-        needed: for the inputs, each parameter and each part of the state: its gradient is wanted.
+        needed: whether each gradient is needed: of the inputs, each parameter, each state tensor.
     """
-    # Aliases, so that a way from one of them to another outside this layer is not counted twice.
+    # With aliases, a path between two of them outside this layer does not count twice.
     given: list[Any] = [
         None if t is None else t.view_as(t) for t in (inputs, *parameters.of_torch, *state)
     ]
@@ -156,7 +155,7 @@ def _recurrent_weights(parameters: LayerParameters, dtype: torch.dtype) -> Recur
 def _project(
     inputs: Tensor, parameters: LayerParameters, dtype: torch.dtype, *, fold_bias: bool
 ) -> Tensor:
-    """x_t W_ih' and the biases that can be added in advance, (T, B, G*H), in a borrowed buffer."""
+    """Return x_t W_ih' and the biases that can be added in advance, (T, B, G*H)."""
     weight = parameters.weight_ih
     bias = parameters.bias_ih
     if bias is not None and fold_bias and parameters.bias_hh is not None:
@@ -185,7 +184,7 @@ def _parameter_gradients(
     dtype: torch.dtype,
     needs_inputs: bool,
 ) -> list[Tensor | None]:
-    """Gradients of the inputs and of each parameter, in the order of `LayerParameters`."""
+    """Return the gradients of the inputs and parameters, in the order of `LayerParameters`."""
     input_deltas = gradients.input_deltas.flatten(0, 1)
     hidden_deltas = gradients.hidden_deltas.flatten(0, 1)
     before = hidden[:-1].flatten(0, 1)
@@ -218,7 +217,7 @@ def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _scatter_rows(deltas: Tensor, ids: Tensor, num_rows: int) -> Tensor:
-    """The lookup's gradient: each delta added to the column of W_ih that its token took.
+    """Return the gradient of the lookup: the sum of the deltas for each column of W_ih.
 
     Returns (G*H, I), the layout of `weight_ih`.
     """

@@ -1,7 +1,7 @@
 """One layer by the compiled kernels, as a node of the autograd graph.
 
-`native_passes.py` has the forward and backward pass; this module connects them to autograd. The
-gradient of a gradient is computed by `reference`.
+`native_passes.py` has the forward and backward pass; this module connects them to autograd.
+`reference` computes gradients of gradients.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def run_layer(
     dtype: torch.dtype,
     recurrent_gradient_scale: float,
 ) -> tuple[Tensor, State]:
-    """One layer through time; arguments and result as in `layer.run`.
+    """Run one layer through time; arguments and result as in `layer.run`.
 
     Raises:
         KernelError: the kernels cannot be built or loaded.

@@ -1,12 +1,12 @@
 """Forward and backward pass of one layer by the compiled kernels.
 
-Around the loop through time, which is theirs, stands what a layer shares whatever its cell: the
-projection of the inputs (a table of the lookup's rows where they are token ids), and one product
-for each weight gradient over all T*B rows. fp32 on a CPU; in bf16 the operands of products are
-rounded, and state, sums and gradients stay fp32. Knows nothing of autograd.
+The kernels have the loop through time. This module has what all cells share: the projection of the
+inputs (for token ids a table of rows), and one product over all T*B rows for each weight gradient.
+Tensors are fp32 on a CPU; in bf16 the operands of products are rounded, and state, sums and
+gradients stay fp32. The passes are independent of autograd.
 
 Calls that depend on values are made through `do`, so that they can be recorded; see
-`program.py`.
+`kernels/recorder.py`.
 """
 
 from __future__ import annotations
@@ -37,8 +37,13 @@ _FLOAT32 = torch.empty(0)
 
 
 class Trace(NamedTuple):
-    """What the forward pass leaves: the hidden state before, between and after the steps,
-    (T+1, B, H), the second state likewise, and what the backward pass needs beside them."""
+    """The result of the forward pass, which the backward pass reads.
+
+    Attributes:
+        hidden: (T+1, B, H), h before the first step and after each step.
+        cells: (T+1, B, H), the second state likewise, or None.
+        saved: (T, B, S*H), the values that the cell saves, or None.
+    """
 
     hidden: Tensor
     cells: Tensor | None
@@ -47,15 +52,15 @@ class Trace(NamedTuple):
 
 @dataclass(frozen=True)
 class LayerPasses:
-    """Both passes of one layer.
+    """Forward and backward pass of one layer.
 
     Args:
-        cell: its name.
-        dtype: number format of the products' operands, fp32 or bf16.
-        recurrent_scale: of every gradient that passes to the step before.
-        workspace: where memory comes from; kept memory is that of one layer.
-        results: the same for what is returned.
-        do: how the calls are made.
+        cell: the name of the cell.
+        dtype: dtype of the products' operands, fp32 or bf16.
+        recurrent_scale: the factor of every gradient that passes to the step before.
+        workspace: the source of buffers; persistent buffers must not be shared between layers.
+        results: the source of the tensors that are returned.
+        do: the function that makes each call, at once or recorded.
     """
 
     cell: str
@@ -67,7 +72,7 @@ class LayerPasses:
 
     @property
     def kind(self) -> int:
-        """See `product_kind`."""
+        """The kind of product, see `product_kind`."""
         return product_kind(self.dtype)
 
     @property
@@ -77,12 +82,12 @@ class LayerPasses:
     def forward(
         self, inputs: Tensor, state: State, parameters: LayerParameters, *, saves: bool
     ) -> Trace:
-        """Through time.
+        """Run the layer through time.
 
         Args:
             inputs: (T, B, I) numbers or (T, B) ids.
             state: the state before the first step, each (B, H).
-            parameters: of the layer, all fp32.
+            parameters: the parameters of the layer, all fp32.
             saves: whether a backward pass will follow.
 
         Raises:
@@ -98,7 +103,7 @@ class LayerPasses:
     def prepare(
         self, steps: int, batch: int, state: State, parameters: LayerParameters, *, saves: bool
     ) -> tuple[structures.Description, Trace]:
-        """A forward pass as the kernels take it, but for its inputs, and what it will leave."""
+        """Return the arguments of a forward pass, without its inputs, and its result buffers."""
         layer, layout = self._describe(steps, batch, parameters), self._layout
         units = layer.units
         hidden = self._take_result("hidden", steps + 1, batch, units)
@@ -119,14 +124,14 @@ class LayerPasses:
         return layer, Trace(hidden, cells, saved)
 
     def table(self, parameters: LayerParameters) -> Tensor:
-        """What each token adds before the loop, (V, G*H): x W_ih' and biases for a one-hot x."""
+        """Return x W_ih' and biases for every one-hot x, (V, G*H)."""
         weight = parameters.weight_ih
         table = self._take("table", weight.shape[1], weight.shape[0])
         self.do(transpose, weight.contiguous(), table, self.foldable_bias(parameters))
         return table
 
     def foldable_bias(self, parameters: LayerParameters) -> Tensor | None:
-        """The biases that can be added before the loop through time, (G*H,)."""
+        """Return the biases that can be added before the loop through time, (G*H,)."""
         bias, recurrent = parameters.bias_ih, parameters.bias_hh
         if bias is None or recurrent is None:
             return bias
@@ -149,14 +154,14 @@ class LayerPasses:
         *,
         needs_inputs: bool,
     ) -> tuple[Tensor | None, State]:
-        """Back through time.
+        """Run back through time, and write the gradients of the parameters.
 
         Args:
-            trace, inputs, parameters: of the forward pass.
-            grad_outputs: (T, B, H), dense.
-            grad_final: of the state after the last step, each (B, H), dense.
-            gradients: dense tensors like the parameters, which are written to.
-            needs_inputs: whether the gradient of the inputs is wanted.
+            trace, inputs, parameters: those of the forward pass.
+            grad_outputs: (T, B, H), contiguous.
+            grad_final: gradients of the state after the last step, each (B, H), contiguous.
+            gradients: contiguous tensors like the parameters, which are overwritten.
+            needs_inputs: whether to compute the gradient of the inputs.
 
         Returns:
             The gradients of the inputs, or None, and of the state before the first step.
@@ -207,8 +212,10 @@ class LayerPasses:
         return self.results.take(name, *shape, like=_FLOAT32)
 
     def _take_operand(self, name: str, rows: int, numbers: int, units: int) -> Tensor | None:
-        """Rows of rounded operands, which must not end in the middle of a pair; None where the
-        products take the values unchanged."""
+        """Return a buffer for rows of rounded operands, or None if operands are not rounded.
+
+        A row is padded so that it does not end in the middle of a pair.
+        """
         if self.kind == SINGLE:
             return None
         odd = units % 2
@@ -218,7 +225,7 @@ class LayerPasses:
     def _describe(
         self, steps: int, batch: int, parameters: LayerParameters
     ) -> structures.Description:
-        """What every pass needs."""
+        """Return the arguments that both passes need."""
         assert parameters.weight_hh is not None
         weight_hh = parameters.weight_hh.contiguous()
         units, threads, kernels = weight_hh.shape[1], library.threads(), library.load()
@@ -238,9 +245,9 @@ class LayerPasses:
         return layer
 
     def _project(self, inputs: Tensor, parameters: LayerParameters) -> tuple[Tensor, Tensor | None]:
-        """x_t W_ih' and the biases that can be added in advance, with the ids that name its rows.
+        """Return x_t W_ih' with the biases that can be added in advance, and ids to look it up.
 
-        Numbers give (T, B, G*H) and no ids; ids give the table of all rows, (V, G*H).
+        For numbers it is (T, B, G*H), without ids; for ids it is the table of all rows, (V, G*H).
         """
         weight = parameters.weight_ih
         if not inputs.is_floating_point():

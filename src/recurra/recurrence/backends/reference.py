@@ -1,7 +1,7 @@
 """The plain time loop over a cell's step; autograd computes the gradients.
 
-Every other backend is compared with this one, in outputs, final state and every
-gradient. It is as short as the equations allow and makes no attempt at speed.
+Every other backend is compared with this one in outputs, final state and every gradient. It is
+short rather than fast.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def run_layer(
     recurrent_gradient_scale: float,
     zoneout: Zoneout | None = None,
 ) -> tuple[Tensor, State]:
-    """One layer through time; arguments and result as in `layer.run`."""
+    """Run one layer through time; arguments and result as in `layer.run`."""
     outputs = []
     reads = project(inputs, parameters, dtype) if not cell.traits.changes_inputs else inputs
     for projected in reads:
@@ -49,7 +49,7 @@ def run_layer(
 
 
 def project(inputs: Tensor, parameters: LayerParameters, dtype: torch.dtype) -> Tensor:
-    """x_t W_ih' + b_ih of all steps, (T, B, G*H); ids take rows of W_ih' instead of a product."""
+    """Return x_t W_ih' + b_ih of all steps, (T, B, G*H); ids select rows of W_ih'."""
     weight = parameters.weight_ih
     if inputs.is_floating_point():
         projected = product(inputs, weight, dtype)
@@ -59,5 +59,5 @@ def project(inputs: Tensor, parameters: LayerParameters, dtype: torch.dtype) -> 
 
 
 def scale_gradient(tensor: Tensor, scale: float) -> Tensor:
-    """The tensor itself, whose gradient is multiplied by `scale` on its way back."""
+    """Return the tensor unchanged, with its gradient multiplied by `scale`."""
     return tensor * scale + (tensor * (1.0 - scale)).detach()

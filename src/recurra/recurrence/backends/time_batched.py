@@ -1,4 +1,4 @@
-"""Cells whose gates do not read the state: all steps at once, then a linear scan if any state."""
+"""Cells whose gates do not read the state: all steps at once, and a linear scan of the state."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ def run_layer(
     dtype: torch.dtype,
     recurrent_gradient_scale: float,
 ) -> tuple[Tensor, State]:
-    """One layer through time; arguments and result as in `layer.run`, the backend as in
-    `linear_scan`."""
+    """Run one layer through time; arguments and result as in `layer.run`.
+
+    `backend` is that of `linear_scan`.
+    """
     projected = project(inputs, parameters, dtype)
     if not cell.num_states:
         # Without a state, a step is a function of its inputs alone.

@@ -1,7 +1,7 @@
 """One layer by torch's own kernels: oneDNN for the LSTM on a CPU, cuDNN on a GPU.
 
-Those kernels know no token ids, so the one-hot input that the book feeds them is made here, and
-only here. In bf16 they keep the state in bf16 too, where the other backends keep it in fp32.
+These kernels do not accept token ids, so this is the only backend that creates one-hot inputs. In
+bf16 they also keep the state in bf16; the other backends keep it in fp32.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def run_layer(
     dtype: torch.dtype,
     recurrent_gradient_scale: float,
 ) -> tuple[Tensor, State]:
-    """One layer through time; arguments and result as in `layer.run`.
+    """Run one layer through time; arguments and result as in `layer.run`.
 
     torch's kernels do not scale recurrent gradients: the scale must be 1.
     """
@@ -62,8 +62,8 @@ def _call(
 ) -> Any:
     arguments = {"num_layers": 1, "dropout": 0.0, "bidirectional": False, "batch_first": False}
     with warnings.catch_warnings():
-        # cuDNN would like its weights in one block; views of a state dict are not, and that is
-        # a matter of a few microseconds, not something a user can act on.
+        # cuDNN warns about weights that are not in one block of memory. Copying them costs a few
+        # microseconds, and the user cannot avoid it.
         warnings.filterwarnings("ignore", message="RNN module weights are not part of single")
         with full_precision_rnn() if inputs.is_cuda else nullcontext():
             results = kernel.function(

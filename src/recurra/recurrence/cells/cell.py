@@ -1,9 +1,9 @@
 """The definition of a cell: one time step and the parameters that it reads.
 
-A cell knows neither the batch loop nor the time loop, and no gradient: `reference.py` repeats
-`step` through time and lets autograd do the rest. What a layer reads from outside at step t comes
-in already projected, x_t W_ih' + b_ih, because that product does not depend on the past. What the
-faster backends need of a cell is written next to its equations: its time loop, and torch's kernel.
+A cell has no batch loop, time loop or gradient: `reference.py` repeats `step` through time, and
+autograd computes the gradients. The inputs of step t are already projected, x_t W_ih' + b_ih,
+because that product does not depend on the past. A cell's time loop with hand-derived gradients and
+torch's kernel for it, which faster backends use, are attributes of its class.
 
 Gate order and parameter layout are torch.nn's: i, f, g, o for the LSTM, r, z, n for the GRU.
 """
@@ -29,12 +29,12 @@ State = tuple[Tensor, ...]
 
 
 class LayerParameters(NamedTuple):
-    """The parameters of one layer, as torch.nn names and shapes them.
+    """The parameters of one layer, with the names and shapes of torch.nn.
 
     `weight_ih` (G*H, I), `weight_hh` (G*H, H), biases (G*H,) or None; `weight_hr` (P, H) only for
-    an LSTM with projection, whose `weight_hh` is then (G*H, P). The cell without hidden state has
-    neither `weight_hh` nor `bias_hh`; nor has one whose gates do not read the state. `extra` are
-    the cell's own parameters, as its `extra_shapes` lists them, or None.
+    an LSTM with projection, whose `weight_hh` is then (G*H, P). A cell whose gates do not read the
+    state has neither `weight_hh` nor `bias_hh`. `extra` has the parameters that only this cell has,
+    in the order of its `extra_shapes`, or is None.
     """
 
     weight_ih: Tensor
@@ -46,18 +46,18 @@ class LayerParameters(NamedTuple):
 
     @property
     def of_torch(self) -> tuple[Tensor | None, ...]:
-        """All that torch.nn's layers have: the cell's own left out."""
+        """The parameters that the layers of torch.nn have: all but `extra`."""
         return (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, self.weight_hr)
 
     @classmethod
     def from_torch(cls, tensors: Iterable[Tensor | None]) -> Self:
-        """The inverse of `of_torch`."""
+        """Return parameters without `extra`; the inverse of `of_torch`."""
         weight_ih, weight_hh, bias_ih, bias_hh, weight_hr = tensors
         assert weight_ih is not None
         return cls(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
 
     def recurrent_product(self, h: Tensor, dtype: torch.dtype) -> Tensor:
-        """h W_hh' + b_hh, shape (B, G*H); the product in `dtype`, the result in h's."""
+        """Return h W_hh' + b_hh, (B, G*H); the product in `dtype`, the result in h's dtype."""
         assert self.weight_hh is not None
         recurrent = product(h, self.weight_hh, dtype)
         return recurrent if self.bias_hh is None else recurrent + self.bias_hh
@@ -106,7 +106,7 @@ class Cell(ABC):
     def step(
         self, projected: Tensor, state: State, parameters: LayerParameters, dtype: torch.dtype
     ) -> tuple[Tensor, State]:
-        """One step in time.
+        """Compute one step in time.
 
         Args:
             projected: x_t W_ih' + b_ih, shape (B, G*H); x_t itself, (B, I), for a cell that
@@ -120,19 +120,19 @@ class Cell(ABC):
         """
 
     def extra_shapes(self, units: int, inputs: int) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of parameters that only this cell has."""
+        """Return names and shapes of the parameters that only this cell has."""
         return {}
 
     def first_extra(self, name: str, parameter: Tensor) -> None:
-        """Write the first values of one of them: zeros, unless the cell has its own."""
+        """Initialize one of these parameters in place; with zeros by default."""
         parameter.zero_()
 
 
 def check_shapes(cell: Cell, inputs: Tensor, parameters: LayerParameters) -> None:
-    """See to it that a layer's parameters fit each other and its inputs; kernels trust that.
+    """Check that a layer's parameters fit each other and its inputs; kernels do not check.
 
     Raises:
-        ConfigError: they do not.
+        ConfigError: they do not fit.
     """
     takes_numbers = inputs.is_floating_point()
     if inputs.dim() != 2 + takes_numbers or inputs.shape[0] < 1:

@@ -1,8 +1,8 @@
 """Cells whose gates do not read the state: h_t = a_t * h_{t-1} + b_t.
 
-Both a_t and b_t follow from x_t alone, so all products are taken for all steps at once, and only
-`linear_scan.py` goes through time. What such a layer cannot do by itself (its state is no function
-of a product with the state) a stack of them does: see `residual.py`.
+Both a_t and b_t follow from x_t alone, so all products are computed for all steps at once, and only
+`linear_scan.py` runs through time. The units of such a layer are mixed by the layers around it, see
+`model/residual.py`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class LinearCell(Cell):
 
     @abstractmethod
     def coefficients(self, projected: Tensor, parameters: LayerParameters) -> tuple[Tensor, Tensor]:
-        """a_t and b_t, (..., H), of x_t W_ih' + b_ih, (..., G*H): of one step or of all."""
+        """Return a_t and b_t, (..., H), from x_t W_ih' + b_ih, (..., G*H), of one or all steps."""
 
     def output(self, projected: Tensor, h: Tensor) -> Tensor:
-        """What the layer above reads, (..., H)."""
+        """Return the output of the layer, (..., H)."""
         return h
 
     def step(

@@ -1,9 +1,8 @@
 """The interface of a cell's time loops with hand-derived gradients, and what they share.
 
-Each loop does inside the time loop only what depends on the step before: one product with W_hh and
-a handful of element-wise operations, written into buffers that exist already. Whatever the
-backward pass knows in advance (the local derivatives of all gates at all steps) is computed for
-all steps at once. `backends/bptt.py` connects the loops to autograd.
+A time loop contains only what depends on the previous step: one product with W_hh and a few
+element-wise operations, written to existing buffers. The local derivatives of all gates at all
+steps are computed before the backward loop. `backends/bptt.py` connects the loops to autograd.
 
 Derivations follow d2l section 8.7. Throughout, `deltas` are gradients of the loss with respect to
 the pre-activations, so that each weight gradient is a single product over T*B rows.
@@ -31,10 +30,9 @@ class RecurrentWeights:
 
 @dataclass(frozen=True)
 class Trace:
-    """What the forward loop leaves for the backward loop.
+    """The result of the forward loop, which the backward loop reads.
 
-    `hidden` is (T+1, B, H) and starts with the initial state; `buffers` are the cell's own, in the
-    order its two loops agree on.
+    `hidden` is (T+1, B, H) and starts with the initial state; `buffers` are specific to the cell.
     """
 
     hidden: Tensor
@@ -43,14 +41,14 @@ class Trace:
 
 @dataclass(frozen=True)
 class LoopGradients:
-    """What the backward loop returns.
+    """The result of the backward loop.
 
     Attributes:
         input_deltas: (T, B, G*H), with respect to x_t W_ih' + b_ih.
         hidden_deltas: (T, B, G*H), with respect to h_{t-1} W_hh' + b_hh.
         initial: gradients of the initial state.
         weight_hr: (P, H) or None.
-        buffer: what the deltas are views of; hold it as long as they are used.
+        buffer: the tensor of which the deltas are views; it must outlive them.
     """
 
     input_deltas: Tensor
@@ -95,7 +93,7 @@ def add_product(
 
 
 def hidden_buffer(steps: int, initial: Tensor) -> Tensor:
-    """(T+1, B, H), the first row filled. Not borrowed: the caller keeps its rows."""
+    """Return a new tensor (T+1, B, H) that starts with the initial state; the caller keeps it."""
     hidden = initial.new_empty(steps + 1, *initial.shape)
     hidden[0].copy_(initial)
     return hidden
