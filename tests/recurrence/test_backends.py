@@ -259,7 +259,7 @@ def test_bf16_stays_near_fp32_and_keeps_its_dtype(cell, backend):
     assert 0 < difference < 0.05
 
 
-def test_unknown_names_are_refused_with_those_there_are():
+def test_unknown_cell_or_backend_error_lists_names():
     layer = make_layer("rnn", 3, 4, torch.float32)
     inputs = torch.zeros(2, 1, 3)
     with pytest.raises(ConfigError, match="lstm"):
@@ -340,7 +340,7 @@ def test_backend_names_of_the_configuration_are_those_of_the_table():
     assert get_args(BackendName) == ("auto", *BACKENDS)
 
 
-def test_wrong_shapes_are_refused_before_anything_is_computed():
+def test_wrong_state_shape_or_no_step_is_rejected():
     layer = make_layer("gru", 3, 4, torch.float32)
     inputs = torch.zeros(2, 5, 3)
     for backend in BACKENDS:
@@ -354,7 +354,7 @@ def test_wrong_shapes_are_refused_before_anything_is_computed():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["weight_ih", "weight_hh", "bias_ih", "bias_hh"])
-def test_parameters_that_do_not_fit_are_refused(backend, name):
+def test_wrong_parameter_shape_is_rejected_by_name(backend, name):
     layer = make_layer("gru", 3, 4, torch.float32)
     cut = layer._replace(**{name: getattr(layer, name)[:-1]})
     with pytest.raises(ConfigError, match="of gru is"):
@@ -407,7 +407,7 @@ def test_native_bf16_gradients_stay_near_those_of_fp32(cell, shape):
 
 
 @needs_kernels
-def test_native_refuses_what_it_cannot_do():
+def test_native_rejects_other_dtypes_and_projection():
     inputs = torch.zeros(2, 1, 3)
     with pytest.raises(ConfigError, match="fp32"):
         recurrent_layer.run(

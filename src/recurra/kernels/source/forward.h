@@ -36,7 +36,7 @@ class Forward {
         for (int64_t unit = share.panels.begin * kPanel; unit < end(share); unit += kLanes)
           P::store_operand(operand(0, b) + unit, load(hidden(0, b) + unit, count(unit)),
                            count(unit));
-      // What lies behind the last unit is multiplied by zero, so it must be a number.
+      // What follows the last unit is multiplied by zero, so it must be finite.
       for (int64_t t = 0; t <= l_.steps; t++)
         for (int64_t b = share.rows.begin; b < share.rows.end; b++)
           for (int64_t unit = l_.units; unit < width_; unit++) operand(t, b)[unit] = 0;

@@ -100,7 +100,7 @@ struct Update {
   float* const* first;   // momentum, or Adam's mean of gradients; null for SGD without momentum
   float* const* second;  // Adam's mean of squared gradients
   const float* decays;   // weight decay of each parameter
-  float factor;          // of every gradient: what clipping leaves of it
+  float factor;          // of every gradient: the factor of clipping
   float lr;
   float momentum;
   float beta2, epsilon;
@@ -115,8 +115,8 @@ struct Generation {
   int32_t packs;  // the weights are not packed yet, or have changed
   int32_t greedy;
   const Layer* layers;
-  // What a layer without ids reads: the layer below, or the embedding's row of the token. Null for
-  // a layer with ids; so are its bias and what is packed.
+  // A layer without ids reads the layer below, or the embedding of the token. The next four are
+  // null for a layer with ids.
   const float* const* weights_ih;  // (G*H, I)
   const float* const* biases;      // (G*H,): those that can be added in advance
   void* const* packed_ih;          // `recurra_packed_numbers` of it

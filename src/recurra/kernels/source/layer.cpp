@@ -1,5 +1,4 @@
-// One layer forward and backward through time. The loop over time stands inside one parallel
-// region.
+// One layer forward and backward through time. The loop over time is inside one parallel region.
 #include "forward.h"
 
 namespace recurra {
@@ -57,14 +56,14 @@ class Backward {
           for (int64_t i = kDeltas<C> * l_.units; i < width_; i++) operand(t, b)[i] = 0;
   }
 
-  // From the last step back to the first; step -1 makes the gradient of the initial state.
+  // Called from the last step to the first; step -1 computes the gradient of the initial state.
   void step(const Share& share, int64_t t) {
     for (int64_t panel = share.panels.begin; panel < share.panels.end; panel++)
       for (int64_t b = share.rows.begin; b < share.rows.end; b += kChunk)
         chunk(share, t, panel, b, int(std::min<int64_t>(kChunk, share.rows.end - b)));
   }
 
-  // The bias gradients of all groups of rows, summed in their order.
+  // Sums the bias gradients of all groups of rows in their order.
   void finish(int groups) {
     for (int64_t i = 0; i < kDeltas<C> * l_.units; i++) {
       float total = 0;
@@ -128,7 +127,7 @@ class Backward {
     }
   }
 
-  // What reaches h_t from the steps behind it.
+  // The gradient that reaches h_t from later steps.
   Vec from_later(const Spot& spot, int64_t b, int64_t unit, const float* product) const {
     if (!product) return spot.read(l_.grad_hidden + b * l_.units + unit);
     Vec grad = splat(l_.recurrent_scale) * load(product);
@@ -259,8 +258,7 @@ RECURRA_EXPORT void recurra_cell_layout(int32_t cell, recurra::CellLayout* layou
 
 RECURRA_EXPORT int64_t recurra_layer_bytes() { return sizeof(recurra::Layer); }
 
-// The kind of product for bfloat16 that suits this machine. Not kTiles yet: no machine with AMX was
-// at hand to test it on.
+// The kind of product for bfloat16 on this machine. Not kTiles, which was not tested with AMX.
 RECURRA_EXPORT int32_t recurra_best_kind() {
 #if defined(__AVX512BF16__)
   return recurra::kPairs;
