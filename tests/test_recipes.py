@@ -2,26 +2,20 @@
 
 import json
 import logging
-import os
-import subprocess
 import sys
 import types
-from pathlib import Path
 
 import pytest
 
-import recurra
 from recurra import api
 from recurra.cli import main as command_line
-from recurra.config.cells import CELL_TRAITS, CellTraits
+from recurra.config.backends import BACKEND_MODULES
 from recurra.config.optimizers import OPTIMIZERS, OptimizerSpec
 from recurra.engine import select
 from recurra.errors import ConfigError, TrainingInterrupted
-from recurra.kernels import library
 from recurra.report.progress import Progress
 from recurra.runtime.clock import Clock
 from recurra.training import run as run_module
-from support import compiled_leaky_cell
 from support.recorded import RecordedEngine
 
 SMALL = {"hidden_size": 12, "batch_size": 4, "num_steps": 16, "sample_length": 20, "threads": 1}
@@ -44,29 +38,15 @@ def losses(folder):
     return [json.loads(line)["train_nats"] for line in lines]
 
 
-def test_cell_of_one_file_and_one_row_trains(source, tmp_path, monkeypatch):
-    monkeypatch.setitem(CELL_TRAITS, "leaky", CellTraits("support.leaky_cell:LeakyCell"))
-    lm = api.train(source, out=tmp_path / "run", steps=40, report_every=20, cell="leaky", **SMALL)
-    first, last = losses(tmp_path / "run")
-    assert last < first - 0.1
-    assert lm.model.backend == "reference"
-    assert api.load(tmp_path / "run").generate("the", max_new_tokens=5, seed=0)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not library.is_available(), reason="no compiled kernels")
-def test_compiled_cell_of_one_struct_and_two_rows_equals_reference(tmp_path):
-    touched = compiled_leaky_cell.make_copy(Path(recurra.__file__).parent, tmp_path)
-    assert touched == [
-        "config/cells.py",
-        "kernels/source/cells.h",
-        "kernels/source/kernels.h",
-        "recurrence/cells/leaky.py",
-    ]
-    environment = os.environ | {"PYTHONPATH": str(tmp_path), "RECURRA_CACHE": str(tmp_path / "c")}
-    command = [sys.executable, compiled_leaky_cell.__file__]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.stdout == "the same\n", done.stderr
+def test_backend_of_one_file_and_one_row_trains(source, tmp_path, monkeypatch):
+    monkeypatch.setitem(BACKEND_MODULES, "toy", "support.toy_backend")
+    options = {"steps": 8, "report_every": 4, "cell": "rnn", **SMALL}
+    api.train(source, out=tmp_path / "toy", backend="toy", **options)
+    api.train(source, out=tmp_path / "reference", backend="reference", **options)
+    assert losses(tmp_path / "toy") == pytest.approx(losses(tmp_path / "reference"), rel=1e-4)
+    assert api.load(tmp_path / "toy").generate("the", max_new_tokens=5, seed=0)
+    with pytest.raises(ConfigError, match="no gru cell; use auto, reference"):
+        api.train(source, out=tmp_path / "gru", backend="toy", **options | {"cell": "gru"})
 
 
 def test_optimizer_of_one_file_and_one_row_trains(source, tmp_path, toy_optimizer, caplog):

@@ -1,20 +1,20 @@
 """RNN, GRU and LSTM: drop-in replacements for the layers of torch.nn.
 
-Each class is a subclass of torch.nn's. The constructor, the parameters with their names and first
-values, the state dict, and the checks of arguments with the types of their errors are torch's; only
-the computation is ours. Knows no text and no token ids: inputs are numbers, as torch's are.
+Each class is a subclass of the class in torch.nn. The constructor, the parameters with their names
+and initial values, the state dict, and the checks of arguments with their errors are those of
+torch; only the computation differs. Inputs are numbers, as in torch, not token ids.
 
 T steps, B batch, I input width, H hidden width, L layers, D directions (1 or 2). Inside, time comes
 first, and a batch of sequences of unequal length is a list of segments (t, b, I): stretches of time
-during which the same b sequences, the longest ones, are under way.
+during which the same b sequences, the longest ones, are active.
 
 Where these classes differ from torch.nn:
 
 - `backend="bptt"` is differentiated in reverse mode only. Forward mode and the transforms of
   torch.func need `backend="reference"` (`functional_call` works with all).
-- Where autocast is on, the products are rounded to bf16 if that is its dtype, and outputs and
-  states keep the dtype of the weights. torch's come in either, depending on the cell.
-- torch.compile leaves the layers as they are, uncompiled. torch.jit.script refuses the classes;
+- Under autocast with bf16, the operands of products are rounded to bf16, and outputs and states
+  keep the dtype of the weights. In torch their dtype depends on the cell.
+- torch.compile leaves the layers uncompiled. torch.jit.script rejects the classes;
   torch.jit.trace needs `backend="reference"` or `"library"`.
 """
 
@@ -29,32 +29,32 @@ from torch import Tensor
 from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
-from recurra.config.cells import CELL_TRAITS
-from recurra.errors import ConfigError
-from recurra.recurrence.cells import LayerParameters, State
-from recurra.recurrence.layer import BACKENDS, choose_backend, run
+from recurra.recurrence.backends import Requirements
+from recurra.recurrence.cells import CELLS, LayerParameters, State, find_cell
+from recurra.recurrence.layer import choose_backend, require_name, run
+from recurra.recurrence.precision import autocast_precision
 
 __all__ = ["GRU", "LSTM", "RNN"]
 
-_CELLS = {traits.torch_mode: name for name, traits in CELL_TRAITS.items() if traits.torch_mode}
+_CELLS = {c.torch_kernel.mode: name for name, c in CELLS.items() if c.torch_kernel is not None}
+"""The name of the cell for each `mode` of torch's layers."""
 
 _RunSegment = Callable[[Tensor, State], tuple[Tensor, State]]
 """Runs one layer over (t, b, I) from a state of b sequences."""
 
 
 class _ThroughOurRecurrence(torch.nn.RNNBase):
-    """What the three classes share; stands before torch's class among the bases of each."""
+    """The computation of the three classes; precedes the class of torch among their bases."""
 
     backend: str = "auto"
 
     def __init__(self, *args: Any, backend: str = "auto", **kwargs: Any) -> None:
-        if backend != "auto" and backend not in BACKENDS:
-            raise ConfigError(f"unknown backend {backend!r}; there are auto, {', '.join(BACKENDS)}")
+        require_name(backend)
         super().__init__(*args, **kwargs)
         self.backend = backend
 
     def extra_repr(self) -> str:
-        """The constructor's arguments that are not the defaults."""
+        """Return the arguments of the constructor that are not the defaults."""
         shown = super().extra_repr()
         return shown if self.backend == "auto" else f"{shown}, backend={self.backend}"
 
@@ -62,12 +62,13 @@ class _ThroughOurRecurrence(torch.nn.RNNBase):
         """Run the layers through time.
 
         Args:
-            input: (T, B, I), or (B, T, I) where `batch_first`, or (T, I), or a PackedSequence.
-            hx: the initial state, (L*D, B, H) or (L*D, H) without a batch; a pair of them for the
-                LSTM, whose h is as wide as its projection if it has one. None is zero.
+            input: (T, B, I), or (B, T, I) with `batch_first`, or (T, I), or a PackedSequence.
+            hx: the initial state, (L*D, B, H) or (L*D, H) without a batch; for the LSTM a pair,
+                whose h has the width of the projection if there is one. None is zero.
 
         Returns:
-            The top layer's outputs in the form of the input, and the final state in that of `hx`.
+            The outputs of the top layer in the form of the input, and the final state in the form
+            of `hx`.
 
         Raises:
             RuntimeError, ValueError: shapes or dtypes do not fit, as in torch.nn.
@@ -75,16 +76,21 @@ class _ThroughOurRecurrence(torch.nn.RNNBase):
         data = input.data if isinstance(input, PackedSequence) else input
         backend = self.backend
         if backend == "auto":
-            weight = self.all_weights[0][0]
-            compiles = weight.dtype == torch.float32 and not self.proj_size
-            backend = choose_backend(_CELLS[self.mode], data.device, compiles=compiles)
+            backend = choose_backend(
+                Requirements(
+                    find_cell(_CELLS[self.mode]),
+                    data.device,
+                    self.all_weights[0][0].dtype,
+                    is_projected=self.proj_size > 0,
+                )
+            )
         if backend == "library":
-            # torch's own kernels: its own forward hands them all layers and directions at once.
+            # The forward method of torch passes all layers and directions to its kernels at once.
             return super().forward(input, hx)
         weights = self.all_weights
         known = self._flat_weights[0]
         if known is None or known.dtype != weights[0][0].dtype:
-            # torch's check of the input's dtype looks there; functional_call leaves it behind.
+            # torch checks the dtype of the input there; functional_call does not update it.
             self._init_flat_weights()
         layers = [_layer_parameters(layer, self.bias) for layer in weights]
         if isinstance(input, PackedSequence):
@@ -126,9 +132,9 @@ class _ThroughOurRecurrence(torch.nn.RNNBase):
     def _initial_state(
         self, input: Tensor, hx: Any, batch_sizes: Tensor | None, rank: int | None
     ) -> State:
-        """The state before the first step, each tensor (L*D, B, H); zero where `hx` is None.
+        """Return the state before the first step, each tensor (L*D, B, H); zero if `hx` is None.
 
-        `rank` is that of the input the caller gave, which `hx` must share; None where packed.
+        `rank` is the rank of the caller's input, which `hx` must have too; None if packed.
         """
         if hx is None:
             state = self._zero_state(input, batch_sizes)
@@ -159,22 +165,20 @@ class _ThroughOurRecurrence(torch.nn.RNNBase):
         return h, input.new_zeros(*h.shape[:2], self.hidden_size)
 
     def _as_hidden(self, state: State) -> Any:
-        """The state as torch.nn's signature has it: a tensor, or for the LSTM the pair (h, c)."""
+        """Return the state in the form of torch.nn: a tensor, or for the LSTM the pair (h, c)."""
         return state if self.mode == "LSTM" else state[0]
 
     def _run_stack(
         self, segments: list[Tensor], state: State, layers: list[LayerParameters], backend: str
     ) -> tuple[list[Tensor], State]:
-        """All layers and directions; `layers` and `state` go by layer, then direction."""
+        """Run all layers and directions; `layers` and `state` are sorted by layer, direction."""
         weight = layers[0].weight_ih
-        device, rounded = weight.device.type, False
+        device, precision = weight.device.type, autocast_precision(weight)
         if torch.is_autocast_enabled(device):
-            rounded = torch.get_autocast_dtype(device) == torch.bfloat16
             segments = [s.to(weight.dtype) for s in segments]
             state = tuple(s.to(weight.dtype) for s in state)
-        precision = "bf16" if rounded and weight.dtype == torch.float32 else "fp32"
         finals: list[State] = []
-        # Which products are rounded is decided here; autocast would do it once more inside.
+        # The precision is selected above; autocast must not round again inside.
         with torch.autocast(device, enabled=False):
             while len(finals) < len(layers):
                 if finals and self.training and self.dropout > 0.0:
@@ -183,7 +187,7 @@ class _ThroughOurRecurrence(torch.nn.RNNBase):
                 for sweep in (_sweep_forward, _sweep_backward)[: 1 + self.bidirectional]:
                     index = len(finals)
                     run_segment = partial(
-                        _run_segment, _CELLS[self.mode], layers[index], backend, precision
+                        _run_segment, _CELLS[self.mode], layers[index], backend, precision.name
                     )
                     outputs, final = sweep(run_segment, segments, tuple(s[index] for s in state))
                     directions.append(outputs)
@@ -193,7 +197,7 @@ class _ThroughOurRecurrence(torch.nn.RNNBase):
                     for parts in zip(*directions, strict=True)
                 ]
         if len(segments) == 1 and segments[0]._is_view() and segments[0].requires_grad:
-            # A slice of what the backward pass will need; the caller may write into this copy.
+            # The backward pass needs this tensor unchanged, and the caller may write to the result.
             segments = [segments[0].clone()]
         return segments, tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
 
@@ -203,7 +207,7 @@ class RNN(_ThroughOurRecurrence, torch.nn.RNN):
 
     Args:
         *args: as torch.nn.RNN; `nonlinearity` is "tanh" or "relu".
-        backend: "auto", or one of `recurrence.scan.BACKENDS`.
+        backend: "auto", or a name in `config.backends.BACKEND_MODULES`.
         **kwargs: as torch.nn.RNN.
 
     Raises:
@@ -216,7 +220,7 @@ class GRU(_ThroughOurRecurrence, torch.nn.GRU):
 
     Args:
         *args: as torch.nn.GRU.
-        backend: "auto", or one of `recurrence.scan.BACKENDS`.
+        backend: "auto", or a name in `config.backends.BACKEND_MODULES`.
         **kwargs: as torch.nn.GRU.
 
     Raises:
@@ -229,7 +233,7 @@ class LSTM(_ThroughOurRecurrence, torch.nn.LSTM):
 
     Args:
         *args: as torch.nn.LSTM, `proj_size` included.
-        backend: "auto", or one of `recurrence.scan.BACKENDS`.
+        backend: "auto", or a name in `config.backends.BACKEND_MODULES`.
         **kwargs: as torch.nn.LSTM.
 
     Raises:
@@ -238,7 +242,7 @@ class LSTM(_ThroughOurRecurrence, torch.nn.LSTM):
 
 
 def _layer_parameters(weights: Sequence[Tensor], has_bias: bool) -> LayerParameters:
-    """One entry of torch's `all_weights`: W_ih, W_hh, the biases if any, W_hr if projected."""
+    """Convert an entry of `all_weights`: W_ih, W_hh, biases if any, W_hr if projected."""
     weight_ih, weight_hh, *rest = weights
     return LayerParameters(weight_ih, weight_hh, *(rest if has_bias else [None, None, *rest]))
 
@@ -257,7 +261,7 @@ def _run_segment(
 def _sweep_forward(
     run_segment: _RunSegment, segments: list[Tensor], state: State
 ) -> tuple[list[Tensor], State]:
-    """From the first step to the last; a sequence that ends leaves with its state."""
+    """Run from the first step to the last; a sequence that ends keeps its state."""
     outputs, ended = [], []
     for segment in segments:
         batch = segment.shape[1]
@@ -272,7 +276,7 @@ def _sweep_forward(
 def _sweep_backward(
     run_segment: _RunSegment, segments: list[Tensor], initial: State
 ) -> tuple[list[Tensor], State]:
-    """From the last step to the first; a sequence joins, with its own initial state, at its end."""
+    """Run from the last step to the first; a sequence starts at its end, from its initial state."""
     outputs, state = [], tuple(s[:0] for s in initial)
     for segment in reversed(segments):
         joined, batch = state[0].shape[0], segment.shape[1]
@@ -284,7 +288,7 @@ def _sweep_backward(
 
 
 def _segments(data: Tensor, batch_sizes: Tensor) -> list[Tensor]:
-    """The rows of a PackedSequence as segments, (t, b, I) for each run of equal batch sizes."""
+    """Split a PackedSequence into segments, (t, b, I) for each run of equal batch sizes."""
     sizes, steps = torch.unique_consecutive(batch_sizes, return_counts=True)
     shapes = list(zip(steps.tolist(), sizes.tolist(), strict=True))
     parts = torch.split(data, [t * b for t, b in shapes])
@@ -292,14 +296,14 @@ def _segments(data: Tensor, batch_sizes: Tensor) -> list[Tensor]:
 
 
 def _flatten(segments: list[Tensor]) -> Tensor:
-    """The rows of the segments one after another, as a PackedSequence holds them."""
+    """Concatenate the rows of the segments, in the layout of a PackedSequence."""
     if len(segments) == 1:
         return segments[0].flatten(0, 1)
     return torch.cat([segment.flatten(0, 1) for segment in segments])
 
 
 def _drop(segments: list[Tensor], probability: float) -> list[Tensor]:
-    """Dropout over all segments in one draw, so that a seed gives the mask torch.nn draws."""
+    """Apply dropout to all segments in one draw, which gives the same mask as torch.nn."""
     if len(segments) == 1:
         return [dropout(segments[0], probability)]
     rows = [segment.shape[0] * segment.shape[1] for segment in segments]

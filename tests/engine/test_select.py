@@ -32,8 +32,8 @@ def test_select_gradients_supported_model_returns_compiled():
 @pytest.mark.parametrize(
     ("options", "num_processes", "reason"),
     [
-        ({"backend": "reference"}, 1, "the backend is reference"),
-        ({"cell": "mingru", "backend": "auto"}, 1, "have no mingru cell"),
+        ({"backend": "reference"}, 1, "set to reference"),
+        ({"cell": "mingru", "backend": "auto"}, 1, "not mingru"),
         ({}, 2, "whole batches"),
     ],
 )

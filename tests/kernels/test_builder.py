@@ -1,4 +1,4 @@
-"""Building the kernels: by the first process only, and the fallback where building fails."""
+"""The build of the kernels: once per machine, by one process; without a compiler, no kernels."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def python(program: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
-def test_without_a_compiler_it_says_so_once_and_goes_on(cache, monkeypatch):
+def test_missing_compiler_is_logged_once(cache, monkeypatch):
     monkeypatch.setenv("CXX", "/nowhere/c++")
     done = python(LAYER)
     assert done.returncode == 0, done.stderr
@@ -66,7 +66,7 @@ def test_without_a_compiler_it_says_so_once_and_goes_on(cache, monkeypatch):
     assert "/nowhere/c++ could not build the kernels; see " in done.stderr
 
 
-def test_none_installed_is_told_with_the_names_that_were_tried(cache, monkeypatch, capsys):
+def test_missing_compiler_error_lists_candidates(cache, monkeypatch, capsys):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(KernelError, match=r"g\+\+, c\+\+, clang\+\+, or CXX"):
@@ -74,7 +74,7 @@ def test_none_installed_is_told_with_the_names_that_were_tried(cache, monkeypatc
     assert capsys.readouterr().err == ""
 
 
-def test_a_failed_build_names_its_log_and_is_repeated_only_when_asked(cache, compiler, capsys):
+def test_failed_build_names_log_and_is_not_repeated(cache, compiler, capsys):
     file = compiler('echo tried >> "$0.log"; echo "unknown flag" >&2; exit 1')
     tries = Path(f"{file}.log")
     first = python(LAYER)
@@ -92,7 +92,7 @@ def test_a_failed_build_names_its_log_and_is_repeated_only_when_asked(cache, com
     assert "could not be built, see" in capsys.readouterr().out
 
 
-def test_switched_off_nothing_is_built(cache):
+def test_kernels_switched_off_are_not_built(cache):
     done = python(LAYER, RECURRA_KERNELS="off")
     assert (done.returncode, done.stderr) == (0, "")
     assert not cache.exists()
@@ -100,7 +100,7 @@ def test_switched_off_nothing_is_built(cache):
     assert "KernelError: the compiled kernels are switched off" in asked.stderr
 
 
-def test_a_training_that_cannot_have_them_leaves_nothing(tmp_path):
+def test_train_without_requested_kernels_leaves_no_run(tmp_path):
     out = tmp_path / "run"
     command = ["train", "english-story", "--backend", "native", "--out", str(out)]
     program = f"from recurra.cli.main import main; raise SystemExit(main({command!r}))"
@@ -110,9 +110,8 @@ def test_a_training_that_cannot_have_them_leaves_nothing(tmp_path):
     assert not out.exists()
 
 
-@pytest.mark.slow
 @needs_compiler
-def test_two_that_come_at_once_build_once_and_both_compute(cache, compiler, capsys):
+def test_two_processes_build_kernels_once(cache, compiler, capsys):
     real = shutil.which(builder.COMPILERS[0]) or builder.find_compiler()
     file = compiler(f'echo "$*" >> "$0.log"; exec {real} "$@"')
     running = [
@@ -131,7 +130,7 @@ def test_two_that_come_at_once_build_once_and_both_compute(cache, compiler, caps
     assert builder.built_library() is None
 
 
-def test_another_machine_torch_or_source_has_a_build_of_its_own(cache, monkeypatch):
+def test_build_folder_depends_on_machine_torch_and_flags(cache, monkeypatch):
     builder._fingerprint.cache_clear()
     folders = {builder.build_folder()}
     for name, value in [("_machine", lambda: "other"), ("_flags", lambda: ["-O0"])]:

@@ -4,7 +4,8 @@ import ctypes
 
 import pytest
 
-from recurra.kernels import structures
+from recurra.config.cells import CELL_TRAITS
+from recurra.kernels import library, structures
 
 HEADER = """
 enum Shade : int32_t { kDark, kLight };
@@ -41,6 +42,20 @@ def test_read_enumerations_members_count_from_zero():
     assert structures.read_enumerations(HEADER) == {"Shade": {"kDark": 0, "kLight": 1}}
 
 
+def test_read_cells_numbers_follow_the_order_of_the_rows():
+    header = '#define RECURRA_CELLS(CELL) \\\n  CELL("a", A) \\\n  CELL("b-c", B<true>)\n'
+    assert structures.read_cells(header) == {"a": 0, "b-c": 1}
+
+
+@pytest.mark.skipif(not library.is_available(), reason="no compiled kernels")
+@pytest.mark.parametrize("name", structures.COMPILED_CELLS)
+def test_layout_of_compiled_cell_agrees_with_its_traits(name):
+    layout, traits = library.cell_layout(name), CELL_TRAITS[name]
+    assert (layout.gates, layout.states) == (traits.num_gates, traits.num_states)
+    assert layout.deltas == layout.gates + layout.inner_gates
+    assert traits.reads_state
+
+
 def test_structures_of_the_header_are_all_read():
     declared = structures.HEADER.read_text("utf-8").count("\nstruct ")
-    assert len(structures.STRUCTURES) == declared == 7
+    assert len(structures.STRUCTURES) == declared == 8

@@ -44,7 +44,7 @@ def send(queue):
     queue.put((threads, compute().numpy()))
 
 
-def test_the_number_of_threads_is_torchs():
+def test_threads_equal_torch_threads():
     for threads in (1, 3):
         torch.set_num_threads(threads)
         assert library.threads() == threads
@@ -63,7 +63,7 @@ def test_one_openmp_runtime_is_loaded():
 
 
 @needs_fork
-def test_a_forked_process_computes_the_same_with_one_thread():
+def test_forked_process_computes_with_one_thread():
     torch.set_num_threads(2)
     expected = compute()
     context = multiprocessing.get_context("fork")
@@ -78,7 +78,7 @@ def test_a_forked_process_computes_the_same_with_one_thread():
 
 
 @needs_fork
-def test_data_loaders_workers_compute():
+def test_data_loader_workers_compute():
     torch.set_num_threads(2)
     expected = [compute(index) for index in range(4)]
     loader = DataLoader(Computed(), batch_size=None, num_workers=2, timeout=60)

@@ -75,7 +75,7 @@ def wrong_calls(name):
         for case in wrong_calls(name)
     ],
 )
-def test_wrong_calls_raise_what_torch_raises(name, what, arguments, inputs, hx):
+def test_wrong_calls_raise_errors_of_torch(name, what, arguments, inputs, hx):
     constructor, forward = Arguments(*arguments), Arguments((inputs, hx), {})
     expected = call(getattr(torch.nn, name), constructor, forward)
     actual = call(getattr(recurra.nn, name), constructor, forward)
@@ -84,12 +84,12 @@ def test_wrong_calls_raise_what_torch_raises(name, what, arguments, inputs, hx):
     assert str(actual)
 
 
-def test_unknown_backend_is_refused_with_those_there_are():
+def test_unknown_backend_error_lists_names():
     with pytest.raises(ConfigError, match="bptt"):
         recurra.nn.LSTM(3, 4, backend="cudnn")
 
 
-def test_repr_shows_the_backend_only_when_chosen():
+def test_repr_shows_backend_unless_auto():
     assert repr(recurra.nn.GRU(3, 4, batch_first=True)) == "GRU(3, 4, batch_first=True)"
     shown = repr(recurra.nn.LSTM(3, 4, num_layers=2, backend="reference"))
     assert shown == "LSTM(3, 4, num_layers=2, backend=reference)"

@@ -33,7 +33,7 @@ def torch_module_inputs():
 @pytest.mark.parametrize("backend", OWN_BACKENDS + KERNELS)
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", NAMES)
-def test_torchs_own_module_inputs(name, training, backend):
+def test_module_inputs_of_torch_test_suite(name, training, backend):
     common = torch_module_inputs()
     (info,) = (i for i in common.module_db if i.module_cls is getattr(torch.nn, name))
     options = {} if name == "LSTM" else {"with_packed_sequence": True}
@@ -60,7 +60,7 @@ def test_torchs_own_module_inputs(name, training, backend):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_torchs_own_module_errors(name):
+def test_module_errors_of_torch_test_suite(name):
     common = torch_module_inputs()
     (info,) = (i for i in common.module_db if i.module_cls is getattr(torch.nn, name))
     samples = info.module_error_inputs_func(

@@ -57,7 +57,7 @@ def test_copies_keep_backend_and_values(duplicate, name):
 
 @pytest.mark.parametrize("backend", OWN_BACKENDS)
 @pytest.mark.parametrize("name", NAMES)
-def test_weight_norm_reaches_its_own_parameters(name, backend):
+def test_weight_norm_trains_its_parameters(name, backend):
     ours, theirs = make_pair(name, INPUT, HIDDEN, 2, backend=backend)
     inputs, _ = make_inputs("padded", False, torch.float64)
     for module in (ours, theirs):
@@ -73,7 +73,7 @@ def test_weight_norm_reaches_its_own_parameters(name, backend):
 
 
 @pytest.mark.parametrize("backend", OWN_BACKENDS)
-def test_functional_call_takes_the_weights_it_is_given(backend):
+def test_functional_call_uses_given_weights(backend):
     ours, theirs = make_pair("LSTM", INPUT, HIDDEN, backend=backend)
     inputs, _ = make_inputs("padded", False, torch.float64)
     expected = theirs(inputs)[0]
@@ -85,7 +85,7 @@ def test_functional_call_takes_the_weights_it_is_given(backend):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_gradient_step_is_seen_by_the_next_call(name):
+def test_call_after_update_uses_new_weights(name):
     ours, theirs = make_pair(name, INPUT, HIDDEN)
     inputs, _ = make_inputs("padded", False, torch.float64)
     for module in (ours, theirs):
@@ -100,7 +100,7 @@ def test_a_gradient_step_is_seen_by_the_next_call(name):
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both"])
 @pytest.mark.parametrize("backend", OWN_BACKENDS)
 @pytest.mark.parametrize(("name", "options"), CELLS, ids=CELL_IDS)
-def test_no_sequences_give_what_torch_gives(name, options, backend, bidirectional):
+def test_empty_batch_equals_torch(name, options, backend, bidirectional):
     ours, theirs = make_pair(
         name, INPUT, HIDDEN, 2, backend=backend, bidirectional=bidirectional, **options
     )
@@ -111,7 +111,7 @@ def test_no_sequences_give_what_torch_gives(name, options, backend, bidirectiona
 @pytest.mark.parametrize("form", ["padded", "equal", "sorted"])
 @pytest.mark.parametrize("backend", OWN_BACKENDS)
 @pytest.mark.parametrize("name", NAMES)
-def test_results_may_be_written_into(name, backend, form):
+def test_results_can_be_modified_in_place(name, backend, form):
     ours, theirs = make_pair(name, INPUT, HIDDEN, backend=backend)
     inputs, _ = make_inputs(form, False, torch.float64)
     for module in (ours, theirs):
@@ -123,7 +123,7 @@ def test_results_may_be_written_into(name, backend, form):
 
 @pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("name", NAMES)
-def test_without_gradients_the_values_are_the_same(name, guard):
+def test_no_grad_values_are_equal(name, guard):
     ours = getattr(recurra.nn, name)(INPUT, HIDDEN, 2)
     inputs, _ = make_inputs("unsorted", False, torch.float32)
     expected = tensors(ours(inputs))
@@ -139,7 +139,7 @@ def test_without_gradients_the_values_are_the_same(name, guard):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "f16"])
 @pytest.mark.parametrize("backend", OWN_BACKENDS)
 @pytest.mark.parametrize(("name", "options"), CELLS, ids=CELL_IDS)
-def test_half_precision_modules_are_as_near_as_torchs(name, options, backend, dtype):
+def test_half_precision_error_is_within_that_of_torch(name, options, backend, dtype):
     torch.manual_seed(0)
     ours, theirs = make_pair(name, INPUT, HIDDEN, 2, backend=backend, dtype=dtype, **options)
     inputs, _ = make_inputs("unsorted", False, dtype)
@@ -154,7 +154,7 @@ def test_half_precision_modules_are_as_near_as_torchs(name, options, backend, dt
 
 @pytest.mark.parametrize("backend", OWN_BACKENDS)
 @pytest.mark.parametrize(("name", "options"), CELLS, ids=CELL_IDS)
-def test_autocast_rounds_products_and_keeps_the_weights_dtype(name, options, backend):
+def test_autocast_rounds_products_and_keeps_weight_dtype(name, options, backend):
     torch.manual_seed(0)
     ours, _ = make_pair(name, INPUT, HIDDEN, 2, backend=backend, dtype=torch.float32, **options)
     inputs, batch = make_inputs("unsorted", False, torch.float32)
@@ -173,7 +173,7 @@ def test_autocast_rounds_products_and_keeps_the_weights_dtype(name, options, bac
     assert not torch.equal(rounded["result 0"], exact["result 0"])
 
 
-def test_moving_the_module_moves_the_computation():
+def test_module_moved_to_dtype_computes_in_it():
     ours, theirs = make_pair("GRU", INPUT, HIDDEN, dtype=torch.float32)
     inputs, _ = make_inputs("padded", False, torch.float64)
     actual = outcome(ours.to(torch.float64), inputs, None)
@@ -182,7 +182,7 @@ def test_moving_the_module_moves_the_computation():
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["GRU", "LSTM"])
-def test_torch_compile_changes_nothing(name):
+def test_torch_compile_gives_equal_values(name):
     ours, theirs = make_pair(name, INPUT, HIDDEN, 2)
     compiled = torch.compile(ours, backend="eager")
     for _ in range(3):
@@ -193,7 +193,7 @@ def test_torch_compile_changes_nothing(name):
         assert_same(actual, expected, 1e-10)
 
 
-def test_reference_gives_the_gradient_of_a_gradient():
+def test_reference_supports_second_derivatives():
     ours, theirs = make_pair("LSTM", INPUT, HIDDEN, backend="reference")
     inputs, _ = make_inputs("padded", False, torch.float64)
     penalties = []
@@ -206,7 +206,7 @@ def test_reference_gives_the_gradient_of_a_gradient():
 
 
 @pytest.mark.parametrize(("name", "options"), CELLS, ids=CELL_IDS)
-def test_reference_passes_through_torch_func(name, options):
+def test_reference_supports_torch_func(name, options):
     ours, theirs = make_pair(name, INPUT, HIDDEN, backend="reference", **options)
     inputs, _ = make_inputs("padded", False, torch.float64)
 

@@ -37,7 +37,7 @@ CASES = [(False, True, True), (True, False, True), (True, True, False)]
 
 def assert_refused(name, dtype, options):
     module, _ = make_pair(name, INPUT, HIDDEN, backend="native", dtype=dtype, **options)
-    with pytest.raises(ConfigError, match=r"native backend .*; take another"):
+    with pytest.raises(ConfigError, match=r"compiled kernels|native backend"):
         module(torch.randn(STEPS, BATCH, INPUT, dtype=dtype))
 
 
@@ -46,7 +46,7 @@ def assert_refused(name, dtype, options):
 @pytest.mark.parametrize("num_layers", [1, 2])
 @pytest.mark.parametrize(("name", "options"), CELLS, ids=CELL_IDS)
 @pytest.mark.parametrize("backend", OWN_BACKENDS + KERNELS)
-def test_equals_torch(backend, name, options, num_layers, bidirectional, form, dtype):
+def test_values_equal_torch(backend, name, options, num_layers, bidirectional, form, dtype):
     if backend == "native" and (dtype == torch.float64 or "proj_size" in options):
         assert_refused(name, dtype, options)
         return
@@ -74,7 +74,7 @@ def test_library_backend_equals_torch(name, options, form):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_packed_result_has_the_order_and_type_of_its_input(name):
+def test_packed_result_has_order_and_type_of_input(name):
     ours, theirs = make_pair(name, INPUT, HIDDEN)
     packed, _ = make_inputs("unsorted", False, torch.float64)
     output, expected = ours(packed)[0], theirs(packed)[0]
@@ -88,7 +88,7 @@ def test_packed_result_has_the_order_and_type_of_its_input(name):
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both"])
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
-def test_a_seed_drops_what_torch_drops(dtype, name, bidirectional, form, backend):
+def test_dropout_of_seed_equals_torch(dtype, name, bidirectional, form, backend):
     torch.manual_seed(0)
     ours, theirs = make_pair(
         name, INPUT, 37, 3, dropout=0.4, bidirectional=bidirectional, backend=backend, dtype=dtype
@@ -111,7 +111,7 @@ def test_dropout_extremes(dropout):
     assert_same(outcome(ours, inputs, None), outcome(theirs, inputs, None), 1e-10)
 
 
-def test_dropout_of_one_layer_warns_as_torch_does():
+def test_dropout_of_one_layer_warns_as_torch():
     with pytest.warns(UserWarning, match="adds dropout after all but last"):
         recurra.nn.GRU(3, 4, dropout=0.5)
 

@@ -1,15 +1,18 @@
 """Every backend against `reference`, and `reference` against torch.nn: values and all gradients."""
 
 import itertools
+import re
 
 import pytest
 import torch
 from torch import Tensor
 
+from recurra.config.backends import BACKEND_MODULES
 from recurra.errors import ConfigError
 from recurra.kernels import buffers, library
 from recurra.recurrence import layer as recurrent_layer
-from recurra.recurrence.cells import LayerParameters, find_cell
+from recurra.recurrence.backends import Requirements, find_backend
+from recurra.recurrence.cells import CELLS, LayerParameters
 
 RECURRENT = ["rnn", "rnn-relu", "gru", "lstm"]
 BOOK = [*RECURRENT, "none"]
@@ -24,7 +27,7 @@ TORCH_MODULES = {
 
 
 def make_layer(cell, input_size, hidden_size, dtype, device="cpu", bias=True, proj_size=0):
-    gates = find_cell(cell).num_gates * hidden_size
+    gates = CELLS[cell].num_gates * hidden_size
     recurrent = proj_size or hidden_size
 
     def parameter(*shape):
@@ -86,7 +89,7 @@ def assert_same(actual: list[Tensor], expected: list[Tensor], tolerance: float):
 
 @pytest.fixture(autouse=True)
 def _poison_buffers(monkeypatch):
-    """Fill the buffer pool and new memory with NaN, which shows every read before a write."""
+    """Fill the buffer pool and new memory with NaN, which shows where they are read too early."""
     taken = buffers.BUFFER_POOL._take
     monkeypatch.setattr(
         buffers.BUFFER_POOL, "_take", lambda n, like: taken(n, like).fill_(float("nan"))
@@ -146,7 +149,7 @@ def test_reference_equals_torch(cell, shape, num_layers, bias):
     inputs = torch.randn(steps, batch, input_size, dtype=torch.float64, requires_grad=True)
     state = tuple(
         torch.randn(num_layers, batch, hidden_size, dtype=torch.float64, requires_grad=True)
-        for _ in range(find_cell(cell).num_states)
+        for _ in range(CELLS[cell].num_states)
     )
     actual = outcome(cell, inputs, state, layers, "reference")
     leaves = [
@@ -255,7 +258,7 @@ def test_bf16_stays_near_fp32_and_keeps_its_dtype(cell, backend):
     assert 0 < difference < 0.05
 
 
-def test_unknown_names_are_refused_with_those_there_are():
+def test_unknown_cell_or_backend_error_lists_names():
     layer = make_layer("rnn", 3, 4, torch.float32)
     inputs = torch.zeros(2, 1, 3)
     with pytest.raises(ConfigError, match="lstm"):
@@ -282,25 +285,60 @@ def test_gradients_of_gradients_equal_reference(cell):
     assert_same(list(results[0]), list(results[1]), 1e-10)
 
 
-def test_auto_takes_the_backend_that_is_ahead_here(monkeypatch):
-    cpu = torch.device("cpu")
+def choose(cell, device="cpu", *, steps=None, **needs):
+    needed = Requirements(CELLS[cell], torch.device(device), **needs)
+    return recurrent_layer.choose_backend(needed, steps)
+
+
+def test_choose_backend_takes_the_fastest_that_supports_the_layer(monkeypatch):
     monkeypatch.setattr(library, "is_available", lambda: True)
-    assert recurrent_layer.choose_backend("gru", cpu) == "native"
-    assert recurrent_layer.choose_backend("lstm", cpu, recurrent_gradient_scale=1.5) == "native"
-    assert recurrent_layer.choose_backend("lstm", cpu, compiles=False) == "library"
-    assert recurrent_layer.choose_backend("none", cpu) == "bptt"
+    assert choose("gru") == "native"
+    assert choose("lstm", recurrent_gradient_scale=1.5) == "native"
+    assert choose("lstm", is_projected=True) == "library"
+    assert choose("gru", dtype=torch.float64) == "bptt"
+    assert choose("none") == "bptt"
     monkeypatch.setattr(library, "is_available", lambda: False)
-    assert recurrent_layer.choose_backend("gru", cpu) == "bptt"
-    assert recurrent_layer.choose_backend("lstm", cpu) == "library"
-    assert recurrent_layer.choose_backend("lstm", cpu, recurrent_gradient_scale=1.5) == "bptt"
-    assert recurrent_layer.choose_backend("lstm", cpu, steps=1) == "reference"
-    assert recurrent_layer.choose_backend("gru", torch.device("cuda")) == "library"
+    assert choose("gru") == "bptt"
+    assert choose("lstm") == "library"
+    assert choose("lstm", recurrent_gradient_scale=1.5) == "bptt"
+    assert choose("lstm", steps=1) == "reference"
+    assert choose("lstm", has_zoneout=True) == "reference"
+    assert choose("gru", "cuda") == "library"
+    assert choose("lstm-ln", "cuda") == "reference"
+    assert choose("mingru", "cuda") == "bptt"
 
 
-def test_wrong_shapes_are_refused_before_anything_is_computed():
+@pytest.mark.parametrize(
+    ("backend", "cell", "device", "needs", "reason"),
+    [
+        ("library", "mogrifier", "cpu", {}, "the library backend has no mogrifier cell"),
+        ("library", "mingru", "cpu", {}, "the library backend has no mingru cell"),
+        ("bptt", "lstm-ln", "cpu", {}, "the bptt backend has no lstm-ln cell"),
+        ("native", "mogrifier", "cpu", {}, "the compiled kernels have no mogrifier cell"),
+        ("native", "gru", "cuda", {}, "the native backend computes on a CPU, not on cuda"),
+        ("native", "gru", "cpu", {"dtype": torch.float64}, "in fp32, not in torch.float64"),
+        ("native", "lstm", "cpu", {"is_projected": True}, "have no projected LSTM"),
+        ("native", "rnn", "cpu", {"is_traced": True}, "needs tensors with memory"),
+        ("library", "gru", "cpu", {"recurrent_gradient_scale": 0.5}, "cannot scale recurrent"),
+        ("bptt", "gru", "cpu", {"has_zoneout": True}, "zoneout needs the reference backend"),
+        ("native", "gru", "cpu", {"has_zoneout": True}, "zoneout needs the reference backend"),
+        ("library", "gru", "cpu", {"has_zoneout": True}, "zoneout needs the reference backend"),
+        ("reference", "sru", "cpu", {"has_zoneout": True}, "those of sru do not"),
+    ],
+)
+def test_unsupported_states_the_reason(backend, cell, device, needs, reason):
+    needed = Requirements(CELLS[cell], torch.device(device), **needs)
+    found = find_backend(backend).unsupported(needed)
+    assert found is not None
+    assert reason in found
+    with pytest.raises(ConfigError, match=re.escape(found)):
+        recurrent_layer.require_supported(backend, needed)
+
+
+def test_wrong_state_shape_or_no_step_is_rejected():
     layer = make_layer("gru", 3, 4, torch.float32)
     inputs = torch.zeros(2, 5, 3)
-    for backend in recurrent_layer.BACKENDS:
+    for backend in BACKEND_MODULES:
         with pytest.raises(ConfigError, match=r"\(1, 4\).*should have.*\(5, 4\)"):
             recurrent_layer.run("gru", inputs, (torch.zeros(1, 4),), layer, backend)
         with pytest.raises(ConfigError, match="at least one step"):
@@ -309,9 +347,9 @@ def test_wrong_shapes_are_refused_before_anything_is_computed():
         recurrent_layer.run_stack("gru", inputs, (torch.zeros(3, 5, 4),), [layer])
 
 
-@pytest.mark.parametrize("backend", recurrent_layer.BACKENDS)
+@pytest.mark.parametrize("backend", BACKEND_MODULES)
 @pytest.mark.parametrize("name", ["weight_ih", "weight_hh", "bias_ih", "bias_hh"])
-def test_parameters_that_do_not_fit_are_refused(backend, name):
+def test_wrong_parameter_shape_is_rejected_by_name(backend, name):
     layer = make_layer("gru", 3, 4, torch.float32)
     cut = layer._replace(**{name: getattr(layer, name)[:-1]})
     with pytest.raises(ConfigError, match="of gru is"):
@@ -364,7 +402,7 @@ def test_native_bf16_gradients_stay_near_those_of_fp32(cell, shape):
 
 
 @needs_kernels
-def test_native_refuses_what_it_cannot_do():
+def test_native_rejects_other_dtypes_and_projection():
     inputs = torch.zeros(2, 1, 3)
     with pytest.raises(ConfigError, match="fp32"):
         recurrent_layer.run(

@@ -6,15 +6,15 @@ import math
 import pytest
 import torch
 
-from recurra.config.cells import CELL_TRAITS
 from recurra.errors import ConfigError
 from recurra.kernels import library
 from recurra.recurrence import layer as recurrent_layer
-from recurra.recurrence.cells import LayerParameters, LinearCell, find_cell
+from recurra.recurrence.backends import Requirements
+from recurra.recurrence.cells import CELLS, LayerParameters, LinearCell, find_cell
 
-LINEAR = [name for name in CELL_TRAITS if isinstance(find_cell(name), LinearCell)]
+LINEAR = [name for name, cell in CELLS.items() if isinstance(cell, LinearCell)]
 BOOK = ["rnn", "rnn-relu", "gru", "lstm", "none"]
-VARIANTS = [name for name in CELL_TRAITS if name not in (*LINEAR, *BOOK)]
+VARIANTS = [name for name in CELLS if name not in (*LINEAR, *BOOK)]
 SHAPES = [(1, 1, 1, 1), (1, 3, 4, 5), (7, 1, 3, 8), (13, 5, 6, 17)]
 
 
@@ -28,9 +28,9 @@ def make_layer(name, inputs, units, dtype=torch.float64, bias=True):
     extra = tuple(parameter(*shape) for shape in cell.extra_shapes(units, inputs).values())
     return LayerParameters(
         weight_ih=parameter(gates, inputs),
-        weight_hh=parameter(gates, units) if cell.traits.reads_state else None,
+        weight_hh=parameter(gates, units) if cell.reads_state else None,
         bias_ih=parameter(gates) if bias else None,
-        bias_hh=parameter(gates) if bias and cell.traits.reads_state else None,
+        bias_hh=parameter(gates) if bias and cell.reads_state else None,
         extra=extra or None,
     )
 
@@ -69,7 +69,7 @@ def make_case(name, shape, dtype=torch.float64, bias=True):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", LINEAR)
-def test_all_steps_at_once_equal_step_by_step(name, shape, bias):
+def test_time_batched_cell_equals_step_by_step(name, shape, bias):
     inputs, state, layer = make_case(name, shape, bias=bias)
     for options in ({}, {"recurrent_gradient_scale": 0.75}):
         expected = outcome(name, inputs, state, layer, "reference", **options)
@@ -79,7 +79,7 @@ def test_all_steps_at_once_equal_step_by_step(name, shape, bias):
 @pytest.mark.skipif(not library.is_available(), reason="no compiler for the kernels")
 @pytest.mark.parametrize("shape", SHAPES[1:], ids=str)
 @pytest.mark.parametrize("name", LINEAR)
-def test_the_compiled_scan_equals_step_by_step(name, shape):
+def test_compiled_scan_equals_step_by_step(name, shape):
     inputs, state, layer = make_case(name, shape, torch.float32)
     expected = outcome(name, inputs, state, layer, "reference")
     assert_same(outcome(name, inputs, state, layer, "native"), expected, 2e-5)
@@ -117,7 +117,8 @@ def test_gradients_pass_gradcheck(name):
 @pytest.mark.parametrize("name", LINEAR + VARIANTS)
 def test_two_halves_equal_the_whole(name):
     inputs, _, layer = make_case(name, (11, 3, 4, 6))
-    for backend in recurrent_layer.backends_of(find_cell(name)):
+    needs = Requirements(find_cell(name), torch.device("cpu"))
+    for backend in recurrent_layer.supporting_backends(needs):
         if backend == "native":
             continue
         whole, final = recurrent_layer.run(name, inputs, None, layer, backend)
@@ -174,7 +175,7 @@ def test_rglru_in_plain_numbers():
         assert y == pytest.approx(h)
 
 
-def test_rglru_begins_with_long_memories():
+def test_rglru_initial_decay_has_long_half_life():
     decay = torch.empty(5000)
     find_cell("rglru").first_extra("decay", decay)
     kept = torch.sigmoid(decay) ** 8
@@ -182,14 +183,14 @@ def test_rglru_begins_with_long_memories():
     assert 0.998 < float(kept.max()) <= 0.9991
 
 
-def test_rglru_has_finite_gradients_where_nothing_is_forgotten():
+def test_rglru_gradients_are_finite_at_decay_one():
     inputs, state, layer = make_case("rglru", (5, 2, 3, 4), torch.float32)
     layer = layer._replace(extra=(torch.full((4,), 60.0, requires_grad=True),))
     for part in outcome("rglru", inputs, state, layer, "reference"):
         assert torch.isfinite(part).all()
 
 
-def test_layer_norm_lstm_is_an_lstm_between_norms():
+def test_layer_norm_lstm_in_plain_numbers():
     inputs, state, layer = make_case("lstm-ln", (1, 2, 3, 5))
     gain_ih, gain_hh, gain_cell, bias_cell = layer.extra
 
@@ -207,7 +208,7 @@ def test_layer_norm_lstm_is_an_lstm_between_norms():
     assert_same([outputs[0], last], [h, c], 1e-12)
 
 
-def test_mogrifier_is_an_lstm_of_what_gated_each_other():
+def test_mogrifier_equals_lstm_of_gated_inputs():
     inputs, state, layer = make_case("mogrifier", (1, 2, 3, 5))
     (x,), (h, c) = inputs, state
     q1, r1, q2, r2, q3 = layer.extra
@@ -227,19 +228,19 @@ def test_mogrifier_is_an_lstm_of_what_gated_each_other():
     ("name", "backend"),
     [*itertools.product(VARIANTS, ["bptt", "library", "native"]), ("sru", "library")],
 )
-def test_a_backend_that_lacks_a_cell_says_which_has_it(name, backend):
+def test_backend_without_cell_error_lists_alternatives(name, backend):
     inputs, state, layer = make_case(name, (2, 1, 3, 4))
-    with pytest.raises(ConfigError, match=f"{backend} backend has no {name}; take auto, reference"):
+    with pytest.raises(ConfigError, match=f"no {name} cell; use auto, reference"):
         recurrent_layer.run(name, inputs, state, layer, backend)
     outputs, _ = recurrent_layer.run(name, inputs, state, layer, "auto")
     assert outputs.shape == (2, 1, 4)
 
 
-def test_parameters_of_the_cells_own_are_checked():
+def test_extra_parameters_of_a_cell_are_checked():
     inputs, state, layer = make_case("rglru", (2, 1, 3, 4))
     with pytest.raises(ConfigError, match="decay of rglru is"):
         recurrent_layer.run("rglru", inputs, state, layer._replace(extra=(torch.zeros(3),)))
-    with pytest.raises(ConfigError, match="additional parameters: decay"):
+    with pytest.raises(ConfigError, match="own parameters of rglru are decay"):
         recurrent_layer.run("rglru", inputs, state, layer._replace(extra=None))
     ids = torch.zeros(2, 1, dtype=torch.int64)
     inputs, state, layer = make_case("mogrifier", (2, 1, 3, 4))

@@ -14,9 +14,7 @@ def filled(count, probability, seed=3):
 
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.93])
-def test_the_share_is_met_everywhere_and_neighbours_are_strangers(
-    monkeypatch, probability, compiled
-):
+def test_dropout_rate_and_independence(monkeypatch, probability, compiled):
     if compiled and not library.is_available():
         pytest.skip("no compiler for the kernels")
     monkeypatch.setattr(library, "is_available", lambda: compiled)
@@ -33,7 +31,7 @@ def test_the_share_is_met_everywhere_and_neighbours_are_strangers(
 @pytest.mark.skipif(not library.is_available(), reason="no compiler for the kernels")
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("count", [1, 3, 255, 256, 257, 5000])
-def test_kernel_and_torch_draw_the_same(monkeypatch, count, threads):
+def test_mask_of_kernel_equals_torch(monkeypatch, count, threads):
     torch.set_num_threads(threads)
     by_kernel = filled(count, 0.3)
     after = torch.rand(1)
@@ -42,5 +40,5 @@ def test_kernel_and_torch_draw_the_same(monkeypatch, count, threads):
     assert torch.equal(torch.rand(1), after)
 
 
-def test_seeds_differ():
+def test_masks_of_different_seeds_differ():
     assert not torch.equal(filled(1000, 0.5, seed=1), filled(1000, 0.5, seed=2))

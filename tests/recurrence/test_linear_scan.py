@@ -36,14 +36,14 @@ def assert_same(actual, expected, tolerance):
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("backend", BACKENDS_HERE)
-def test_backend_equals_the_plain_loop(backend, shape, threads, scale):
+def test_scan_backend_equals_plain_loop(backend, shape, threads, scale):
     torch.set_num_threads(threads)
     leaves = make(shape, torch.float32)
     expected = outcome(leaves, "reference", scale)
     assert_same(outcome(leaves, backend, scale), expected, 1e-5)
 
 
-def test_the_plain_loop_is_the_equation():
+def test_scan_plain_loop_equals_equation():
     a, b, initial = make((6, 2, 3), torch.float64)
     state = initial
     for t, h in enumerate(linear_scan(a, b, initial, "reference")):
@@ -52,7 +52,7 @@ def test_the_plain_loop_is_the_equation():
     assert torch.equal(linear_scan(a, b, None, "bptt"), linear_scan(a, b, 0 * initial, "bptt"))
 
 
-def test_it_passes_gradcheck():
+def test_scan_passes_gradcheck():
     leaves = make((5, 2, 3), torch.float64)
     assert torch.autograd.gradcheck(lambda *x: linear_scan(*x, "bptt"), leaves)
     assert torch.autograd.gradgradcheck(lambda *x: linear_scan(*x, "bptt"), leaves)
@@ -67,7 +67,7 @@ def test_two_halves_equal_the_whole(backend):
     assert_same([torch.cat([first, second])], [whole], 1e-6)
 
 
-def test_auto_takes_what_can_do_it(monkeypatch):
+def test_scan_auto_selects_supported_backend(monkeypatch):
     for dtype in (torch.float32, torch.float64):
         leaves = make((5, 2, 3), dtype)
         assert_same(outcome(leaves, "auto"), outcome(leaves, "reference"), 1e-5)
@@ -75,7 +75,7 @@ def test_auto_takes_what_can_do_it(monkeypatch):
     assert_same(outcome(leaves, "auto"), outcome(leaves, "bptt"), 0)
 
 
-def test_what_does_not_fit_is_refused():
+def test_scan_rejects_wrong_shapes_and_backends():
     a, b, initial = make((5, 2, 3), torch.float64)
     for wrong in ((a[1:], b, initial), (a, b, initial[1:]), (a[:0], b[:0], initial)):
         with pytest.raises(ConfigError, match="one shape"):
@@ -88,7 +88,7 @@ def test_what_does_not_fit_is_refused():
 
 @pytest.mark.parametrize("place", range(3))
 @pytest.mark.parametrize("backend", BACKENDS_HERE)
-def test_a_nan_goes_on_to_the_end(backend, place):
+def test_scan_propagates_nan(backend, place):
     leaves = [t.detach().clone() for t in make((5, 70), torch.float32)]
     leaves[place].view(-1)[-1] = float("nan")
     assert linear_scan(*leaves, backend)[-1, -1].isnan()

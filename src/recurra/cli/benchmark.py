@@ -26,13 +26,13 @@ from recurra.inference.generate import generate_ids
 from recurra.kernels import library
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.recurrence.cells import find_cell
+from recurra.recurrence.precision import PRECISIONS
 from recurra.runtime.distributed import SINGLE_PROCESS
 
 BATCH_SIZE = 32
 STEPS_PER_ROUND = 4
 PRODUCT_SIZE = 1024
 """Of the square matrices whose product shows what the machine can do."""
-_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _MODULES = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 
 Work = Callable[[], None]
@@ -143,7 +143,10 @@ def measure(
     else:
         contenders, tokens = _trainers(row), BATCH_SIZE * row.num_steps
     contenders = [c for c in contenders if not names or c.name in names]
-    products = {name: Contender(name, _Product(dtype)) for name, dtype in _PRECISIONS.items()}
+    products = {
+        name: Contender(name, _Product(precision.product_dtype(torch.float32)))
+        for name, precision in PRECISIONS.items()
+    }
     _take_turns([*contenders, *products.values()], rounds)
     for contender in contenders:
         rate = row.flops / contender.median
@@ -163,7 +166,10 @@ def measure(
 
 def product_gflops() -> dict[str, float]:
     """What torch's matrix product does on this machine in each precision, in GFLOP/s."""
-    products = {name: Contender(name, _Product(dtype)) for name, dtype in _PRECISIONS.items()}
+    products = {
+        name: Contender(name, _Product(precision.product_dtype(torch.float32)))
+        for name, precision in PRECISIONS.items()
+    }
     _take_turns(list(products.values()), 9)
     return {name: 2 * PRODUCT_SIZE**3 / p.median / 1e9 for name, p in products.items()}
 
@@ -212,7 +218,7 @@ def _trainers(row: TrainingRow) -> list[Contender]:
         contenders.append(_trainer(f"{backend}, one-hot, fp32", step, one_hot))
     if not library.is_available():
         return contenders
-    for precision in _PRECISIONS:
+    for precision in PRECISIONS:
         for rival, width in ((one_hot, 0), (embedding, row.hidden_size)):
             name = f"native, {'embedding' if width else 'one-hot'}, {precision}"
             step = _own_step(row, "native", precision, width)
@@ -270,8 +276,8 @@ def _own_step(row: TrainingRow, backend: str, precision: str, embedding_size: in
             vocab_size=row.vocab_size,
             hidden_size=row.hidden_size,
             embedding_size=embedding_size,
-            backend=backend,  # type: ignore[arg-type]
-            precision=precision,  # type: ignore[arg-type]
+            backend=backend,
+            precision=precision,
         )
     )
     config = TrainingConfig(
@@ -304,7 +310,7 @@ def _writers(row: WritingRow) -> list[Contender]:
         Contender("reference, fp32", _own_writing(row, "reference", "fp32", few), loop, units=few),
     ]
     if library.is_available():
-        for precision in _PRECISIONS:
+        for precision in PRECISIONS:
             work = _own_writing(row, "native", precision, many)
             contenders.append(Contender(f"native, {precision}", work, loop, precision, many))
     return contenders
@@ -353,8 +359,8 @@ def _own_writing(row: WritingRow, backend: str, precision: str, tokens: int) -> 
             vocab_size=row.vocab_size,
             hidden_size=row.hidden_size,
             embedding_size=0,
-            backend=backend,  # type: ignore[arg-type]
-            precision=precision,  # type: ignore[arg-type]
+            backend=backend,
+            precision=precision,
         )
     ).eval()
     config = GenerationConfig(max_new_tokens=tokens, seed=0)

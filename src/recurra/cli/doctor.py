@@ -19,7 +19,7 @@ _EXTRAS = {"plot": "matplotlib", "bpe": "tokenizers"}
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor:
-    """Look at this machine: versions, devices, threads, backends, extras, disk, data."""
+    """Report on this machine: versions, devices, threads, backends, extras, disk, data."""
 
     json: bool = False
     """Print JSON."""
@@ -50,7 +50,7 @@ def _versions() -> dict[str, str]:
 def _compute() -> dict[str, str]:
     import torch
 
-    from recurra.recurrence.layer import BACKENDS
+    from recurra.config.backends import BACKEND_MODULES
 
     devices = ["cpu"]
     if torch.cuda.is_available():
@@ -63,7 +63,7 @@ def _compute() -> dict[str, str]:
         "threads": f"{torch.get_num_threads()} (--threads)",
         "compiler": _compiler(),
         "kernels": _kernels(),
-        "backends": f"{', '.join(BACKENDS)}; auto on a cpu takes {_chosen()}",
+        "backends": f"{', '.join(BACKEND_MODULES)}; auto on a cpu takes {_chosen()}",
     }
 
 
@@ -77,7 +77,7 @@ def _compiler() -> str:
 
 
 def _kernels() -> str:
-    """Whether the compiled kernels are there; none are built for the sake of this line."""
+    """Describe the state of the compiled kernels, without building them."""
     from recurra.errors import KernelError
     from recurra.kernels import builder, library
 
@@ -97,12 +97,18 @@ def _chosen() -> str:
     import torch
 
     from recurra.kernels import builder, library
+    from recurra.recurrence.backends import Requirements
+    from recurra.recurrence.cells import find_cell
     from recurra.recurrence.layer import choose_backend
 
     cpu = torch.device("cpu")
-    # What would build them is not asked here.
+    # A choice that includes the compiled kernels would build them.
     built = builder.built_library() is not None or library.is_switched_off()
-    taken = {cell: choose_backend(cell, cpu, compiles=built) for cell in ("rnn", "gru", "lstm")}
+    exclude = () if built else ("native",)
+    taken = {
+        cell: choose_backend(Requirements(find_cell(cell), cpu), exclude=exclude)
+        for cell in ("rnn", "gru", "lstm")
+    }
     listed = ", ".join(f"{cell}: {backend}" for cell, backend in taken.items())
     return listed if built else f"{listed}; native once the kernels are built"
 

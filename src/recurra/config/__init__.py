@@ -4,7 +4,7 @@ The command line, `config.json` and the option tables of the docs are made from 
 this is the only list of options in the project. Knows no torch: `recurra --help` must stay quick.
 """
 
-from recurra.config.model import MAX_LAYERS, MAX_UNITS, CellName, ModelConfig, Precision
+from recurra.config.model import MAX_LAYERS, MAX_UNITS, CellName, ModelConfig, PrecisionName
 from recurra.config.run import RunConfig
 from recurra.config.text import MAX_VOCABULARY, TextConfig, TokenKind, UnknownRule
 from recurra.config.training import TrainingConfig
@@ -15,7 +15,7 @@ __all__ = [
     "MAX_VOCABULARY",
     "CellName",
     "ModelConfig",
-    "Precision",
+    "PrecisionName",
     "RunConfig",
     "TextConfig",
     "TokenKind",

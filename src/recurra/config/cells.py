@@ -1,106 +1,152 @@
-"""The table of cells: one row each, read by configuration, backends, kernels and the recipe.
+"""The recurrent cells by name, with the traits that configuration, equations and recipe depend on.
 
-A new cell is a module with its equation, and one row here. A cell with kernels has two more: a
-struct in kernels/source/cells.h and its row in kernels/source/kernels.h. Nothing is imported until
-a cell is used.
+`CELL_TRAITS` is the only list of cells. The equations of a cell are in the class that its
+`implementation` names, which is imported when the cell is first used: this module does not import
+torch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any
+
+from recurra.errors import ConfigError
+
+_PACKAGE = "recurra.recurrence.cells"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CellTraits:
-    """What the rest of the package must know of a cell.
+    """Traits of one cell."""
 
-    Attributes:
-        equation: where its class is, as `module:Class`; the class has `num_gates` and
-            `num_states`.
-        reads_state: whether gates read the state. Where they do not, all products are computed for
-            all steps at once.
-        has_forget_gate: whether its second gate is a forget gate, as that of the LSTM.
-        needs_embedding: whether its inputs must be vectors, not token ids.
-        folds_bias_hh: whether the hidden bias may be added to the projected inputs. In the GRU it
-            is multiplied with the reset gate.
-        time_loop: where the hand-written loop of the `bptt` backend is; None without one.
-        torch_function: the function of torch that computes a layer; None without one.
-        torch_mode: `mode` of the torch.nn module; None without one.
-        onednn: whether torch computes it on a CPU with a fused oneDNN kernel.
-        kernel: its enumerator in kernels/source/kernels.h; None without a kernel.
-        lr_share: the share of the LSTM's learning rate that the recipe takes.
-    """
+    name: str
+    """The name in `ModelConfig.cell`."""
 
-    equation: str
+    implementation: str
+    """The class with the equations, as `module:class`: a subclass of `recurrence.cells.Cell`."""
+
+    num_gates: int
+    """Row blocks of W_ih, each of H rows."""
+
+    num_states: int = 1
+    """Tensors of the state, each (B, H)."""
+
     reads_state: bool = True
+    """Whether the gates read the state, through W_hh. If not, all products are computed for all
+    steps at once."""
+
+    changes_inputs: bool = False
+    """Whether a step changes its inputs before their product with W_ih. The product can then not
+    be computed for all steps at once, and the inputs cannot be token ids."""
+
     has_forget_gate: bool = False
-    needs_embedding: bool = False
-    folds_bias_hh: bool = True
-    time_loop: str | None = None
-    torch_function: str | None = None
-    torch_mode: str | None = None
-    onednn: bool = False
-    kernel: str | None = None
-    lr_share: float = 1.0
+    """Whether the first two gates are an input and a forget gate, as in the LSTM, so that
+    `forget_bias` and `chrono` apply."""
 
+    lr_factor: float = 1.0
+    """The recipe's learning rate relative to that of the LSTM."""
 
-_CELLS, _LOOPS = "recurra.recurrence.cells", "recurra.recurrence.backends.bptt_loops"
-# The recipe's measurements are in docs/results/quality.md.
-_LINEAR_SHARE = 1 / 4
 
 CELL_TRAITS: dict[str, CellTraits] = {
-    "rnn": CellTraits(
-        f"{_CELLS}.book:TanhCell",
-        time_loop=f"{_LOOPS}:TanhLoop",
-        torch_function="rnn_tanh",
-        torch_mode="RNN_TANH",
-        kernel="kTanh",
-        lr_share=1 / 3,
-    ),
-    "rnn-relu": CellTraits(
-        f"{_CELLS}.book:ReluCell",
-        time_loop=f"{_LOOPS}:ReluLoop",
-        torch_function="rnn_relu",
-        torch_mode="RNN_RELU",
-        kernel="kRelu",
-        lr_share=1 / 3,
-    ),
-    "gru": CellTraits(
-        f"{_CELLS}.book:GruCell",
-        folds_bias_hh=False,
-        time_loop=f"{_LOOPS}:GruLoop",
-        torch_function="gru",
-        torch_mode="GRU",
-        kernel="kGru",
-        lr_share=2 / 3,
-    ),
-    "lstm": CellTraits(
-        f"{_CELLS}.book:LstmCell",
-        has_forget_gate=True,
-        time_loop=f"{_LOOPS}:LstmLoop",
-        torch_function="lstm",
-        torch_mode="LSTM",
-        onednn=True,
-        kernel="kLstm",
-    ),
-    "lstm-ln": CellTraits(f"{_CELLS}.variants:LayerNormLstmCell", has_forget_gate=True),
-    "mogrifier": CellTraits(
-        f"{_CELLS}.variants:MogrifierCell", has_forget_gate=True, needs_embedding=True
-    ),
-    "mingru": CellTraits(f"{_CELLS}.linear:MinGruCell", reads_state=False, lr_share=_LINEAR_SHARE),
-    "minlstm": CellTraits(
-        f"{_CELLS}.linear:MinLstmCell", reads_state=False, lr_share=_LINEAR_SHARE
-    ),
-    "sru": CellTraits(f"{_CELLS}.linear:SruCell", reads_state=False, lr_share=_LINEAR_SHARE),
-    "rglru": CellTraits(f"{_CELLS}.linear:RgLruCell", reads_state=False, lr_share=_LINEAR_SHARE),
-    "none": CellTraits(f"{_CELLS}.book:FeedForwardCell", reads_state=False, lr_share=_LINEAR_SHARE),
+    traits.name: traits
+    for traits in (
+        CellTraits(
+            name="rnn",
+            implementation=f"{_PACKAGE}.elman:TanhCell",
+            num_gates=1,
+            lr_factor=1 / 3,
+        ),
+        CellTraits(
+            name="rnn-relu",
+            implementation=f"{_PACKAGE}.elman:ReluCell",
+            num_gates=1,
+            lr_factor=1 / 3,
+        ),
+        CellTraits(
+            name="gru",
+            implementation=f"{_PACKAGE}.gru:GruCell",
+            num_gates=3,
+            lr_factor=2 / 3,
+        ),
+        CellTraits(
+            name="lstm",
+            implementation=f"{_PACKAGE}.lstm:LstmCell",
+            num_gates=4,
+            num_states=2,
+            has_forget_gate=True,
+        ),
+        CellTraits(
+            name="lstm-ln",
+            implementation=f"{_PACKAGE}.lstm_variants:LayerNormLstmCell",
+            num_gates=4,
+            num_states=2,
+            has_forget_gate=True,
+        ),
+        CellTraits(
+            name="mogrifier",
+            implementation=f"{_PACKAGE}.lstm_variants:MogrifierCell",
+            num_gates=4,
+            num_states=2,
+            changes_inputs=True,
+            has_forget_gate=True,
+        ),
+        CellTraits(
+            name="mingru",
+            implementation=f"{_PACKAGE}.linear:MinGruCell",
+            num_gates=2,
+            reads_state=False,
+            lr_factor=1 / 4,
+        ),
+        CellTraits(
+            name="minlstm",
+            implementation=f"{_PACKAGE}.linear:MinLstmCell",
+            num_gates=3,
+            reads_state=False,
+            lr_factor=1 / 4,
+        ),
+        CellTraits(
+            name="sru",
+            implementation=f"{_PACKAGE}.linear:SruCell",
+            num_gates=4,
+            reads_state=False,
+            lr_factor=1 / 4,
+        ),
+        CellTraits(
+            name="rglru",
+            implementation=f"{_PACKAGE}.linear:RgLruCell",
+            num_gates=3,
+            reads_state=False,
+            lr_factor=1 / 4,
+        ),
+        CellTraits(
+            name="none",
+            implementation=f"{_PACKAGE}.feedforward:FeedForwardCell",
+            num_gates=1,
+            num_states=0,
+            reads_state=False,
+            lr_factor=1 / 4,
+        ),
+    )
 }
-"""Every cell by its name in `ModelConfig.cell`."""
+"""Every cell by its name."""
 
 
-def load_class(place: str) -> Any:
-    """Import `module:Class`, the form in which the tables name classes."""
-    module, _, name = place.partition(":")
-    return getattr(import_module(module), name)
+def cell_traits(name: str) -> CellTraits:
+    """Return the traits of a cell.
+
+    Raises:
+        ConfigError: there is no such cell; the message lists those there are.
+    """
+    if name not in CELL_TRAITS:
+        raise ConfigError(f"unknown cell {name!r}; there are {', '.join(CELL_TRAITS)}")
+    return CELL_TRAITS[name]
+
+
+def register_cell(traits: CellTraits) -> None:
+    """Add a cell that is defined outside the package, for this process.
+
+    Raises:
+        ConfigError: there is a cell of this name.
+    """
+    if traits.name in CELL_TRAITS:
+        raise ConfigError(f"there is already a cell {traits.name!r}")
+    CELL_TRAITS[traits.name] = traits

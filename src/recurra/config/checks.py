@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from reprlib import repr as shortened
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -16,6 +17,14 @@ def require(condition: bool, message: str) -> None:
     """Raise ConfigError with this message unless the condition holds."""
     if not condition:
         raise ConfigError(message)
+
+
+def require_known(field: str, value: Any, known: Collection[str]) -> None:
+    """Raise ConfigError unless the value of a field is one of the names of a table."""
+    require(
+        isinstance(value, str) and value in known,
+        f"{field} is {shortened(value)}; it must be one of {', '.join(known)}",
+    )
 
 
 def require_choices(config: Any, **choices: Any) -> None:

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from reprlib import repr as shortened
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from recurra.config.backends import BACKEND_MODULES, OPERAND_DTYPES
 from recurra.config.cells import CELL_TRAITS, CellTraits
-from recurra.config.checks import MAX_FLOAT, require, require_choices, require_types
+from recurra.config.checks import (
+    MAX_FLOAT,
+    require,
+    require_choices,
+    require_known,
+    require_types,
+)
 from recurra.config.text import MAX_VOCABULARY
 
 if TYPE_CHECKING:
     CellName = str
+    BackendName = str
+    PrecisionName = str
 else:
     CellName = Literal[tuple(CELL_TRAITS)]
-BackendName = Literal["auto", "reference", "bptt", "library", "native"]
-Precision = Literal["fp32", "bf16"]
+    BackendName = Literal["auto", *BACKEND_MODULES]
+    PrecisionName = Literal[tuple(OPERAND_DTYPES)]
 FirstWeights = Literal["uniform", "normal", "orthogonal"]
 
 USUAL_EMBEDDING = 64
@@ -84,21 +94,24 @@ class ModelConfig:
     """Implementation of the recurrent layers: auto, reference, bptt, library (torch.nn) or native
     (the compiled kernels)."""
 
-    precision: Precision = "fp32"
+    precision: PrecisionName = "fp32"
     """Number format of the matrix products; states, gradients and weights stay fp32."""
 
     def __post_init__(self) -> None:
         if (self.residual or self.tie_weights) and self.embedding_size == USUAL_EMBEDDING:
             object.__setattr__(self, "embedding_size", self.hidden_size)
         require_types(self)
+        require(
+            self.cell in CELL_TRAITS,
+            f"cell is {shortened(self.cell)}; it must be one of {', '.join(CELL_TRAITS)}",
+        )
         require_choices(
             self,
-            backend=BackendName,
-            precision=Precision,
             init=FirstWeights,
         )
-        known = ", ".join(CELL_TRAITS)
-        require(self.cell in CELL_TRAITS, f"cell is {self.cell!r}; it must be one of {known}")
+        require_known("cell", self.cell, CELL_TRAITS)
+        require_known("backend", self.backend, ("auto", *BACKEND_MODULES))
+        require_known("precision", self.precision, OPERAND_DTYPES)
         self._check_sizes()
         for name in ("dropout", "output_dropout", "weight_dropout", "zoneout"):
             require(0.0 <= getattr(self, name) < 1.0, f"{name} must be at least 0 and below 1")
@@ -117,17 +130,18 @@ class ModelConfig:
         return CELL_TRAITS[self.cell]
 
     def _check_gates(self) -> None:
-        forgetful = ", ".join(name for name, cell in CELL_TRAITS.items() if cell.has_forget_gate)
+        traits = self.traits
+        with_gate = ", ".join(t.name for t in CELL_TRAITS.values() if t.has_forget_gate)
         require(
-            self.chrono == 0 or self.traits.has_forget_gate,
-            f"chrono is for {forgetful}; {self.cell} has no such gates",
+            self.chrono == 0 or traits.has_forget_gate,
+            f"chrono is for {with_gate}; {self.cell} has no such gates",
         )
         require(self.chrono == 0 or self.chrono > 2, "chrono must be above 2, or 0 for none")
         require(
             self.chrono == 0 or self.forget_bias == 0.0, "chrono sets the forget bias: drop one"
         )
         require(
-            self.zoneout == 0.0 or self.traits.reads_state,
+            self.zoneout == 0.0 or traits.reads_state,
             f"zoneout is for cells whose gates read the state; those of {self.cell} do not",
         )
         require(
@@ -135,11 +149,11 @@ class ModelConfig:
             f"zoneout is computed by the reference backend, not by {self.backend}",
         )
         require(
-            self.forget_bias == 0.0 or self.traits.has_forget_gate,
-            f"forget_bias is for {forgetful}; {self.cell} has no such gate",
+            self.forget_bias == 0.0 or traits.has_forget_gate,
+            f"forget_bias is for {with_gate}; {self.cell} has no such gate",
         )
         require(
-            self.embedding_size > 0 or not self.traits.needs_embedding,
+            self.embedding_size > 0 or not traits.changes_inputs,
             f"the {self.cell} cell changes its inputs, which one-hot vectors do not allow; give it"
             " an embedding_size",
         )

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from recurra.config.checks import MAX_FLOAT, require, require_choices, require_types
+from recurra.config.checks import (
+    MAX_FLOAT,
+    require,
+    require_choices,
+    require_known,
+    require_types,
+)
 from recurra.config.optimizers import OPTIMIZERS
 
 if TYPE_CHECKING:
@@ -157,11 +163,7 @@ class TrainingConfig:
             schedule=Schedule,
             on_nan=Literal["stop", "rollback"],
         )
-        known = ", ".join(OPTIMIZERS)
-        require(
-            self.optimizer in OPTIMIZERS,
-            f"optimizer is {self.optimizer!r}; it must be one of {known}",
-        )
+        require_known("optimizer", self.optimizer, OPTIMIZERS)
         self._check_sizes()
         self._check_growth()
         self._check_rates()

@@ -37,7 +37,7 @@ class CompiledDecoder(Decoder):
     @classmethod
     def unsupported(cls, model: RecurrentLM) -> str | None:
         """Return why the kernels cannot generate with the model, or None if they can."""
-        return model.kernels_unsupported()
+        return model.compiled_unsupported()
 
     def __init__(self, model: RecurrentLM, num_samples: int = 1) -> None:
         super().__init__(model, num_samples)

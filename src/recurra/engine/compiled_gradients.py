@@ -44,7 +44,7 @@ class CompiledGradients:
         """Return why the compiled kernels cannot compute the gradients, or None if they can."""
         if processes.count > 1:
             return "the compiled kernels draw the dropout masks of whole batches only"
-        if (reason := model.kernels_unsupported()) is not None:
+        if (reason := model.compiled_unsupported()) is not None:
             return reason
         if not all(p.requires_grad for p in model.parameters()):
             return "some parameters are frozen"

@@ -1,8 +1,7 @@
 """Compile the kernels once for each version of the sources, torch, and machine type.
 
-It is stored in the cache directory under a name made of all three, so that a binary made for
-another machine is never loaded, and a change of any of them builds anew. Knows nothing of what the
-kernels compute.
+The library is stored in the cache directory under a name derived from all three. A binary for
+another machine is therefore never loaded, and a change of any of them causes a new build.
 """
 
 from __future__ import annotations
@@ -29,29 +28,29 @@ SOURCES = Path(__file__).parent / "source"
 LIBRARY = "recurra-kernels.so"
 LOG = "build.log"
 COMPILERS = ("g++", "c++", "clang++")
-"""Tried in this order, unless `CXX` names one; `CXXFLAGS` is added to our own flags."""
+"""Compilers in the order in which they are tried, unless `CXX` names one."""
 TIMEOUT = 600
-"""Seconds after which a compiler counts as hanging."""
+"""Seconds after which the compiler is killed."""
 
 
 def kernels_folder() -> Path:
-    """Where all builds lie."""
+    """Return the directory of all builds."""
     return cache_folder() / "kernels"
 
 
 def build_folder() -> Path:
-    """Where the build for this machine, torch and these sources lies, or would."""
+    """Return the directory of the build for this machine, torch and these sources."""
     return kernels_folder() / f"torch-{torch.__version__}-{_fingerprint()}"
 
 
 def find_compiler() -> str | None:
-    """The C++ compiler: `CXX`, or the first of `COMPILERS` that is installed."""
+    """Return the C++ compiler: `CXX`, or the first of `COMPILERS` that is installed."""
     chosen = os.environ.get("CXX")
     return chosen or next((name for name in COMPILERS if shutil.which(name)), None)
 
 
 def compiler_version(compiler: str) -> str:
-    """What the compiler says it is: the first line; its name where it says nothing."""
+    """Return the first line of the compiler's version message, or its name without one."""
     try:
         said = subprocess.run(
             [compiler, "--version"], capture_output=True, text=True, timeout=TIMEOUT, check=False
@@ -62,19 +61,19 @@ def compiler_version(compiler: str) -> str:
 
 
 def built_library() -> Path | None:
-    """The library for this machine, if it was built."""
+    """Return the library for this machine, if it is built."""
     path = build_folder() / LIBRARY
     return path if path.is_file() else None
 
 
 def failed_log() -> Path | None:
-    """The log of an earlier build that failed and was not repeated, if there is one."""
+    """Return the log of an earlier build that failed and was not repeated, if there is one."""
     path = build_folder() / LOG
     return path if path.is_file() and built_library() is None else None
 
 
 def build() -> Path:
-    """Compile the kernels, unless another process did so meanwhile; the library's path.
+    """Compile the kernels unless another process has done so, and return the library's path.
 
     Raises:
         KernelError: there is no compiler, or it failed; the text names the log.
@@ -89,7 +88,7 @@ def build() -> Path:
 
 
 def clean() -> int:
-    """Remove every build, for whatever machine; how many there were."""
+    """Remove the builds for all machines, and return their number."""
     folders = [p for p in kernels_folder().glob("torch-*") if p.is_dir()]
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
@@ -112,7 +111,7 @@ def _compile(folder: Path) -> Path:
 
 
 def _run_compiler(compiler: str, library: Path) -> str:
-    """Compile each source by itself, side by side, then link; everything that was said."""
+    """Compile the sources in parallel, link them, and return the output of the compiler."""
     objects, running = [], []
     said = ""
     for source in sorted(SOURCES.glob("*.cpp")):
@@ -165,10 +164,10 @@ def _flags() -> list[str]:
 
 
 def _link_flags() -> list[str]:
-    """Return the options that link against torch's libraries and its OpenMP runtime.
+    """Return the flags that link torch's libraries and its OpenMP runtime, already loaded.
 
-    Both are already loaded. A second OpenMP runtime in the process would start more threads, which
-    compete with torch's for the cores.
+    A second OpenMP runtime in the process would have separate threads, which compete with those of
+    torch for the cores.
     """
     folder = Path(torch.__file__).parent / "lib"
     if sys.platform == "darwin":
@@ -178,7 +177,7 @@ def _link_flags() -> list[str]:
 
 @cache
 def _fingerprint() -> str:
-    """Of the sources, the flags and the machine: 16 hex digits."""
+    """Return a hash of the sources, the flags and the machine, 16 hex digits."""
     digest = hashlib.sha256()
     for source in sorted(SOURCES.iterdir()):
         digest.update(f"{source.name}\0".encode() + source.read_bytes() + b"\0")
@@ -187,13 +186,13 @@ def _fingerprint() -> str:
 
 
 def _machine() -> str:
-    """What kind of processor this is, as finely as instructions differ."""
+    """Describe the processor, including its instruction set."""
     described = f"{sys.platform} {platform.machine()} {platform.processor()}"
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return described
-    # Of the first processor; the clock, which changes, is not among them.
+    # The lines of the first processor, without its clock rate, which changes.
     names = "vendor_id|cpu family|model|model name|flags|Features|CPU implementer|CPU part"
     found = re.findall(rf"^(?:{names})\s*:.*$", text.split("\n\n")[0], re.MULTILINE)
     return "\n".join([described, *found])

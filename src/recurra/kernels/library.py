@@ -27,24 +27,29 @@ _in_forked_child = False
 
 
 def is_available() -> bool:
-    """Whether the kernels can be used; builds them at the first call, which takes some seconds.
+    """Return whether the kernels can be used; the first call builds them, in some seconds.
 
-    Says once, in the log, why they cannot.
+    If they cannot be used, the reason is logged once.
     """
+    return unavailable() is None
+
+
+def unavailable() -> str | None:
+    """Return why the kernels cannot be used, or None if they can; see `is_available`."""
     with _lock:
-        return _try_to_load()
+        return _loading_error()
 
 
 def is_switched_off() -> bool:
-    """Whether RECURRA_KERNELS says that they are not to be used."""
+    """Return whether RECURRA_KERNELS switches the kernels off."""
     return os.environ.get("RECURRA_KERNELS", "").lower() in ("0", "off", "no", "false")
 
 
 def describe() -> str:
-    """What they were built for.
+    """Describe the vectors and the products for which the kernels were built.
 
     Raises:
-        KernelError: they cannot be loaded.
+        KernelError: the kernels cannot be loaded.
     """
     bits = 32 * load().recurra_lanes()
     halves = "products of bf16 pairs" if load().recurra_best_kind() > 1 else "bf16 by rounding"
@@ -52,20 +57,19 @@ def describe() -> str:
 
 
 @cache
-def _try_to_load() -> bool:
-    if is_switched_off():
-        return False
+def _loading_error() -> str | None:
     try:
         load()
     except KernelError as error:
-        _logger.warning("%s; continuing without compiled kernels, which is slower", error)
-        return False
-    return True
+        if not is_switched_off():
+            _logger.warning("%s; continuing without compiled kernels, which is slower", error)
+        return str(error)
+    return None
 
 
 @cache
 def load() -> Any:
-    """The library.
+    """Load the library, building it if necessary.
 
     Raises:
         KernelError: it cannot be built or loaded, or is switched off; a build that failed before
@@ -90,7 +94,7 @@ def load() -> Any:
 
 def _build() -> Any:
     if builder.find_compiler() is None:
-        return builder.build()  # which says so; nothing is begun
+        return builder.build()  # which raises KernelError
     print(
         "building the CPU kernels, once for this machine ...", end="", file=sys.stderr, flush=True
     )
@@ -123,13 +127,12 @@ def _declare(library: Any) -> Any:
             _sign(library, function, POINTER(structure))
     library.recurra_gradient_norm.restype = c_double
     library.recurra_generate.restype = c_int64
+    _sign(library, "cell_layout", c_int32, POINTER(structures.CellLayout))
     _sign(library, "add_rows", c_int32, *[c_int64] * 3, c_void_p, c_void_p, c_int32, c_void_p)
     _sign(library, "transpose", c_int32, c_int64, c_int64, *[c_void_p] * 3)
     _sign(library, "mask", c_int32, c_uint64, c_int32, c_float, c_int64, c_void_p)
     _sign(library, "all_below", c_int64, c_void_p, c_int64, result=c_int32)
     _sign(library, "best_kind", result=c_int32)
-    _sign(library, "saved", c_int32, result=c_int32)
-    _sign(library, "deltas", c_int32, result=c_int32)
     _sign(library, "lanes", result=c_int32)
     _sign(library, "packed_numbers", c_int64, c_int64, c_int64, result=c_int64)
     _sign(library, "spare_numbers", c_int64, c_int64, c_int64, result=c_int64)
@@ -146,10 +149,22 @@ def _sign(library: Any, name: str, *arguments: Any, result: Any = None) -> None:
     function.argtypes, function.restype = arguments, result
 
 
-def threads() -> int:
-    """How many threads a kernel takes: torch's number, and one in a forked process.
+@cache
+def cell_layout(name: str) -> structures.Description:
+    """Return the sizes that the kernels declare for a cell, see `CellLayout`.
 
-    A process that was forked from one with OpenMP threads has none of them, but believes it has.
+    Raises:
+        KernelError: the kernels cannot be loaded.
+    """
+    layout = structures.CellLayout()
+    load().recurra_cell_layout(structures.COMPILED_CELLS[name], ctypes.byref(layout))
+    return layout
+
+
+def threads() -> int:
+    """Return the number of threads of a kernel: that of torch, or one in a forked process.
+
+    A forked process has none of its parent's OpenMP threads, but the runtime assumes them.
     """
     return 1 if _in_forked_child else torch.get_num_threads()
 

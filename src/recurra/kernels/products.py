@@ -1,7 +1,7 @@
 """Matrix products and row operations of the kernels, on tensors.
 
-Operands of products are fp32, or rounded to bf16, which some machines keep as pairs of halves; sums
-and results are fp32. Whatever depends on numbers is called through `do`; see `program.py`.
+Operands of products are fp32, or rounded to bf16, which some machines store as pairs; sums and
+results are fp32. Calls that depend on values are made through `do`, see `recorder.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _BFLOAT16 = torch.empty(0, dtype=torch.bfloat16)
 
 
 def product_kind(dtype: torch.dtype) -> int:
-    """The kernels' number for products in this format; see `Kind` in `source/kernels.h`."""
+    """Return the kind of product for operands of a dtype, see `Kind` in `source/kernels.h`."""
     if dtype == torch.float32:
         return SINGLE
     kind: int = library.load().recurra_best_kind()
@@ -28,13 +28,13 @@ def product_kind(dtype: torch.dtype) -> int:
 
 
 def take_operand(workspace: Workspace, kind: int, name: str, *shape: int, like: Tensor) -> Tensor:
-    """Memory for operands of this kind; `like` is fp32."""
+    """Return a buffer for operands of a kind; `like` is fp32."""
     halves = kind not in (SINGLE, _ROUNDED)
     return workspace.take(name, *shape, like=_BFLOAT16 if halves else like)
 
 
 def as_operand(kind: int, matrix: Tensor, workspace: Workspace, do: Do) -> Tensor:
-    """The same numbers as operands of this kind: rounded, or as they are."""
+    """Return a matrix as operands of a kind: rounded or unchanged."""
     if kind == SINGLE:
         return matrix
     operand = take_operand(workspace, kind, "operand", *matrix.shape, like=matrix)
@@ -47,10 +47,10 @@ def as_operand(kind: int, matrix: Tensor, workspace: Workspace, do: Do) -> Tenso
 
 
 def check_ids(ids: Tensor, limit: int) -> None:
-    """The kernels take ids on trust.
+    """Check that all ids are valid, because the kernels do not check.
 
     Args:
-        ids: int64, dense.
+        ids: int64, contiguous.
 
     Raises:
         IndexError: one of them is negative, or `limit` or more.
@@ -60,7 +60,7 @@ def check_ids(ids: Tensor, limit: int) -> None:
 
 
 def transpose(matrix: Tensor, out: Tensor, bias: Tensor | None = None) -> None:
-    """out (n, m) = matrix' of (m, n), plus bias (m,); all dense."""
+    """Write out (n, m) = matrix' of (m, n), plus bias (m,); all contiguous."""
     library.load().recurra_transpose(
         library.threads(),
         *matrix.shape,
@@ -71,12 +71,12 @@ def transpose(matrix: Tensor, out: Tensor, bias: Tensor | None = None) -> None:
 
 
 def add_rows(ids: Tensor, rows: Tensor, table: Tensor) -> None:
-    """table[ids[r]] += rows[r], in the order of the rows.
+    """Add each row to a row of a table: table[ids[r]] += rows[r], in the order of the rows.
 
     Args:
-        ids: N ids in all, checked before.
-        rows: (N, W), fp32 or bf16, rows may lie further apart.
-        table: (V, W), dense.
+        ids: N valid ids.
+        rows: (N, W), fp32 or bf16, with any row stride.
+        table: (V, W), contiguous.
     """
     library.load().recurra_add_rows(
         library.threads(),
@@ -92,9 +92,9 @@ def add_rows(ids: Tensor, rows: Tensor, table: Tensor) -> None:
 def gradient_product(
     kind: int, left: Tensor, right: Tensor, out: Tensor, workspace: Workspace, do: Do
 ) -> None:
-    """out = left' right: a gradient summed over all rows of both.
+    """Write out = left' right: a weight gradient, summed over all rows.
 
-    `left` holds operands of this kind, `right` fp32; columns of wider rows will do.
+    `left` has operands of this kind, `right` fp32 numbers; both may be columns of wider matrices.
     """
     threads, kernels = library.threads(), library.load()
     numbers = kernels.recurra_transposed_numbers(threads, len(left), right.shape[1])
@@ -122,10 +122,10 @@ def dense_product(
     do: Do,
     bias: Tensor | None = None,
 ) -> None:
-    """out = left right + bias, row by row.
+    """Write out = left right + bias.
 
-    `left` (N, K) holds fp32 numbers or operands of this kind, `right` (K, M) is a dense tensor or
-    the transpose of one, `out` is dense.
+    `left` (N, K) has fp32 numbers or operands of this kind, `right` (K, M) is contiguous or the
+    transpose of a contiguous tensor, `out` is contiguous.
     """
     threads, kernels = library.threads(), library.load()
     depth, width = right.shape

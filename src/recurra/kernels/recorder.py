@@ -1,8 +1,8 @@
 """Record a sequence of calls and replay it.
 
-Between two training steps only numbers change: the same functions are called with the same memory.
-Recorded, they cost no more than their own time; to decide on them anew costs a small model as
-long as its arithmetic. CUDA graphs do the same for a GPU.
+Training steps of one shape call the same functions on the same memory; only values change.
+Replaying a recording skips the Python code around the calls, which for a small model takes as long
+as its arithmetic. CUDA graphs do the same on a GPU.
 """
 
 from __future__ import annotations
@@ -12,30 +12,27 @@ from functools import partial
 from typing import Any
 
 Do = Callable[..., None]
-"""do(function, *arguments, **options): calls the function, whose result is not needed."""
+"""A function that is called as do(function, *arguments, **options) and makes that call."""
 
 
 def at_once(function: Callable[..., Any], *arguments: Any, **options: Any) -> None:
-    """Call it, and forget it."""
+    """Call the function without recording the call."""
     function(*arguments, **options)
 
 
 class Program:
-    """What was called through it, in that order.
-
-    Holds the arguments, and so the memory they point to.
-    """
+    """A recorded sequence of calls; it keeps their arguments alive."""
 
     def __init__(self) -> None:
         self._calls: list[Callable[[], Any]] = []
 
     def do(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> None:
-        """Call it, and remember the call if it succeeds."""
+        """Call the function, and record the call if it succeeds."""
         call = partial(function, *arguments, **options)
         call()
         self._calls.append(call)
 
     def run(self) -> None:
-        """The same calls again."""
+        """Replay the calls."""
         for call in self._calls:
             call()

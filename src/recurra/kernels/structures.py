@@ -1,8 +1,8 @@
-"""The structures and enumerations of `source/kernels.h`, read from the header.
+"""The structures of `source/kernels.h` and the cells of `source/cells.h`, read from the headers.
 
-The header is their only description: ctypes structures are built from it when this module is
-imported. The library is compiled from the same header and is named after its hash, so names, order
-and types of the fields cannot differ.
+The headers are their only description: ctypes structures are built from them when this module is
+imported. The library is compiled from the same headers and is named after their hash, so names,
+order and types of the fields, and the order of the cells, cannot differ.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 HEADER = Path(__file__).parent / "source" / "kernels.h"
+CELLS_HEADER = HEADER.with_name("cells.h")
 
 _SCALARS: dict[str, Any] = {
     "int32_t": ctypes.c_int32,
@@ -54,22 +55,18 @@ def read_structures(header: str) -> dict[str, type[Description]]:
 
 
 def read_enumerations(header: str) -> dict[str, dict[str, int]]:
-    """Return the members of every `enum` of a header, which are numbered from 0.
-
-    The members of an enumeration made from a table, `enum Cell { RECURRA_CELLS(...) }`, are the
-    first columns of the table's rows.
-    """
-    plain = _without_comments(header)
-    tables = {
-        name: re.findall(r"ROW\((\w+)", rows)
-        for name, rows in re.findall(r"^#define (\w+)\(ROW\) (.*?[^\\\\])$", plain, _FLAGS)
+    """Return the members of every `enum` of a header, which are numbered from 0."""
+    found = re.findall(r"^enum (\w+) : int32_t \{([^}]*)\};", _without_comments(header), _FLAGS)
+    return {
+        name: {member.strip(): value for value, member in enumerate(body.split(","))}
+        for name, body in found
     }
-    found = {}
-    for name, body in re.findall(r"^enum (\w+) : int32_t \{([^}]*)\};", plain, _FLAGS):
-        table = re.fullmatch(r"\s*(\w+)\(\w+\)\s*", body)
-        members = tables[table[1]] if table else [member.strip() for member in body.split(",")]
-        found[name] = {member: value for value, member in enumerate(members)}
-    return found
+
+
+def read_cells(header: str) -> dict[str, int]:
+    """Return the number of every cell in the list `RECURRA_CELLS` of a header, by name."""
+    names: list[str] = re.findall(r'\bCELL\("([^"]+)",', _without_comments(header))
+    return {name: number for number, name in enumerate(names)}
 
 
 _FLAGS = re.MULTILINE | re.DOTALL
@@ -104,6 +101,10 @@ def _ctype(kind: str, stars: int, known: dict[str, type[Description]]) -> Any:
 STRUCTURES = read_structures(HEADER.read_text("utf-8"))
 ENUMERATIONS = read_enumerations(HEADER.read_text("utf-8"))
 
+COMPILED_CELLS = read_cells(CELLS_HEADER.read_text("utf-8"))
+"""The number of each cell that the kernels have, by its name in `config/cells.py`."""
+
+CellLayout: type[Description] = STRUCTURES["CellLayout"]
 Layer: type[Description] = STRUCTURES["Layer"]
 GradientProduct: type[Description] = STRUCTURES["GradientProduct"]
 DenseProduct: type[Description] = STRUCTURES["DenseProduct"]

@@ -23,14 +23,14 @@ from recurra.recurrence.precision import product
 
 
 def logits(hidden: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
-    """(..., H) to (..., V), with the product in `dtype`."""
+    """Return the logits, (..., H) to (..., V), with the product in `dtype`."""
     return product(hidden, weight, dtype) + bias
 
 
 def cross_entropy(
     hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """Mean nats per target.
+    """Return the mean cross-entropy in nats per target.
 
     Args:
         hidden: (N, H).
@@ -45,7 +45,7 @@ def cross_entropy(
 def compiled_cross_entropy(
     hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """As `cross_entropy`, by the compiled kernel; fp32 tensors on a CPU.
+    """Return `cross_entropy` by the compiled kernel, for fp32 tensors on a CPU.
 
     Raises:
         ConfigError: tensors of another kind, or of shapes that do not fit.
@@ -66,7 +66,7 @@ def compiled_cross_entropy(
 
 
 class OutputGradients(NamedTuple):
-    """The gradients of hidden (N, H), weight (V, H) and bias (V,); dense."""
+    """The gradients of hidden (N, H), weight (V, H) and bias (V,); contiguous."""
 
     hidden: Tensor
     weight: Tensor
@@ -74,8 +74,10 @@ class OutputGradients(NamedTuple):
 
 
 class OutputTrace(NamedTuple):
-    """What the forward pass leaves: the gradients of the logits, (N, padded V), as operands of the
-    products behind, and of the bias, (V,)."""
+    """The result of the forward pass, which the backward pass reads.
+
+    The gradients of the logits, (N, padded V), as operands of products, and of the bias, (V,).
+    """
 
     logits: Tensor
     bias: Tensor
@@ -83,13 +85,13 @@ class OutputTrace(NamedTuple):
 
 @dataclass(frozen=True)
 class OutputPasses:
-    """Both passes of the compiled output layer.
+    """Forward and backward pass of the compiled output layer.
 
     Args:
-        dtype: number format of the products' operands, fp32 or bf16.
-        workspace: where memory comes from.
-        results: the same for what is returned.
-        do: how the calls are made.
+        dtype: dtype of the products' operands, fp32 or bf16.
+        workspace: the source of buffers.
+        results: the source of the tensors that are returned.
+        do: the function that makes each call, at once or recorded.
     """
 
     dtype: torch.dtype
@@ -100,7 +102,7 @@ class OutputPasses:
     def forward(
         self, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor
     ) -> tuple[Tensor, OutputTrace]:
-        """The loss; arguments as in `cross_entropy`, all contiguous fp32.
+        """Return the loss and what the backward pass reads; all arguments contiguous fp32.
 
         Raises:
             ConfigError: not as many targets as rows.
@@ -146,7 +148,7 @@ class OutputPasses:
         gradient_product(layer.kind, left, hidden, gradients.weight, self.workspace, self.do)
 
     def _describe(self, hidden: Tensor, weight: Tensor) -> structures.Description:
-        """What both passes need."""
+        """Return the arguments that both passes need."""
         threads = library.threads()
         vocabulary, units = weight.shape
         numbers = library.load().recurra_output_numbers(threads, units, vocabulary)
@@ -193,8 +195,8 @@ class _CrossEntropy(torch.autograd.Function):
 def _backward_with_graph(
     ctx: Any, grad_loss: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """The same gradients by the plain form, with a graph, for second derivatives."""
-    # Aliases, so that a way from one of them to another outside this layer is not counted twice.
+    """Return the gradients by the plain form, with a graph, for second derivatives."""
+    # With aliases, a path between two of them outside this layer does not count twice.
     given = (hidden.view_as(hidden), weight.view_as(weight), bias.view_as(bias))
     needed = ctx.needs_input_grad[1:4]
     wanted = [tensor for tensor, need in zip(given, needed, strict=True) if need]

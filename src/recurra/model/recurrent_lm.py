@@ -1,7 +1,7 @@
 """`RecurrentLM`: maps token ids and a state to logits and a state.
 
-Embedding or one-hot, stacked recurrent layers, one linear output layer. Knows neither text nor
-training; the state is explicit, nothing hides it between calls.
+Embedding or one-hot input, stacked recurrent layers, and one linear output layer. The state is an
+argument and a result of every call.
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ from torch import Tensor, nn
 
 from recurra.config import ModelConfig
 from recurra.io.tensors import TensorSpec
+from recurra.kernels import library
 from recurra.model import output_layer
 from recurra.model.residual import BlockParameters, block_shapes, run_blocks
+from recurra.recurrence.backends import Requirements, find_backend
 from recurra.recurrence.cells import NUM_OF_TORCH, LayerParameters, State, find_cell
 from recurra.recurrence.dropout import NO_DROPOUT, Dropout, Rows, Zoneout
 from recurra.recurrence.layer import choose_backend, run_stack
+from recurra.recurrence.precision import find_precision
 
 _LAYER_NAMES = LayerParameters._fields[:NUM_OF_TORCH]
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of each parameter of a `RecurrentLM`, in their order."""
+    """Return the shape of each parameter of a `RecurrentLM`, in their order."""
     cell = find_cell(config.cell)
     vocab, hidden, width = config.vocab_size, config.hidden_size, config.embedding_size
     shapes: dict[str, tuple[int, ...]] = {"embedding": (vocab, width)} if width else {}
@@ -33,7 +36,7 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         inputs = hidden if layer else width or vocab
         shapes[f"weight_ih_l{layer}"] = (gates, inputs)
         shapes[f"bias_ih_l{layer}"] = (gates,)
-        if cell.traits.reads_state:
+        if cell.reads_state:
             shapes[f"weight_hh_l{layer}"] = (gates, hidden)
             shapes[f"bias_hh_l{layer}"] = (gates,)
         extra = cell.extra_shapes(hidden, inputs)
@@ -48,7 +51,7 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def parameter_specs(config: ModelConfig) -> dict[str, TensorSpec]:
-    """What a file must hold of each parameter; nothing of that size is made."""
+    """Return dtype and shape of each parameter in a file, without allocating any."""
     shapes = parameter_shapes(config)
     return {name: TensorSpec(torch.float32, shape) for name, shape in shapes.items()}
 
@@ -80,52 +83,58 @@ class RecurrentLM(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters lie."""
+        """The device of the parameters."""
         return self.head_bias.device
 
     @property
     def num_parameters(self) -> int:
-        """How many numbers are learned."""
+        """The number of trainable values."""
         return sum(p.numel() for p in self.parameters())
 
     @property
     def backend(self) -> str:
-        """The backend that computes the recurrence here: `auto` resolved."""
+        """The backend of the recurrent layers, with `auto` resolved."""
         return self.backend_for(1.0)
 
     def backend_for(self, recurrent_gradient_scale: float) -> str:
-        """The same where gradients are scaled on their way back; see `layer.run`."""
+        """Return the backend for a gradient scale, see `layer.run`."""
         if self.config.backend != "auto":
             return self.config.backend
-        if self.config.zoneout:
-            return "reference"
-        return choose_backend(self.config.cell, self.device, recurrent_gradient_scale)
+        return choose_backend(self._requirements(recurrent_gradient_scale))
 
-    def kernels_unsupported(self) -> str | None:
-        """Return why the compiled kernels cannot compute the whole model, or None if they can."""
+    def _requirements(self, recurrent_gradient_scale: float = 1.0) -> Requirements:
+        return Requirements(
+            find_cell(self.config.cell),
+            self.device,
+            self.head_bias.dtype,
+            recurrent_gradient_scale,
+            has_zoneout=self.config.zoneout > 0.0,
+        )
+
+    def compiled_unsupported(self) -> str | None:
+        """Return why the compiled kernels cannot compute the whole model, or None if they can.
+
+        Builds the kernels if nothing else prevents their use; see `library.is_available`.
+        """
         config = self.config
-        if self.device.type != "cpu":
-            return f"the compiled kernels compute on a CPU, and the model is on {self.device}"
+        if config.backend not in ("auto", "native"):
+            return f"the backend is set to {config.backend}"
+        if (reason := find_backend("native").unsupported(self._requirements())) is not None:
+            return reason
+        if not find_cell(config.cell).reads_state:
+            return f"the compiled step needs a cell whose gates read the state, not {config.cell}"
         if config.residual:
             return "the compiled kernels have no residual blocks"
-        if config.zoneout:
-            return "the compiled kernels have no zoneout"
-        if config.traits.kernel is None:
-            return f"the compiled kernels have no {config.cell} cell"
-        if self.backend != "native":
-            is_chosen = config.backend != "auto"
-            reason = f"the backend is {config.backend}" if is_chosen else "they are not available"
-            return f"the compiled kernels are not used: {reason}"
         for name, parameter in self.named_parameters():
-            if parameter.dtype != torch.float32:
-                return f"the compiled kernels compute in fp32, and {name} is {parameter.dtype}"
+            if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
+                return f"{name} is {parameter.dtype} on {parameter.device}, not fp32 on the CPU"
             if not parameter.is_contiguous():
-                return f"the compiled kernels need dense tensors, and {name} is not contiguous"
-        return None
+                return f"{name} is not contiguous"
+        return library.unavailable()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw the first weights as `config.init` says, from torch's global generator."""
+        """Initialize the weights by `config.init`, from torch's global generator."""
         bound = 1.0 / math.sqrt(self.config.hidden_size)
         cell = find_cell(self.config.cell)
         extra = cell.extra_shapes(self.config.hidden_size, 1)
@@ -150,7 +159,7 @@ class RecurrentLM(nn.Module):
             self._set_gate_biases(layer)
 
     def _set_gate_biases(self, layer: int) -> None:
-        """What `forget_bias` and `chrono` say of the first biases of an LSTM's gates."""
+        """Apply `forget_bias` and `chrono` to the biases of a layer."""
         units, config = self.config.hidden_size, self.config
         forget = slice(units, 2 * units)
         if config.forget_bias:
@@ -161,7 +170,7 @@ class RecurrentLM(nn.Module):
             getattr(self, f"bias_hh_l{layer}")[: 2 * units] = torch.cat([-spans, spans])
 
     def layers(self) -> list[LayerParameters]:
-        """The parameters of each recurrent layer, the lowest first."""
+        """Return the parameters of each recurrent layer, the lowest first."""
         return [self._layer(index) for index in range(self.config.num_layers)]
 
     def _block(self, index: int) -> BlockParameters:
@@ -177,7 +186,7 @@ class RecurrentLM(nn.Module):
         return LayerParameters.from_torch(of_torch)._replace(extra=extra or None)
 
     def zero_state(self, batch_size: int) -> State:
-        """The state before anything was read: (h,) or (h, c), each (L, B, H); () without one."""
+        """Return the state before the first token: (h,) or (h, c), each (L, B, H); or ()."""
         shape = (self.config.num_layers, batch_size, self.config.hidden_size)
         num_states = find_cell(self.config.cell).num_states
         return tuple(self.head_bias.new_zeros(shape) for _ in range(num_states))
@@ -190,16 +199,16 @@ class RecurrentLM(nn.Module):
         recurrent_gradient_scale: float = 1.0,
         rows: Rows | None = None,
     ) -> tuple[Tensor, State]:
-        """The top layer's outputs, time first.
+        """Return the outputs of the top layer, time first.
 
         Args:
             ids: (B, T) int64.
-            state: as `zero_state` gives it; None is zero.
+            state: in the form of `zero_state`; None is zero.
             recurrent_gradient_scale: see `layer.run`.
             rows: see `layer.run_stack`.
 
         Returns:
-            (T, B, H), some of it dropped in training, and the state after the last step.
+            (T, B, H), with dropout in training, and the state after the last step.
         """
         inputs = ids.t()
         if self.config.embedding_size:
@@ -222,7 +231,7 @@ class RecurrentLM(nn.Module):
 
     @property
     def dropout(self) -> Dropout:
-        """What is dropped now: nothing but in training."""
+        """The dropout probabilities; all zero in evaluation mode."""
         config = self.config
         if not self.training:
             return NO_DROPOUT
@@ -231,29 +240,29 @@ class RecurrentLM(nn.Module):
         )
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """The output layer: (..., H) to (..., V)."""
+        """Apply the output layer: (..., H) to (..., V)."""
         return output_layer.logits(hidden, self.output_weight, self.head_bias, self.product_dtype)
 
     @property
     def output_weight(self) -> Tensor:
-        """(V, H), of the output layer."""
+        """The weight of the output layer, (V, H)."""
         return self.embedding if self.config.tie_weights else self.head_weight
 
     @property
     def product_dtype(self) -> torch.dtype:
-        """Number format of the products' operands."""
-        return torch.bfloat16 if self.config.precision == "bf16" else self.head_bias.dtype
+        """The dtype of the operands of products."""
+        return find_precision(self.config.precision).product_dtype(self.head_bias.dtype)
 
     def initial_logits(self, batch_size: int = 1) -> Tensor:
-        """(B, V): the output layer on the zero state, the guess when nothing was read yet."""
+        """Return the logits of the first token, (B, V): the output layer applied to zeros."""
         return self.logits(self.head_bias.new_zeros(batch_size, self.config.hidden_size))
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Logits of the next token after each token of `ids`.
+        """Return the logits of the next token after each token of `ids`.
 
         Args:
             ids: (B, T) int64, T >= 1.
-            state: the state after what came before, as returned earlier; None is zero.
+            state: the state after the previous tokens, as returned earlier; None is zero.
 
         Returns:
             Logits (B, T, V) and the state after the last token.
@@ -270,7 +279,7 @@ class RecurrentLM(nn.Module):
         recurrent_gradient_scale: float = 1.0,
         rows: Rows | None = None,
     ) -> tuple[Tensor, State]:
-        """Mean cross-entropy in nats per token, and the state after the last token.
+        """Return the mean cross-entropy in nats per token, and the state after the last token.
 
         Args:
             ids, targets: (B, T) int64; `targets[b, t]` is what follows `ids[b, t]`.

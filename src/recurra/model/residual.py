@@ -1,6 +1,6 @@
 """Recurrent layers in residual blocks, for deep stacks.
 
-The block is Griffin's (De et al. 2024, arXiv 2402.19427, section 2), but for its convolution:
+The block is that of Griffin (De et al. 2024, arXiv 2402.19427, section 2) without its convolution:
 
     x = x + (cell(u) * gelu(u W_gate')) W_out'      with u = rms(x) * norm
     x = x + (gelu(v W_a') * v W_b') W_feed_out'     with v = rms(x) * feed_norm
@@ -20,14 +20,14 @@ from torch.nn.functional import gelu, rms_norm
 from recurra.recurrence.cells import LayerParameters, State
 from recurra.recurrence.dropout import NO_DROPOUT, Dropout, Rows, drop, drop_weights
 from recurra.recurrence.layer import run
-from recurra.recurrence.precision import product
+from recurra.recurrence.precision import find_precision, product
 
 EXPANSION = 2
 """Width of the feed-forward part, in hidden sizes."""
 
 
 class BlockParameters(NamedTuple):
-    """What a block has beside its recurrent layer.
+    """The parameters of a block beside those of its recurrent layer.
 
     `norm` and `feed_norm` (H,), `gate` and `out` (H, H), `feed_in` (2*E*H, H), `feed_out` (H, E*H)
     with E = `EXPANSION`.
@@ -42,7 +42,7 @@ class BlockParameters(NamedTuple):
 
 
 def block_shapes(units: int) -> dict[str, tuple[int, ...]]:
-    """The shape of each of a block's parameters."""
+    """Return the shape of each parameter of a block."""
     wide = EXPANSION * units
     shapes = ((units,), (units, units), (units, units), (units,), (2 * wide, units), (units, wide))
     return dict(zip(BlockParameters._fields, shapes, strict=True))
@@ -66,14 +66,15 @@ def run_blocks(
 
     Args:
         inputs: (T, B, H) numbers.
-        blocks, final_norm: as `BlockParameters` has them; (H,).
-        dropout: `between` is what is dropped of whatever a block adds, `output` of the result.
+        blocks: the other parameters of each block.
+        final_norm: (H,).
+        dropout: `between` applies to what a block adds, `output` to the result.
         cell, state, layers, backend, rows, precision, options: as in `layer.run_stack`.
 
     Returns:
         Outputs (T, B, H) and the state, each tensor (L, B, H).
     """
-    dtype = torch.bfloat16 if precision == "bf16" else inputs.dtype
+    dtype = find_precision(precision).product_dtype(inputs.dtype)
     if dropout.weight > 0.0:
         layers = drop_weights(layers, dropout.weight)
 

@@ -1,10 +1,10 @@
 """Dropout of layer outputs and of recurrent weights, and zoneout.
 
-A mask holds 0 for what is dropped and 1 / (1 - p) for the rest, so that the mean stays. It is drawn
-anew at every step (Srivastava et al. 2014), or once for all steps of a window ("locked" or
-variational dropout: Gal and Ghahramani 2016). States that are carried are never dropped. Recurrent
-weights are dropped for a whole window (DropConnect: Wan et al. 2013; on W_hh: Merity, Keskar and
-Socher 2018). Zoneout keeps units of the state as they were instead of dropping them.
+A mask is 0 for dropped units and 1 / (1 - p) for the others, which preserves the mean. A new mask
+is drawn at every step (Srivastava et al. 2014), or one for all steps of a window ("locked" or
+variational dropout: Gal and Ghahramani 2016). Carried states are never dropped. Recurrent weights
+are dropped for a whole window (DropConnect: Wan et al. 2013; on W_hh: Merity, Keskar and Socher
+2018). Zoneout keeps units of the state unchanged instead of dropping them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from recurra.recurrence.cells import LayerParameters, State
 
 
 class Rows(NamedTuple):
-    """The rows that are here, of a batch of `total`."""
+    """The rows of this process in a batch of `total` rows."""
 
     own: slice
     total: int
@@ -37,7 +37,7 @@ class Dropout(NamedTuple):
     weight: float = 0.0
 
     def mask_shape(self, steps: int, batch: int, units: int) -> tuple[int, int, int]:
-        """Of a mask for outputs (T, B, H)."""
+        """Return the shape of a mask for outputs (T, B, H)."""
         return (1 if self.locked else steps, batch, units)
 
 
@@ -45,10 +45,14 @@ NO_DROPOUT = Dropout()
 
 
 class Zoneout(NamedTuple):
-    """At each step each unit of a state stays as it was with a probability; where nothing is
-    learned, the mean of both outcomes takes its place (Krueger et al. 2017).
+    """Zoneout: at each step, each unit of a state keeps its value with a probability.
 
-    `draws` selects which; `rows` are as in `layer.run_stack`.
+    Krueger et al. 2017. In evaluation the state is the mean of both outcomes.
+
+    Attributes:
+        probability: the probability of keeping the value.
+        draws: whether to draw the units (training) or to use the mean (evaluation).
+        rows: as in `layer.run_stack`.
     """
 
     probability: float
@@ -56,7 +60,7 @@ class Zoneout(NamedTuple):
     rows: Rows | None = None
 
     def mix(self, before: State, after: State) -> State:
-        """The state that a step leaves, each tensor (B, H)."""
+        """Return the state after a step, each tensor (B, H)."""
         return tuple(self._mix(b, a) for b, a in zip(before, after, strict=True))
 
     def _mix(self, before: Tensor, after: Tensor) -> Tensor:
@@ -88,10 +92,10 @@ def seeds_from(source: Callable[[], Tensor]) -> Iterator[None]:
 
 
 def fill_mask(mask: Tensor, probability: float) -> Tensor:
-    """Draw a mask in place; one number of torch's global generator decides all of it.
+    """Draw a mask in place, from one seed of torch's global generator.
 
-    torch's own `bernoulli_` takes a draw of a slow generator for each number: for the recurrent
-    weights of a large layer that is half as long as the rest of the training step.
+    torch's `bernoulli_` calls a slow generator for each entry: for the recurrent weights of a large
+    layer this takes half as long as the rest of the training step.
     """
     seed = int(torch.randint(2**63 - 1, ())) if _seed_source is None else _seed_source()
     threshold, kept = round(probability * 2**16), 1.0 / (1.0 - probability)
@@ -106,9 +110,10 @@ def fill_mask(mask: Tensor, probability: float) -> Tensor:
 
 
 def _random_bits(seed: int | Tensor, count: int, device: torch.device) -> Tensor:
-    """Sixteen bits for each number, as `kernels/source/mask.cpp` draws them: SplitMix64."""
+    """Return sixteen random bits for each entry, as `kernels/source/mask.cpp`: SplitMix64."""
     places = torch.arange(1, -(-count // 4) + 1, device=device)
-    # torch has no unsigned words: products wrap as they do there, shifts need their sign cut off.
+    # torch has no unsigned integers of 64 bits: products wrap in the same way, but the sign bits
+    # that a right shift copies must be cleared.
     word = seed + places * (0x9E3779B97F4A7C15 - 2**64)
     word = (word ^ (word >> 30) & 2**34 - 1) * (0xBF58476D1CE4E5B9 - 2**64)
     word = (word ^ (word >> 27) & 2**37 - 1) * (0x94D049BB133111EB - 2**64)
@@ -118,8 +123,10 @@ def _random_bits(seed: int | Tensor, count: int, device: torch.device) -> Tensor
 
 
 def drop(outputs: Tensor, probability: float, dropout: Dropout, rows: Rows | None) -> Tensor:
-    """Outputs (T, B, H) with some dropped; with `rows`, by the mask that the whole batch would have
-    drawn."""
+    """Return outputs (T, B, H) with some units dropped.
+
+    With `rows`, the mask is the part of the whole batch's mask for these rows.
+    """
     steps, batch, units = outputs.shape
     total = batch if rows is None else rows.total
     mask = fill_mask(outputs.new_empty(dropout.mask_shape(steps, total, units)), probability)
@@ -127,7 +134,7 @@ def drop(outputs: Tensor, probability: float, dropout: Dropout, rows: Rows | Non
 
 
 def drop_weights(layers: Sequence[LayerParameters], probability: float) -> list[LayerParameters]:
-    """The layers with some of their recurrent weights dropped."""
+    """Return the layers with some of their recurrent weights dropped."""
     return [
         layer
         if layer.weight_hh is None

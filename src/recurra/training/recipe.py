@@ -20,6 +20,8 @@ from recurra.config.optimizers import OPTIMIZERS
 from recurra.data.batches import BatchStream, Ids
 from recurra.kernels import library
 from recurra.model.recurrent_lm import RecurrentLM, parameter_shapes
+from recurra.recurrence.backends import Requirements, find_backend
+from recurra.recurrence.cells import find_cell
 from recurra.report.progress import format_count
 from recurra.runtime.distributed import Processes
 from recurra.training.estimate import seconds_per_step
@@ -42,8 +44,8 @@ UNITS_TIMES_LR, HIGHEST_LR = 384 * 1.2e-2, 1.6e-2
 """The learning rate is one over the size, up to the highest."""
 DECAY_TIMES_SEEN, HIGHEST_DECAY = 12.0, 0.5
 """The weight decay is one over how often a symbol was seen on average, up to the highest."""
-LR_OF_RESIDUAL = 1 / 4
-"""The share of the LSTM's learning rate for residual blocks; cells have theirs in their table."""
+RESIDUAL_LR_FACTOR = 1 / 4
+"""Learning rate of residual blocks relative to that of the LSTM; `CellTraits` has that of cells."""
 WARMUP, CLIP_NORM = 0.1, 0.25
 """Warm-up is long and the clipping threshold low because the learning rates are high: training
 does not recover from early divergence."""
@@ -138,7 +140,7 @@ def _with_size(config: RunConfig, given: Set[str], size: int) -> RunConfig:
     ties = model.vocab_size > LARGEST_ONE_HOT and "embedding_size" not in given
     if "tie_weights" in given:
         ties = model.tie_weights
-    narrow = NARROW_EMBEDDING if model.traits.needs_embedding else 0
+    narrow = NARROW_EMBEDDING if model.traits.changes_inputs else 0
     return _replace(
         config,
         given,
@@ -164,7 +166,7 @@ def _with_rates(config: RunConfig, given: Set[str], times_read: float) -> RunCon
 
 
 def _learning_rate(model: ModelConfig) -> float:
-    share = LR_OF_RESIDUAL if model.residual else model.traits.lr_share
+    share = RESIDUAL_LR_FACTOR if model.residual else model.traits.lr_factor
     return float(f"{share * min(HIGHEST_LR, UNITS_TIMES_LR / model.hidden_size):.2g}")
 
 
@@ -227,8 +229,9 @@ def _reasons(
 
 
 def _has_fast_bf16(model: ModelConfig, device: torch.device) -> bool:
-    is_compiled = model.traits.kernel is not None and not model.residual and not model.zoneout
-    if device.type != "cpu" or not is_compiled or not library.is_available():
+    needs = Requirements(find_cell(model.cell), device, has_zoneout=model.zoneout > 0.0)
+    is_supported = needs.cell.reads_state and find_backend("native").unsupported(needs) is None
+    if not is_supported or model.residual or not library.is_available():
         return False
     kind: int = library.load().recurra_best_kind()
     return kind > 1

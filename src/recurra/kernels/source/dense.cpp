@@ -1,5 +1,5 @@
-// Rows of numbers through a weight, all time steps at once: what the inputs of a layer add to its
-// gates, and what the gates' gradients are to its inputs.
+// Products of all time steps at once: the contribution of a layer's inputs to its gates, and the
+// gradient of the inputs.
 #include "kernels.h"
 #include "product.h"
 

@@ -36,7 +36,7 @@ class Forward {
         for (int64_t unit = share.panels.begin * kPanel; unit < end(share); unit += kLanes)
           P::store_operand(operand(0, b) + unit, load(hidden(0, b) + unit, count(unit)),
                            count(unit));
-      // What lies behind the last unit is multiplied by zero, so it must be a number.
+      // What follows the last unit is multiplied by zero, so it must be finite.
       for (int64_t t = 0; t <= l_.steps; t++)
         for (int64_t b = share.rows.begin; b < share.rows.end; b++)
           for (int64_t unit = l_.units; unit < width_; unit++) operand(t, b)[unit] = 0;
@@ -83,9 +83,9 @@ class Forward {
       int64_t source = l_.ids ? l_.ids[row] : row;
       ForwardRow at{};
       at.projected = l_.projected + source * C::kGates * l_.units + unit;
-      at.bias_hn = l_.bias_hn ? l_.bias_hn + unit : nullptr;
+      at.inner_bias = l_.inner_bias ? l_.inner_bias + unit : nullptr;
       at.hidden_before = hidden(t, b) + unit;
-      if (C::kHasCells) {
+      if (kHasCells<C>) {
         at.cells_before = l_.cells + row * l_.units + unit;
         at.cells = l_.cells + (row + l_.batch) * l_.units + unit;
       }

@@ -1,5 +1,5 @@
-// Generation, token by token, inside one parallel region: the layers, the output layer,
-// the choice, and again. Threads that share rows wait for each other after each of these.
+// Generation, token by token, inside one parallel region: the layers, the output layer and the
+// choice of a token. Threads that share rows synchronize after each of these.
 #include <vector>
 
 #include "forward.h"
@@ -26,7 +26,7 @@ class Writer {
 
   int64_t units() const { return g_.layers[0].units; }
 
-  // Steps until a logit was not a number; all where none was.
+  // Returns the number of steps before a logit that is not finite.
   int64_t run() {
     std::vector<Group> groups(kMostThreads);
     for (Group& group : groups) group.done = g_.layers[0].steps;
@@ -161,17 +161,16 @@ class Writer {
 
 template <class P>
 int64_t write(const Generation& g) {
-#define RECURRA_WRITE(number, type) \
-  case number: return Writer<type, P>(g).run();
-  switch (g.layers[0].cell) { RECURRA_CELLS(RECURRA_WRITE) }
-#undef RECURRA_WRITE
-  return 0;
+  int64_t steps = 0;
+  with_cell(g.layers[0].cell, [&](auto cell) { steps = Writer<decltype(cell), P>(g).run(); });
+  return steps;
 }
 
 }  // namespace
 }  // namespace recurra
 
-// Writes ids until T steps are done or a logit is no number; the steps that are good.
+// Writes ids until T steps are done or a logit is not finite, and returns the number of valid
+// steps.
 RECURRA_EXPORT int64_t recurra_generate(const recurra::Generation* generation) {
   using namespace recurra;
   switch (generation->layers[0].kind) {

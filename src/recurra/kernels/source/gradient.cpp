@@ -13,7 +13,7 @@ double imbalance(int64_t items, int threads) {
 }
 
 // c = a' b, where a has `rows` rows of `m` columns and b of `n`. Either a's blocks go over the
-// threads, and b's panels are packed by all of them together; or, where a has too few, b's panels.
+// threads, and all of them pack b's panels together; or, if a has too few blocks, b's panels do.
 template <class P>
 void multiply_transposed(const GradientProduct& g) {
   auto* a = static_cast<const typename P::Operand*>(g.a);
@@ -150,7 +150,7 @@ RECURRA_EXPORT void recurra_transpose(int32_t threads, int64_t rows, int64_t col
   }
 }
 
-// Whether `count` ids all lie within [0, limit): what follows them takes that on trust.
+// Returns whether `count` ids are all within [0, limit); other kernels do not check.
 RECURRA_EXPORT int32_t recurra_all_below(int64_t count, const int64_t* ids, int64_t limit) {
   bool all = true;
   for (int64_t i = 0; i < count; i++) all &= uint64_t(ids[i]) < uint64_t(limit);

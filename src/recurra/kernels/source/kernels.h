@@ -1,9 +1,8 @@
 // Arguments of the kernels: sizes and pointers. `kernels/structures.py` reads this header, so each
 // field is a scalar or a pointer, and each enumeration counts from 0.
 //
-// T steps, B rows, H units, G gates. All tensors are dense and time comes first. S is the number of
-// values saved per unit and step: none for the plain RNN, whose derivative follows from h; r, z, n
-// and h_n for the GRU; i, f, g and o for the LSTM.
+// T steps, B rows, H units. All tensors are dense and time comes first. Of a cell, see `cell.h`:
+// G gates, of them I inner gates, S values saved per unit and step, D deltas.
 #pragma once
 
 #include <cstdint>
@@ -12,43 +11,37 @@
 
 namespace recurra {
 
-// Every compiled cell: its number, and its type in cells.h.
-#define RECURRA_CELLS(ROW) \
-  ROW(kTanh, Elman<false>) \
-  ROW(kRelu, Elman<true>)  \
-  ROW(kGru, Gru)           \
-  ROW(kLstm, Lstm)
-
-#define RECURRA_NUMBER(number, type) number,
-enum Cell : int32_t { RECURRA_CELLS(RECURRA_NUMBER) };
-#undef RECURRA_NUMBER
-
 enum Kind : int32_t { kSingle, kRounded, kPairs, kTiles };
 
+// What the struct of a cell declares.
+struct CellLayout {
+  int32_t gates, states, saved, inner_gates, deltas;
+};
+
 struct Layer {
-  int32_t cell, kind;
+  int32_t cell, kind;  // cell: the place in `RECURRA_CELLS`
   int32_t threads;
   int64_t steps, batch, units;
   float recurrent_scale;  // of every gradient that passes to the step before
   int32_t reserved;
 
-  const float* weight_hh;  // (G*H, H)
-  const float* bias_hn;    // (H,) of the GRU, or null
-  const int64_t* ids;      // (T, B), or null where `projected` has a row for each step
-  const float* projected;  // (V, G*H) with ids, otherwise (T, B, G*H): x W_ih' + biases
-  float* hidden;           // (T+1, B, H), the first filled by the caller
-  void* hidden_operand;    // (T+1, B, operand width of H): h rounded for the product; null for fp32
-  float* cells;            // (T+1, B, H) of the LSTM, the first filled by the caller
-  float* saved;            // (T, B, S*H), or null where nothing is saved
+  const float* weight_hh;   // (G*H, H)
+  const float* inner_bias;  // (I*H,): b_hh of the inner gates, or null
+  const int64_t* ids;       // (T, B), or null where `projected` has a row for each step
+  const float* projected;   // (V, G*H) with ids, otherwise (T, B, G*H): x W_ih' + biases
+  float* hidden;            // (T+1, B, H), the first filled by the caller
+  void* hidden_operand;  // (T+1, B, operand width of H): h rounded for the product; null for fp32
+  float* cells;          // (T+1, B, H) with two states, the first filled by the caller
+  float* saved;          // (T, B, S*H), or null where nothing is saved
 
   const float* grad_outputs;  // (T, B, H)
   const float* grad_hidden;   // (B, H), of the final state
-  const float* grad_cells;    // (B, H) of the LSTM
-  float* deltas;        // (T, B, D*H), D = 1 for RNN, else 4; null where only the next is used
-  void* delta_operand;  // (T, B, operand width of D*H): deltas rounded; null for fp32
-  float* grad_bias;     // (D*H,)
-  float* grad_initial;  // (B, H)
-  float* grad_initial_cells;  // (B, H) of the LSTM
+  const float* grad_cells;    // (B, H) with two states
+  float* deltas;              // (T, B, D*H); null if the products read rounded deltas
+  void* delta_operand;        // (T, B, operand width of D*H): deltas rounded; null for fp32
+  float* grad_bias;           // (D*H,)
+  float* grad_initial;        // (B, H)
+  float* grad_initial_cells;  // (B, H) with two states
 
   void* packed;  // the weight, `recurra_packed_numbers` of it
   float* spare;  // `recurra_spare_numbers` of it
@@ -107,7 +100,7 @@ struct Update {
   float* const* first;   // momentum, or Adam's mean of gradients; null for SGD without momentum
   float* const* second;  // Adam's mean of squared gradients
   const float* decays;   // weight decay of each parameter
-  float factor;          // of every gradient: what clipping leaves of it
+  float factor;          // of every gradient: the factor of clipping
   float lr;
   float momentum;
   float beta2, epsilon;
@@ -122,8 +115,8 @@ struct Generation {
   int32_t packs;  // the weights are not packed yet, or have changed
   int32_t greedy;
   const Layer* layers;
-  // What a layer without ids reads: the layer below, or the embedding's row of the token. Null for
-  // a layer with ids; so are its bias and what is packed.
+  // A layer without ids reads the layer below, or the embedding of the token. The next four are
+  // null for a layer with ids.
   const float* const* weights_ih;  // (G*H, I)
   const float* const* biases;      // (G*H,): those that can be added in advance
   void* const* packed_ih;          // `recurra_packed_numbers` of it

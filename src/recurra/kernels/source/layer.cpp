@@ -1,5 +1,4 @@
-// One layer forward and backward through time. The loop over time stands inside one parallel
-// region.
+// One layer forward and backward through time. The loop over time is inside one parallel region.
 #include "forward.h"
 
 namespace recurra {
@@ -10,22 +9,23 @@ struct Stretch {
   int64_t delta, weight, depth;  // in units
 };
 
-template <class C>
+template <class C, bool kHasInnerGates = (C::kInnerGates > 0)>
 struct Stretches {
   static constexpr Stretch at[] = {{0, 0, C::kGates}};
 };
 
-// The GRU's third delta is the inputs' alone; its fourth is what h_n got.
-template <>
-struct Stretches<Gru> {
-  static constexpr Stretch at[] = {{0, 0, 2}, {3, 2, 1}};
+// The deltas of inner gates are those of the inputs; those of their recurrent parts come last.
+template <class C>
+struct Stretches<C, true> {
+  static constexpr int kOuterGates = C::kGates - C::kInnerGates;
+  static constexpr Stretch at[] = {{0, 0, kOuterGates}, {C::kGates, kOuterGates, C::kInnerGates}};
 };
 
 template <class C, class P>
 class Backward {
  public:
   explicit Backward(const Layer& layer)
-      : l_(layer), width_(operand_width(C::kDeltas * layer.units, layer.units)) {
+      : l_(layer), width_(operand_width(kDeltas<C> * layer.units, layer.units)) {
     for (const Stretch& stretch : Stretches<C>::at)
       panel_size_ += P::panel_size(stretch.depth * l_.units);
   }
@@ -44,33 +44,33 @@ class Backward {
 
   void prepare(const Share& share) {
     Range units = units_of(share);
-    for (int delta = 0; delta < C::kDeltas; delta++)
+    for (int delta = 0; delta < kDeltas<C>; delta++)
       std::fill_n(bias(share.group, units.begin, delta), units.size(), 0.0f);
-    if constexpr (C::kHasCells)
+    if constexpr (kHasCells<C>)
       for (int64_t b = share.rows.begin; b < share.rows.end; b++)
         std::copy_n(l_.grad_cells + b * l_.units + units.begin, units.size(),
                     carried(b) + units.begin);
     if constexpr (P::kCopiesOperand)
       for (int64_t t = 0; t < l_.steps; t++)
         for (int64_t b = share.rows.begin; b < share.rows.end; b++)
-          for (int64_t i = C::kDeltas * l_.units; i < width_; i++) operand(t, b)[i] = 0;
+          for (int64_t i = kDeltas<C> * l_.units; i < width_; i++) operand(t, b)[i] = 0;
   }
 
-  // From the last step back to the first; step -1 makes the gradient of the initial state.
+  // Called from the last step to the first; step -1 computes the gradient of the initial state.
   void step(const Share& share, int64_t t) {
     for (int64_t panel = share.panels.begin; panel < share.panels.end; panel++)
       for (int64_t b = share.rows.begin; b < share.rows.end; b += kChunk)
         chunk(share, t, panel, b, int(std::min<int64_t>(kChunk, share.rows.end - b)));
   }
 
-  // The bias gradients of all groups of rows, summed in their order.
+  // Sums the bias gradients of all groups of rows in their order.
   void finish(int groups) {
-    for (int64_t i = 0; i < C::kDeltas * l_.units; i++) {
+    for (int64_t i = 0; i < kDeltas<C> * l_.units; i++) {
       float total = 0;
       for (int group = 0; group < groups; group++) total += bias(group, i, 0)[0];
       l_.grad_bias[i] = total;
     }
-    if constexpr (C::kHasCells) std::copy_n(carried(0), l_.batch * l_.units, l_.grad_initial_cells);
+    if constexpr (kHasCells<C>) std::copy_n(carried(0), l_.batch * l_.units, l_.grad_initial_cells);
   }
 
  private:
@@ -100,7 +100,7 @@ class Backward {
   INLINE void rows_of(const Share& share, int64_t t, int64_t first_row, int rows, int64_t unit,
                       int count, const float* product) {
     const Spot spot{l_.units, count};
-    Vec sums[C::kDeltas] = {};
+    Vec sums[kDeltas<C>] = {};
     for (int r = 0; r < rows; r++) {
       int64_t b = first_row + r;
       Vec grad = from_later(spot, b, unit, product ? product + r * kPanel : nullptr);
@@ -110,28 +110,28 @@ class Backward {
       }
       int64_t row = t * l_.batch + b;
       grad += spot.read(l_.grad_outputs + row * l_.units + unit);
-      Vec deltas[C::kDeltas];
+      Vec deltas[kDeltas<C>];
       C::backward(spot, spot_of(row, b, unit), grad, l_.recurrent_scale, deltas);
-      for (int delta = 0; delta < C::kDeltas; delta++) {
+      for (int delta = 0; delta < kDeltas<C>; delta++) {
         sums[delta] += deltas[delta];
         int64_t place = delta * l_.units + unit;
-        if (l_.deltas) spot.write(l_.deltas + row * C::kDeltas * l_.units + place, deltas[delta]);
+        if (l_.deltas) spot.write(l_.deltas + row * kDeltas<C> * l_.units + place, deltas[delta]);
         if constexpr (P::kCopiesOperand)
           P::store_operand(operand(t, b) + place, deltas[delta], count);
       }
     }
     if (t < 0) return;
-    for (int delta = 0; delta < C::kDeltas; delta++) {
+    for (int delta = 0; delta < kDeltas<C>; delta++) {
       float* to = bias(share.group, unit, delta);
       store(to, load(to, count) + sums[delta], count);
     }
   }
 
-  // What reaches h_t from the steps behind it.
+  // The gradient that reaches h_t from later steps.
   Vec from_later(const Spot& spot, int64_t b, int64_t unit, const float* product) const {
     if (!product) return spot.read(l_.grad_hidden + b * l_.units + unit);
     Vec grad = splat(l_.recurrent_scale) * load(product);
-    if (C::kCarries && !C::kHasCells) grad += spot.read(carried(b) + unit);
+    if (C::kCarries && !kHasCells<C>) grad += spot.read(carried(b) + unit);
     return grad;
   }
 
@@ -139,7 +139,7 @@ class Backward {
     BackwardRow at{};
     at.hidden_before = l_.hidden + row * l_.units + unit;
     at.hidden = at.hidden_before + l_.batch * l_.units;
-    if (C::kHasCells) {
+    if (kHasCells<C>) {
       at.cells_before = l_.cells + row * l_.units + unit;
       at.cells = at.cells_before + l_.batch * l_.units;
     }
@@ -156,10 +156,10 @@ class Backward {
 
   float* bias(int group, int64_t unit, int delta) const {
     float* start = l_.spare + (C::kCarries ? l_.batch * l_.units : 0);
-    return start + (group * C::kDeltas + delta) * l_.units + unit;
+    return start + (group * kDeltas<C> + delta) * l_.units + unit;
   }
 
-  int64_t operand_stride() const { return P::kCopiesOperand ? width_ : C::kDeltas * l_.units; }
+  int64_t operand_stride() const { return P::kCopiesOperand ? width_ : kDeltas<C> * l_.units; }
 
   typename P::Operand* operand(int64_t t, int64_t b) const {
     void* start = P::kCopiesOperand ? l_.delta_operand : l_.deltas;
@@ -221,10 +221,10 @@ void run_backward(const Layer& layer) {
 
 template <class P>
 void run(const Layer& layer, bool forward) {
-#define RECURRA_RUN(number, type) \
-  case number: return forward ? run_forward<type, P>(layer) : run_backward<type, P>(layer);
-  switch (layer.cell) { RECURRA_CELLS(RECURRA_RUN) }
-#undef RECURRA_RUN
+  with_cell(layer.cell, [&](auto cell) {
+    typedef decltype(cell) C;
+    forward ? run_forward<C, P>(layer) : run_backward<C, P>(layer);
+  });
 }
 
 void run(const Layer& layer, bool forward) {
@@ -249,10 +249,16 @@ RECURRA_EXPORT void recurra_layer_backward(const recurra::Layer* layer) {
   recurra::run(*layer, false);
 }
 
+RECURRA_EXPORT void recurra_cell_layout(int32_t cell, recurra::CellLayout* layout) {
+  recurra::with_cell(cell, [&](auto found) {
+    typedef decltype(found) C;
+    *layout = {C::kGates, C::kStates, C::kSaved, C::kInnerGates, recurra::kDeltas<C>};
+  });
+}
+
 RECURRA_EXPORT int64_t recurra_layer_bytes() { return sizeof(recurra::Layer); }
 
-// The kind of product for bfloat16 that suits this machine. Not kTiles yet: no machine with AMX was
-// at hand to test it on.
+// The kind of product for bfloat16 on this machine. Not kTiles, which was not tested with AMX.
 RECURRA_EXPORT int32_t recurra_best_kind() {
 #if defined(__AVX512BF16__)
   return recurra::kPairs;
@@ -270,26 +276,7 @@ RECURRA_EXPORT int64_t recurra_packed_numbers(int64_t gates, int64_t units, int6
 }
 
 // Numbers in `spare`.
-// Values that the forward pass saves for each unit and step.
-RECURRA_EXPORT int32_t recurra_saved(int32_t cell) {
-  using namespace recurra;
-#define RECURRA_SAVED(number, type) \
-  case number: return type::kSaved;
-  switch (cell) { RECURRA_CELLS(RECURRA_SAVED) }
-#undef RECURRA_SAVED
-  return 0;
-}
-
-// Gradients that the backward pass writes for each unit and step.
-RECURRA_EXPORT int32_t recurra_deltas(int32_t cell) {
-  using namespace recurra;
-#define RECURRA_DELTAS(number, type) \
-  case number: return type::kDeltas;
-  switch (cell) { RECURRA_CELLS(RECURRA_DELTAS) }
-#undef RECURRA_DELTAS
-  return 0;
-}
-
 RECURRA_EXPORT int64_t recurra_spare_numbers(int64_t threads, int64_t batch, int64_t units) {
-  return batch * units + std::min<int64_t>(threads, recurra::kMostThreads) * 4 * units;
+  int64_t most = std::min<int64_t>(threads, recurra::kMostThreads);
+  return (batch + most * recurra::kMostDeltas) * units;
 }

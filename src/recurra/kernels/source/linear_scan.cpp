@@ -1,5 +1,5 @@
-// The elementwise recurrence h_t = a_t h_{t-1} + b_t and its gradients: nothing is multiplied but
-// what stands at the same place, so each thread has separate columns and never waits.
+// The elementwise recurrence h_t = a_t h_{t-1} + b_t and its gradients. Columns are independent, so
+// threads have separate columns and need no synchronization.
 #include "kernels.h"
 #include "team.h"
 #include "vector.h"
@@ -7,7 +7,7 @@
 namespace recurra {
 namespace {
 
-// Vectors of columns that go through time together: their state stays in registers.
+// Vectors of columns that run through time together: their state stays in registers.
 constexpr int kColumns = 4;
 
 // Calls `walk(first, count)` for this thread's columns, `count` lanes of up to kColumns vectors.

@@ -1,6 +1,6 @@
 // Dropout masks. Four numbers are decided by each word of SplitMix64 (Steele, Lea and Flood 2014),
-// which is a function of the seed and the word's place: whichever thread fills which part, the mask is the
-// same.
+// which is a function of the seed and the word's place: whichever thread fills which part, the mask
+// is the same.
 #include "kernels.h"
 #include "team.h"
 

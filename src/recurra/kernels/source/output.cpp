@@ -10,7 +10,8 @@ namespace {
 
 constexpr int kChunk = 2 * kTileRows;
 
-// Row of logits (padded to whole panels) into the gradient of its loss times `weight`; the loss.
+// Replaces a row of logits (padded to whole panels) by the gradient of its loss times `weight`, and
+// returns the loss.
 float into_gradient(float* row, int64_t size, int64_t target, float weight) {
   Vec highest = splat(row[0]);
   int64_t whole = size / kLanes * kLanes;
@@ -25,7 +26,7 @@ float into_gradient(float* row, int64_t size, int64_t target, float weight) {
   Vec sums = {};
   for (int64_t v = 0; v < size; v += kLanes) {
     int count = int(std::min<int64_t>(kLanes, size - v));
-    // A NaN anywhere makes the sum one.
+    // A NaN anywhere makes the sum NaN.
     Vec power = exp(load(row + v, count) - splat(max));
     if (count < kLanes)
       for (int i = count; i < kLanes; i++) power[i] = 0;
@@ -77,7 +78,7 @@ class LossPass {
   }
 
  private:
-  // From the hidden states of some rows to the gradients of their logits; the sum of the losses.
+  // Computes the gradients of the logits of some rows, and returns the sum of their losses.
   double chunk(int thread, int64_t first, int count) {
     const float* hidden = o_.hidden + first * o_.units;
     float* logits = gradient_or_scratch(thread, first);
@@ -107,7 +108,7 @@ class LossPass {
                   false);
   }
 
-  // What the backward pass will need of one row's gradient.
+  // Stores the gradient of one row for the backward pass, and adds it to the sums.
   void keep(const float* gradient, int64_t row, float* sums) {
     for (int64_t v = 0; v < width_; v += kLanes) {
       store(sums + v, load(sums + v) + load(gradient + v));

@@ -1,15 +1,15 @@
 // Products of a few rows with a weight that was packed in advance.
 //
 // A packed weight is a row of panels. A panel holds kPanel columns, row after row, so that the
-// innermost loop reads it from end to end. The rows stay as the caller has them. What a time step
-// multiplies is small (16 x 512 by 512 x 512, say), so nothing is blocked over the inner dimension:
-// a panel streams through the L2 cache once for every tile of rows.
+// innermost loop reads it from end to end. The rows are not packed. The product of a time step is
+// small (for example 16 x 512 by 512 x 512), so the inner dimension is not split into blocks: a
+// panel streams through the L2 cache once for every tile of rows.
 //
 // There are four kinds of product, each a class of static functions with the same names:
 //   Single     fp32;
-//   Rounded    fp32 arithmetic on operands rounded to bfloat16, for machines without the next one;
+//   Rounded    fp32 arithmetic on operands rounded to bfloat16, for machines without BF16 units;
 //   Pairs      bfloat16 operands, two at a time, accumulated in fp32 (AVX-512 BF16);
-//   Tiles      the same by oneDNN through libtorch, which knows how to use AMX.
+//   Tiles      the same by oneDNN through libtorch, which uses AMX.
 #pragma once
 
 #include <algorithm>
@@ -59,7 +59,7 @@ struct Single {
   template <class Kind>
   static void pack_panel(Layout weight, int64_t depth, int width, float* panel) {
     if (width < kPanel) std::fill(panel, panel + panel_size(depth), 0.0f);
-    // Whichever way the weight lies, it is read along its memory.
+    // Either layout of the weight is read in the order of its memory.
     if (weight.row == 1) {
       for (int left = 0; left < width; left += kLanes)
         for (int64_t top = 0; top < depth; top += kLanes) {
@@ -182,7 +182,7 @@ struct Rounded : Single {
 
 #if defined(__AVX512BF16__)
 
-// Two rows of the weight lie interleaved, (k, n) beside (k + 1, n); an odd last row beside zeros.
+// Two rows of the weight are interleaved, (k, n) with (k + 1, n); an odd last row with zeros.
 struct Pairs {
   typedef Half Operand;
   static constexpr bool kCopiesOperand = true;
@@ -207,7 +207,7 @@ struct Pairs {
     }
   }
 
-  // As Single's; what stands in a row of `a` behind an odd depth must be finite.
+  // As in Single. With an odd depth, the number after each row of `a` must be finite.
   static void multiply(int rows, int64_t depth, const Operand* a, int64_t lda, const Operand* panel,
                        float* c, int64_t ldc, bool add) {
     while (rows > 0) {
@@ -341,7 +341,7 @@ struct Tiles : Pairs {
 
 #endif
 
-// Rows of numbers as the product takes them, each followed by a zero where their length is odd.
+// Writes rows of fp32 numbers as operands, each followed by a zero if its length is odd.
 template <class P>
 void round_rows(const float* from, int64_t stride, int rows, int64_t depth,
                 typename P::Operand* to) {
@@ -356,7 +356,7 @@ void round_rows(const float* from, int64_t stride, int rows, int64_t depth,
   }
 }
 
-// A weight (gates * units, depth) whose product is wanted panel by panel of units, gate after gate.
+// A weight (gates * units, depth), packed in panels of units, one for each gate.
 template <class P>
 struct PackedWeight {
   const float* weight;

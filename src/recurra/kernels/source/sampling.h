@@ -72,7 +72,7 @@ class Sampler {
     double before = 0;
     for (int64_t v : order_) {
       double probability = powers_[v] / total;
-      // What the next one has before it is the sum with this one, rounded as that sum is.
+      // The comparison uses the rounded sum, as the Python implementation does.
       double after = before + probability;
       if (!(after - probability < g_.top_p)) logits_[v] = kNever;
       before = after;
@@ -93,7 +93,7 @@ class Sampler {
     return std::upper_bound(powers_.begin(), powers_.end(), threshold) - powers_.begin();
   }
 
-  // e to the logits above the highest; their sum.
+  // Computes exp(logit - highest logit) of every token, and returns the sum.
   double fill_powers() {
     double highest = *std::max_element(logits_.begin(), logits_.end()), total = 0;
     powers_.resize(g_.vocabulary);

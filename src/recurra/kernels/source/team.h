@@ -1,8 +1,8 @@
 // How threads share a layer: a grid of groups of rows, each split into groups of units.
 //
-// Rows of a batch are independent, so threads with separate rows never wait.
-// Where the batch is too small for that, several threads share the same rows, each computing some
-// of the units, and wait for one another after every step.
+// Rows of a batch are independent, so threads with separate rows need no synchronization. If the
+// batch is too small for that, several threads share the same rows, each computing some of the
+// units, and synchronize after every step.
 #pragma once
 
 #include <omp.h>
@@ -17,7 +17,7 @@
 namespace recurra {
 
 constexpr int kMostThreads = 256;
-constexpr int64_t kFewestRows = 4;  // fewer rows than this leave the vectors waiting for the weight
+constexpr int64_t kFewestRows = 4;  // with fewer rows, loading the weight limits the speed
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -27,8 +27,8 @@ inline void relax() {
 #endif
 }
 
-// Threads wait here for each other, again and again. They spin: a step lasts microseconds. On a
-// machine with more threads than cores they let each other run after a while.
+// A reusable barrier. Threads spin, because a step lasts microseconds; with more threads than cores
+// they yield after a while.
 class alignas(64) Barrier {
  public:
   void wait(int threads) {

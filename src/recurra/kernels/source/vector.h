@@ -11,7 +11,7 @@
 #include <immintrin.h>
 #endif
 
-// For what stands in the innermost loops, where a call would cost as much as the work.
+// For functions in the innermost loops, where a call would cost as much as the work.
 #define INLINE inline __attribute__((always_inline))
 
 namespace recurra {
@@ -101,7 +101,7 @@ INLINE void transpose(Vec (&rows)[kLanes]) {
 }
 
 #if defined(__AVX512F__)
-// The instructions return their second operand where one of them is NaN.
+// The instructions return their second operand if one of the two is NaN.
 INLINE Vec at_least(Vec v, Vec low) { return (Vec)_mm512_max_ps((__m512)low, (__m512)v); }
 INLINE Vec at_most(Vec v, Vec high) { return (Vec)_mm512_min_ps((__m512)high, (__m512)v); }
 INLINE Vec nearest(Vec v) { return (Vec)_mm512_roundscale_ps((__m512)v, 8); }
@@ -150,8 +150,8 @@ INLINE Vec exp(Vec x) {
   return x < splat(-87.0f) ? splat(0.0f) : power;
 }
 
-// tanh(x) = m / (m + 2) with m = e^2x - 1: as exact around zero as where it nears one, and there it
-// counts, for the derivative is what is left to one.
+// tanh(x) = m / (m + 2) with m = e^2x - 1: exact both around zero and near one, where the
+// derivative 1 - tanh(x)^2 depends on the last bits.
 INLINE Vec tanh(Vec x) {
   Exponential e = exponential(splat(2.0f) * at_least(at_most(x, splat(10.0f)), splat(-10.0f)));
   Vec power = times_power_of_two(splat(1.0f), e.n);

@@ -1,27 +1,33 @@
 """Backpropagation through time with hand-derived gradients, in pure torch.
 
-Around the loops of `bptt_loops.py` stands what a layer shares whatever its cell: the projection of
-all inputs at once (a lookup of rows where the inputs are token ids), and one product for each
-weight gradient over all T*B rows. Where a gradient of the gradient is wanted, the backward pass is
-left to `reference`; forward-mode differentiation and torch.func's transforms need it too.
+This module has what all cells share: the projection of all inputs at once (for token ids a lookup
+of rows), and one product over all T*B rows for each weight gradient. `reference` computes gradients
+of gradients. Forward-mode differentiation and the transforms of torch.func need `reference` too.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from recurra.config.cells import CELL_TRAITS, load_class
 from recurra.kernels.buffers import BUFFER_POOL
 from recurra.recurrence.backends import reference
-from recurra.recurrence.backends.bptt_loops import LoopGradients, RecurrentWeights, TimeLoop, Trace
-from recurra.recurrence.backends.reference import project
+from recurra.recurrence.backends.requirements import Requirements
 from recurra.recurrence.cells import NUM_OF_TORCH, Cell, LayerParameters, State, find_cell
+from recurra.recurrence.cells.time_loop import LoopGradients, RecurrentWeights, Trace
+
+
+def unsupported(needs: Requirements) -> str | None:
+    """Return why this backend cannot compute a layer, or None if it can."""
+    if needs.has_zoneout:
+        return "zoneout needs the reference backend"
+    if needs.cell.reads_state and needs.cell.loop is None:
+        return f"the bptt backend has no {needs.cell.name} cell"
+    return None
 
 
 def run_layer(
@@ -33,12 +39,9 @@ def run_layer(
     dtype: torch.dtype,
     recurrent_gradient_scale: float,
 ) -> tuple[Tensor, State]:
-    """One layer through time; arguments and result as in `layer.run`."""
-    if cell.num_states == 0:
-        # Without a hidden state there is no time to go back through: autograd has it all.
-        return torch.tanh(project(inputs, parameters, dtype)), ()
+    """Run one layer through time; arguments and result as in `layer.run`."""
     if type(inputs) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_exporting():
-        # Tensors that only stand for others (while a model is exported, say) cannot be written to.
+        # Placeholders without memory, as in an export, cannot be written to.
         return reference.run_layer(
             cell,
             inputs,
@@ -49,12 +52,12 @@ def run_layer(
         )
     apply: Any = _LayerThroughTime.apply
     if "torch._dynamo" in sys.modules:
-        # torch.compile cannot follow buffers that are used again. To ask it to stand aside imports
-        # it, which takes a second; so it is asked only if it has been imported already.
+        # torch.compile cannot trace reused buffers. `torch.compiler.disable` imports torch._dynamo,
+        # which takes a second; it is therefore called only if that is imported already.
         compiler: Any = torch.compiler
         apply = compiler.disable(apply)
     outputs, *final = apply(
-        cell.name, dtype, recurrent_gradient_scale, inputs, *parameters.of_torch, *state
+        cell, dtype, recurrent_gradient_scale, inputs, *parameters.of_torch, *state
     )
     return outputs, tuple(final)
 
@@ -65,19 +68,18 @@ class _LayerThroughTime(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        name: str,
+        cell: Cell,
         dtype: torch.dtype,
         scale: float,
         inputs: Tensor,
         *parameters_and_state: Tensor,
     ) -> tuple[Tensor, ...]:
         parameters = LayerParameters.from_torch(parameters_and_state[:NUM_OF_TORCH])
-        loop = _find_loop(name)
-        folds = CELL_TRAITS[name].folds_bias_hh
-        projected = _project(inputs, parameters, dtype, fold_bias=folds)
+        assert cell.loop is not None
+        projected = _project(inputs, parameters, dtype, fold_bias=cell.loop.folds_bias_hh)
         state = parameters_and_state[NUM_OF_TORCH:]
-        final, trace = loop.forward(projected, state, _recurrent_weights(parameters, dtype))
-        ctx.name, ctx.dtype, ctx.scale = name, dtype, scale
+        final, trace = cell.loop.forward(projected, state, _recurrent_weights(parameters, dtype))
+        ctx.cell, ctx.dtype, ctx.scale = cell, dtype, scale
         ctx.num_buffers = len(trace.buffers)
         ctx.save_for_backward(trace.hidden, *trace.buffers, inputs, *parameters.of_torch, *state)
         return (trace.hidden[1:], *final)
@@ -90,7 +92,7 @@ class _LayerThroughTime(torch.autograd.Function):
         if torch.is_grad_enabled():
             state = tuple(saved[NUM_OF_TORCH:])
             found = backward_with_graph(
-                ctx.name,
+                ctx.cell.name,
                 inputs,
                 state,
                 parameters,
@@ -102,22 +104,11 @@ class _LayerThroughTime(torch.autograd.Function):
             return (None, None, None, *found)
         weights = _recurrent_weights(parameters, ctx.dtype)
         trace = Trace(hidden, tuple(buffers))
-        gradients = _find_loop(ctx.name).backward(
-            trace, grad_outputs, grad_final, weights, ctx.scale
-        )
+        gradients = ctx.cell.loop.backward(trace, grad_outputs, grad_final, weights, ctx.scale)
         grad_inputs, *grad_parameters = _parameter_gradients(
             gradients, inputs, hidden, parameters, ctx.dtype, ctx.needs_input_grad[3]
         )
         return (None, None, None, grad_inputs, *grad_parameters, *gradients.initial)
-
-
-@cache
-def _find_loop(name: str) -> TimeLoop:
-    """Return the time loop of a cell, which has one."""
-    place = CELL_TRAITS[name].time_loop
-    assert place is not None
-    loop: TimeLoop = load_class(place)()
-    return loop
 
 
 def backward_with_graph(
@@ -129,14 +120,14 @@ def backward_with_graph(
     needed: Sequence[bool],
     **options: Any,
 ) -> list[Tensor | None]:
-    """The same gradients by `reference`, with a graph, for second derivatives.
+    """Return the gradients of a layer by `reference`, with a graph, for second derivatives.
 
     Args:
         name, inputs, state, parameters, options: the cell's name, and as in `run_layer`.
         grads: of the outputs and of each part of the final state.
-        needed: for the inputs, each parameter and each part of the state: its gradient is wanted.
+        needed: whether each gradient is needed: of the inputs, each parameter, each state tensor.
     """
-    # Aliases, so that a way from one of them to another outside this layer is not counted twice.
+    # With aliases, a path between two of them outside this layer does not count twice.
     given: list[Any] = [
         None if t is None else t.view_as(t) for t in (inputs, *parameters.of_torch, *state)
     ]
@@ -164,7 +155,7 @@ def _recurrent_weights(parameters: LayerParameters, dtype: torch.dtype) -> Recur
 def _project(
     inputs: Tensor, parameters: LayerParameters, dtype: torch.dtype, *, fold_bias: bool
 ) -> Tensor:
-    """x_t W_ih' and the biases that can be added in advance, (T, B, G*H), in a borrowed buffer."""
+    """Return x_t W_ih' and the biases that can be added in advance, (T, B, G*H)."""
     weight = parameters.weight_ih
     bias = parameters.bias_ih
     if bias is not None and fold_bias and parameters.bias_hh is not None:
@@ -193,7 +184,7 @@ def _parameter_gradients(
     dtype: torch.dtype,
     needs_inputs: bool,
 ) -> list[Tensor | None]:
-    """Gradients of the inputs and of each parameter, in the order of `LayerParameters`."""
+    """Return the gradients of the inputs and parameters, in the order of `LayerParameters`."""
     input_deltas = gradients.input_deltas.flatten(0, 1)
     hidden_deltas = gradients.hidden_deltas.flatten(0, 1)
     before = hidden[:-1].flatten(0, 1)
@@ -226,7 +217,7 @@ def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _scatter_rows(deltas: Tensor, ids: Tensor, num_rows: int) -> Tensor:
-    """The lookup's gradient: each delta added to the column of W_ih that its token took.
+    """Return the gradient of the lookup: the sum of the deltas for each column of W_ih.
 
     Returns (G*H, I), the layout of `weight_ih`.
     """

@@ -1,8 +1,8 @@
 """The elementwise recurrence h_t = a_t * h_{t-1} + b_t, with its gradients.
 
-What is left of a recurrence whose gates do not read the state: all its products can be taken for
-every step at once, and only this goes through time. It is sequential over time and parallel over
-everything else, which on a CPU beats the scans that are parallel over time as well.
+If the gates of a cell do not read the state, its products are computed for all steps at once, and
+only this recurrence runs through time. It is sequential over time and parallel over everything
+else, which on a CPU is faster than scans that are also parallel over time.
 
 Martin and Cundy 2018, "Parallelizing Linear Recurrent Neural Nets Over Sequence Length", has the
 equations of the gradients: dL/db_t = dL/dh_t + a_{t+1} dL/db_{t+1}, and dL/da_t = h_{t-1} dL/db_t.
@@ -21,7 +21,7 @@ from recurra.kernels import library, structures
 from recurra.recurrence.backends.reference import scale_gradient
 
 BACKENDS = ("reference", "bptt", "native")
-"""As those of `scan`: the plain loop, torch with gradients by hand, the compiled kernel."""
+"""The plain loop, torch with hand-derived gradients, and the compiled kernel."""
 
 
 def linear_scan(
@@ -32,7 +32,7 @@ def linear_scan(
     *,
     recurrent_gradient_scale: float = 1.0,
 ) -> Tensor:
-    """All states after the first.
+    """Return all states after the initial one.
 
     Args:
         a, b: (T, ...) of one shape, T >= 1.
@@ -45,7 +45,7 @@ def linear_scan(
         (T, ...): h_1 to h_T.
 
     Raises:
-        ConfigError: shapes that do not fit, or a backend that is not there or cannot do it.
+        ConfigError: the shapes do not fit, or the backend is unknown or unsupported.
     """
     if initial is None:
         initial = a.new_zeros(a.shape[1:])
@@ -61,7 +61,7 @@ def linear_scan(
     if backend == "reference":
         return _reference(a, b, initial, recurrent_gradient_scale)
     if backend == "native" and not _compiles(a, b, initial):
-        raise ConfigError("the native backend scans fp32 tensors on a CPU; take another")
+        raise ConfigError("the native backend scans fp32 tensors on a CPU; use auto or bptt")
     apply: Any = _LinearScan.apply
     outputs: Tensor = apply(a, b, initial, backend, recurrent_gradient_scale)
     return outputs
@@ -72,7 +72,7 @@ def _compiles(*tensors: Tensor) -> bool:
 
 
 def _reference(a: Tensor, b: Tensor, state: Tensor, scale: float) -> Tensor:
-    """The equation, step by step; autograd does the rest."""
+    """Compute the equation step by step, with gradients by autograd."""
     outputs = []
     for a_t, b_t in zip(a, b, strict=True):
         if scale != 1.0:
@@ -138,8 +138,8 @@ def _native_backward(
 def _backward_with_graph(
     ctx: Any, a: Tensor, b: Tensor, initial: Tensor, grad_outputs: Tensor
 ) -> list[Tensor | None]:
-    """The same gradients by the plain loop, with a graph, for second derivatives."""
-    # Aliases, so that a way from one of them to another outside this scan is not counted twice.
+    """Return the gradients by the plain loop, with a graph, for second derivatives."""
+    # With aliases, a path between two of them outside this scan does not count twice.
     given = (a.view_as(a), b.view_as(b), initial.view_as(initial))
     needed = ctx.needs_input_grad[:3]
     wanted = [tensor for tensor, need in zip(given, needed, strict=True) if need]

@@ -1,7 +1,7 @@
 """One layer by the compiled kernels, as a node of the autograd graph.
 
-`native_passes.py` has the forward and backward pass; this module connects them to autograd. The
-gradient of a gradient is computed by `reference`.
+`native_passes.py` has the forward and backward pass; this module connects them to autograd.
+`reference` computes gradients of gradients.
 """
 
 from __future__ import annotations
@@ -12,12 +12,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recurra.errors import ConfigError
+from recurra.kernels import structures
 from recurra.kernels.buffers import BUFFER_POOL, NewBuffers
 from recurra.recurrence.backends.bptt import backward_with_graph
 from recurra.recurrence.backends.native_passes import LayerPasses, Trace
-from recurra.recurrence.backends.reference import project
+from recurra.recurrence.backends.requirements import Requirements
 from recurra.recurrence.cells import NUM_OF_TORCH, Cell, LayerParameters, State
+
+
+def unsupported(needs: Requirements) -> str | None:
+    """Return why this backend cannot compute a layer, or None if it can.
+
+    The kernels must also be available, see `kernels.library`. This function does not build them.
+    """
+    if needs.has_zoneout:
+        return "zoneout needs the reference backend"
+    if needs.cell.reads_state and needs.cell.name not in structures.COMPILED_CELLS:
+        return f"the compiled kernels have no {needs.cell.name} cell"
+    if needs.device.type != "cpu":
+        return f"the native backend computes on a CPU, not on {needs.device.type}"
+    if not needs.cell.num_states:
+        return None
+    if needs.is_projected:
+        return "the compiled kernels have no projected LSTM"
+    if needs.is_traced:
+        return "the native backend needs tensors with memory"
+    if needs.dtype != torch.float32:
+        return f"the native backend computes in fp32, not in {needs.dtype}"
+    return None
 
 
 def run_layer(
@@ -29,17 +51,11 @@ def run_layer(
     dtype: torch.dtype,
     recurrent_gradient_scale: float,
 ) -> tuple[Tensor, State]:
-    """One layer through time; arguments and result as in `layer.run`.
+    """Run one layer through time; arguments and result as in `layer.run`.
 
     Raises:
-        ConfigError: tensors that are not fp32 on a CPU, or a projected LSTM.
         KernelError: the kernels cannot be built or loaded.
     """
-    if cell.num_states == 0:
-        return torch.tanh(project(inputs, parameters, dtype)), ()
-    reason = why_not(inputs, state, parameters)
-    if reason:
-        raise ConfigError(f"the native backend {reason}; take another")
     apply: Any = _LayerThroughTime.apply
     if "torch._dynamo" in sys.modules:
         compiler: Any = torch.compiler
@@ -47,23 +63,6 @@ def run_layer(
     passes = LayerPasses(cell.name, dtype, recurrent_gradient_scale, BUFFER_POOL, NewBuffers())
     outputs, *final = apply(passes, inputs, *parameters.of_torch, *state)
     return outputs, tuple(final)
-
-
-def why_not(inputs: Tensor, state: State | None, parameters: LayerParameters) -> str:
-    """What stands in the way of these kernels, as the end of a sentence; empty if nothing does."""
-    if parameters.weight_hr is not None:
-        return "has no projected LSTM"
-    if type(inputs) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_exporting():
-        return "needs tensors with memory"
-    own = parameters.extra or ()
-    for tensor in (inputs, *(state or ()), *parameters.of_torch, *own):
-        if tensor is None:
-            continue
-        if tensor.device.type != "cpu":
-            return f"computes on a CPU, not on {tensor.device.type}"
-        if tensor.dtype != torch.float32 and (tensor is not inputs or tensor.is_floating_point()):
-            return f"computes in fp32, not in {tensor.dtype}"
-    return ""
 
 
 class _LayerThroughTime(torch.autograd.Function):

@@ -1,12 +1,12 @@
 """Forward and backward pass of one layer by the compiled kernels.
 
-Around the loop through time, which is theirs, stands what a layer shares whatever its cell: the
-projection of the inputs (a table of the lookup's rows where they are token ids), and one product
-for each weight gradient over all T*B rows. fp32 on a CPU; in bf16 the operands of products are
-rounded, and state, sums and gradients stay fp32. Knows nothing of autograd.
+The kernels have the loop through time. This module has what all cells share: the projection of the
+inputs (for token ids a table of rows), and one product over all T*B rows for each weight gradient.
+Tensors are fp32 on a CPU; in bf16 the operands of products are rounded, and state, sums and
+gradients stay fp32. The passes are independent of autograd.
 
 Calls that depend on values are made through `do`, so that they can be recorded; see
-`program.py`.
+`kernels/recorder.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from recurra.config.cells import CELL_TRAITS
 from recurra.kernels import library, structures
 from recurra.kernels.buffers import Workspace
 from recurra.kernels.products import (
@@ -34,13 +33,17 @@ from recurra.kernels.products import (
 from recurra.kernels.recorder import Do, at_once
 from recurra.recurrence.cells import LayerParameters, State
 
-_CELL = structures.ENUMERATIONS["Cell"]
 _FLOAT32 = torch.empty(0)
 
 
 class Trace(NamedTuple):
-    """What the forward pass leaves: the hidden state before, between and after the steps,
-    (T+1, B, H), the LSTM's cells likewise, and what the backward pass needs beside them."""
+    """The result of the forward pass, which the backward pass reads.
+
+    Attributes:
+        hidden: (T+1, B, H), h before the first step and after each step.
+        cells: (T+1, B, H), the second state likewise, or None.
+        saved: (T, B, S*H), the values that the cell saves, or None.
+    """
 
     hidden: Tensor
     cells: Tensor | None
@@ -49,15 +52,15 @@ class Trace(NamedTuple):
 
 @dataclass(frozen=True)
 class LayerPasses:
-    """Both passes of one layer.
+    """Forward and backward pass of one layer.
 
     Args:
-        cell: its name.
-        dtype: number format of the products' operands, fp32 or bf16.
-        recurrent_scale: of every gradient that passes to the step before.
-        workspace: where memory comes from; kept memory is that of one layer.
-        results: the same for what is returned.
-        do: how the calls are made.
+        cell: the name of the cell.
+        dtype: dtype of the products' operands, fp32 or bf16.
+        recurrent_scale: the factor of every gradient that passes to the step before.
+        workspace: the source of buffers; persistent buffers must not be shared between layers.
+        results: the source of the tensors that are returned.
+        do: the function that makes each call, at once or recorded.
     """
 
     cell: str
@@ -69,18 +72,22 @@ class LayerPasses:
 
     @property
     def kind(self) -> int:
-        """See `product_kind`."""
+        """The kind of product, see `product_kind`."""
         return product_kind(self.dtype)
+
+    @property
+    def _layout(self) -> structures.Description:
+        return library.cell_layout(self.cell)
 
     def forward(
         self, inputs: Tensor, state: State, parameters: LayerParameters, *, saves: bool
     ) -> Trace:
-        """Through time.
+        """Run the layer through time.
 
         Args:
             inputs: (T, B, I) numbers or (T, B) ids.
-            state: (h,) or (h, c), each (B, H).
-            parameters: of the layer, all fp32.
+            state: the state before the first step, each (B, H).
+            parameters: the parameters of the layer, all fp32.
             saves: whether a backward pass will follow.
 
         Raises:
@@ -93,51 +100,47 @@ class LayerPasses:
         self.do(library.load().recurra_layer_forward, byref(layer))
         return trace
 
-    @property
-    def _folds_bias_hh(self) -> bool:
-        return CELL_TRAITS[self.cell].folds_bias_hh
-
     def prepare(
         self, steps: int, batch: int, state: State, parameters: LayerParameters, *, saves: bool
     ) -> tuple[structures.Description, Trace]:
-        """A forward pass as the kernels take it, but for its inputs, and what it will leave."""
-        layer = self._describe(steps, batch, parameters)
+        """Return the arguments of a forward pass, without its inputs, and its result buffers."""
+        layer, layout = self._describe(steps, batch, parameters), self._layout
         units = layer.units
         hidden = self._take_result("hidden", steps + 1, batch, units)
         self.do(hidden[0].copy_, state[0])
         cells = saved = None
-        if len(state) > 1:
+        if layout.states > 1:
             cells = self._take("cells", steps + 1, batch, units)
             self.do(cells[0].copy_, state[1])
-        if saves and (num_saved := library.load().recurra_saved(layer.cell)):
-            saved = self._take("saved", steps, batch, num_saved * units)
+        if saves and layout.saved:
+            saved = self._take("saved", steps, batch, layout.saved * units)
         operand = self._take_operand("hidden operand", (steps + 1) * batch, units, units)
-        bias_hn = None
-        if not self._folds_bias_hh and parameters.bias_hh is not None:
-            bias_hn = parameters.bias_hh[2 * units :].contiguous()
+        inner_bias = None
+        if layout.inner_gates and parameters.bias_hh is not None:
+            inner_bias = parameters.bias_hh[self._outer_gates * units :].contiguous()
         layer.point(
-            bias_hn=bias_hn, hidden=hidden, hidden_operand=operand, cells=cells, saved=saved
+            inner_bias=inner_bias, hidden=hidden, hidden_operand=operand, cells=cells, saved=saved
         )
         return layer, Trace(hidden, cells, saved)
 
     def table(self, parameters: LayerParameters) -> Tensor:
-        """What each token adds before the loop, (V, G*H): x W_ih' and biases for a one-hot x."""
+        """Return x W_ih' and biases for every one-hot x, (V, G*H)."""
         weight = parameters.weight_ih
         table = self._take("table", weight.shape[1], weight.shape[0])
         self.do(transpose, weight.contiguous(), table, self.foldable_bias(parameters))
         return table
 
     def foldable_bias(self, parameters: LayerParameters) -> Tensor | None:
-        """The biases that can be added before the loop through time, (G*H,)."""
+        """Return the biases that can be added before the loop through time, (G*H,)."""
         bias, recurrent = parameters.bias_ih, parameters.bias_hh
         if bias is None or recurrent is None:
             return bias
         folded = self._take("folded bias", len(bias))
         self.do(torch.add, bias, recurrent, out=folded)
-        if not self._folds_bias_hh:
-            # The third part of b_hh belongs inside, where r multiplies it.
-            inside = slice(2 * len(bias) // 3, None)
-            self.do(folded[inside].copy_, bias[inside])
+        if self._layout.inner_gates:
+            # The part of b_hh that belongs to inner gates is added inside the loop.
+            inner = slice(self._outer_gates * len(bias) // self._layout.gates, None)
+            self.do(folded[inner].copy_, bias[inner])
         return folded
 
     def backward(
@@ -151,21 +154,21 @@ class LayerPasses:
         *,
         needs_inputs: bool,
     ) -> tuple[Tensor | None, State]:
-        """Back through time.
+        """Run back through time, and write the gradients of the parameters.
 
         Args:
-            trace, inputs, parameters: of the forward pass.
-            grad_outputs: (T, B, H), dense.
-            grad_final: of the state after the last step, each (B, H), dense.
-            gradients: dense tensors like the parameters, which are written to.
-            needs_inputs: whether the gradient of the inputs is wanted.
+            trace, inputs, parameters: those of the forward pass.
+            grad_outputs: (T, B, H), contiguous.
+            grad_final: gradients of the state after the last step, each (B, H), contiguous.
+            gradients: contiguous tensors like the parameters, which are overwritten.
+            needs_inputs: whether to compute the gradient of the inputs.
 
         Returns:
             The gradients of the inputs, or None, and of the state before the first step.
         """
         steps, batch = inputs.shape[:2]
         layer = self._describe(steps, batch, parameters)
-        width = library.load().recurra_deltas(layer.cell) * layer.units
+        width = self._layout.deltas * layer.units
         rounded = self._take_operand("delta operand", steps * batch, width, layer.units)
         deltas = self._take("deltas", steps * batch, width) if rounded is None else None
         grad_bias = self._take("grad bias", width)
@@ -196,6 +199,12 @@ class LayerPasses:
         )
         return grad_inputs, initial
 
+    @property
+    def _outer_gates(self) -> int:
+        """The number of gates whose recurrent part is added unchanged."""
+        outer: int = self._layout.gates - self._layout.inner_gates
+        return outer
+
     def _take(self, name: str, *shape: int) -> Tensor:
         return self.workspace.take(name, *shape, like=_FLOAT32)
 
@@ -203,8 +212,10 @@ class LayerPasses:
         return self.results.take(name, *shape, like=_FLOAT32)
 
     def _take_operand(self, name: str, rows: int, numbers: int, units: int) -> Tensor | None:
-        """Rows of rounded operands, which must not end in the middle of a pair; None where the
-        products take the values unchanged."""
+        """Return a buffer for rows of rounded operands, or None if operands are not rounded.
+
+        A row is padded so that it does not end in the middle of a pair.
+        """
         if self.kind == SINGLE:
             return None
         odd = units % 2
@@ -214,17 +225,15 @@ class LayerPasses:
     def _describe(
         self, steps: int, batch: int, parameters: LayerParameters
     ) -> structures.Description:
-        """What every pass needs."""
+        """Return the arguments that both passes need."""
         assert parameters.weight_hh is not None
         weight_hh = parameters.weight_hh.contiguous()
         units, threads, kernels = weight_hh.shape[1], library.threads(), library.load()
         numbers = kernels.recurra_packed_numbers(len(weight_hh) // units, units, units)
         packed = self._take("packed weight", numbers)
         spare = self._take("spare", kernels.recurra_spare_numbers(threads, batch, units))
-        kernel = CELL_TRAITS[self.cell].kernel
-        assert kernel is not None
         layer = structures.Layer(
-            cell=_CELL[kernel],
+            cell=structures.COMPILED_CELLS[self.cell],
             kind=self.kind,
             threads=threads,
             steps=steps,
@@ -236,9 +245,9 @@ class LayerPasses:
         return layer
 
     def _project(self, inputs: Tensor, parameters: LayerParameters) -> tuple[Tensor, Tensor | None]:
-        """x_t W_ih' and the biases that can be added in advance, with the ids that name its rows.
+        """Return x_t W_ih' with the biases that can be added in advance, and ids to look it up.
 
-        Numbers give (T, B, G*H) and no ids; ids give the table of all rows, (V, G*H).
+        For numbers it is (T, B, G*H), without ids; for ids it is the table of all rows, (V, G*H).
         """
         weight = parameters.weight_ih
         if not inputs.is_floating_point():
@@ -257,10 +266,10 @@ class LayerPasses:
         before, out = hidden[:-1].flatten(0, 1), gradients.weight_hh
         assert out is not None
         units = out.shape[1]
-        # The GRU's third delta is the inputs' alone; its fourth is what h_n got.
-        parts = (
-            [slice(0, 2), slice(3, 4)] if not self._folds_bias_hh else [slice(0, len(out) // units)]
-        )
+        # The deltas of the recurrent parts of inner gates come last.
+        parts = [slice(0, self._outer_gates)]
+        if self._layout.inner_gates:
+            parts.append(slice(self._layout.gates, self._layout.deltas))
         first = 0
         for part in parts:
             columns = operand[:, part.start * units : part.stop * units]
@@ -299,6 +308,6 @@ class LayerPasses:
         width = len(gradients.bias_ih)
         self.do(gradients.bias_ih.copy_, grad_bias[:width])
         self.do(gradients.bias_hh.copy_, grad_bias[:width])
-        if not self._folds_bias_hh:
-            units = width // 3
-            self.do(gradients.bias_hh[2 * units :].copy_, grad_bias[3 * units :])
+        if self._layout.inner_gates:
+            first = self._outer_gates * width // self._layout.gates
+            self.do(gradients.bias_hh[first:].copy_, grad_bias[width:])

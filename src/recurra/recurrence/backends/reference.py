@@ -1,7 +1,7 @@
 """The plain time loop over a cell's step; autograd computes the gradients.
 
-Every other backend is compared with this one, in outputs, final state and every
-gradient. It is as short as the equations allow and makes no attempt at speed.
+Every other backend is compared with this one in outputs, final state and every gradient. It is
+short rather than fast.
 """
 
 from __future__ import annotations
@@ -10,9 +10,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
+from recurra.recurrence.backends.requirements import Requirements
 from recurra.recurrence.cells import Cell, LayerParameters, State
 from recurra.recurrence.dropout import Zoneout
 from recurra.recurrence.precision import product
+
+
+def unsupported(needs: Requirements) -> str | None:
+    """Return why this backend cannot compute a layer, or None if it can."""
+    if needs.has_zoneout and not needs.cell.reads_state:
+        return f"zoneout needs a cell whose gates read the state; those of {needs.cell.name} do not"
+    return None
 
 
 def run_layer(
@@ -25,9 +33,9 @@ def run_layer(
     recurrent_gradient_scale: float,
     zoneout: Zoneout | None = None,
 ) -> tuple[Tensor, State]:
-    """One layer through time; arguments and result as in `layer.run`."""
+    """Run one layer through time; arguments and result as in `layer.run`."""
     outputs = []
-    reads = inputs if cell.traits.needs_embedding else project(inputs, parameters, dtype)
+    reads = project(inputs, parameters, dtype) if not cell.traits.changes_inputs else inputs
     for projected in reads:
         if recurrent_gradient_scale != 1.0:
             state = tuple(scale_gradient(s, recurrent_gradient_scale) for s in state)
@@ -41,7 +49,7 @@ def run_layer(
 
 
 def project(inputs: Tensor, parameters: LayerParameters, dtype: torch.dtype) -> Tensor:
-    """x_t W_ih' + b_ih of all steps, (T, B, G*H); ids take rows of W_ih' instead of a product."""
+    """Return x_t W_ih' + b_ih of all steps, (T, B, G*H); ids select rows of W_ih'."""
     weight = parameters.weight_ih
     if inputs.is_floating_point():
         projected = product(inputs, weight, dtype)
@@ -51,5 +59,5 @@ def project(inputs: Tensor, parameters: LayerParameters, dtype: torch.dtype) -> 
 
 
 def scale_gradient(tensor: Tensor, scale: float) -> Tensor:
-    """The tensor itself, whose gradient is multiplied by `scale` on its way back."""
+    """Return the tensor unchanged, with its gradient multiplied by `scale`."""
     return tensor * scale + (tensor * (1.0 - scale)).detach()

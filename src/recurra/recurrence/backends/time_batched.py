@@ -1,4 +1,4 @@
-"""Cells whose gates do not read the state: all steps at once and one linear scan."""
+"""Cells whose gates do not read the state: all steps at once, and a linear scan of the state."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 from recurra.recurrence.backends.linear_scan import linear_scan
 from recurra.recurrence.backends.reference import project
-from recurra.recurrence.cells import LayerParameters, LinearCell, State
+from recurra.recurrence.cells import Cell, LayerParameters, LinearCell, State
 
 
 def run_layer(
-    cell: LinearCell,
+    cell: Cell,
     inputs: Tensor,
     state: State,
     parameters: LayerParameters,
@@ -20,9 +20,15 @@ def run_layer(
     dtype: torch.dtype,
     recurrent_gradient_scale: float,
 ) -> tuple[Tensor, State]:
-    """One layer through time; arguments and result as in `layer.run`, the backend as in
-    `linear_scan`."""
+    """Run one layer through time; arguments and result as in `layer.run`.
+
+    `backend` is that of `linear_scan`.
+    """
     projected = project(inputs, parameters, dtype)
+    if not cell.num_states:
+        # Without a state, a step is a function of its inputs alone.
+        return cell.step(projected, (), parameters, dtype)
+    assert isinstance(cell, LinearCell)
     a, b = cell.coefficients(projected, parameters)
     hidden = linear_scan(a, b, state[0], backend, recurrent_gradient_scale=recurrent_gradient_scale)
     return cell.output(projected, hidden), (hidden[-1],)

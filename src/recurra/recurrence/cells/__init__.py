@@ -1,44 +1,52 @@
 """Recurrent cells: one time step each, written as its equations.
 
-`cell.py` defines the interface. `book.py` has the cells of the book, `linear.py` those whose gates
-do not read the state, and `variants.py` variants of the LSTM.
+Each file has the equations of a cell or of a family of cells, and their time loops. `cell.py` and
+`time_loop.py` define the interfaces; `config/cells.py` lists the cells.
 """
 
 from __future__ import annotations
 
-from recurra.config.cells import CELL_TRAITS, load_class
-from recurra.errors import ConfigError
+from importlib import import_module
+
+from recurra.config.cells import CELL_TRAITS, cell_traits
 from recurra.recurrence.cells.cell import (
     NUM_OF_TORCH,
     Cell,
     LayerParameters,
     State,
+    TorchKernel,
     check_shapes,
 )
 from recurra.recurrence.cells.linear import LinearCell
 
 __all__ = [
+    "CELLS",
     "NUM_OF_TORCH",
     "Cell",
     "LayerParameters",
     "LinearCell",
     "State",
+    "TorchKernel",
     "check_shapes",
     "find_cell",
 ]
 
-_instances: dict[str, Cell] = {}
+CELLS: dict[str, Cell] = {}
+"""The cells by name; those that are registered later are added when they are first used."""
 
 
 def find_cell(name: str) -> Cell:
     """Return the cell of this name.
 
     Raises:
-        ConfigError: there is none; the message lists all cells.
+        ConfigError: there is none; the message lists those there are.
     """
-    if name not in CELL_TRAITS:
-        raise ConfigError(f"unknown cell {name!r}; there are {', '.join(CELL_TRAITS)}")
-    if name not in _instances:
-        _instances[name] = load_class(CELL_TRAITS[name].equation)()
-        assert _instances[name].name == name
-    return _instances[name]
+    traits = cell_traits(name)
+    if name not in CELLS:
+        module, _, class_name = traits.implementation.partition(":")
+        CELLS[name] = getattr(import_module(module), class_name)(traits)
+    return CELLS[name]
+
+
+for _name in CELL_TRAITS:
+    find_cell(_name)

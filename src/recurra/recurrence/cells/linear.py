@@ -1,8 +1,8 @@
 """Cells whose gates do not read the state: h_t = a_t * h_{t-1} + b_t.
 
-Both a_t and b_t follow from x_t alone, so all products are taken for all steps at once, and only
-`linear_scan.py` goes through time. What such a layer cannot do by itself (its state is no function
-of a product with the state) a stack of them does: see `residual.py`.
+Both a_t and b_t follow from x_t alone, so all products are computed for all steps at once, and only
+`linear_scan.py` runs through time. The units of such a layer are mixed by the layers around it, see
+`model/residual.py`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,12 @@ from recurra.recurrence.cells.cell import Cell, LayerParameters, State
 class LinearCell(Cell):
     """h_t = a_t * h_{t-1} + b_t, and an output that is a function of x_t and h_t."""
 
-    num_states = 1
-
     @abstractmethod
     def coefficients(self, projected: Tensor, parameters: LayerParameters) -> tuple[Tensor, Tensor]:
-        """a_t and b_t, (..., H), of x_t W_ih' + b_ih, (..., G*H): of one step or of all."""
+        """Return a_t and b_t, (..., H), from x_t W_ih' + b_ih, (..., G*H), of one or all steps."""
 
     def output(self, projected: Tensor, h: Tensor) -> Tensor:
-        """What the layer above reads, (..., H)."""
+        """Return the output of the layer, (..., H)."""
         return h
 
     def step(
@@ -46,8 +44,6 @@ class MinGruCell(LinearCell):
     order is z, n.
     """
 
-    name, num_gates = "mingru", 2
-
     def coefficients(self, projected: Tensor, parameters: LayerParameters) -> tuple[Tensor, Tensor]:
         x_z, n = projected.chunk(2, dim=-1)
         # 1 - s(x) is s(-x), without the rounding where z is almost 1.
@@ -59,8 +55,6 @@ class MinLstmCell(LinearCell):
 
     i, f = s(...), g = x_g; the two gates are made to sum to 1. The order is i, f, g.
     """
-
-    name, num_gates = "minlstm", 3
 
     def coefficients(self, projected: Tensor, parameters: LayerParameters) -> tuple[Tensor, Tensor]:
         x_i, x_f, g = projected.chunk(3, dim=-1)
@@ -76,8 +70,6 @@ class SruCell(LinearCell):
     the gates would have them read the state. x_y, the highway's, is projected like the others. The
     order is c, f, r, y.
     """
-
-    name, num_gates = "sru", 4
 
     def coefficients(self, projected: Tensor, parameters: LayerParameters) -> tuple[Tensor, Tensor]:
         x_c, x_f, _, _ = projected.chunk(4, dim=-1)
@@ -95,7 +87,6 @@ class RgLruCell(LinearCell):
     is projected too, as Griffin's block does before the layer.
     """
 
-    name, num_gates = "rglru", 3
     _SHARPNESS = 8.0
     _LOWEST, _HIGHEST = 0.9, 0.999
     """Of s(decay)^8 at first: the state halves in 7 to 700 steps."""

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
-from recurra.recurrence.cells.book import LstmCell
+from recurra.config.cells import cell_traits
 from recurra.recurrence.cells.cell import Cell, LayerParameters, State
+from recurra.recurrence.cells.lstm import LstmCell
 from recurra.recurrence.precision import product
 
 
@@ -18,8 +19,6 @@ class LayerNormLstmCell(Cell):
     over all units of its sum, with a separate gain, and a bias for c_t's. b is b_hh; b_ih belongs
     to the sum before it is normalised.
     """
-
-    name, num_gates, num_states = "lstm-ln", 4, 2
 
     def extra_shapes(self, units: int, inputs: int) -> dict[str, tuple[int, ...]]:
         gates = self.num_gates * units
@@ -57,7 +56,6 @@ class MogrifierCell(Cell):
     Needs inputs that are numbers: an embedding.
     """
 
-    name, num_gates, num_states = "mogrifier", 4, 2
     _ROUNDS = 5
 
     def extra_shapes(self, units: int, inputs: int) -> dict[str, tuple[int, ...]]:
@@ -80,4 +78,4 @@ class MogrifierCell(Cell):
         return _LSTM.step(gates, (h, c), parameters, dtype)
 
 
-_LSTM = LstmCell()
+_LSTM = LstmCell(cell_traits("lstm"))

@@ -1,12 +1,20 @@
-"""The setting of cuDNN's precision: changed around a pass, restored afterwards."""
+"""Precisions by name, and the setting of cuDNN's precision, which is restored after a pass."""
 
 import pytest
 import torch
 from torch import nn
 
+from recurra.errors import ConfigError
 from recurra.recurrence import layer
 from recurra.recurrence.cells import LayerParameters
-from recurra.recurrence.full_precision import full_precision_backward, full_precision_rnn
+from recurra.recurrence.precision import (
+    BF16,
+    FP32,
+    autocast_precision,
+    find_precision,
+    full_precision_backward,
+    full_precision_rnn,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -14,6 +22,23 @@ def _restored():
     before = torch.backends.cudnn.rnn.fp32_precision
     yield
     torch.backends.cudnn.rnn.fp32_precision = before
+
+
+def test_product_dtype_is_the_operands_dtype():
+    assert find_precision("fp32").product_dtype(torch.float64) == torch.float64
+    assert find_precision("bf16").product_dtype(torch.float32) == torch.bfloat16
+    with pytest.raises(ConfigError, match="fp32, bf16"):
+        find_precision("fp8")
+
+
+def test_autocast_precision_rounds_fp32_weights_in_bf16_only():
+    weight = torch.zeros(2)
+    assert autocast_precision(weight) is FP32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert autocast_precision(weight) is BF16
+        assert autocast_precision(weight.double()) is FP32
+    with torch.autocast("cpu", torch.float16):
+        assert autocast_precision(weight) is FP32
 
 
 @pytest.mark.parametrize("allowed", ["tf32", "ieee"])

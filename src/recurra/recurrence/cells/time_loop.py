@@ -1,0 +1,99 @@
+"""The interface of a cell's time loops with hand-derived gradients, and what they share.
+
+A time loop contains only what depends on the previous step: one product with W_hh and a few
+element-wise operations, written to existing buffers. The local derivatives of all gates at all
+steps are computed before the backward loop. `backends/bptt.py` connects the loops to autograd.
+
+Derivations follow d2l section 8.7. Throughout, `deltas` are gradients of the loss with respect to
+the pre-activations, so that each weight gradient is a single product over T*B rows.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from recurra.recurrence.cells.cell import State
+
+
+@dataclass(frozen=True)
+class RecurrentWeights:
+    """W_hh (G*H, H) in the products' dtype, b_hh (G*H,) or None, W_hr (P, H) or None."""
+
+    weight_hh: Tensor
+    bias_hh: Tensor | None
+    weight_hr: Tensor | None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The result of the forward loop, which the backward loop reads.
+
+    `hidden` is (T+1, B, H) and starts with the initial state; `buffers` are specific to the cell.
+    """
+
+    hidden: Tensor
+    buffers: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class LoopGradients:
+    """The result of the backward loop.
+
+    Attributes:
+        input_deltas: (T, B, G*H), with respect to x_t W_ih' + b_ih.
+        hidden_deltas: (T, B, G*H), with respect to h_{t-1} W_hh' + b_hh.
+        initial: gradients of the initial state.
+        weight_hr: (P, H) or None.
+        buffer: the tensor of which the deltas are views; it must outlive them.
+    """
+
+    input_deltas: Tensor
+    hidden_deltas: Tensor
+    initial: State
+    weight_hr: Tensor | None
+    buffer: Tensor
+
+
+class TimeLoop(ABC):
+    """The two loops of one cell."""
+
+    folds_bias_hh = True
+    """Whether b_hh may be added to the projected inputs instead of inside the loop."""
+
+    @abstractmethod
+    def forward(
+        self, projected: Tensor, state: State, weights: RecurrentWeights
+    ) -> tuple[State, Trace]:
+        """Run through time, overwriting `projected` (T, B, G*H); the outputs are hidden[1:]."""
+
+    @abstractmethod
+    def backward(
+        self,
+        trace: Trace,
+        grad_outputs: Tensor,
+        grad_final: State,
+        weights: RecurrentWeights,
+        scale: float,
+    ) -> LoopGradients:
+        """Run back through time; `scale` multiplies every gradient that passes between steps."""
+
+
+def add_product(
+    base: Tensor, rows: Tensor, weight: Tensor, out: Tensor, alpha: float = 1.0
+) -> None:
+    """out = base + alpha * rows @ weight, with the product in the weight's dtype."""
+    if rows.dtype == weight.dtype:
+        torch.addmm(base, rows, weight, alpha=alpha, out=out)
+    else:
+        torch.add(base, torch.mm(rows.to(weight.dtype), weight), alpha=alpha, out=out)
+
+
+def hidden_buffer(steps: int, initial: Tensor) -> Tensor:
+    """Return a new tensor (T+1, B, H) that starts with the initial state; the caller keeps it."""
+    hidden = initial.new_empty(steps + 1, *initial.shape)
+    hidden[0].copy_(initial)
+    return hidden

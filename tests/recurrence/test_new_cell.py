@@ -1,0 +1,213 @@
+"""A new cell, added as docs/architecture.md describes: in Python, and in the compiled kernels."""
+
+import inspect
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import recurra
+from recurra.config import ModelConfig
+from recurra.config.cells import CELL_TRAITS, CellTraits, register_cell
+from recurra.errors import ConfigError
+from recurra.kernels import builder
+from recurra.model import RecurrentLM
+from recurra.recurrence import layer as recurrent_layer
+from recurra.recurrence.cells import CELLS, Cell, LayerParameters
+
+
+class MguCell(Cell):
+    """Minimal gated unit: Zhou et al. 2016, with the gate after the product, as in torch's GRU.
+
+    f = s(x_f + h_f), n = tanh(x_n + f * h_n), h_t = (1 - f) * h_{t-1} + f * n.
+    """
+
+    def step(self, projected, state, parameters, dtype):
+        (h,) = state
+        x_f, x_n = projected.chunk(2, dim=1)
+        h_f, h_n = parameters.recurrent_product(h, dtype).chunk(2, dim=1)
+        f = torch.sigmoid(x_f + h_f)
+        n = torch.tanh(x_n + f * h_n)
+        h = (1 - f) * h + f * n
+        return h, (h,)
+
+
+MODULE = f"""
+import torch
+from recurra.recurrence.cells.cell import Cell
+
+
+{inspect.getsource(MguCell)}
+"""
+
+ROW = """
+        CellTraits(name="mgu", implementation=f"{_PACKAGE}.mgu:MguCell", num_gates=2),
+"""
+
+HEADER = """
+#pragma once
+
+#include "cell.h"
+
+namespace recurra {
+
+struct Mgu {
+  static constexpr int kGates = 2, kStates = 1, kSaved = 3, kInnerGates = 1;
+  static constexpr bool kCarries = true;
+
+  INLINE static Vec forward(const Spot& at, const ForwardRow& row, const Vec* product) {
+    Vec f = sigmoid(at.read(row.projected, 0) + product[0]);
+    Vec h_n = row.inner_bias ? product[1] + at.read(row.inner_bias) : product[1];
+    Vec n = tanh(at.read(row.projected, 1) + f * h_n);
+    if (row.saved) {
+      at.write(row.saved, f, 0);
+      at.write(row.saved, n, 1);
+      at.write(row.saved, h_n, 2);
+    }
+    Vec h = at.read(row.hidden_before);
+    return h + f * (n - h);
+  }
+
+  INLINE static void backward(const Spot& at, const BackwardRow& row, Vec grad, float scale,
+                              Vec* deltas) {
+    const Vec one = splat(1.0f);
+    Vec f = at.read(row.saved, 0), n = at.read(row.saved, 1), h_n = at.read(row.saved, 2);
+    Vec h = at.read(row.hidden_before);
+    deltas[1] = grad * f * (one - n * n);
+    deltas[2] = deltas[1] * f;
+    deltas[0] = (grad * (n - h) + deltas[1] * h_n) * f * (one - f);
+    at.write(row.carried, grad * (one - f) * splat(scale));
+  }
+};
+
+}  // namespace recurra
+"""
+
+COMPARISON = """
+import torch
+from recurra.config import ModelConfig
+from recurra.engine.autograd import AutogradGradients
+from recurra.engine.compiled_gradients import CompiledGradients
+from recurra.model import RecurrentLM
+
+torch.manual_seed(0)
+sizes = {"hidden_size": 37, "embedding_size": 5, "vocab_size": 11, "num_layers": 2}
+found = []
+for backend, kind in (
+    ("reference", AutogradGradients), ("native", AutogradGradients), ("native", CompiledGradients)
+):
+    torch.manual_seed(0)
+    model = RecurrentLM(ModelConfig(cell="mgu", backend=backend, **sizes))
+    if backend == "native":
+        assert model.compiled_unsupported() is None
+    else:
+        assert "backend" in model.compiled_unsupported()
+    ids, targets = torch.randint(11, (2, 19, 13)).unbind()
+    loss, state = kind(model).compute(ids, targets, recurrent_gradient_scale=0.75)
+    found.append([torch.tensor(loss), *state, *(p.grad for p in model.parameters())])
+for actual in found[1:]:
+    for a, e in zip(actual, found[0], strict=True):
+        assert (a - e).abs().max() <= 1e-5 * e.abs().max(), (a, e)
+print("equal")
+"""
+
+
+@pytest.fixture
+def mgu():
+    """Register the cell for one test."""
+    register_cell(CellTraits(name="mgu", implementation=f"{__name__}:MguCell", num_gates=2))
+    yield
+    del CELL_TRAITS["mgu"]
+    CELLS.pop("mgu", None)
+
+
+def make(**options):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "embedding_size": 8, "vocab_size": 11}
+    return RecurrentLM(ModelConfig(cell="mgu", **(sizes | options)))
+
+
+def test_register_cell_rejects_taken_name():
+    with pytest.raises(ConfigError, match="already a cell 'gru'"):
+        register_cell(CELL_TRAITS["gru"])
+    with pytest.raises(ConfigError, match="cell is 'mgu'; it must be one of rnn"):
+        make()
+
+
+def test_new_cell_passes_gradcheck(mgu):
+    torch.manual_seed(0)
+    shapes = [(5, 2, 3), (2, 4), (8, 3), (8, 4), (8,), (8,)]
+    leaves = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+
+    def function(inputs, h, *parameters):
+        outputs, final = recurrent_layer.run("mgu", inputs, (h,), LayerParameters(*parameters))
+        return outputs, *final
+
+    assert torch.autograd.gradcheck(function, leaves)
+
+
+def test_new_cell_trains_in_a_model(mgu):
+    model = make(num_layers=2)
+    assert model.backend == "reference"
+    assert model.compiled_unsupported() == "the compiled kernels have no mgu cell"
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    ids = torch.arange(4 * 12).view(4, 12) % 11
+    losses = []
+    for _ in range(20):
+        loss, _ = model.loss(ids, (ids + 1) % 11)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.6 * losses[0]
+
+
+@pytest.mark.parametrize("backend", ["bptt", "library", "native"])
+def test_new_cell_unsupported_backend_is_rejected(mgu, backend):
+    with pytest.raises(ConfigError, match="no mgu cell; use auto, reference"):
+        recurrent_layer.require_backend(backend, "mgu", torch.device("cpu"))
+
+
+def test_new_cell_trains_and_loads_as_a_run(mgu, tmp_path):
+    options = {"steps": 2, "hidden_size": 8, "batch_size": 2, "num_steps": 8, "threads": 1}
+    (tmp_path / "text.txt").write_text("abcd " * 200, "utf-8")
+    recurra.train(tmp_path / "text.txt", cell="mgu", out=tmp_path / "run", **options)
+    model = recurra.load(tmp_path / "run")
+    assert len(model.generate("a", max_new_tokens=5, seed=0)) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(builder.find_compiler() is None, reason="no compiler")
+def test_new_compiled_cell_equals_reference(tmp_path):
+    package = tmp_path / "src" / "recurra"
+    shutil.copytree(Path(recurra.__file__).parent, package)
+    (package / "recurrence" / "cells" / "mgu.py").write_text(MODULE, "utf-8")
+    (package / "kernels" / "source" / "cell_mgu.h").write_text(HEADER, "utf-8")
+    insert(package / "config" / "cells.py", "    for traits in (\n", ROW)
+    cells = package / "kernels" / "source" / "cells.h"
+    insert(cells, '#include "cell_lstm.h"\n', '#include "cell_mgu.h"\n')
+    insert(cells, "#define RECURRA_CELLS(CELL)     \\\n", '  CELL("mgu", Mgu) \\\n')
+    environment = os.environ | {
+        "PYTHONPATH": str(package.parent),
+        "RECURRA_CACHE": str(tmp_path / "cache"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", COMPARISON],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "equal\n"
+
+
+def insert(file: Path, after: str, addition: str) -> None:
+    text = file.read_text("utf-8")
+    assert text.count(after) == 1
+    file.write_text(text.replace(after, after + addition), "utf-8")
