@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from recurra.config import ModelConfig, RunConfig, TextConfig, TrainingConfig
+from recurra.config import ModelConfig, RunConfig, RunOptions, TextConfig, TrainingConfig
 from recurra.errors import ConfigError
 
 
@@ -25,7 +25,7 @@ from recurra.errors import ConfigError
         (TrainingConfig, {"steps": 0}, "steps"),
         (TrainingConfig, {"epochs": 1, "steps": 1}, "epochs and steps"),
         (TrainingConfig, {"lr_milestones": (0.5, 7.0)}, "lr_milestones"),
-        (TrainingConfig, {"clip_norm": 0.0}, "clip_norm"),
+        (TrainingConfig, {"clip_norm": -1.0}, "clip_norm"),
         (TrainingConfig, {"seed": -1}, "seed"),
         (TrainingConfig, {"bptt": "full", "sampling": "random"}, "sequential"),
     ],
@@ -106,3 +106,39 @@ def test_an_embedding_that_nobody_sized_follows_what_needs_it():
     assert ModelConfig(hidden_size=100).embedding_size == 64
     with pytest.raises(ConfigError, match="equal to hidden_size"):
         ModelConfig(residual=True, hidden_size=100, embedding_size=50)
+
+
+@pytest.mark.parametrize("name", ["clip_norm", "clip_value", "max_epochs"])
+def test_training_config_zero_means_no_limit(name):
+    assert getattr(TrainingConfig(**{name: 0}), name) is None
+
+
+@pytest.mark.parametrize("name", ["clip_norm", "max_epochs"])
+def test_run_options_none_for_a_limit_is_refused(name):
+    with pytest.raises(ConfigError, match=f"{name} is None.* 0 for no limit"):
+        RunOptions.of(**{name: None})
+
+
+def test_run_options_none_means_not_given():
+    options = RunOptions.of(lr=None, hidden_size=3, tie_weights=False)
+    assert dict(options.values) == {"hidden_size": 3, "tie_weights": False}
+    assert options.config == RunConfig.from_options(hidden_size=3)
+
+
+def test_run_options_filled_keeps_given_settings():
+    options = RunOptions.of(lr=0.5, max_epochs=0).filled(lr=0.1, max_epochs=100.0, batch_size=7)
+    training = options.config.training
+    assert (training.lr, training.max_epochs, training.batch_size) == (0.5, None, 7)
+
+
+def test_run_options_replaced_raises_for_invalid_combination():
+    with pytest.raises(ConfigError, match="steps"):
+        RunOptions.of(minutes=1).replaced(steps=3)
+
+
+def test_run_options_from_config_gives_every_setting():
+    config = RunConfig.from_options(clip_norm=0, hidden_size=9, prompt=("a", "b"))
+    options = RunOptions.from_config(config)
+    assert options.is_complete
+    assert options.config == config
+    assert not RunOptions.of(hidden_size=9).is_complete

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from recurra.config import RunConfig
+from recurra.config import RunOptions
 from recurra.data.token_file import load_vocabulary
 from recurra.errors import RunError
 from recurra.inference.language_model import LanguageModel, Source, as_list
@@ -37,8 +37,9 @@ def train(
         out: the run's folder; by default a new one under `runs/`.
         force: replace an older run in that folder.
         progress: receives training events. Defaults to `ConsoleProgress`, which writes to stderr.
-        options: fields of `TextConfig`, `ModelConfig` and `TrainingConfig`. With a budget in
-            minutes (2 without any), those that are not given are chosen by `training/recipe.py`.
+        options: fields of `TextConfig`, `ModelConfig` and `TrainingConfig`; None is as good as not
+            given. With a budget in minutes (2 without any), `training/recipe.py` chooses those that
+            are not given.
 
     Returns:
         The model with the weights of the best validation loss.
@@ -50,10 +51,8 @@ def train(
         TrainingInterrupted: a signal came; everything is saved.
     """
     clock = Clock()
-    config = RunConfig.from_options(**options)
     shown = progress or ConsoleProgress()
-    given = frozenset(options)
-    return start_run(as_list(source), config, out, shown, clock, given=given, force=force)
+    return start_run(as_list(source), RunOptions.of(**options), out, shown, clock, force=force)
 
 
 def load(path: Source, device: str = "cpu") -> LanguageModel:

@@ -13,6 +13,8 @@ from recurra.cli.main import main
         (["fly"], ["fly", "train"]),
         (["train", "--hiden-size", "3"], ["--hiden-size", "--hidden-size"]),
         (["train", "--hidden-size", "0"], ["hidden_size must be at least 1"]),
+        (["train", "--clip-norm", "None"], ["--clip-norm", "'None'"]),
+        (["train", "--cell", "None"], ["--cell", "'None'"]),
         (["train", "--cell", "tree"], ["tree", "lstm"]),
         (["train", "--epochs", "1", "--minutes", "1"], ["epochs and minutes"]),
         (["train", "--tie-weights", "--embedding-size", "5"], ["tie_weights", "embedding_size"]),
@@ -120,7 +122,8 @@ def test_a_resumed_run_refuses_other_settings_and_texts_by_name(
     resume = ["train", "--resume", run]
     fails([*resume, "--lr", "1"], 2, "training.lr is 1.0, and was 0.004")
     fails([*resume, "--hidden-size", "13"], 2, "model.hidden_size is 13, and was 12")
-    fails([*resume, "--minutes", "3", "--steps", "None"], 2, "steps", "and was 6")
+    fails([*resume, "--steps", "3"], 2, "training.steps is 3, and was 6")
+    fails([*resume, "--minutes", "3"], 2, "training.minutes is 3.0")
     fails([*resume, "--out", tmp_path / "other"], 2, "--out")
     other = tmp_path / "other.txt"
     other.write_text(text, "utf-8")
@@ -136,7 +139,7 @@ def test_exploding_training_says_so(source, tmp_path, fails, quick):
     arguments = [
         "train", source, "--out", tmp_path / "run", "--cell", "rnn-relu", "--lr", "1e6",
         "--warmup", "0", "--schedule", "constant", "--optimizer", "sgd",
-        "--clip-norm", "None", "--quiet", *quick,
+        "--clip-norm", "0", "--quiet", *quick,
     ]  # fmt: skip
     fails(arguments, 1, "--lr")
 

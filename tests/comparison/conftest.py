@@ -3,14 +3,14 @@
 import pytest
 
 import recurra
-from comparison.settings import CONTENDERS, SMALL
+from comparison.settings import SMALL, VARIANTS
 from recurra.report.progress import Progress
 
 
 @pytest.fixture
 def compare(source, tmp_path):
-    def call(contenders=CONTENDERS, **options):
+    def call(variants=VARIANTS, **options):
         settings = {"num_tokens": 640, "seeds": 2, "out": tmp_path / "all", "progress": Progress()}
-        return recurra.compare(source, contenders, **SMALL | settings | options)
+        return recurra.compare(source, variants, **SMALL | settings | options)
 
     return call

@@ -8,13 +8,13 @@ import pytest
 
 import recurra
 from recurra.cli.main import main
-from recurra.config import RunConfig
-from recurra.experiments import Comparison, Contender, Result, Row
+from recurra.config import RunOptions
+from recurra.experiments import Comparison, Result, Row, Variant
 
 
 def row(name, *scores):
     results = [Result(i, Path(), 1, s, s, 0.0, 1, 1.0, 1.0, []) for i, s in enumerate(scores)]
-    return Row(Contender(name, RunConfig(), frozenset()), results)
+    return Row(Variant(name, RunOptions.of()), results)
 
 
 def test_mean_and_spread_are_those_of_the_seeds(compare):
@@ -25,11 +25,11 @@ def test_mean_and_spread_are_those_of_the_seeds(compare):
     assert compare(seeds=1, force=True).rows[0].spread is None
 
 
-def test_who_is_too_close_to_tell():
+def test_as_good_as_the_best_returns_rows_within_noise():
     best, near, far = row("a", 1.0, 1.2), row("b", 1.1, 1.3), row("c", 2.0, 2.1)
     alone = row("d", 1.1)
     told = Comparison(Path(), [best, near, alone, far]).as_good_as_the_best()
-    assert [r.contender.name for r in told] == ["b"]
+    assert [r.variant.name for r in told] == ["b"]
 
 
 def test_what_is_too_close_follows_from_the_number_of_seeds():
@@ -58,21 +58,21 @@ def test_the_figures_stay_beside_the_runs(compare, tmp_path):
 
 def test_printed_it_is_a_table(compare):
     lines = str(compare(seeds=1)).splitlines()
-    assert lines[0].startswith("| contender")
+    assert lines[0].startswith("| variant")
     assert "one seed each" in lines[-2]
 
 
 def test_the_command_prints_a_table_and_draws(source, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     small = ["--batch-size", "4", "--num-steps", "16", "--sample-length", "5", "--num-tokens=640"]
-    contenders = ["--contender", "gru", "--contender", "--cell rnn --hidden-size 9"]
+    variants = ["--variant", "gru", "--variant", "--cell rnn --hidden-size 9"]
     command = [
-        "compare", str(source), *contenders, *small, "--hidden-size", "8", "--seeds", "2", "--out",
+        "compare", str(source), *variants, *small, "--hidden-size", "8", "--seeds", "2", "--out",
         str(tmp_path / "all"), "--quiet",
     ]  # fmt: skip
     assert main([*command, "--plot"]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert out[0].split("|")[1].strip() == "contender"
+    assert out[0].split("|")[1].strip() == "variant"
     assert {line.split("|")[1].strip() for line in out[2:4]} == {
         "gru", "--cell rnn --hidden-size 9",
     }  # fmt: skip
@@ -88,6 +88,6 @@ def test_the_command_prints_a_table_and_draws(source, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["lstn", "--cell lstn", '--cell "lstm', "--cel gru", "", "gru 5"])
-def test_a_contender_that_is_none_is_named(source, capsys, name):
-    assert main(["compare", str(source), "--contender", name, "--num-tokens", "640"]) == 2
-    assert "contender" in capsys.readouterr().err
+def test_compare_malformed_variant_is_refused_by_name(source, capsys, name):
+    assert main(["compare", str(source), "--variant", name, "--num-tokens", "640"]) == 2
+    assert "variant" in capsys.readouterr().err

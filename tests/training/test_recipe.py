@@ -1,13 +1,12 @@
 """The settings that the recipe chooses."""
 
-import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import recurra
-from recurra.config import RunConfig
+from recurra.config import RunConfig, RunOptions
 from recurra.kernels import library
 from recurra.report.progress import Progress
 from recurra.runtime.distributed import SINGLE_PROCESS
@@ -20,11 +19,9 @@ def _known_speed(monkeypatch):
 
 
 def completed(seconds=160.0, length=1_000_000, vocab_size=65, **options):
-    config = RunConfig.from_options(**options)
-    model = dataclasses.replace(config.model, vocab_size=vocab_size)
-    config = dataclasses.replace(config, model=model)
+    given = RunOptions.of(**options).with_vocab_size(vocab_size)
     ids = np.zeros(length, dtype=np.uint16)
-    return recipe.complete(config, options.keys(), ids, SINGLE_PROCESS, seconds)
+    return recipe.choose(given, ids, SINGLE_PROCESS, seconds)
 
 
 def test_more_time_and_more_text_give_larger_models():
@@ -44,7 +41,7 @@ def test_a_text_that_is_read_often_gets_more_dropout():
 
 def test_a_small_text_is_not_read_forever():
     small = completed(850, length=18_000).config
-    assert small.training.max_epochs == recipe.MOST_TIMES_READ
+    assert small.training.max_epochs == recipe.MAX_EPOCHS
     assert small.model.hidden_size < completed(850, length=10**6).config.model.hidden_size
     assert completed(850, length=18_000, max_epochs=9).config.training.max_epochs == 9
 
@@ -78,7 +75,7 @@ def test_rare_symbols_get_weight_decay():
     ]
     assert decays == sorted(decays)
     assert decays[0] < 1e-3
-    assert decays[-1] == recipe.HIGHEST_DECAY
+    assert decays[-1] == recipe.MAX_DECAY
 
 
 def test_what_was_given_stays():

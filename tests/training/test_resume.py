@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from recurra import api
-from recurra.config import RunConfig
+from recurra.config import RunOptions
 from recurra.errors import ConfigError, RunError, TrainingInterrupted
 from recurra.report.progress import Progress
 from recurra.runs import compatibility
@@ -83,15 +83,13 @@ def test_other_settings_are_refused_by_name(run, tmp_path, listener, section, na
 def test_settings_that_change_no_result_may_change(run, tmp_path, listener, crash):
     run(tmp_path / "whole", **OPTIONS)
     stop(run, listener, tmp_path / "parts", 9)
-    own = RunDirectory(tmp_path / "parts").read_config().to_dict()
-    own["training"] |= {"on_nan": "rollback", "device": "cpu", "plot": True}
-    resume(tmp_path / "parts", given=RunConfig.from_dict(own))
+    free = {"on_nan": "rollback", "device": "cpu", "plot": True}
+    resume(tmp_path / "parts", options=RunOptions.of(**free))
     found = crash.differences(tmp_path / "whole", tmp_path / "parts")
     # A rollback would go to the last report's checkpoint, so that one is kept as well.
     assert found == ["loss.svg"]
-    own["training"]["lr"] = 0.25
     with pytest.raises(ConfigError, match=r"training\.lr is 0\.25, and was 0\.01"):
-        resume(tmp_path / "parts", given=RunConfig.from_dict(own))
+        resume(tmp_path / "parts", options=RunOptions.of(**free, lr=0.25))
 
 
 def test_another_text_or_vocabulary_is_refused(run, tmp_path, listener):

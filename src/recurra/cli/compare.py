@@ -11,22 +11,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from recurra.cli.parsing import decode_argument, given_options, parse
+from recurra.cli.parsing import decode_argument, parse
 from recurra.cli.settings import Settings
+from recurra.config import RunOptions
 from recurra.errors import ConfigError
 
 if TYPE_CHECKING:
-    from recurra.experiments import Contender
+    from recurra.experiments import Variant
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compare(Settings):
     """Train several settings on one text, at equal minutes or equal tokens, with several seeds.
 
-    All options of recurra train count for all contenders. With a budget in minutes (2 by default)
-    what is not given is chosen for each contender once, for its first seed; with --num-tokens,
-    --steps or --epochs it has the defaults below. Every run is kept and is one like any other;
-    Ctrl-C saves, and the same command with --out continues. Prints Markdown.
+    The options of recurra train apply to all variants. With a budget in minutes (2 by default),
+    options that are not given are chosen once for each variant, for its first seed; with
+    --num-tokens, --steps or --epochs they have the defaults below. Every run is kept in a run
+    directory. Ctrl-C saves, and the same command with --out continues. Prints Markdown.
     """
 
     sources: Annotated[
@@ -35,12 +36,14 @@ class Compare(Settings):
     """Files, folders, or corpus names (recurra data list). Without any, the bundled English
     story."""
 
-    contender: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """A cell's name, or options of recurra train, or both, in quotes, such as "gru --lr 0.01"; once
-    for each that is compared. Without any: rnn, gru and lstm."""
+    variant: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(aliases=["--contender"])
+    ] = ()
+    """The name of a cell, options of recurra train, or both, in quotes, such as "gru --lr 0.01".
+    Repeat it for each variant; without any, rnn, gru and lstm are compared."""
 
     seeds: int = 3
-    """Runs of each contender; the first has --seed, the next that plus one."""
+    """Runs of each variant; the first has --seed, the next --seed plus one."""
 
     num_tokens: int | None = None
     """Budget: tokens that every run learns from."""
@@ -53,7 +56,7 @@ class Compare(Settings):
     """Replace the contents of the directory."""
 
     json: bool = False
-    """Print a line of JSON for each run, the best contender's first."""
+    """Print a line of JSON for each run, the best variant first."""
 
     quiet: bool = False
     """Show no progress."""
@@ -66,11 +69,11 @@ def run(arguments: Sequence[str]) -> int:
     from recurra.experiments import run_comparison
     from recurra.report.progress import ConsoleProgress, Progress
 
-    names = command.contender or ("rnn", "gru", "lstm")
-    contenders = [_contender(name, command, given_options(arguments)) for name in names]
+    names = command.variant or ("rnn", "gru", "lstm")
+    variants = [_variant(name, command.to_options()) for name in names]
     comparison = run_comparison(
         command.sources,
-        contenders,
+        variants,
         command.seeds,
         command.num_tokens,
         command.out,
@@ -86,34 +89,33 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:
-    """--contender X as --contender=X: an X that begins with -- would be taken for an option."""
+    """Join --variant X to --variant=X, because X may begin with -- and would not be a value."""
     joined: list[str] = []
     for argument in arguments:
-        if joined and joined[-1] == "--contender":
+        if joined and joined[-1] in ("--variant", "--contender"):
             joined[-1] += f"={argument}"
         else:
             joined.append(argument)
     return joined
 
 
-def _contender(name: str, command: Compare, given: frozenset[str]) -> Contender:
-    from recurra.experiments import Contender
+def _variant(name: str, common: RunOptions) -> Variant:
+    """Return a variant with its own options, and the common ones where it has none."""
+    from recurra.experiments import Variant
 
     name = decode_argument(name)
-    arguments = _split(name)
-    default = Settings(text=command.text, model=command.model, training=command.training)
     try:
-        own = parse(Settings, "train", arguments, default=default)
+        own = parse(Settings, "train", _split(name)).to_options()
+        return Variant(name, common.replaced(**own.values))
     except ConfigError as error:
-        raise ConfigError(f"the contender {name!r}: {error}") from None
-    return Contender(name, own.to_config(), given | given_options(arguments))
+        raise ConfigError(f"the variant {name!r}: {error}") from None
 
 
 def _split(options: str) -> list[str]:
     try:
         arguments = shlex.split(options)
     except ValueError as error:
-        raise ConfigError(f"the contender {options!r}: {error}") from error
+        raise ConfigError(f"the variant {options!r}: {error}") from error
     if not arguments:
-        raise ConfigError("a contender is a cell's name, or options of recurra train, or both")
+        raise ConfigError("a variant is the name of a cell, options of recurra train, or both")
     return arguments if arguments[0].startswith("--") else ["--cell", *arguments]

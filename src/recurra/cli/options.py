@@ -54,7 +54,8 @@ def describe(command: type) -> list[Group]:
     positional, own, sections = [], [], []
     for name, hint, default, meaning in _fields(command):
         if dataclasses.is_dataclass(hint):
-            section: Any = hint
+            # Options generated from a configuration have no defaults or docstrings of their own.
+            section: Any = getattr(hint, "described_by", hint)
             title = f"{section.__name__.removesuffix('Config').lower()} options"
             options = tuple(_option(*values) for values in _fields(section))
             sections.append(Group(title, options))
@@ -112,7 +113,7 @@ def _fields(owner: type) -> Iterator[tuple[str, Any, Any, str]]:
     meanings = _docstrings(owner)
     for field in dataclasses.fields(owner):
         hint = hints[field.name]
-        if tyro.conf.Suppress not in _annotations(hint):
+        if tyro.conf.Suppress not in metadata_of(hint):
             yield field.name, hint, field.default, meanings.get(field.name, "")
 
 
@@ -137,17 +138,17 @@ def _docstrings(owner: type) -> dict[str, str]:
 
 
 def _option(name: str, hint: Any, default: Any, meaning: str) -> Option:
-    kind = _plain(hint)
+    kind = type_of(hint)
     value = "" if kind is bool else _value_name(kind)
-    if get_origin(kind) is tuple and tyro.conf.UseAppendAction not in _annotations(hint):
+    if get_origin(kind) is tuple and tyro.conf.UseAppendAction not in metadata_of(hint):
         value += " ..."
     shown = "required" if default is dataclasses.MISSING else _as_typed(default)
     return Option(f"--{name.replace('_', '-')}", value, shown, meaning)
 
 
 def _positional(name: str, hint: Any, default: Any, meaning: str) -> Option:
-    kind = _plain(hint)
-    metavars = (getattr(item, "metavar", None) for item in _annotations(hint))
+    kind = type_of(hint)
+    metavars = (getattr(item, "metavar", None) for item in metadata_of(hint))
     metavar = next((metavar for metavar in metavars if metavar), None)
     if metavar is None:
         metavar = _value_name(kind) if get_origin(kind) is Literal else name.upper()
@@ -158,16 +159,17 @@ def _positional(name: str, hint: Any, default: Any, meaning: str) -> Option:
     return Option(metavar, "", shown, meaning)
 
 
-def _annotations(hint: Any) -> tuple[Any, ...]:
+def metadata_of(hint: Any) -> tuple[Any, ...]:
+    """Return what follows the type in `Annotated[type, ...]`."""
     return getattr(hint, "__metadata__", ())
 
 
 def _is_positional(hint: Any) -> bool:
-    return tyro.conf.Positional in _annotations(hint)
+    return tyro.conf.Positional in metadata_of(hint)
 
 
-def _plain(hint: Any) -> Any:
-    """Return a type without its annotations and without None."""
+def type_of(hint: Any) -> Any:
+    """Return a type hint without its annotations and without None."""
     if get_origin(hint) is Annotated:
         hint = get_args(hint)[0]
     if get_origin(hint) is not Literal and NoneType in get_args(hint):

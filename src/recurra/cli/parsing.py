@@ -23,16 +23,8 @@ _FRAME = "╭╮╰╯│─ |"
 _MIN_COLUMNS, _DEFAULT_COLUMNS = 40, 100
 
 
-def parse(
-    command: type[Command],
-    name: str,
-    arguments: Sequence[str],
-    *,
-    default: Command | None = None,
-) -> Command:
+def parse(command: type[Command], name: str, arguments: Sequence[str]) -> Command:
     """Parse the arguments of a command into its dataclass.
-
-    Options that are not given have the value of `default`, or else the default of their field.
 
     Raises:
         ConfigError: an unknown option, or an invalid value; the message is one line.
@@ -49,7 +41,6 @@ def parse(
                 command,
                 prog=f"recurra {name}",
                 args=list(arguments),
-                default=tyro.MISSING_NONPROP if default is None else default,
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
             )
     except SystemExit as exit_request:
@@ -58,12 +49,6 @@ def parse(
         message = _first_paragraph(complaint.getvalue())
         hint = f"recurra {name} --help lists the options"
         raise ConfigError(f"{message} ({hint})") from exit_request
-
-
-def given_options(arguments: Sequence[str]) -> frozenset[str]:
-    """Return the names of the options among the arguments, spelled as the fields are."""
-    options = (argument for argument in arguments if argument.startswith("--"))
-    return frozenset(option[2:].split("=")[0].replace("-", "_") for option in options)
 
 
 def decode_argument(argument: str) -> str:

@@ -3,19 +3,86 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+import tyro
+
+from recurra.cli.options import metadata_of, type_of
 from recurra.cli.parsing import decode_argument
-from recurra.config import RunConfig
+from recurra.config import ModelConfig, RunOptions, TextConfig, TrainingConfig
+
+
+def _options_class(config: type) -> Any:
+    """Return a dataclass with the options of a configuration; by default none of them is given."""
+    made = [
+        (name, *_not_given(hint))
+        for name, hint in get_type_hints(config, include_extras=True).items()
+        if tyro.conf.Suppress not in metadata_of(hint)
+    ]
+    return dataclasses.make_dataclass(
+        config.__name__, made, frozen=True, kw_only=True, namespace={"described_by": config}
+    )
+
+
+def _not_given(hint: Any) -> tuple[Any, Any]:
+    """Return the type of an option on the command line, and its value when it is not given."""
+    kind = type_of(hint)
+    if kind is bool:
+        return hint, False
+    if get_origin(kind) is tuple:
+        return hint, ()
+    return Annotated[kind | None, _parser(kind)], None
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None and value is not False and value != ()
+
+
+def _parser(kind: Any) -> tyro.constructors.PrimitiveConstructorSpec[Any]:
+    """Return a parser of one value. tyro's own for `kind | None` reads the text "None" as None."""
+    choices = get_args(kind) if get_origin(kind) is Literal else None
+    convert = str if choices else kind
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="VALUE",
+        instance_from_str=lambda texts: convert(texts[0]),
+        is_instance=lambda value: value is None or isinstance(value, convert),
+        str_from_instance=lambda value: [str(value)],
+        choices=choices,
+    )
+
+
+if TYPE_CHECKING:
+    # mypy cannot read generated classes; these have the same fields.
+    from recurra.config import ModelConfig as ModelOptions
+    from recurra.config import TextConfig as TextOptions
+    from recurra.config import TrainingConfig as TrainingOptions
+else:
+    TextOptions, ModelOptions, TrainingOptions = map(
+        _options_class, (TextConfig, ModelConfig, TrainingConfig)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(RunConfig):
+class Settings:
     """The text, model and training options as the command line gives them."""
 
-    def to_config(self) -> RunConfig:
-        """Return the configuration of a run, with its texts decoded."""
-        text = dataclasses.replace(self.text, separator=decode_argument(self.text.separator))
-        prompts = tuple(map(decode_argument, self.training.prompt))
-        training = dataclasses.replace(self.training, prompt=prompts)
-        return RunConfig(text=text, model=self.model, training=training)
+    text: TextOptions = field(default_factory=TextOptions)
+    model: ModelOptions = field(default_factory=ModelOptions)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+
+    def to_options(self) -> RunOptions:
+        """Return the options that were given, with their texts decoded.
+
+        Raises:
+            ConfigError: an invalid value.
+        """
+        given: dict[str, Any] = {}
+        for section in (self.text, self.model, self.training):
+            given |= {name: value for name, value in vars(section).items() if _is_given(value)}
+        if "separator" in given:
+            given["separator"] = decode_argument(given["separator"])
+        if "prompt" in given:
+            given["prompt"] = tuple(map(decode_argument, given["prompt"]))
+        return RunOptions.of(**given)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from recurra.cli import main
-from recurra.cli.parsing import given_options, parse
+from recurra.cli.parsing import parse
 from recurra.cli.settings import Settings
 from recurra.errors import ConfigError
 
@@ -60,8 +59,9 @@ class Train(Settings):
 def run(arguments: Sequence[str]) -> int:
     """Train or resume."""
     command = parse(Train, "train", arguments)
-    if command.resume is not None:
-        command = _with_own_settings(command.resume, arguments)
+    if command.resume is not None and (command.out is not None or command.force):
+        raise ConfigError("--resume continues in the directory of the run; drop --out and --force")
+    options = command.to_options()
     from recurra.report.progress import describe
     from recurra.runs.directory import RunDirectory
     from recurra.runtime.clock import Clock
@@ -69,21 +69,12 @@ def run(arguments: Sequence[str]) -> int:
     from recurra.training.run import resume_run, start_run
 
     progress, clock = _progress(command), Clock(main.STARTED)
-    config = command.to_config()
     if command.resume is not None:
-        lm = resume_run(command.resume, progress, clock, given=config, sources=command.sources)
+        lm = resume_run(command.resume, progress, clock, options=options, sources=command.sources)
     else:
-        lm = start_run(
-            command.sources,
-            config,
-            command.out,
-            progress,
-            clock,
-            given=given_options(arguments),
-            force=command.force,
-        )
+        lm = start_run(command.sources, options, command.out, progress, clock, force=command.force)
     if started_rank() > 0:
-        return 0  # the first process speaks for all
+        return 0  # The first process prints the result.
     assert lm.path is not None
     best = RunDirectory(lm.path).best_metrics()
     if command.json:
@@ -91,24 +82,6 @@ def run(arguments: Sequence[str]) -> int:
     progress.message(f"best     {describe(best)}")
     progress.message(f"saved in {lm.path}; try: recurra generate {lm.path} --prompt TEXT")
     return 0
-
-
-def _with_own_settings(folder: Path, arguments: Sequence[str]) -> Train:
-    """The command as it reads when the run's own settings are the defaults."""
-    from recurra.runs.directory import RunDirectory
-
-    own = RunDirectory(folder).read_config()
-    # Prompts that are given add to the default.
-    training = dataclasses.replace(own.training, prompt=())
-    default = Train(text=own.text, model=own.model, training=training)
-    command = parse(Train, "train", arguments, default=default)
-    if command.out is not None or command.force:
-        raise ConfigError("--resume continues in the directory of the run; drop --out and --force")
-    if not command.training.prompt:
-        command = dataclasses.replace(
-            command, training=dataclasses.replace(command.training, prompt=own.training.prompt)
-        )
-    return command
 
 
 def _progress(command: Train) -> Progress:

@@ -5,6 +5,7 @@ this is the only list of options in the project. Knows no torch: `recurra --help
 """
 
 from recurra.config.model import MAX_LAYERS, MAX_UNITS, CellName, ModelConfig, PrecisionName
+from recurra.config.options import RunOptions
 from recurra.config.run import RunConfig
 from recurra.config.text import MAX_VOCABULARY, TextConfig, TokenKind, UnknownRule
 from recurra.config.training import TrainingConfig
@@ -17,6 +18,7 @@ __all__ = [
     "ModelConfig",
     "PrecisionName",
     "RunConfig",
+    "RunOptions",
     "TextConfig",
     "TokenKind",
     "TrainingConfig",

@@ -16,11 +16,12 @@ from recurra.config.training import TrainingConfig
 from recurra.errors import ConfigError
 
 _SECTIONS = {"text": TextConfig, "model": ModelConfig, "training": TrainingConfig}
-_OWNER = {
+OWNER = {
     f.name: section
     for section, kind in reversed(_SECTIONS.items())
     for f in dataclasses.fields(kind)
 }
+"""The section of each option. `vocab_size` is that of the text; the model's follows from it."""
 _SCHEDULE_OPTIONS = {
     "final_lr": ("cosine", "linear", "one-cycle"),
     "lr_milestones": ("step",),
@@ -74,17 +75,12 @@ class RunConfig:
         """
         sorted_options: dict[str, dict[str, Any]] = {name: {} for name in _SECTIONS}
         for name, value in options.items():
-            if name not in _OWNER:
-                near = difflib.get_close_matches(name, _OWNER, n=1)
+            if name not in OWNER:
+                near = difflib.get_close_matches(name, OWNER, n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise ConfigError(f"unknown option {name!r}{hint}")
-            sorted_options[_OWNER[name]][name] = value
+            sorted_options[OWNER[name]][name] = value
         return cls(**{name: kind(**sorted_options[name]) for name, kind in _SECTIONS.items()})
-
-    @staticmethod
-    def option_names() -> frozenset[str]:
-        """All that `from_options` knows."""
-        return frozenset(_OWNER)
 
     def to_dict(self) -> dict[str, Any]:
         """As nested plain values, for JSON."""

@@ -26,6 +26,9 @@ Sampling = Literal["sequential", "random"]
 
 Schedule = Literal["constant", "step", "cosine", "linear", "one-cycle"]
 
+_LIMITS = ("clip_norm", "clip_value", "max_epochs")
+"""Settings whose value 0 means no limit. It is stored as None."""
+
 MAX_BUDGET = 10**12
 """Largest number of updates, epochs or minutes."""
 MAX_BATCH = 2**24
@@ -89,10 +92,10 @@ class TrainingConfig:
     """The step schedule's factor."""
 
     clip_norm: float | None = 1.0
-    """Largest L2 norm of all gradients together; None to switch clipping off."""
+    """Largest L2 norm of all gradients together; 0 switches clipping off."""
 
     clip_value: float | None = None
-    """Largest absolute value of one gradient entry (applied before clip_norm)."""
+    """Largest absolute value of one gradient entry, applied before clip_norm; 0 for no limit."""
 
     epochs: float | None = None
     """Budget: passes over the training part."""
@@ -107,8 +110,8 @@ class TrainingConfig:
     why."""
 
     max_epochs: float | None = None
-    """Of a budget in minutes use no more than what so many passes over the training part take
-    (default: 100; further epochs overfit)."""
+    """Largest number of passes over the training part within a budget in minutes; by default 100,
+    because further epochs overfit; 0 for no limit."""
 
     patience: int | None = None
     """Stop after this many reports in a row without a better validation loss."""
@@ -156,6 +159,9 @@ class TrainingConfig:
             # One prompt is as clear as a tuple of one.
             object.__setattr__(self, "prompt", (self.prompt,))
         require_types(self)
+        for name in _LIMITS:
+            if getattr(self, name) == 0:
+                object.__setattr__(self, name, None)
         require_choices(
             self,
             sampling=Sampling,
@@ -218,7 +224,7 @@ class TrainingConfig:
             value = getattr(self, name)
             require(
                 value is None or 0 < value <= MAX_FLOAT,
-                f"{name} must be positive and at most {MAX_FLOAT:.4g}, or None",
+                f"{name} must be positive and at most {MAX_FLOAT:.4g}, or 0 for no limit",
             )
         temperature = self.sample_temperature
         require(0 <= temperature < math.inf, "sample_temperature must be finite, not negative")

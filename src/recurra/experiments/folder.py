@@ -1,6 +1,6 @@
 """The directory of a comparison: its settings and its runs.
 
-comparison.json     the text, the seeds, and what was given for each contender
+comparison.json     the text, the seeds, and the given options of each variant
 NAME-SEED/          a run, like any other; see `runs/directory.py`
 results.json        the figures of all runs, when the last is done
 comparison.svg      with --plot
@@ -44,7 +44,7 @@ class ComparisonFolder:
         )
 
     def run(self, name: str, seed: int) -> RunDirectory:
-        """Where a contender's run of this seed lies."""
+        """Return the directory of the run of a variant with this seed."""
         return RunDirectory(self.path / f"{slug(name)}-{seed}")
 
     @contextmanager
@@ -82,7 +82,7 @@ class ComparisonFolder:
             return False
         if not self.description.is_file():
             raise RunError(f"{self.path} is not empty, and holds no comparison; name another --out")
-        if not force and read_json(self.description) != description:
+        if not force and self._read_description() != description:
             raise RunError(
                 f"{self.path} holds a comparison of other settings; name another --out, or replace"
                 " it with --force"
@@ -141,14 +141,20 @@ class ComparisonFolder:
         for names in ("comparison-*", *(f"{name}.*" for name in COMPARISON_FILES)):
             remove_unfinished(self.path, names)
 
+    def _read_description(self) -> dict[str, Any]:
+        description = read_json(self.description)
+        if "contenders" in description:  # The name of the key in version 0.1.
+            description["variants"] = description.pop("contenders")
+        return description
+
     def _older_runs(self) -> list[RunDirectory]:
         """Those of the comparison that lies here."""
         if not self.description.is_file():
             return []
-        contenders = read_json(self.description).get("contenders", {})
-        if not isinstance(contenders, dict):
-            raise RunError(f"{self.description} is damaged: contenders is no object")
-        slugs = "|".join(re.escape(slug(name)) for name in contenders)
+        variants = self._read_description().get("variants", {})
+        if not isinstance(variants, dict):
+            raise RunError(f"{self.description} is damaged: variants is not an object")
+        slugs = "|".join(re.escape(slug(name)) for name in variants)
         runs = [RunDirectory(path) for path in sorted(self.path.iterdir())]
         return [r for r in runs if re.fullmatch(rf"({slugs})-\d+", r.path.name) and r.is_run]
 
@@ -160,8 +166,10 @@ def _move_all(source: Path, target: Path) -> None:
 
 
 def slug(name: str) -> str:
-    """A contender's name as a folder's: its letters and digits; file systems know no long ones."""
-    whole = re.sub(r"\W+", "-", name).strip("-") or "contender"
+    """Return the name of a directory for a variant: its letters and digits, not too long."""
+    whole = (
+        re.sub(r"\W+", "-", name).strip("-") or "contender"
+    )  # Stored comparisons have this name.
     data = whole.encode()
     if len(data) <= 60:
         return whole

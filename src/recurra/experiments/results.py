@@ -10,24 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recurra.config import RunConfig
+from recurra.config import RunOptions
 from recurra.io.markdown import table
 
 
 @dataclass(frozen=True)
-class Contender:
-    """One of those that are compared.
+class Variant:
+    """One of the settings that are compared.
 
     Attributes:
-        name: as it stands in the table.
-        config: its settings, the common ones included.
-        given: names of those that the user chose; with a budget in minutes the others follow from
-            text and machine (`training/recipe.py`).
+        name: the name that the table shows.
+        options: the settings that were given, the common ones included; with a budget in minutes,
+            the others are chosen (`training/recipe.py`).
     """
 
     name: str
-    config: RunConfig
-    given: frozenset[str]
+    options: RunOptions
 
 
 @dataclass(frozen=True)
@@ -65,9 +63,9 @@ class Result:
 
 @dataclass(frozen=True)
 class Row:
-    """One contender's runs."""
+    """The runs of one variant."""
 
-    contender: Contender
+    variant: Variant
     results: Sequence[Result]
 
     @property
@@ -114,13 +112,13 @@ class Comparison:
         return [row for row in others if _is_within_noise(best, row)]
 
     def curves(self) -> dict[str, list[list[dict[str, Any]]]]:
-        """The records of each contender's runs, by its name."""
-        return {row.contender.name: [r.records for r in row.results] for row in self.rows}
+        """Return the records of the runs of each variant, by its name."""
+        return {row.variant.name: [r.records for r in row.results] for row in self.rows}
 
     def records(self) -> list[dict[str, Any]]:
-        """Each run's figures with its contender's name, the best contender's first; for JSON."""
+        """Return the metrics of each run with the name of its variant, the best variant first."""
         return [
-            {"contender": row.contender.name, **result.to_dict()}
+            {"variant": row.variant.name, **result.to_dict()}
             for row in self.rows
             for result in row.results
         ]
@@ -133,15 +131,15 @@ class Comparison:
             " deviation of bits/char between seeds; best: the lowest bits/char",
         ]
         if close := self.as_good_as_the_best():
-            others = ", ".join(row.contender.name for row in close)
-            best = self.rows[0].contender.name
+            others = ", ".join(row.variant.name for row in close)
+            best = self.rows[0].variant.name
             lines.append(f"too close to {best} to tell with these seeds: {others}")
         if len(self.rows) > 1 and all(len(row.results) == 1 for row in self.rows):
             lines.append("one seed each: how much of the differences is chance, more --seeds tell")
         for row in self.rows:
             if (share := row.mean_of("unknown") or 0.0) > UNKNOWN_TO_TELL:
                 lines.append(
-                    f"{share:.1%} of what {row.contender.name} predicts is <unk>, which flatters it"
+                    f"{share:.1%} of what {row.variant.name} predicts is <unk>, which flatters it"
                 )
         return "\n".join([*lines, f"runs in {self.folder}"])
 
@@ -151,7 +149,7 @@ class Comparison:
 UNKNOWN_TO_TELL = 0.001
 
 _HEAD = (
-    "contender", "nats/token", "bits/char", "spread", "best", "runs", "parameters", "tokens",
+    "variant", "nats/token", "bits/char", "spread", "best", "runs", "parameters", "tokens",
     "seconds", "tokens/s",
 )  # fmt: skip
 
@@ -164,7 +162,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     done = len(row.scores)
     failed = f" of {len(row.results)}" if done < len(row.results) else ""
     return (
-        row.contender.name.replace("|", r"\|"),
+        row.variant.name.replace("|", r"\|"),
         mean("nats_per_token", ".4f"),
         mean("bits_per_char", ".4f"),
         _shown(row.spread),

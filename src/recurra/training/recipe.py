@@ -7,15 +7,13 @@ chosen by measurement: docs/results/quality.md.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from recurra.config import ModelConfig, RunConfig, TrainingConfig
+from recurra.config import ModelConfig, RunConfig, RunOptions
 from recurra.config.optimizers import OPTIMIZERS
 from recurra.data.batches import BatchStream, Ids
 from recurra.kernels import library
@@ -24,107 +22,104 @@ from recurra.recurrence.backends import Requirements, find_backend
 from recurra.recurrence.cells import find_cell
 from recurra.report.progress import format_count
 from recurra.runtime.distributed import Processes
+from recurra.training.budget import Budget
+from recurra.training.context import RunContext
 from recurra.training.estimate import seconds_per_step
 
 SIZES = (64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
-"""Units to choose among."""
+"""Numbers of units to choose among."""
 TOKENS_PER_WEIGHT = 5.0
-"""A model is as large as leaves it this many tokens to learn from, repetitions included."""
-MOST_WEIGHTS, WEIGHTS_PER_TOKEN = 3e6, 3.0
-"""And no larger than this, or than so many weights for each token of a longer text: beyond, nothing
-was measured."""
-MOST_TIMES_READ = 100.0
+"""Smallest number of tokens to learn from, repetitions included, for each weight."""
+MAX_WEIGHTS, WEIGHTS_PER_TOKEN = 3e6, 3.0
+"""Largest number of weights: the first, or the second for each token of a longer text. Larger
+models were not measured."""
+MAX_EPOCHS = 100.0
 """Maximum number of epochs; further epochs overfit."""
 LARGEST_ONE_HOT = 256
 """Vocabulary up to which the first layer reads tokens without an embedding."""
 NARROW_EMBEDDING = 64
 """Width of an embedding where the cell cannot do without one."""
 BATCH_SIZE, NUM_STEPS = 16, 64
-UNITS_TIMES_LR, HIGHEST_LR = 384 * 1.2e-2, 1.6e-2
-"""The learning rate is one over the size, up to the highest."""
-DECAY_TIMES_SEEN, HIGHEST_DECAY = 12.0, 0.5
-"""The weight decay is one over how often a symbol was seen on average, up to the highest."""
+UNITS_TIMES_LR, MAX_LR = 384 * 1.2e-2, 1.6e-2
+"""The learning rate is inversely proportional to the number of units, up to the maximum."""
+DECAY_TIMES_COUNT, MAX_DECAY = 12.0, 0.5
+"""The weight decay is inversely proportional to the mean count of a symbol, up to the maximum."""
 RESIDUAL_LR_FACTOR = 1 / 4
 """Learning rate of residual blocks relative to that of the LSTM; `CellTraits` has that of cells."""
 WARMUP, CLIP_NORM = 0.1, 0.25
 """Warm-up is long and the clipping threshold low because the learning rates are high: training
 does not recover from early divergence."""
+LEARNING_SHARE = 0.93
+"""Share of a budget in minutes that is learning; reports, samples and checkpoints take the rest."""
 _TRIED_SIZE = 256
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings for a run, and why, in three lines."""
+    """The configuration of a run, and three lines that give the reasons."""
 
     config: RunConfig
     reasons: list[str]
 
 
-def complete(
-    config: RunConfig, given: Set[str], ids: Ids, processes: Processes, seconds: float
-) -> Recipe:
-    """Choose what was not given.
+def resolve(options: RunOptions, ids: Ids, context: RunContext) -> RunConfig:
+    """Return the configuration of a run: with a budget in minutes, choose what was not given.
 
     Args:
-        config: with the vocabulary's size.
-        given: names of the settings that the user chose, which stay unchanged.
+        options: the settings that were given, with the size of the vocabulary.
         ids: the training part.
-        processes: those that will share each batch.
-        seconds: for learning.
+        context: the context of the run, which receives the reasons of the choice.
 
     Raises:
         SourceError: the text does not fill one batch.
     """
-    chosen = _with_size(_with_basics(config, given, len(ids), processes.device), given, _TRIED_SIZE)
-    for _ in range(2):  # larger products have another speed: the second trial is of the first size
-        speed = _measure_speed(chosen, ids, processes)
-        chosen = _with_size(chosen, given, _choose_size(chosen, given, len(ids), speed * seconds))
-    tokens = _num_tokens(chosen, len(ids), speed * seconds)
-    chosen = _with_rates(chosen, given, tokens / len(ids))
-    chosen = _replace(chosen, given, weight_decay=_weight_decay(chosen, len(ids)))
-    needed = tokens * _flops_per_token(chosen.model) / speed
-    return Recipe(chosen, _reasons(chosen, tokens, len(ids), needed, seconds))
+    minutes = Budget(options.config.training, 1, context.clock).minutes
+    if minutes is None or options.is_complete:
+        return options.config
+    seconds = max(minutes * 60 * LEARNING_SHARE - context.clock.seconds(), 1.0)
+    recipe = choose(options, ids, context.processes, seconds)
+    context.progress.plan(recipe.reasons)
+    return recipe.config
 
 
-def _replace(config: RunConfig, given: Set[str], **settings: Any) -> RunConfig:
-    """The configuration with these settings, but for those that were given."""
-    free = {name: value for name, value in settings.items() if name not in given}
+def choose(options: RunOptions, ids: Ids, processes: Processes, seconds: float) -> Recipe:
+    """Choose all settings that were not given, for this many seconds of learning."""
+    basics = options.filled(**_basics(options.config, len(ids), processes.device))
+    sized = _with_size(basics, _TRIED_SIZE)
+    # Larger products have another speed, so the second trial is of the first choice.
+    for _ in range(2):
+        speed = _measure_speed(sized.config, ids, processes)
+        sized = _with_size(basics, _choose_size(basics, len(ids), speed * seconds))
+    tokens = _num_tokens(sized.config, len(ids), speed * seconds)
+    rated = sized.filled(**_rates(sized.config, tokens / len(ids)))
+    config = rated.filled(weight_decay=_weight_decay(rated.config, len(ids))).config
+    needed = tokens * _flops_per_token(config.model) / speed
+    return Recipe(config, _reasons(config, tokens, len(ids), needed, seconds))
 
-    def own(section: ModelConfig | TrainingConfig) -> dict[str, Any]:
-        return {f.name: free[f.name] for f in dataclasses.fields(section) if f.name in free}
 
-    model = dataclasses.replace(config.model, **own(config.model))
-    training = dataclasses.replace(config.training, **own(config.training))
-    return dataclasses.replace(config, model=model, training=training)
-
-
-def _with_basics(
-    config: RunConfig, given: Set[str], num_ids: int, device: torch.device
-) -> RunConfig:
-    """What depends on neither speed nor size."""
+def _basics(config: RunConfig, num_ids: int, device: torch.device) -> dict[str, Any]:
+    """Return the settings that depend on neither speed nor size."""
     training = config.training
     batch_size = min(BATCH_SIZE, num_ids // (4 * NUM_STEPS))
     num_steps = min(NUM_STEPS, max(2, num_ids // 4))
-    return _replace(
-        config,
-        given,
-        batch_size=_multiple_of(training.batch_growth, batch_size),
-        num_steps=_multiple_of(training.window_growth, num_steps),
-        precision="bf16" if _has_fast_bf16(config.model, device) else "fp32",
-        init="orthogonal",
-        forget_bias=1.0 if _takes_forget_bias(config.model) else 0.0,
-        locked_dropout=True,
-        schedule="linear",
-        warmup=WARMUP,
-        final_lr=0.0,
-        clip_norm=OPTIMIZERS[training.optimizer].default_clip_norm or CLIP_NORM,
+    return {
+        "batch_size": _multiple_of(training.batch_growth, batch_size),
+        "num_steps": _multiple_of(training.window_growth, num_steps),
+        "precision": "bf16" if _has_fast_bf16(config.model, device) else "fp32",
+        "init": "orthogonal",
+        "forget_bias": 1.0 if _takes_forget_bias(config.model) else 0.0,
+        "locked_dropout": True,
+        "schedule": "linear",
+        "warmup": WARMUP,
+        "final_lr": 0.0,
+        "clip_norm": OPTIMIZERS[training.optimizer].default_clip_norm or CLIP_NORM,
         # An epoch of full BPTT is one update.
-        max_epochs=None if training.bptt == "full" else MOST_TIMES_READ,
-    )
+        "max_epochs": None if training.bptt == "full" else MAX_EPOCHS,
+    }
 
 
 def _multiple_of(unit: int, size: int) -> int:
-    """The nearest below, or the unit itself."""
+    """Return the largest multiple up to `size`, or the unit itself."""
     return max(unit, size - size % unit)
 
 
@@ -132,54 +127,51 @@ def _takes_forget_bias(model: ModelConfig) -> bool:
     return model.traits.has_forget_gate and not model.chrono
 
 
-def _with_size(config: RunConfig, given: Set[str], size: int) -> RunConfig:
-    model = config.model
-    is_bound = "embedding_size" in given and (model.tie_weights or model.residual)
-    if "hidden_size" in given or is_bound:
+def _with_size(options: RunOptions, size: int) -> RunOptions:
+    """Return options with this number of units, and an embedding that fits."""
+    model = options.config.model
+    is_bound = options.is_given("embedding_size") and (model.tie_weights or model.residual)
+    if options.is_given("hidden_size") or is_bound:
         size = model.hidden_size
-    ties = model.vocab_size > LARGEST_ONE_HOT and "embedding_size" not in given
-    if "tie_weights" in given:
+    ties = model.vocab_size > LARGEST_ONE_HOT and not options.is_given("embedding_size")
+    if options.is_given("tie_weights"):
         ties = model.tie_weights
     narrow = NARROW_EMBEDDING if model.traits.changes_inputs else 0
-    return _replace(
-        config,
-        given,
+    return options.filled(
         hidden_size=size,
         embedding_size=size if ties or model.residual else narrow,
         tie_weights=ties,
     )
 
 
-def _with_rates(config: RunConfig, given: Set[str], times_read: float) -> RunConfig:
-    """Learning rate, and dropout by how often every token will be read."""
-    model, doublings = config.model, math.log2(1.0 + times_read)
+def _rates(config: RunConfig, epochs: float) -> dict[str, Any]:
+    """Return the learning rate, and dropout by the number of epochs."""
+    model, doublings = config.model, math.log2(1.0 + epochs)
     outputs = round(min(0.6, max(0.0, 0.1 * (doublings - 0.9))), 2)
     weights = round(min(0.5, max(0.0, 0.1 * (doublings - 1.9))), 2)
-    return _replace(
-        config,
-        given,
-        lr=OPTIMIZERS[config.training.optimizer].default_lr or _learning_rate(model),
-        output_dropout=outputs,
-        weight_dropout=weights if model.traits.reads_state else 0.0,
-        dropout=outputs if model.num_layers > 1 or model.residual else 0.0,
-    )
+    return {
+        "lr": OPTIMIZERS[config.training.optimizer].default_lr or _learning_rate(model),
+        "output_dropout": outputs,
+        "weight_dropout": weights if model.traits.reads_state else 0.0,
+        "dropout": outputs if model.num_layers > 1 or model.residual else 0.0,
+    }
 
 
 def _learning_rate(model: ModelConfig) -> float:
     share = RESIDUAL_LR_FACTOR if model.residual else model.traits.lr_factor
-    return float(f"{share * min(HIGHEST_LR, UNITS_TIMES_LR / model.hidden_size):.2g}")
+    return float(f"{share * min(MAX_LR, UNITS_TIMES_LR / model.hidden_size):.2g}")
 
 
 def _weight_decay(config: RunConfig, num_ids: int) -> float:
-    """Against symbols so rare that what the model makes of them is chance."""
+    """Return the weight decay, which limits the weights of rare symbols."""
     if not OPTIMIZERS[config.training.optimizer].decouples_weight_decay:
         return 0.0  # Through the gradient it would act differently.
-    decay = min(HIGHEST_DECAY, DECAY_TIMES_SEEN * config.model.vocab_size / num_ids)
+    decay = min(MAX_DECAY, DECAY_TIMES_COUNT * config.model.vocab_size / num_ids)
     return float(f"{decay:.1g}")
 
 
 def _measure_speed(config: RunConfig, ids: Ids, processes: Processes) -> float:
-    """Operations of products in a second of training on this machine, by a short trial.
+    """Return the operations of matrix products in a second of training, by a short trial.
 
     With several processes, the first one times its own share of a batch.
     """
@@ -190,21 +182,21 @@ def _measure_speed(config: RunConfig, ids: Ids, processes: Processes) -> float:
     return per_step / seconds_per_step(model, stream, processes)
 
 
-def _choose_size(config: RunConfig, given: Set[str], num_ids: int, operations: float) -> int:
-    """The largest that is left enough to learn from."""
-    chosen, most = SIZES[0], max(MOST_WEIGHTS, WEIGHTS_PER_TOKEN * num_ids)
+def _choose_size(options: RunOptions, num_ids: int, operations: float) -> int:
+    """Return the largest size with enough tokens per weight."""
+    chosen, max_weights = SIZES[0], max(MAX_WEIGHTS, WEIGHTS_PER_TOKEN * num_ids)
     for size in SIZES:
-        sized = _with_size(config, given, size)
-        weights = sum(math.prod(shape) for shape in parameter_shapes(sized.model).values())
-        enough = _num_tokens(sized, num_ids, operations) >= TOKENS_PER_WEIGHT * weights
-        if not enough or weights > most:
+        config = _with_size(options, size).config
+        weights = sum(math.prod(shape) for shape in parameter_shapes(config.model).values())
+        is_enough = _num_tokens(config, num_ids, operations) >= TOKENS_PER_WEIGHT * weights
+        if not is_enough or weights > max_weights:
             break
         chosen = size
     return chosen
 
 
 def _num_tokens(config: RunConfig, num_ids: int, operations: float) -> float:
-    """That the model will learn from, repetitions included."""
+    """Return the number of tokens to learn from, repetitions included."""
     most = config.training.max_epochs
     tokens = operations / _flops_per_token(config.model)
     return tokens if most is None else min(tokens, most * num_ids)
@@ -238,7 +230,7 @@ def _has_fast_bf16(model: ModelConfig, device: torch.device) -> bool:
 
 
 def _flops_per_token(model: ModelConfig) -> float:
-    """Of a training step's products; a lookup has none."""
+    """Return the operations of the matrix products of a training step; a lookup has none."""
     shapes = parameter_shapes(model)
     looked_up = "embedding" if model.embedding_size else "weight_ih_l0"
     products = [

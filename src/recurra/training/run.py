@@ -6,13 +6,13 @@ This module connects the lower-level packages and contains no computation.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 
-from recurra.config import RunConfig, TrainingConfig
+from recurra.config import RunConfig, RunOptions, TrainingConfig
 from recurra.data.batches import BatchStream
 from recurra.data.dataset import TokenDataset
 from recurra.data.token_file import (
@@ -51,62 +51,58 @@ from recurra.runtime.signals import stop_signals
 from recurra.text.catalogue import DEFAULT_CORPUS
 from recurra.text.corpus import prepare_text
 from recurra.text.vocabulary import Vocabulary
-from recurra.training.budget import Budget
+from recurra.training import recipe
 from recurra.training.context import RunContext
 from recurra.training.loop import TrainingLoop
-from recurra.training.recipe import complete
-
-LEARNING_SHARE = 0.93
-"""Of a budget in minutes; reports, samples and checkpoints take the rest."""
 
 
 def start_run(
     sources: Sequence[Source],
-    config: RunConfig,
+    options: RunOptions,
     out: Source | None,
     progress: Progress,
     clock: Clock,
     *,
-    given: Set[str] = frozenset(),
     force: bool = False,
 ) -> LanguageModel:
-    """`recurra.train` with explicit arguments; the folder is touched only when the text is
-    good.
+    """Train a new run: `recurra.train` with explicit arguments.
 
-    With a budget in minutes, settings that are not among the `given` are chosen. When torchrun has
-    started this again after a process died, the run is resumed instead.
+    The directory changes only after the text and the options were found valid. When torchrun has
+    started the training again after a process died, the run is resumed instead.
+
+    Raises:
+        ConfigError, SourceError, RunError: invalid options, text or directory.
     """
     if may_be_restarted() and out is None:
         raise ConfigError("torchrun may restart this training; name its folder with --out")
-    with _open_context(config, progress, clock) as context:
-        path = context.processes.run_on_first(lambda: str(_choose_path(out, sources, config)))
+    with _open_context(options.config, progress, clock) as context:
+        cell = options.config.model.cell
+        path = context.processes.run_on_first(lambda: str(_choose_path(out, sources, cell)))
         folder = RunDirectory(path)
         own = context.processes.run_on_first(
             lambda: job_name() if folder.is_made_by(job_name()) else ""
         )
         if is_restart() and own:
-            _refuse_other_settings(folder, config, only=given)
+            _refuse_other_settings(folder, options)
             return _run(folder, folder.read_config().training, context, resumed=True)
         context.processes.run_on_first(
-            lambda: _prepare(folder, sources, config, given, context, force=force)
+            lambda: _prepare(folder, sources, options, context, force=force)
         )
         return _run(folder, folder.read_config().training, context, resumed=False)
 
 
 def prepare_run(
     sources: Sequence[Source],
-    config: RunConfig,
+    options: RunOptions,
     out: Source,
     progress: Progress,
     clock: Clock,
-    *,
-    given: Set[str] = frozenset(),
 ) -> None:
-    """`start_run` up to the first step: `resume_run` trains what it leaves."""
+    """Create a run without training it: `resume_run` starts its training."""
     folder = RunDirectory(out)
-    with _open_context(config, progress, clock) as context:
+    with _open_context(options.config, progress, clock) as context:
         context.processes.run_on_first(
-            lambda: _prepare(folder, sources, config, given, context, force=False)
+            lambda: _prepare(folder, sources, options, context, force=False)
         )
         folder.unlock()
 
@@ -116,29 +112,40 @@ def resume_run(
     progress: Progress,
     clock: Clock,
     *,
-    given: RunConfig | None = None,
+    options: RunOptions | None = None,
     sources: Sequence[Source] = (),
 ) -> LanguageModel:
     """Resume an interrupted run exactly; start it if it has no step yet.
 
     Args:
-        given: settings that the run should have, by default its own; only those may differ that
-            change nothing of what it computes.
-        sources: the text that it should have; by default its own.
+        path: the directory of the run.
+        options: settings to resume with. Those in `FREE_SETTINGS` replace the settings of the run;
+            the others must be equal to them.
+        sources: the text, which must be that of the run; by default it is not compared.
 
     Raises:
         ConfigError, RunError: there is no run, another process trains in it, its checkpoints are
             damaged, or text or settings differ.
     """
     folder = RunDirectory(path)
-    config = given or folder.read_config()
+    config = _with_free_settings(folder.read_config(), options)
     with _open_context(config, progress, clock) as context:
-        _refuse_other_settings(folder, config)
+        if options is not None:
+            _refuse_other_settings(folder, options)
         change = source_change(folder.path)
         _refuse_other_text(folder, sources, change)
         if change:
             context.progress.message(f"note: {change}; the run continues with its original text")
         return _run(folder, config.training, context, resumed=True)
+
+
+def _with_free_settings(config: RunConfig, options: RunOptions | None) -> RunConfig:
+    """Return the configuration of a run with the given settings that may change when it resumes."""
+    if options is None:
+        return config
+    given = options.config.training
+    free = {name: getattr(given, name) for name in FREE_SETTINGS if options.is_given(name)}
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, **free))
 
 
 @contextmanager
@@ -170,11 +177,11 @@ def _num_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _choose_path(out: Source | None, sources: Sequence[Source], config: RunConfig) -> Path:
-    """The folder `out`, or else a new one: runs/<text>-<cell>, with a number when that is taken."""
+def _choose_path(out: Source | None, sources: Sequence[Source], cell: str) -> Path:
+    """Return `out`, or a new directory: runs/<text>-<cell>, with a number if that exists."""
     if out is not None:
         return Path(out)
-    return numbered(Path("runs") / f"{short_name(sources)}-{config.model.cell}")
+    return numbered(Path("runs") / f"{short_name(sources)}-{cell}")
 
 
 def short_name(sources: Sequence[Source]) -> str:
@@ -195,22 +202,20 @@ def numbered(path: Path) -> Path:
 def _prepare(
     folder: RunDirectory,
     sources: Sequence[Source],
-    config: RunConfig,
-    given: Set[str],
+    options: RunOptions,
     context: RunContext,
     *,
     force: bool,
 ) -> str:
-    """Make a new run up to its first step, and its folder's name."""
+    """Create a run up to its first step, and return the name of its directory."""
     processes = context.processes
-    for line in config.ignored():
+    for line in options.config.ignored():
         context.progress.message(f"note: {line}")
     with folder.prepared(force=force) as staging:
-        tokens, vocabulary = build_token_file(sources, config.text, staging.path)
-        config = _with_vocab_size(config, len(vocabulary))
+        tokens, vocabulary = build_token_file(sources, options.config.text, staging.path)
         # Errors must show before the directory changes.
-        _check_prompts(vocabulary, config)
-        config = _completed(config, given, tokens, context)
+        _check_prompts(vocabulary, options.config)
+        config = recipe.resolve(options.with_vocab_size(len(vocabulary)), tokens.train, context)
         BatchStream(tokens.train, config.training, processes)
         staging.write_config(config, [str(source) for source in sources])
         if may_be_restarted():
@@ -219,34 +224,18 @@ def _prepare(
     return str(folder.path)
 
 
-def _completed(
-    config: RunConfig, given: Set[str], tokens: TokenFile, context: RunContext
-) -> RunConfig:
-    """With a time budget, choose every unspecified setting and report the choices."""
-    minutes = Budget(config.training, 1, context.clock).minutes
-    if minutes is None:
-        return config
-    seconds = minutes * 60 * LEARNING_SHARE - context.clock.seconds()
-    recipe = complete(config, given, tokens.train, context.processes, max(seconds, 1.0))
-    context.progress.plan(recipe.reasons)
-    return recipe.config
-
-
-def _refuse_other_settings(
-    folder: RunDirectory, config: RunConfig, *, only: Set[str] | None = None
-) -> None:
-    """See to it that the settings (or `only` these) are the run's, but for those that change no
-    result."""
-    saved, given = folder.read_config().to_dict(), config.to_dict()
-    for settings in (saved, given):
-        for name in FREE_SETTINGS:
-            del settings["training"][name]
-        # The text decides it.
-        del settings["model"]["vocab_size"]
-    if only is not None:
-        for section in given:
-            given[section] = {k: v for k, v in given[section].items() if k in only}
-            saved[section] = {k: v for k, v in saved[section].items() if k in only}
+def _refuse_other_settings(folder: RunDirectory, options: RunOptions) -> None:
+    """Raise an error if a given setting differs from the run's and would change its results."""
+    fixed = options.values.keys() - set(FREE_SETTINGS)
+    saved, given = (
+        {
+            section: {name: value for name, value in values.items() if name in fixed}
+            for section, values in config.to_dict().items()
+        }
+        for config in (folder.read_config(), options.config)
+    )
+    for sections in (saved, given):
+        sections["model"].pop("vocab_size", None)  # It follows from the text.
     if found := differences(saved, given):
         raise ConfigError(
             f"{folder.path} continues with its original settings, and these differ:"
@@ -358,9 +347,3 @@ def _check_prompts(vocabulary: Vocabulary, config: RunConfig) -> None:
 
 def _prompts(config: RunConfig) -> tuple[str, ...]:
     return tuple(prepare_text(prompt, config.text) for prompt in config.training.prompt)
-
-
-def _with_vocab_size(config: RunConfig, size: int) -> RunConfig:
-    values = config.to_dict()
-    values["model"]["vocab_size"] = size
-    return RunConfig.from_dict(values)

@@ -1,5 +1,6 @@
 """Resuming an interrupted comparison, and the directories that are rejected."""
 
+import json
 import signal
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def test_a_folder_of_texts_may_hold_its_own_comparison(source):
         assert len(rows) == 2
 
 
-def test_a_contender_that_will_not_do_shows_before_any_of_them_learns(compare, tmp_path):
+def test_compare_invalid_variant_fails_before_training(compare, tmp_path):
     with pytest.raises(SourceError, match="batch"):
         compare({"fits": {}, "does not": {"batch_size": 10_000}})
     assert not (tmp_path / "all").exists()
@@ -119,3 +120,12 @@ def test_a_text_that_will_not_do_leaves_nothing(source, compare, tmp_path):
     assert not (tmp_path / "all").exists()
     source.write_bytes(text)
     assert len(compare(seeds=1).rows) == 2
+
+
+def test_compare_resumes_a_comparison_of_version_0_1(compare, tmp_path):
+    before = compare(seeds=1)
+    file = tmp_path / "all" / "comparison.json"
+    description = json.loads(file.read_text("utf-8"))
+    description["contenders"] = description.pop("variants")
+    file.write_text(json.dumps(description), "utf-8")
+    assert compare(seeds=1).records() == before.records()

@@ -1,18 +1,18 @@
-"""Every contender has its runs, on the same text and the same budget."""
+"""Every variant has its runs, on the same text and the same budget."""
 
 import dataclasses
 
 import pytest
 
 import recurra
-from comparison.settings import CONTENDERS, SMALL
+from comparison.settings import SMALL, VARIANTS
 from recurra.errors import ConfigError
 from recurra.training import recipe
 
 
-def test_every_contender_has_each_seed_and_reads_as_many_tokens(compare, tmp_path):
+def test_compare_every_variant_trains_each_seed_on_equal_tokens(compare, tmp_path):
     result = compare(seed=5)
-    assert {row.contender.name for row in result.rows} == set(CONTENDERS)
+    assert {row.variant.name for row in result.rows} == set(VARIANTS)
     assert [row.mean for row in result.rows] == sorted(row.mean for row in result.rows)
     for row in result.rows:
         assert [r.seed for r in row.results] == [5, 6]
@@ -57,9 +57,9 @@ def test_what_is_chosen_is_chosen_once_for_all_seeds(compare, monkeypatch):
 
 
 def test_a_failed_run_is_counted_and_the_others_go_on(compare):
-    wild = {"cell": "rnn-relu", "lr": 1e9, "clip_norm": None, "optimizer": "sgd", "warmup": 0.0}
+    wild = {"cell": "rnn-relu", "lr": 1e9, "clip_norm": 0, "optimizer": "sgd", "warmup": 0.0}
     good, bad = compare({"wild": wild, "gru": {"cell": "gru"}}, num_tokens=6400).rows
-    assert good.contender.name == "gru"
+    assert good.variant.name == "gru"
     assert len(good.scores) == 2
     assert bad.scores == []
     assert [r.nats_per_token for r in bad.results] == [None, None]
@@ -67,9 +67,9 @@ def test_a_failed_run_is_counted_and_the_others_go_on(compare):
 
 def test_what_a_run_says_is_told_with_its_name(compare, listener):
     progress = listener()
-    contenders = {"deep": {"dropout": 0.5}}
-    compare(contenders, seeds=1, progress=progress)
-    compare(contenders, seeds=1, progress=progress)
+    variants = {"deep": {"dropout": 0.5}}
+    compare(variants, seeds=1, progress=progress)
+    compare(variants, seeds=1, progress=progress)
     assert any(line.startswith("deep: note: dropout") for line in progress.messages)
     assert "deep, seed 1: this run has already finished" in progress.messages
     assert not any("saving" in line for line in progress.messages)
@@ -84,7 +84,7 @@ def test_a_long_name_has_a_short_folder(compare):
 
 
 @pytest.mark.parametrize(
-    ("contenders", "options", "words"),
+    ("variants", "options", "words"),
     [
         ({"a": {"steps": 3}, "b": {"steps": 4}}, {"num_tokens": None}, "differ in steps"),
         ({"a": {}, "b": {"seed": 4}}, {}, "differ in seed"),
@@ -111,10 +111,10 @@ def test_a_long_name_has_a_short_folder(compare):
     ],
 )
 def test_what_is_no_comparison_is_refused_before_anything_is_written(
-    compare, tmp_path, contenders, options, words
+    compare, tmp_path, variants, options, words
 ):
     with pytest.raises(ConfigError, match=words):
-        compare(contenders, **options)
+        compare(variants, **options)
     assert not (tmp_path / "all").exists()
 
 
