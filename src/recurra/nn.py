@@ -29,9 +29,9 @@ from torch import Tensor
 from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
-from recurra.recurrence.backends import Requirements
+from recurra.recurrence.backends import Requirements, require_name
 from recurra.recurrence.cells import CELLS, LayerParameters, State, find_cell
-from recurra.recurrence.layer import choose_backend, require_name, run
+from recurra.recurrence.layer import choose_backend, run
 from recurra.recurrence.precision import autocast_precision
 
 __all__ = ["GRU", "LSTM", "RNN"]

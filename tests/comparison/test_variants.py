@@ -7,7 +7,7 @@ import pytest
 import recurra
 from comparison.settings import SMALL, VARIANTS
 from recurra.errors import ConfigError
-from recurra.training import recipe
+from recurra.training.estimate import SpeedTrial
 
 
 def test_compare_every_variant_trains_each_seed_on_equal_tokens(compare, tmp_path):
@@ -48,7 +48,7 @@ def test_with_minutes_what_was_not_given_is_chosen_for_each(compare):
 
 def test_what_is_chosen_is_chosen_once_for_all_seeds(compare, monkeypatch):
     speeds = iter([1e6, 1e6, 1e12, 1e12])
-    monkeypatch.setattr(recipe, "_measure_speed", lambda *_: next(speeds))
+    monkeypatch.setattr(SpeedTrial, "__call__", lambda *_: next(speeds))
     options = {"num_tokens": None, "minutes": 0.03, "seeds": 2, "max_epochs": 1e9}
     (row,) = compare({"lstm": {}}, **options).rows
     first, second = (recurra.load(r.folder).config for r in row.results)

@@ -11,7 +11,7 @@ from recurra.config.backends import BACKEND_MODULES
 from recurra.errors import ConfigError
 from recurra.kernels import buffers, library
 from recurra.recurrence import layer as recurrent_layer
-from recurra.recurrence.backends import Requirements, find_backend
+from recurra.recurrence.backends import Requirements, find_backend, require_supported
 from recurra.recurrence.cells import CELLS, LayerParameters
 
 RECURRENT = ["rnn", "rnn-relu", "gru", "lstm"]
@@ -332,7 +332,7 @@ def test_unsupported_states_the_reason(backend, cell, device, needs, reason):
     assert found is not None
     assert reason in found
     with pytest.raises(ConfigError, match=re.escape(found)):
-        recurrent_layer.require_supported(backend, needed)
+        require_supported(backend, needed)
 
 
 def test_wrong_state_shape_or_no_step_is_rejected():

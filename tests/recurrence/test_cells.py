@@ -9,7 +9,7 @@ import torch
 from recurra.errors import ConfigError
 from recurra.kernels import library
 from recurra.recurrence import layer as recurrent_layer
-from recurra.recurrence.backends import Requirements
+from recurra.recurrence.backends import Requirements, supporting_backends
 from recurra.recurrence.cells import CELLS, LayerParameters, LinearCell, find_cell
 
 LINEAR = [name for name, cell in CELLS.items() if isinstance(cell, LinearCell)]
@@ -118,7 +118,7 @@ def test_gradients_pass_gradcheck(name):
 def test_two_halves_equal_the_whole(name):
     inputs, _, layer = make_case(name, (11, 3, 4, 6))
     needs = Requirements(find_cell(name), torch.device("cpu"))
-    for backend in recurrent_layer.supporting_backends(needs):
+    for backend in supporting_backends(needs):
         if backend == "native":
             continue
         whole, final = recurrent_layer.run(name, inputs, None, layer, backend)

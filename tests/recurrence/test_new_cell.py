@@ -17,6 +17,7 @@ from recurra.errors import ConfigError
 from recurra.kernels import builder
 from recurra.model import RecurrentLM
 from recurra.recurrence import layer as recurrent_layer
+from recurra.recurrence.backends import require_backend
 from recurra.recurrence.cells import CELLS, Cell, LayerParameters
 
 
@@ -169,7 +170,7 @@ def test_new_cell_trains_in_a_model(mgu):
 @pytest.mark.parametrize("backend", ["bptt", "library", "native"])
 def test_new_cell_unsupported_backend_is_rejected(mgu, backend):
     with pytest.raises(ConfigError, match="no mgu cell; use auto, reference"):
-        recurrent_layer.require_backend(backend, "mgu", torch.device("cpu"))
+        require_backend(backend, "mgu", torch.device("cpu"))
 
 
 def test_new_cell_trains_and_loads_as_a_run(mgu, tmp_path):

@@ -4,24 +4,23 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 import recurra
 from recurra.config import RunConfig, RunOptions
 from recurra.kernels import library
 from recurra.report.progress import Progress
 from recurra.runtime.distributed import SINGLE_PROCESS
-from recurra.training import recipe
+from recurra.training import estimate, recipe
 
 
-@pytest.fixture(autouse=True)
-def _known_speed(monkeypatch):
-    monkeypatch.setattr(recipe, "_measure_speed", lambda *_: 2e11)
+def known_speed(config):
+    return 2e11
 
 
-def completed(seconds=160.0, length=1_000_000, vocab_size=65, **options):
+def completed(seconds=160.0, length=1_000_000, vocab_size=65, trial=known_speed, **options):
     given = RunOptions.of(**options).with_vocab_size(vocab_size)
-    ids = np.zeros(length, dtype=np.uint16)
-    return recipe.choose(given, ids, SINGLE_PROCESS, seconds)
+    return recipe.choose(given, length, torch.device("cpu"), trial, seconds)
 
 
 def test_more_time_and_more_text_give_larger_models():
@@ -133,25 +132,22 @@ def test_what_depends_on_nothing():
     assert (model.init, model.forget_bias, model.locked_dropout) == ("orthogonal", 1.0, True)
 
 
-def test_the_trial_says_what_the_machine_does(monkeypatch):
-    monkeypatch.undo()
+def test_speed_trial_returns_operations_per_second(monkeypatch):
     config = RunConfig.from_options(hidden_size=64, embedding_size=0, batch_size=8)
-    ids = np.zeros(10_000, dtype=np.uint16)
-    counted = []
-    monkeypatch.setattr(recipe, "seconds_per_step", lambda *_: counted.append(1) or 0.01)
+    trial = estimate.SpeedTrial(np.zeros(10_000, dtype=np.uint16), SINGLE_PROCESS)
+    monkeypatch.setattr(estimate, "seconds_per_step", lambda *_: 0.01)
     products = 6 * (4 * 64 * 64 + 2 * 64) * 8 * 64
-    assert recipe._measure_speed(config, ids, SINGLE_PROCESS) == pytest.approx(products / 0.01)
+    assert trial(config) == pytest.approx(products / 0.01)
 
 
-def test_the_second_trial_is_of_the_size_that_the_first_one_found(monkeypatch):
+def test_recipe_second_trial_has_the_size_of_the_first_choice():
     sizes = []
 
-    def slower_when_larger(config, *_):
+    def slower_when_larger(config):
         sizes.append(config.model.hidden_size)
         return 2e11 if config.model.hidden_size <= 256 else 5e10
 
-    monkeypatch.setattr(recipe, "_measure_speed", slower_when_larger)
-    found = completed(160).config.model.hidden_size
+    found = completed(160, trial=slower_when_larger).config.model.hidden_size
     assert sizes[0] == 256 < sizes[1]
     assert found < sizes[1]
 

@@ -36,7 +36,8 @@ from recurra.runs.directory import RunDirectory
 from recurra.runtime.clock import Clock
 from recurra.runtime.distributed import started_count
 from recurra.training.batch_schedule import tokens_per_step
-from recurra.training.run import numbered, prepare_run, resume_run, short_name
+from recurra.training.creation import numbered, short_name
+from recurra.training.run import prepare_run, resume_run
 
 COMMON = (
     "epochs", "steps", "minutes", "seed", "device", "threads", "plot", "val_fraction", "min_freq",

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import sys
 import threading
 import time
 from ctypes import POINTER, c_double, c_float, c_int32, c_int64, c_uint64, c_void_p
@@ -95,16 +94,10 @@ def load() -> Any:
 def _build() -> Any:
     if builder.find_compiler() is None:
         return builder.build()  # which raises KernelError
-    print(
-        "building the CPU kernels, once for this machine ...", end="", file=sys.stderr, flush=True
-    )
+    _logger.info("building the CPU kernels, once for this machine (about 10 s)")
     start = time.monotonic()
-    try:
-        path = builder.build()
-    except KernelError:
-        print(" failed", file=sys.stderr)
-        raise
-    print(f" done in {time.monotonic() - start:.0f} s", file=sys.stderr)
+    path = builder.build()
+    _logger.info("built the CPU kernels in %.0f s", time.monotonic() - start)
     return path
 
 

@@ -76,7 +76,7 @@ class RecurrentLM(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.cell = config, find_cell(config.cell)
         for name, shape in parameter_shapes(config).items():
             self.register_parameter(name, nn.Parameter(torch.empty(shape)))
         self.reset_parameters()
@@ -104,7 +104,7 @@ class RecurrentLM(nn.Module):
 
     def _requirements(self, recurrent_gradient_scale: float = 1.0) -> Requirements:
         return Requirements(
-            find_cell(self.config.cell),
+            self.cell,
             self.device,
             self.head_bias.dtype,
             recurrent_gradient_scale,
@@ -121,7 +121,7 @@ class RecurrentLM(nn.Module):
             return f"the backend is set to {config.backend}"
         if (reason := find_backend("native").unsupported(self._requirements())) is not None:
             return reason
-        if not find_cell(config.cell).reads_state:
+        if not self.cell.reads_state:
             return f"the compiled step needs a cell whose gates read the state, not {config.cell}"
         if config.residual:
             return "the compiled kernels have no residual blocks"
@@ -136,11 +136,10 @@ class RecurrentLM(nn.Module):
     def reset_parameters(self) -> None:
         """Initialize the weights by `config.init`, from torch's global generator."""
         bound = 1.0 / math.sqrt(self.config.hidden_size)
-        cell = find_cell(self.config.cell)
-        extra = cell.extra_shapes(self.config.hidden_size, 1)
+        extra = self.cell.extra_shapes(self.config.hidden_size, 1)
         for name, parameter in self.named_parameters():
             if (own := name.rpartition("_l")[0]) in extra:
-                cell.first_extra(own, parameter)
+                self.cell.first_extra(own, parameter)
             elif own.endswith("norm") or name == "final_norm":
                 parameter.fill_(1.0)
             elif self.config.init == "normal":
@@ -180,7 +179,7 @@ class RecurrentLM(nn.Module):
 
     def _layer(self, index: int) -> LayerParameters:
         config = self.config
-        shapes = find_cell(config.cell).extra_shapes(config.hidden_size, 1)
+        shapes = self.cell.extra_shapes(config.hidden_size, 1)
         of_torch = (getattr(self, f"{name}_l{index}", None) for name in _LAYER_NAMES)
         extra = tuple(getattr(self, f"{name}_l{index}") for name in shapes)
         return LayerParameters.from_torch(of_torch)._replace(extra=extra or None)
@@ -188,8 +187,7 @@ class RecurrentLM(nn.Module):
     def zero_state(self, batch_size: int) -> State:
         """Return the state before the first token: (h,) or (h, c), each (L, B, H); or ()."""
         shape = (self.config.num_layers, batch_size, self.config.hidden_size)
-        num_states = find_cell(self.config.cell).num_states
-        return tuple(self.head_bias.new_zeros(shape) for _ in range(num_states))
+        return tuple(self.head_bias.new_zeros(shape) for _ in range(self.cell.num_states))
 
     def hidden(
         self,

@@ -11,10 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recurra.config.backends import BACKEND_MODULES
 from recurra.errors import ConfigError
 from recurra.kernels import library as kernels
-from recurra.recurrence.backends import Requirements, find_backend, requirements_of, time_batched
+from recurra.recurrence.backends import (
+    Requirements,
+    find_backend,
+    require_supported,
+    requirements_of,
+    time_batched,
+)
 from recurra.recurrence.cells import (
     LayerParameters,
     State,
@@ -82,47 +87,6 @@ def run(
     if not kind.reads_state and backend != "reference":
         return time_batched.run_layer(kind, inputs, state, parameters, backend, **options)
     return find_backend(backend).run_layer(kind, inputs, state, parameters, **options)
-
-
-def require_name(backend: str) -> None:
-    """Check that a backend exists, or is `auto`.
-
-    Raises:
-        ConfigError: it does not.
-    """
-    if backend != "auto":
-        find_backend(backend)
-
-
-def supporting_backends(needs: Requirements) -> list[str]:
-    """Return the names of the backends that support a layer."""
-    return [name for name in BACKEND_MODULES if find_backend(name).unsupported(needs) is None]
-
-
-def require_supported(backend: str, needs: Requirements) -> None:
-    """Check that a backend exists and supports a layer; `auto` is always accepted.
-
-    Raises:
-        ConfigError: it does not; the message has the reason and the backends that do.
-    """
-    require_name(backend)
-    if backend == "auto":
-        return
-    reason = find_backend(backend).unsupported(needs)
-    if reason is not None:
-        able = supporting_backends(needs)
-        raise ConfigError(f"{reason}; use auto, {', '.join(able)}" if able else reason)
-
-
-def require_backend(backend: str, cell: str, device: torch.device) -> None:
-    """Check that a backend can compute a cell on a device.
-
-    Raises:
-        ConfigError, KernelError: it cannot.
-    """
-    require_supported(backend, Requirements(find_cell(cell), device))
-    if backend == "native":
-        kernels.load()
 
 
 def choose_backend(

@@ -1,9 +1,11 @@
-"""Select a device, and name devices and processors."""
+"""Select a device and a number of threads, and name devices and processors."""
 
 from __future__ import annotations
 
 import platform
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -12,15 +14,15 @@ from recurra.errors import ConfigError
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device of this name; `auto` is a CUDA GPU, else Apple's, else the CPU.
+    """Return the device of this name; `auto` is a CUDA GPU, or else Apple's GPU, or else the CPU.
 
     Args:
         name: auto, cpu, cuda, cuda:N or mps.
-        local_rank: which of the processes on this machine asks; `auto` and `cuda` give each its
-            own GPU.
+        local_rank: the number of this process among those on this machine; with `auto` and `cuda`,
+            each process has a separate GPU.
 
     Raises:
-        ConfigError: no such device on this machine.
+        ConfigError: the device is not available.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -32,8 +34,19 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
             raise ConfigError(f"device {name!r} is not one of auto, cpu, cuda, cuda:N, mps")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {name!r} is not to be had on this machine") from error
+        raise ConfigError(f"device {name!r} is not available on this machine") from error
     return device
+
+
+@contextmanager
+def num_threads(count: int | None) -> Iterator[None]:
+    """Let torch and the kernels use this many threads in the block; None keeps torch's number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def device_name(device: torch.device) -> str:
@@ -42,7 +55,7 @@ def device_name(device: torch.device) -> str:
 
 
 def processor_name() -> str:
-    """The processor's model and the instruction set that torch uses on it."""
+    """Return the model of the processor and the instruction set that torch uses on it."""
     name = platform.processor() or platform.machine()
     described = Path("/proc/cpuinfo")
     if described.is_file():

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
+
+from recurra.config import RunConfig
+from recurra.recurrence.backends import require_backend
+from recurra.report.curve import require_matplotlib
 from recurra.report.progress import Progress
 from recurra.runtime.clock import Clock
-from recurra.runtime.distributed import Processes
-from recurra.runtime.signals import StopSignals
+from recurra.runtime.devices import choose_device, num_threads
+from recurra.runtime.distributed import Processes, joined_processes, local_rank
+from recurra.runtime.signals import StopSignals, stop_signals
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """What a training is surrounded by.
+    """The resources of a run that are not part of its state.
 
     Attributes:
         progress: receives training events.
-        clock: started when the run's time began.
-        processes: those that train together.
+        clock: measures the time of the run.
+        processes: the processes that train together.
         signals: the pending stop signals.
     """
 
@@ -25,3 +33,26 @@ class RunContext:
     clock: Clock
     processes: Processes
     signals: StopSignals
+
+
+@contextmanager
+def open_context(config: RunConfig, progress: Progress, clock: Clock) -> Iterator[RunContext]:
+    """Yield the context of a run, and restore signals, threads and torch's generators after it.
+
+    Raises:
+        ConfigError, KernelError: the device or the backend is not available, or `plot` is set and
+            matplotlib is not installed.
+    """
+    training = config.training
+    if training.plot:
+        require_matplotlib()
+    device = choose_device(training.device, local_rank())
+    require_backend(config.model.backend, config.model.cell, device)
+    with (
+        num_threads(training.threads),
+        stop_signals() as signals,
+        joined_processes(device) as processes,
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+    ):
+        shown = progress if processes.is_first else Progress()
+        yield RunContext(shown, clock, processes, signals)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
-from recurra.config import ModelConfig, TrainingConfig
+from recurra.config import ModelConfig, RunConfig, TrainingConfig
 from recurra.config.optimizers import OPTIMIZERS
-from recurra.data.batches import BatchStream
+from recurra.data.batches import BatchStream, Ids
 from recurra.engine.select import select_gradients
-from recurra.model.recurrent_lm import RecurrentLM
+from recurra.model.recurrent_lm import RecurrentLM, parameter_shapes
 from recurra.recurrence.cells import find_cell
 from recurra.report.progress import format_count, format_seconds
 from recurra.runtime.distributed import SINGLE_PROCESS, Processes
@@ -20,22 +21,25 @@ from recurra.training.batch_schedule import stage_at
 from recurra.training.callbacks.evaluation import MAX_VALIDATION_TOKENS
 from recurra.training.session import TrainingSession
 
-LONGEST_TRIAL = 512
-"""Steps of a timed batch; full BPTT's, which may take minutes, is judged by a part of it."""
+MAX_TRIAL_STEPS = 512
+"""Largest number of time steps of a timed batch. A batch of full BPTT can be longer; its time is
+extrapolated."""
 TRIAL_SECONDS = 0.2
-LONGEST_PASS = 1.0
-"""In seconds; what takes longer is not tried again."""
+"""Time for which a pass is repeated."""
+MAX_REPEATED_SECONDS = 1.0
+"""Duration from which a pass is not repeated."""
 
 
 def seconds_per_step(
     model: RecurrentLM, stream: BatchStream, processes: Processes = SINGLE_PROCESS
 ) -> float:
-    """Time a forward and backward pass of this process's rows, as training will compute it.
+    """Return the seconds of a forward and backward pass of this process's rows.
 
-    Weights, gradients and random numbers stay untouched. With several processes the time to average
-    the gradients is not included: the number of repetitions differs between processes.
+    The engine is the one that training uses. Weights, gradients and random generators are left
+    unchanged. With several processes, the exchange of the gradients is not included, because the
+    number of repetitions differs between processes.
     """
-    batch = stream.typical_batch(LONGEST_TRIAL)
+    batch = stream.typical_batch(MAX_TRIAL_STEPS)
     ids = torch.from_numpy(batch.ids).to(model.device)
     targets = torch.from_numpy(batch.targets).to(model.device)
     gradients, scale = select_gradients(model, processes), stream.recurrent_gradient_scale
@@ -44,18 +48,50 @@ def seconds_per_step(
         gradients.compute(ids, targets, recurrent_gradient_scale=scale)
 
     with _untouched(model):
-        # The first pass pays for memory and code that the later ones find ready.
+        # The first pass allocates memory and builds code that the later ones reuse.
         mean = _mean_seconds(pass_once, 0.0)
-        if mean < LONGEST_PASS:
+        if mean < MAX_REPEATED_SECONDS:
             mean = _mean_seconds(pass_once, TRIAL_SECONDS)
     return mean * (stream.num_steps / int(batch.ids.shape[1]))
 
 
-def _mean_seconds(work: Callable[[], object], at_least: float) -> float:
-    """Of one of as many repetitions as last that long.
+class SpeedTrial:
+    """Measures how fast this process trains a model, by a few steps on random weights.
 
-    The mean, not the best: on a machine that also does something else, the best is what a training
-    will not get.
+    Args:
+        ids: the training part of a text.
+        processes: the processes that train together. The first one times its share of a batch.
+    """
+
+    def __init__(self, ids: Ids, processes: Processes) -> None:
+        self._ids, self._processes = ids, processes
+
+    def __call__(self, config: RunConfig) -> float:
+        """Return the floating-point operations of matrix products in a second of training."""
+        with torch.random.fork_rng(devices=[]):
+            model = RecurrentLM(config.model).to(self._processes.device)
+        stream = BatchStream(self._ids, config.training, self._processes)
+        tokens = config.training.batch_size * stream.num_steps
+        seconds = seconds_per_step(model, stream, self._processes)
+        return tokens * flops_per_token(config.model) / seconds
+
+
+def flops_per_token(model: ModelConfig) -> float:
+    """Return the operations of the matrix products of a training step; a lookup has none."""
+    shapes = parameter_shapes(model)
+    looked_up = "embedding" if model.embedding_size else "weight_ih_l0"
+    products = [
+        math.prod(shape) for name, shape in shapes.items() if len(shape) > 1 and name != looked_up
+    ]
+    tied = math.prod(shapes["embedding"]) if model.tie_weights else 0
+    return 6.0 * (sum(products) + tied)
+
+
+def _mean_seconds(work: Callable[[], object], at_least: float) -> float:
+    """Return the mean duration of as many calls as take this many seconds, of at least one.
+
+    The mean is used instead of the minimum, because training beside other programs does not reach
+    the minimum.
     """
     started, count = time.perf_counter(), 0
     while (passed := time.perf_counter() - started) < at_least or count == 0:
@@ -73,10 +109,11 @@ def _untouched(model: RecurrentLM) -> Iterator[None]:
 
 
 def memory_bytes(model: ModelConfig, training: TrainingConfig, num_steps: int, weights: int) -> int:
-    """About how much memory a training step takes, in bytes.
+    """Return roughly how many bytes of memory a training step needs.
 
-    Weights, gradients and the optimiser's averages, and for each token of a batch what BPTT keeps:
-    the gates, their derivatives and the states of each layer, and the logits twice.
+    They hold the weights, the gradients and the averages of the optimizer, and for each token of a
+    batch what BPTT saves: the gates, their derivatives and the states of each layer, and the
+    logits twice.
     """
     slots = len(OPTIMIZERS[training.optimizer].slots_with(training))
     gates = find_cell(model.cell).num_gates
@@ -86,10 +123,10 @@ def memory_bytes(model: ModelConfig, training: TrainingConfig, num_steps: int, w
 
 
 def announce_plan(session: TrainingSession) -> None:
-    """Measure a step, show what the training will cost, and reserve time for its last report."""
+    """Measure a step, report the estimated cost, and reserve time for the last evaluation."""
     processes, budget = session.context.processes, session.budget
     seconds = seconds_per_step(session.model, session.stream, processes)
-    # Until the first report is measured: a forward pass takes a third of a training step.
+    # A forward pass takes a third of a training step. The first evaluation replaces this estimate.
     num_val = len(session.dataset.val)
     share = num_val / (session.config.batch_size * session.stream.num_steps)
     budget.reserve = seconds * min(share, MAX_VALIDATION_TOKENS) / 3 + 0.5

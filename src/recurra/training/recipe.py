@@ -8,6 +8,7 @@ chosen by measurement: docs/results/quality.md.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,16 +16,14 @@ import torch
 
 from recurra.config import ModelConfig, RunConfig, RunOptions
 from recurra.config.optimizers import OPTIMIZERS
-from recurra.data.batches import BatchStream, Ids
 from recurra.kernels import library
-from recurra.model.recurrent_lm import RecurrentLM, parameter_shapes
+from recurra.model.recurrent_lm import parameter_shapes
 from recurra.recurrence.backends import Requirements, find_backend
 from recurra.recurrence.cells import find_cell
 from recurra.report.progress import format_count
-from recurra.runtime.distributed import Processes
 from recurra.training.budget import Budget
 from recurra.training.context import RunContext
-from recurra.training.estimate import seconds_per_step
+from recurra.training.estimate import flops_per_token
 
 SIZES = (64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
 """Numbers of units to choose among."""
@@ -53,6 +52,9 @@ LEARNING_SHARE = 0.93
 """Share of a budget in minutes that is learning; reports, samples and checkpoints take the rest."""
 _TRIED_SIZE = 256
 
+Trial = Callable[[RunConfig], float]
+"""Returns the floating-point operations of matrix products in a second of training."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -62,13 +64,14 @@ class Recipe:
     reasons: list[str]
 
 
-def resolve(options: RunOptions, ids: Ids, context: RunContext) -> RunConfig:
-    """Return the configuration of a run: with a budget in minutes, choose what was not given.
+def resolve(options: RunOptions, num_ids: int, trial: Trial, context: RunContext) -> RunConfig:
+    """Return the configuration of a run; with a budget in minutes, choose what was not given.
 
     Args:
         options: the settings that were given, with the size of the vocabulary.
-        ids: the training part.
-        context: the context of the run, which receives the reasons of the choice.
+        num_ids: number of tokens in the training part.
+        trial: measures the speed of training, such as `SpeedTrial`.
+        context: the context of the run; its progress receives the reasons of the choice.
 
     Raises:
         SourceError: the text does not fill one batch.
@@ -77,24 +80,27 @@ def resolve(options: RunOptions, ids: Ids, context: RunContext) -> RunConfig:
     if minutes is None or options.is_complete:
         return options.config
     seconds = max(minutes * 60 * LEARNING_SHARE - context.clock.seconds(), 1.0)
-    recipe = choose(options, ids, context.processes, seconds)
+    recipe = choose(options, num_ids, context.processes.device, trial, seconds)
     context.progress.plan(recipe.reasons)
     return recipe.config
 
 
-def choose(options: RunOptions, ids: Ids, processes: Processes, seconds: float) -> Recipe:
+def choose(
+    options: RunOptions, num_ids: int, device: torch.device, trial: Trial, seconds: float
+) -> Recipe:
     """Choose all settings that were not given, for this many seconds of learning."""
-    basics = options.filled(**_basics(options.config, len(ids), processes.device))
+    basics = options.filled(**_basics(options.config, num_ids, device))
     sized = _with_size(basics, _TRIED_SIZE)
-    # Larger products have another speed, so the second trial is of the first choice.
+    # The speed of products depends on their size, so the second trial has the size that the first
+    # one led to.
     for _ in range(2):
-        speed = _measure_speed(sized.config, ids, processes)
-        sized = _with_size(basics, _choose_size(basics, len(ids), speed * seconds))
-    tokens = _num_tokens(sized.config, len(ids), speed * seconds)
-    rated = sized.filled(**_rates(sized.config, tokens / len(ids)))
-    config = rated.filled(weight_decay=_weight_decay(rated.config, len(ids))).config
-    needed = tokens * _flops_per_token(config.model) / speed
-    return Recipe(config, _reasons(config, tokens, len(ids), needed, seconds))
+        speed = trial(sized.config)
+        sized = _with_size(basics, _choose_size(basics, num_ids, speed * seconds))
+    tokens = _num_tokens(sized.config, num_ids, speed * seconds)
+    rated = sized.filled(**_rates(sized.config, tokens / num_ids))
+    config = rated.filled(weight_decay=_weight_decay(rated.config, num_ids)).config
+    needed = tokens * flops_per_token(config.model) / speed
+    return Recipe(config, _reasons(config, tokens, num_ids, needed, seconds))
 
 
 def _basics(config: RunConfig, num_ids: int, device: torch.device) -> dict[str, Any]:
@@ -170,18 +176,6 @@ def _weight_decay(config: RunConfig, num_ids: int) -> float:
     return float(f"{decay:.1g}")
 
 
-def _measure_speed(config: RunConfig, ids: Ids, processes: Processes) -> float:
-    """Return the operations of matrix products in a second of training, by a short trial.
-
-    With several processes, the first one times its own share of a batch.
-    """
-    with torch.random.fork_rng(devices=[]):
-        model = RecurrentLM(config.model).to(processes.device)
-    stream = BatchStream(ids, config.training, processes)
-    per_step = config.training.batch_size * stream.num_steps * _flops_per_token(config.model)
-    return per_step / seconds_per_step(model, stream, processes)
-
-
 def _choose_size(options: RunOptions, num_ids: int, operations: float) -> int:
     """Return the largest size with enough tokens per weight."""
     chosen, max_weights = SIZES[0], max(MAX_WEIGHTS, WEIGHTS_PER_TOKEN * num_ids)
@@ -198,7 +192,7 @@ def _choose_size(options: RunOptions, num_ids: int, operations: float) -> int:
 def _num_tokens(config: RunConfig, num_ids: int, operations: float) -> float:
     """Return the number of tokens to learn from, repetitions included."""
     most = config.training.max_epochs
-    tokens = operations / _flops_per_token(config.model)
+    tokens = operations / flops_per_token(config.model)
     return tokens if most is None else min(tokens, most * num_ids)
 
 
@@ -227,14 +221,3 @@ def _has_fast_bf16(model: ModelConfig, device: torch.device) -> bool:
         return False
     kind: int = library.load().recurra_best_kind()
     return kind > 1
-
-
-def _flops_per_token(model: ModelConfig) -> float:
-    """Return the operations of the matrix products of a training step; a lookup has none."""
-    shapes = parameter_shapes(model)
-    looked_up = "embedding" if model.embedding_size else "weight_ih_l0"
-    products = [
-        math.prod(shape) for name, shape in shapes.items() if len(shape) > 1 and name != looked_up
-    ]
-    tied = math.prod(shapes["embedding"]) if model.tie_weights else 0
-    return 6.0 * (sum(products) + tied)

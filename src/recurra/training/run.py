@@ -8,16 +8,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
-
-import torch
 
 from recurra.config import RunConfig, RunOptions, TrainingConfig
-from recurra.data.batches import BatchStream
 from recurra.data.dataset import TokenDataset
 from recurra.data.token_file import (
     TokenFile,
-    build_token_file,
     load_token_file,
     load_vocabulary,
     source_change,
@@ -25,34 +20,28 @@ from recurra.data.token_file import (
 from recurra.errors import (
     ConfigError,
     RunError,
-    SourceError,
     TrainingInterrupted,
-    UnknownTokenError,
 )
 from recurra.inference.language_model import LanguageModel, Source, predicted_sizes
-from recurra.model.recurrent_lm import RecurrentLM
-from recurra.recurrence.layer import require_backend
-from recurra.report.curve import require_matplotlib, write_svg
+from recurra.report.curve import write_svg
 from recurra.report.progress import Progress
 from recurra.runs.checkpoint_store import CheckpointStore
-from recurra.runs.compatibility import FREE_SETTINGS, differences, identity
+from recurra.runs.compatibility import FREE_SETTINGS, identity
 from recurra.runs.directory import RunDirectory
 from recurra.runtime.clock import Clock
-from recurra.runtime.devices import choose_device
 from recurra.runtime.distributed import (
     Processes,
     is_restart,
-    job_name,
-    joined_processes,
-    local_rank,
     may_be_restarted,
 )
-from recurra.runtime.signals import stop_signals
-from recurra.text.catalogue import DEFAULT_CORPUS
-from recurra.text.corpus import prepare_text
 from recurra.text.vocabulary import Vocabulary
-from recurra.training import recipe
-from recurra.training.context import RunContext
+from recurra.training.context import RunContext, open_context
+from recurra.training.creation import (
+    create_model,
+    create_run,
+    prepared_prompts,
+    refuse_other_settings,
+)
 from recurra.training.loop import TrainingLoop
 
 
@@ -75,20 +64,12 @@ def start_run(
     """
     if may_be_restarted() and out is None:
         raise ConfigError("torchrun may restart this training; name its folder with --out")
-    with _open_context(options.config, progress, clock) as context:
-        cell = options.config.model.cell
-        path = context.processes.run_on_first(lambda: str(_choose_path(out, sources, cell)))
+    with open_context(options.config, progress, clock) as context:
+        path = context.processes.run_on_first(
+            lambda: create_run(sources, options, out, context, force=force)
+        )
         folder = RunDirectory(path)
-        own = context.processes.run_on_first(
-            lambda: job_name() if folder.is_made_by(job_name()) else ""
-        )
-        if is_restart() and own:
-            _refuse_other_settings(folder, options)
-            return _run(folder, folder.read_config().training, context, resumed=True)
-        context.processes.run_on_first(
-            lambda: _prepare(folder, sources, options, context, force=force)
-        )
-        return _run(folder, folder.read_config().training, context, resumed=False)
+        return _run(folder, folder.read_config().training, context, resumed=is_restart())
 
 
 def prepare_run(
@@ -99,12 +80,9 @@ def prepare_run(
     clock: Clock,
 ) -> None:
     """Create a run without training it: `resume_run` starts its training."""
-    folder = RunDirectory(out)
-    with _open_context(options.config, progress, clock) as context:
-        context.processes.run_on_first(
-            lambda: _prepare(folder, sources, options, context, force=False)
-        )
-        folder.unlock()
+    with open_context(options.config, progress, clock) as context:
+        context.processes.run_on_first(lambda: create_run(sources, options, out, context))
+        RunDirectory(out).unlock()
 
 
 def resume_run(
@@ -129,9 +107,9 @@ def resume_run(
     """
     folder = RunDirectory(path)
     config = _with_free_settings(folder.read_config(), options)
-    with _open_context(config, progress, clock) as context:
+    with open_context(config, progress, clock) as context:
         if options is not None:
-            _refuse_other_settings(folder, options)
+            refuse_other_settings(folder, options)
         change = source_change(folder.path)
         _refuse_other_text(folder, sources, change)
         if change:
@@ -146,101 +124,6 @@ def _with_free_settings(config: RunConfig, options: RunOptions | None) -> RunCon
     given = options.config.training
     free = {name: getattr(given, name) for name in FREE_SETTINGS if options.is_given(name)}
     return dataclasses.replace(config, training=dataclasses.replace(config.training, **free))
-
-
-@contextmanager
-def _open_context(config: RunConfig, progress: Progress, clock: Clock) -> Iterator[RunContext]:
-    """Yield the context of a run; signals, threads and torch's generators are restored after it."""
-    training = config.training
-    if training.plot:
-        require_matplotlib()
-    device = choose_device(training.device, local_rank())
-    require_backend(config.model.backend, config.model.cell, device)
-    with (
-        stop_signals() as signals,
-        joined_processes(device) as processes,
-        _num_threads(training.threads),
-        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-    ):
-        shown = progress if processes.is_first else Progress()
-        yield RunContext(shown, clock, processes, signals)
-
-
-@contextmanager
-def _num_threads(count: int | None) -> Iterator[None]:
-    """Let torch and the kernels compute with this many threads; None leaves torch's choice."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _choose_path(out: Source | None, sources: Sequence[Source], cell: str) -> Path:
-    """Return `out`, or a new directory: runs/<text>-<cell>, with a number if that exists."""
-    if out is not None:
-        return Path(out)
-    return numbered(Path("runs") / f"{short_name(sources)}-{cell}")
-
-
-def short_name(sources: Sequence[Source]) -> str:
-    """What a text is called where a folder is named after it."""
-    first = str(sources[0]) if sources else DEFAULT_CORPUS
-    return "text" if first == "-" else Path(first).stem or "text"
-
-
-def numbered(path: Path) -> Path:
-    """The path itself, or with the first number from 2 on that nothing has yet."""
-    free, number = path, 1
-    while free.exists():
-        number += 1
-        free = path.with_name(f"{path.name}-{number}")
-    return free
-
-
-def _prepare(
-    folder: RunDirectory,
-    sources: Sequence[Source],
-    options: RunOptions,
-    context: RunContext,
-    *,
-    force: bool,
-) -> str:
-    """Create a run up to its first step, and return the name of its directory."""
-    processes = context.processes
-    for line in options.config.ignored():
-        context.progress.message(f"note: {line}")
-    with folder.prepared(force=force) as staging:
-        tokens, vocabulary = build_token_file(sources, options.config.text, staging.path)
-        # Errors must show before the directory changes.
-        _check_prompts(vocabulary, options.config)
-        config = recipe.resolve(options.with_vocab_size(len(vocabulary)), tokens.train, context)
-        BatchStream(tokens.train, config.training, processes)
-        staging.write_config(config, [str(source) for source in sources])
-        if may_be_restarted():
-            staging.claim(job_name())
-        _first_model(config, processes.device)
-    return str(folder.path)
-
-
-def _refuse_other_settings(folder: RunDirectory, options: RunOptions) -> None:
-    """Raise an error if a given setting differs from the run's and would change its results."""
-    fixed = options.values.keys() - set(FREE_SETTINGS)
-    saved, given = (
-        {
-            section: {name: value for name, value in values.items() if name in fixed}
-            for section, values in config.to_dict().items()
-        }
-        for config in (folder.read_config(), options.config)
-    )
-    for sections in (saved, given):
-        sections["model"].pop("vocab_size", None)  # It follows from the text.
-    if found := differences(saved, given):
-        raise ConfigError(
-            f"{folder.path} continues with its original settings, and these differ:"
-            f" {'; '.join(found)}"
-        )
 
 
 def _refuse_other_text(folder: RunDirectory, sources: Sequence[Source], change: str | None) -> None:
@@ -266,7 +149,7 @@ def _run(
         if resumed:
             context.processes.run_on_first(lambda: _check_text(tokens, vocabulary, config))
         trainer = TrainingLoop(
-            _first_model(config, context.processes.device),
+            create_model(config, context.processes.device),
             TokenDataset(
                 tokens.train, tokens.val, *predicted_sizes(tokens, vocabulary), vocabulary
             ),
@@ -274,7 +157,7 @@ def _run(
             identity(config, tokens),
             folder,
             context,
-            _prompts(config),
+            prepared_prompts(config),
         )
         try:
             if CheckpointStore(folder.checkpoints).names():
@@ -323,27 +206,3 @@ def _check_text(tokens: TokenFile, vocabulary: Vocabulary, config: RunConfig) ->
     tokens.verify()
     tokens.check_ids(len(vocabulary))
     return ""
-
-
-def _first_model(config: RunConfig, device: torch.device) -> RecurrentLM:
-    torch.manual_seed(config.training.seed)
-    try:
-        return RecurrentLM(config.model).to(device)
-    except (RuntimeError, MemoryError) as error:
-        size = f"{config.model.num_layers} x {config.model.hidden_size}"
-        raise ConfigError(f"there is not the memory for a model of {size} units") from error
-
-
-def _check_prompts(vocabulary: Vocabulary, config: RunConfig) -> None:
-    for prompt in _prompts(config):
-        try:
-            vocabulary.encode(prompt)
-        except UnknownTokenError as error:
-            raise SourceError(
-                f"the prompt {prompt!r} has {error.symbol!r} at position {error.position}, which"
-                " the training part of the text never has"
-            ) from error
-
-
-def _prompts(config: RunConfig) -> tuple[str, ...]:
-    return tuple(prepare_text(prompt, config.text) for prompt in config.training.prompt)

@@ -15,10 +15,20 @@ from torch import Tensor
 
 from recurra.config.backends import BACKEND_MODULES
 from recurra.errors import ConfigError
+from recurra.kernels import library
 from recurra.recurrence.backends.requirements import Requirements, requirements_of
-from recurra.recurrence.cells import Cell, LayerParameters, State
+from recurra.recurrence.cells import Cell, LayerParameters, State, find_cell
 
-__all__ = ["Backend", "Requirements", "find_backend", "requirements_of"]
+__all__ = [
+    "Backend",
+    "Requirements",
+    "find_backend",
+    "require_backend",
+    "require_name",
+    "require_supported",
+    "requirements_of",
+    "supporting_backends",
+]
 
 
 class Backend(Protocol):
@@ -52,3 +62,43 @@ def find_backend(name: str) -> Backend:
         raise ConfigError(f"unknown backend {name!r}; there are auto, {known}")
     backend: Any = import_module(BACKEND_MODULES[name])
     return cast("Backend", backend)
+
+
+def require_name(name: str) -> None:
+    """Check that a backend exists, or is `auto`.
+
+    Raises:
+        ConfigError: it does not exist.
+    """
+    if name != "auto":
+        find_backend(name)
+
+
+def require_supported(name: str, needs: Requirements) -> None:
+    """Check that a backend exists and supports a layer; `auto` is always accepted.
+
+    Raises:
+        ConfigError: it does not; the message has the reason and the backends that do.
+    """
+    if name == "auto":
+        return
+    reason = find_backend(name).unsupported(needs)
+    if reason is not None:
+        able = supporting_backends(needs)
+        raise ConfigError(f"{reason}; use auto, {', '.join(able)}" if able else reason)
+
+
+def supporting_backends(needs: Requirements) -> list[str]:
+    """Return the names of the backends that support a layer."""
+    return [name for name in BACKEND_MODULES if find_backend(name).unsupported(needs) is None]
+
+
+def require_backend(name: str, cell: str, device: torch.device) -> None:
+    """Check that a backend can compute a cell on a device; `native` is loaded.
+
+    Raises:
+        ConfigError, KernelError: it cannot.
+    """
+    require_supported(name, Requirements(find_cell(cell), device))
+    if name == "native":
+        library.load()

@@ -1,0 +1,142 @@
+"""Create a run directory: the text as token ids, the vocabulary and the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from recurra.config import RunConfig, RunOptions
+from recurra.data.batches import BatchStream
+from recurra.data.token_file import build_token_file
+from recurra.errors import ConfigError, SourceError, UnknownTokenError
+from recurra.inference.language_model import Source
+from recurra.model.recurrent_lm import RecurrentLM
+from recurra.runs.compatibility import FREE_SETTINGS, differences
+from recurra.runs.directory import RunDirectory
+from recurra.runtime.distributed import is_restart, job_name, may_be_restarted
+from recurra.text.catalogue import DEFAULT_CORPUS
+from recurra.text.corpus import prepare_text
+from recurra.text.vocabulary import Vocabulary
+from recurra.training import recipe
+from recurra.training.context import RunContext
+from recurra.training.estimate import SpeedTrial
+
+
+def create_run(
+    sources: Sequence[Source],
+    options: RunOptions,
+    out: Source | None,
+    context: RunContext,
+    *,
+    force: bool = False,
+) -> str:
+    """Create a run up to its first step, and return the path of its directory.
+
+    Settings that were not given are chosen here (`recipe.resolve`). If torchrun has restarted the
+    job that created the directory, nothing is created.
+
+    Args:
+        sources: the text.
+        options: the settings that were given.
+        out: the directory; None creates a new one under `runs/`.
+        context: the context of the run.
+        force: replace an older run in the directory.
+
+    Raises:
+        ConfigError, SourceError, RunError: invalid options, text or directory.
+    """
+    path = _default_path(sources, options.config.model.cell) if out is None else Path(out)
+    folder = RunDirectory(path)
+    if is_restart() and folder.is_made_by(job_name()):
+        refuse_other_settings(folder, options)
+        return str(path)
+    for line in options.config.ignored():
+        context.progress.message(f"note: {line}")
+    processes = context.processes
+    with folder.prepared(force=force) as staging:
+        tokens, vocabulary = build_token_file(sources, options.config.text, staging.path)
+        # Errors must show before the directory changes.
+        _check_prompts(vocabulary, options.config)
+        config = recipe.resolve(
+            options.with_vocab_size(len(vocabulary)),
+            len(tokens.train),
+            SpeedTrial(tokens.train, processes),
+            context,
+        )
+        BatchStream(tokens.train, config.training, processes)
+        staging.write_config(config, [str(source) for source in sources])
+        if may_be_restarted():
+            staging.claim(job_name())
+        create_model(config, processes.device)
+    return str(path)
+
+
+def _default_path(sources: Sequence[Source], cell: str) -> Path:
+    """Return a new directory: runs/<text>-<cell>, with a number if that exists."""
+    return numbered(Path("runs") / f"{short_name(sources)}-{cell}")
+
+
+def short_name(sources: Sequence[Source]) -> str:
+    """Return a short name of a text, for the name of a directory."""
+    first = str(sources[0]) if sources else DEFAULT_CORPUS
+    return "text" if first == "-" else Path(first).stem or "text"
+
+
+def numbered(path: Path) -> Path:
+    """Return the path, or, if it exists, the path with the first free number from 2 on."""
+    free, number = path, 1
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free
+
+
+def refuse_other_settings(folder: RunDirectory, options: RunOptions) -> None:
+    """Raise an error if a given setting differs from the run's and would change its results."""
+    fixed = options.values.keys() - set(FREE_SETTINGS)
+    saved, given = (
+        {
+            section: {name: value for name, value in values.items() if name in fixed}
+            for section, values in config.to_dict().items()
+        }
+        for config in (folder.read_config(), options.config)
+    )
+    for sections in (saved, given):
+        sections["model"].pop("vocab_size", None)  # It follows from the text.
+    if found := differences(saved, given):
+        raise ConfigError(
+            f"{folder.path} continues with its original settings, and these differ:"
+            f" {'; '.join(found)}"
+        )
+
+
+def create_model(config: RunConfig, device: torch.device) -> RecurrentLM:
+    """Return the untrained model of a run, with weights drawn from its seed.
+
+    Raises:
+        ConfigError: there is not enough memory for it.
+    """
+    torch.manual_seed(config.training.seed)
+    try:
+        return RecurrentLM(config.model).to(device)
+    except (RuntimeError, MemoryError) as error:
+        size = f"{config.model.num_layers} x {config.model.hidden_size}"
+        raise ConfigError(f"there is not enough memory for a model of {size} units") from error
+
+
+def _check_prompts(vocabulary: Vocabulary, config: RunConfig) -> None:
+    for prompt in prepared_prompts(config):
+        try:
+            vocabulary.encode(prompt)
+        except UnknownTokenError as error:
+            raise SourceError(
+                f"the prompt {prompt!r} contains {error.symbol!r} at position {error.position},"
+                " which does not occur in the training part of the text"
+            ) from error
+
+
+def prepared_prompts(config: RunConfig) -> tuple[str, ...]:
+    """Return the prompts of the samples, converted like the training text."""
+    return tuple(prepare_text(prompt, config.text) for prompt in config.training.prompt)
