@@ -72,7 +72,7 @@ def test_an_interruption_leaves_nothing(book, tmp_path, monkeypatch):
         (lambda out: edit(out, sources="book.txt"), "damaged: sources"),
         (lambda out: edit(out, sha256=3), "damaged: sha256"),
         (lambda out: edit(out, text=None), "damaged: text"),
-        (lambda out: (out / "tokens.json").write_text("[]"), "should hold one JSON object"),
+        (lambda out: (out / "tokens.json").write_text("[]"), "not contain a JSON object"),
         (lambda out: (out / "tokens.json").write_text("{"), "is damaged: "),
         (lambda out: (out / "tokens.json").write_text('{"version": 99}'), "has format 99"),
         (lambda out: os.truncate(out / "tokens.bin", 3), "has 3 bytes instead of"),
