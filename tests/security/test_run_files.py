@@ -197,8 +197,8 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
     "a million tensors": (write(MODEL, many_tensors), f"{MODEL} is not a safetensors file"),
     "a missing vocabulary": (lambda run: (run / VOCABULARY).unlink(), f"{VOCABULARY} is missing"),
     "missing weights": (lambda run: (run / MODEL).unlink(), f"{MODEL} is missing"),
-    "a missing config": (lambda run: (run / CONFIG).unlink(), "holds no run"),
-    "another format": (edit(CONFIG, "format", value=99), f"{CONFIG}: format 99"),
+    "a missing config": (lambda run: (run / CONFIG).unlink(), "contains no run"),
+    "another format": (edit(CONFIG, "format", value=99), f"{CONFIG} has format 99"),
 }
 
 
