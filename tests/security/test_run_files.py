@@ -185,11 +185,11 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
     "too many words": (write(VOCABULARY, words(MAX_VOCABULARY)), "'tokens' must be a list of 2 to"),
     "many words, one of them twice": (
         write(VOCABULARY, lambda: words(700_000)()[:-2] + b', " 1"]}'),
-        "'tokens' has one of its tokens twice",
+        "'tokens' has a duplicate token",
     ),
     "half a character": (
         edit(VOCABULARY, "tokens", value=["<unk>", "\ud800"]),
-        r"'tokens' has '\\ud800', which is no char",
+        r"'tokens' has '\\ud800', which is not a char",
     ),
     "NaN": (write(MODEL, weights(float("nan"))), "'head_bias' has values that are not finite"),
     "infinity": (write(MODEL, weights(float("inf"))), "'head_bias' has values that are not fin"),
