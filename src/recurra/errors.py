@@ -1,94 +1,98 @@
 """The exceptions that recurra raises.
 
     Exception
-    └── RecurraError                           one clear sentence; the command line exits 1
-        ├── ConfigError        ValueError       a setting is wrong, or two disagree; exits 2
-        ├── SourceError        ValueError       a text cannot be read, or is of no use as it is
+    └── RecurraError                           base class; the command line exits with 1
+        ├── ConfigError        ValueError       a setting is invalid; exits with 2
+        ├── SourceError        ValueError       a text cannot be read or is unusable
         ├── UnknownTokenError  ValueError       a symbol is not in the vocabulary
-        ├── CorpusError        LookupError      a named corpus is unknown, unreachable or damaged
-        ├── RunError           RuntimeError     a run folder is missing, taken or damaged
-        ├── LostProcessError   RuntimeError     another process of the training is gone
-        ├── PeerError          RuntimeError     the first process of the training failed
-        ├── DivergenceError    ArithmeticError  training no longer learns
-        │   └── NonFiniteError                  a loss or gradient became NaN or infinite
+        ├── CorpusError        LookupError      a corpus is unknown, unreachable or damaged
+        ├── RunError           RuntimeError     a run directory is missing, in use or damaged
+        ├── LostProcessError   RuntimeError     another training process ended or is unreachable
+        ├── PeerError          RuntimeError     the first training process failed
+        ├── DivergenceError    ArithmeticError  training diverged
+        │   └── NonFiniteError                  a loss, gradient or logit is NaN or infinite
         ├── KernelError        RuntimeError     the compiled kernels cannot be built or loaded
         └── MissingExtraError  ImportError      an optional dependency is not installed
 
     KeyboardInterrupt
-    └── TrainingInterrupted                    a signal stopped the training; exits 128 + its number
+    └── TrainingInterrupted                    a signal stopped training; exits with 128 + signum
 
-The third column is the built-in class that each one is too.
-
-Knows nothing else of the package, so that every other module can import it.
+The second column is the built-in class that an exception is also derived from.
 """
 
 
 class RecurraError(Exception):
-    """Base of all errors raised on purpose; its text is one clear sentence."""
+    """Base class of all errors that recurra raises. The message is one sentence."""
 
 
 class ConfigError(RecurraError, ValueError):
-    """A setting is out of range, unknown, or contradicts another one."""
+    """A setting is out of range or unknown, or contradicts another setting."""
 
 
 class SourceError(RecurraError, ValueError):
-    """A text cannot be read, or is of no use as it is (empty, too short, not decodable)."""
+    """A text cannot be read, or is unusable (empty, too short, or not decodable)."""
 
 
 class UnknownTokenError(RecurraError, ValueError):
     """A symbol of the text is not in the vocabulary.
 
-    Attributes: `symbol` (str) and `position` (its index in the text, counted in characters).
+    Attributes:
+        symbol: the symbol.
+        position: the index of the symbol in the text, in characters.
     """
 
     def __init__(self, symbol: str, position: int) -> None:
         self.symbol = symbol
         self.position = position
         super().__init__(
-            f"unknown symbol {symbol!r} at position {position}: the model never saw it in training"
-            " (--unknown replace, or unknown='replace', reads it as <unk>)"
+            f"unknown symbol {symbol!r} at position {position}: it is not in the vocabulary; to"
+            " replace it by <unk>, use --unknown replace (from Python: unknown='replace')"
         )
 
 
 class CorpusError(RecurraError, LookupError):
-    """A named corpus is unknown, cannot be fetched, or does not match its checksum."""
+    """A named corpus is unknown, cannot be downloaded, or does not match its checksum."""
 
 
 class RunError(RecurraError, RuntimeError):
-    """A run folder is missing, already taken, incomplete or damaged."""
+    """A run directory is missing, already exists, is in use, incomplete or damaged."""
 
 
 class LostProcessError(RecurraError, RuntimeError):
-    """Another process of a training in several processes is gone, or cannot be reached."""
+    """Another process of a distributed training run ended or cannot be reached."""
 
 
 class PeerError(RecurraError, RuntimeError):
-    """The first process of a training in several failed, and has said why; this one ends too."""
+    """The first process of a distributed training run failed, so this process stops too.
+
+    The first process reports the reason.
+    """
 
 
 class DivergenceError(RecurraError, ArithmeticError):
-    """Training no longer learns: the loss is far above that of a blind guess."""
+    """Training diverged: the loss is far above that of a uniform prediction."""
 
 
 class NonFiniteError(DivergenceError):
-    """A loss, a gradient or a logit became NaN or infinite; the weights were not touched."""
+    """A loss, gradient or logit became NaN or infinite. The weights were not changed."""
 
 
 class KernelError(RecurraError, RuntimeError):
-    """The compiled kernels cannot be built or loaded; the text says why."""
+    """The compiled kernels cannot be built or loaded. The message states the reason."""
 
 
 class MissingExtraError(RecurraError, ImportError):
-    """An optional dependency is not installed; the text names the extra that brings it."""
+    """An optional dependency is not installed. The message names the extra that installs it."""
 
     def __init__(self, feature: str, extra: str) -> None:
         super().__init__(f"{feature} needs the '{extra}' extra: pip install 'recurra[{extra}]'")
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """A signal stopped the training; its text states what was saved and how to resume.
+    """A signal stopped training. The message states what was saved and how to resume.
 
-    Attributes: `signum`, the signal's number.
+    Attributes:
+        signum: the number of the signal.
     """
 
     def __init__(self, signum: int, message: str = "") -> None:

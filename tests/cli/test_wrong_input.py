@@ -120,9 +120,9 @@ def test_a_resumed_run_refuses_other_settings_and_texts_by_name(
     run, source, tmp_path, capsys, fails, text
 ):
     resume = ["train", "--resume", run]
-    fails([*resume, "--lr", "1"], 2, "training.lr is 1.0, and was 0.004")
-    fails([*resume, "--hidden-size", "13"], 2, "model.hidden_size is 13, and was 12")
-    fails([*resume, "--steps", "3"], 2, "training.steps is 3, and was 6")
+    fails([*resume, "--lr", "1"], 2, "training.lr is 1.0, but was 0.004")
+    fails([*resume, "--hidden-size", "13"], 2, "model.hidden_size is 13, but was 12")
+    fails([*resume, "--steps", "3"], 2, "training.steps is 3, but was 6")
     fails([*resume, "--minutes", "3"], 2, "training.minutes is 3.0")
     fails([*resume, "--out", tmp_path / "other"], 2, "--out")
     other = tmp_path / "other.txt"

@@ -31,7 +31,7 @@ def merges(values: dict[str, Any]) -> list[Any]:
 
 
 BPE_ATTACKS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "no model": (lambda v: v["tokenizer"].pop("model"), "tokenizer' has no model"),
+    "no model": (lambda v: v["tokenizer"].pop("model"), "tokenizer' must be an object"),
     "no names": (lambda v: v["tokenizer"]["model"].pop("vocab"), "vocab' must have 256 to"),
     "few names": (
         lambda v: v["tokenizer"]["model"].update(vocab={"a": 0}),
@@ -46,7 +46,7 @@ BPE_ATTACKS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda v: vocab(v).update(zz=vocab(v).pop("z")),
         "lacks the byte 122",
     ),
-    "the same id": (lambda v: vocab(v).update({"at": 3}), "the id 3, and"),
+    "the same id": (lambda v: vocab(v).update({"at": 3}), "the id 3; the ids must be"),
     "an id too large": (
         lambda v: vocab(v).update({"at": 2**40}),
         "'at' the id 1099511627776",
@@ -59,19 +59,19 @@ BPE_ATTACKS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no merges": (lambda v: v["tokenizer"]["model"].pop("merges"), "merges' is not a list"),
     "a merge of one": (
         lambda v: merges(v).append(["a"]),
-        r"merges' has \['a'\], which is no pair",
+        r"merges' has \['a'\], which is not a pair",
     ),
     "a merge of text": (
         lambda v: merges(v).append("a t"),
-        "merges' has 'a t', which is no pair",
+        "merges' has 'a t', which is not a pair",
     ),
     "an unknown merge": (
         lambda v: merges(v).append(["a", "zzz"]),
-        "which is no pair",
+        "which is not a pair",
     ),
     "a merge without a name": (
         lambda v: merges(v).append(["z", "z"]),
-        "which makes no token",
+        "is not a token",
     ),
 }
 

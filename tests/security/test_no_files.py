@@ -64,7 +64,7 @@ def test_refusing_what_is_no_file_leaves_nothing_open(run: Path) -> None:
     refused(run, MODEL)
     before = len(os.listdir("/dev/fd"))
     for _ in range(5):
-        refused(run, "is no regular file")
+        refused(run, "is not a regular file")
     assert len(os.listdir("/dev/fd")) == before
 
 

@@ -44,7 +44,7 @@ TOKEN_ATTACKS: dict[str, tuple[Attack, str]] = {
     "other ids": (lambda run: (run / "tokens.bin").write_bytes(b"\xff" * 480), "has the id 255"),
     "a cut": (lambda run: os.truncate(run / "tokens.bin", 479), "has 479 bytes instead of 480"),
     "deep": (write("tokens.json", deep(100_000)), "is damaged: it is nested too deeply"),
-    "a key twice": (write("tokens.json", b'{"version": 1, "version": 1}'), "stands twice"),
+    "a key twice": (write("tokens.json", b'{"version": 1, "version": 1}'), "is repeated"),
     "a gigabyte": (grow("tokens.json", 1 << 30), "is too large"),
 }
 
@@ -77,12 +77,12 @@ LINE = {"step": 1, "seconds": 1, "train_nats": 1, "tokens_per_second": 1, "val_n
 
 
 LINES: dict[str, tuple[bytes, str]] = {
-    "a key twice": (b'{"step": 1, "step": 2}\n', "the key 'step' stands twice .*line 1"),
+    "a key twice": (b'{"step": 1, "step": 2}\n', "the key 'step' is repeated .*line 1"),
     "deep": (b'{"step": ' + b"[" * 9999 + b"]" * 9999 + b"}\n", "too deeply"),
-    "a list": (b"[]\n", "one JSON object"),
-    "no step": (b"{}\n", "line 1 is damaged: it is no report"),
+    "a list": (b"[]\n", "a JSON object"),
+    "no step": (b"{}\n", "line 1 is damaged: step is None"),
     "a field": (b'{"step": 1}\n', "seconds is"),
-    "NaN": (b'{"step": NaN}\n', "NaN is no number"),
+    "NaN": (b'{"step": NaN}\n', "NaN is not a JSON number"),
     "not UTF-8": (b"\xff\n", "is damaged"),
     "a long line": (b" " * 5_000_000 + b"\n", "line 1 is too long"),
     "many lines": (

@@ -111,9 +111,9 @@ def test_a_download_is_kept_and_not_repeated(folders, server, asked, stand_in, p
 @pytest.mark.parametrize(
     ("page", "member", "reason"),
     [
-        ("/other", None, "gave something else than stand-in: SHA-256 "),
+        ("/other", None, "is not stand-in: its SHA-256 is "),
         ("/missing", None, "HTTP Error 404"),
-        ("/short", None, "cannot fetch stand-in|gave something else"),
+        ("/short", None, "cannot download stand-in|is not stand-in"),
         ("/text", "stand_in.txt", "File is not a zip file"),
         ("/wrong.zip", "stand_in.txt", "There is no item named 'stand_in.txt'"),
     ],
@@ -122,7 +122,7 @@ def test_a_bad_download_leaves_nothing(folders, server, stand_in, page, member, 
     stand_in(server + page, member)
     with pytest.raises(CorpusError, match=reason) as caught:
         locate("stand-in")
-    assert "put the file stand_in.txt into a folder that RECURRA_DATA names" in str(caught.value)
+    assert "copy the file stand_in.txt to a directory that RECURRA_DATA names" in str(caught.value)
     assert f"save it as {folders / 'cache' / 'stand_in.txt'}" in str(caught.value)
     assert left_in(folders / "cache") == []
 
@@ -132,9 +132,9 @@ def test_without_a_network_the_error_says_what_to_do(folders, server, stand_in, 
         port = closed.server_port
     stand_in(f"http://127.0.0.1:{port}/text")
     monkeypatch.setenv("RECURRA_DATA", str(folders / "data"))
-    with pytest.raises(CorpusError, match=r"cannot fetch stand-in from .*refused") as caught:
+    with pytest.raises(CorpusError, match=r"cannot download stand-in from .*refused") as caught:
         locate("stand-in")
-    assert f"put the file stand_in.txt into {folders / 'data'}, or" in str(caught.value)
+    assert f"copy the file stand_in.txt to {folders / 'data'}, or" in str(caught.value)
 
 
 def test_recurra_data_comes_first(folders, server, asked, stand_in, monkeypatch, caplog):
@@ -146,7 +146,7 @@ def test_recurra_data_comes_first(folders, server, asked, stand_in, monkeypatch,
         assert caplog.records == []
         (folders / "stand_in.txt").write_bytes(b"changed")
         assert locate("stand-in") == folders / "stand_in.txt"
-    assert "is not the published stand-in" in caplog.text
+    assert "differs from the published stand-in" in caplog.text
     assert asked == []
 
 
@@ -162,7 +162,7 @@ def test_a_damaged_cache_is_fetched_again(folders, server, stand_in, caplog):
 def test_a_cache_that_cannot_be_written(folders, server, stand_in):
     stand_in(server + "/text")
     (folders / "cache").write_bytes(b"a file is in the way")
-    with pytest.raises(CorpusError, match="cannot keep stand-in at "):
+    with pytest.raises(CorpusError, match="cannot write stand-in to "):
         locate("stand-in")
 
 
@@ -194,7 +194,9 @@ def test_the_catalogue():
 
 
 def test_an_unknown_name():
-    with pytest.raises(CorpusError, match="no corpus is called 'bible'; there are english-story"):
+    with pytest.raises(
+        CorpusError, match="unknown corpus 'bible'; it must be one of english-story"
+    ):
         locate("bible")
     assert nearest("Time_Machin.txt") == ["time-machine"]
     assert nearest("qqq") == []

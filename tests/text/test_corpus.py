@@ -153,7 +153,7 @@ def test_bytes_are_joined_by_the_encoded_separator(tmp_path, chunk_bytes):
     paths = [saved(tmp_path, b"\xef\xbb\xbfa\r\n", "a"), saved(tmp_path, b"\xff", "b")]
     config = TextConfig(tokens="byte", separator="é", encoding="latin-1")
     assert b"".join(iterate_bytes(paths, config)) == b"\xef\xbb\xbfa\r\n\xe9\xff"
-    with pytest.raises(ConfigError, match="cannot write the separator"):
+    with pytest.raises(ConfigError, match="cannot encode the separator"):
         list(iterate_bytes(paths, TextConfig(tokens="byte", separator="中", encoding="latin-1")))
 
 

@@ -44,7 +44,7 @@ def test_standard_input_can_be_empty_or_asked_for_twice(monkeypatch):
     monkeypatch.setattr(sys, "stdin", Stdin(b""))
     with pytest.raises(SourceError, match="standard input is empty"):
         read_text(["-"], CONFIG)
-    with pytest.raises(SourceError, match="given twice"):
+    with pytest.raises(SourceError, match="specified twice"):
         resolve(["-", "-"])
 
 
@@ -65,7 +65,7 @@ def test_a_folder_is_its_text_files_in_order(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="recurra"):
         assert read_text([tmp_path], CONFIG) == "abc|az|a|b"
     assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path / 'picture'} is skipped: it contains NUL bytes, so it is not text"
+        f"skipping {tmp_path / 'picture'}: it contains NUL bytes, so it is not text"
     ]
 
 
@@ -77,7 +77,7 @@ def test_a_folder_of_utf_16_is_text(tmp_path):
 @pytest.mark.parametrize("files", [{}, {".hidden": b"a"}, {"empty": b""}, {"binary": b"\0"}])
 def test_a_folder_without_text(tmp_path, files):
     write_tree(tmp_path, files)
-    with pytest.raises(SourceError, match=r"the folder .* has no text files"):
+    with pytest.raises(SourceError, match=r"the directory .* contains no text files"):
         resolve([tmp_path])
 
 
@@ -92,13 +92,15 @@ def test_an_empty_file(tmp_path):
     [
         ("time_machine", "did you mean time-machine"),
         ("tiny-shakespear", "did you mean tiny-shakespeare"),
-        ("no/such/book.txt", "there are english-story, chinese-lyrics, time-machine"),
-        ("x" * 5000, "there are english-story"),
-        ("nul\0byte", "there are english-story"),
+        ("no/such/book.txt", "the corpora are english-story, chinese-lyrics, time-machine"),
+        ("x" * 5000, "the corpora are english-story"),
+        ("nul\0byte", "the corpora are english-story"),
     ],
 )
 def test_a_name_that_is_neither_file_nor_corpus(name, hint):
-    with pytest.raises(SourceError, match=f"no such file.*no corpus name either.*{hint}") as caught:
+    with pytest.raises(
+        SourceError, match=f"no such file.*not a corpus name either.*{hint}"
+    ) as caught:
         resolve([name])
     assert len(str(caught.value)) < 400
 

@@ -107,7 +107,7 @@ def test_memory_mapped_ids_of_every_type(tmp_path, dtype):
 
 
 def test_a_text_that_fills_no_batch_is_refused_with_the_numbers():
-    with pytest.raises(SourceError, match=r"has 50 tokens, and one batch needs 65 \(8 x 8"):
+    with pytest.raises(SourceError, match=r"has 50 tokens, but one batch needs 65 \(8 x 8"):
         BatchStream(np.zeros(50), TrainingConfig(batch_size=8, num_steps=8))
     assert sum(
         1 for _ in BatchStream(np.zeros(65), TrainingConfig(batch_size=8, num_steps=8)).epoch(0)

@@ -78,7 +78,7 @@ def test_special_files_are_refused_and_not_waited_for(store):
     place = store.folder / name_of(1)
     (place / "empty").unlink()
     os.mkfifo(place / "empty")
-    with pytest.raises(RunError, match="not a file"):
+    with pytest.raises(RunError, match="not a regular file"):
         store.verify(name_of(1))
 
 

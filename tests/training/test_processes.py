@@ -149,7 +149,7 @@ def test_another_number_of_processes_goes_on_with_the_same_data(source, tmp_path
     told = listener()
     run_module.resume_run(tmp_path / "parts", told, Clock())
     if told.messages[0] != "this run has already finished":
-        assert any("processes is 1, and was 2" in m for m in told.messages)
+        assert any("processes is 1, but was 2" in m for m in told.messages)
     assert_the_same_but_for_rounding(tmp_path / "parts", tmp_path / "one")
 
 
@@ -165,12 +165,12 @@ def test_a_restarted_job_goes_on_with_its_own_run_alone(source, tmp_path, run, m
     run(tmp_path / "keep", steps=2)
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "2")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    with pytest.raises(RunError, match="exists already"):
+    with pytest.raises(RunError, match="already exists"):
         run(tmp_path / "keep", steps=2)
     run(tmp_path / "own", steps=2)
     run(tmp_path / "own", steps=2)
     monkeypatch.setenv("MASTER_PORT", "12345")
-    with pytest.raises(RunError, match="exists already"):
+    with pytest.raises(RunError, match="already exists"):
         run(tmp_path / "own", steps=2)
 
 

@@ -74,7 +74,7 @@ def test_other_settings_are_refused_by_name(run, tmp_path, listener, section, na
     config = tmp_path / "run" / "config.json"
     was = json.loads(config.read_text("utf-8"))[section][name]
     edit(config, lambda record: record[section].update({name: value}))
-    expected = f"{section}.{name} is {value!r}, and was {was!r}"
+    expected = f"{section}.{name} is {value!r}, but was {was!r}"
     with pytest.raises(RunError) as refused:
         resume(tmp_path / "run")
     assert expected in str(refused.value)
@@ -88,7 +88,7 @@ def test_settings_that_change_no_result_may_change(run, tmp_path, listener, cras
     found = crash.differences(tmp_path / "whole", tmp_path / "parts")
     # A rollback would go to the last report's checkpoint, so that one is kept as well.
     assert found == ["loss.svg"]
-    with pytest.raises(ConfigError, match=r"training\.lr is 0\.25, and was 0\.01"):
+    with pytest.raises(ConfigError, match=r"training\.lr is 0\.25, but was 0\.01"):
         resume(tmp_path / "parts", options=RunOptions.of(**free, lr=0.25))
 
 
@@ -127,7 +127,7 @@ def test_another_machine_is_told_and_not_refused(run, tmp_path, listener, monkey
     told = listener()
     resume(tmp_path / "run", told)
     warnings = " ".join(m for m in told.messages if m.startswith("warning"))
-    for words in ("processor is 'Z80', and was", "torch is '9.9.9'", "threads is 2, and was 1"):
+    for words in ("processor is 'Z80', but was", "torch is '9.9.9'", "threads is 2, but was 1"):
         assert words in warnings
     assert "last bits" in warnings
 
@@ -242,9 +242,9 @@ def test_damaged_weights_of_a_finished_run_come_back_from_its_checkpoint(run, tm
 def test_only_one_trains_in_a_folder(run, tmp_path, listener):
     stop(run, listener, tmp_path / "run", 9)
     with RunDirectory(tmp_path / "run").locked():
-        with pytest.raises(RunError, match="in use: another process trains in it"):
+        with pytest.raises(RunError, match="in use: another process is training in it"):
             resume(tmp_path / "run")
-        with pytest.raises(RunError, match="in use: another process trains in it"):
+        with pytest.raises(RunError, match="in use: another process is training in it"):
             run(tmp_path / "run", force=True, steps=1)
     resume(tmp_path / "run")
 
@@ -301,7 +301,7 @@ def test_what_a_killed_start_left_beside_the_run_goes_at_the_next(run, tmp_path)
 def test_a_run_that_was_moved_aside_when_the_process_died_comes_back(run, tmp_path):
     run(tmp_path / "run", steps=1)
     (tmp_path / "run").rename(tmp_path / ".run.old.tmp")
-    with pytest.raises(RunError, match="exists already"):
+    with pytest.raises(RunError, match="already exists"):
         run(tmp_path / "run", steps=2)
     assert not (tmp_path / ".run.old.tmp").exists()
     api.load(tmp_path / "run")

@@ -359,11 +359,11 @@ def test_force_replaces_only_what_a_run_wrote(source, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     run(source, folder, steps=2)
     (folder / "notes.txt").write_text("mine", "utf-8")
-    with pytest.raises(RunError, match=r"notes\.txt, which no run wrote"):
+    with pytest.raises(RunError, match=r"notes\.txt, which is not a file of a run"):
         run(source, folder, steps=2, force=True)
     (folder / "notes.txt").unlink()
     monkeypatch.chdir(folder)
-    with pytest.raises(RunError, match="the folder you are in"):
+    with pytest.raises(RunError, match="the current directory"):
         run(source, ".", steps=2, force=True)
     api.load(folder)
     monkeypatch.chdir(tmp_path)
@@ -372,7 +372,7 @@ def test_force_replaces_only_what_a_run_wrote(source, tmp_path, monkeypatch):
     for name in (".notes", "checkpoints/mine/thesis.txt"):
         (tmp_path / "run" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "run" / name).write_text("mine", "utf-8")
-        with pytest.raises(RunError, match="which no run wrote"):
+        with pytest.raises(RunError, match="which is not a file of a run"):
             run(source, "run", steps=3, force=True)
         (tmp_path / "run" / name).unlink()
     foreign = tmp_path / "other"

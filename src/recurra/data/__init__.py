@@ -1,1 +1,1 @@
-"""From prepared text to token ids on disk and batches of them."""
+"""Token ids of a text on disk and their batches."""

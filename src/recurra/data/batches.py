@@ -1,10 +1,10 @@
 """Cut a sequence of ids into batches: sequential partitioning and random sampling.
 
-Both follow d2l section 8.3: every epoch starts at a fresh random offset below `num_steps`. Here
-the offset and the order of an epoch are drawn from (seed, epoch) alone, so a position in the data
-is just the pair (epoch, index of the batch) and resuming needs nothing else, whatever the number of
-processes that share the batches. Works on any integer array, memory-mapped ones of any size
-included; knows no model.
+Both methods follow d2l section 8.3: every epoch starts at a new random offset below `num_steps`.
+The offset and the order of an epoch are drawn from (seed, epoch) alone. A position in the data is
+therefore the pair (epoch, index of the batch), and resuming needs nothing else. This holds for any
+number of processes that share the batches. The ids can be any integer array, including a memory
+map.
 """
 
 from __future__ import annotations
@@ -28,16 +28,18 @@ ALL_ROWS = slice(None)
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch, and everything that a training step must know of it.
+    """A batch and its parameters for one training step.
 
     Attributes:
-        ids, targets: (rows, T) int64, this process's rows; the targets are one token later.
-        reset_state: whether the state before the batch is zero: nothing is carried into it.
-        starts: (B,), where each row of the whole batch begins in the text.
-        rows: which rows of the whole batch are here.
-        loss_weight: multiplies the mean loss, so that every token weighs the same.
-        gradient_scale: multiplies every gradient that passes from one step to the step before;
-            randomised truncation stays unbiased by it.
+        ids: (rows, T) int64, the input ids of this process's rows.
+        targets: (rows, T) int64, the id that follows each input id.
+        reset_state: if True, the hidden state is set to zero before the batch; otherwise it is
+            carried over from the previous batch.
+        starts: (B,) int64, the position in the text at which each row of the whole batch begins.
+        rows: the rows of the whole batch that `ids` and `targets` contain.
+        loss_weight: multiplies the mean loss, so that every token has the same weight.
+        gradient_scale: multiplies the gradient that is passed from one time step to the previous
+            one, so that randomized truncation is unbiased.
     """
 
     ids: NDArray[np.int64]
@@ -50,12 +52,12 @@ class Batch:
 
     @property
     def num_rows(self) -> int:
-        """Rows of the whole batch."""
+        """Number of rows B of the whole batch."""
         return len(self.starts)
 
     @property
     def num_tokens(self) -> int:
-        """Targets of the whole batch."""
+        """Number of targets of the whole batch."""
         steps: int = self.targets.shape[1]
         return self.num_rows * steps
 
@@ -70,12 +72,20 @@ def sequential_windows(
     rows: slice = ALL_ROWS,
     keep_rest: bool = False,
 ) -> Iterator[Batch]:
-    """B contiguous streams read side by side, one window after the other.
+    """Yield consecutive windows of `batch_size` contiguous rows.
 
-    The text from `offset` on is cut into `batch_size` equal rows. Window k of row b continues
-    window k - 1 of row b, so the state can be carried; `lengths` gives each window's T. A window
-    that would pass the rows' end is left out, or with `keep_rest` cut there. The first `skip`
-    windows are passed over; of each batch only `rows` are read.
+    The ids from `offset` on are split into rows of equal length. Window k of a row continues
+    window k - 1 of the same row, so the hidden state can be carried over.
+
+    Args:
+        ids: (N,) integers.
+        batch_size: number of rows B.
+        lengths: number of time steps T of each window.
+        offset: index of the first id to use.
+        skip: number of windows to skip at the beginning.
+        rows: the rows to read of each batch.
+        keep_rest: whether a window that exceeds the end of the rows is truncated there. By
+            default it is omitted.
     """
     row = (len(ids) - offset - 1) // batch_size
     starts = offset + row * np.arange(batch_size)
@@ -100,10 +110,18 @@ def random_windows(
     *,
     rows: slice = ALL_ROWS,
 ) -> Iterator[Batch]:
-    """Windows of `num_steps` in random order, each used once.
+    """Yield batches of windows of `num_steps` ids in random order, each window once.
 
-    An incomplete last batch is left out; the first `skip` batches are passed over; of each batch
-    only `rows` are read.
+    An incomplete last batch is omitted.
+
+    Args:
+        ids: (N,) integers.
+        batch_size: number of windows B in a batch.
+        num_steps: number of time steps T of each window.
+        offset: index of the first id to use.
+        random: determines the order.
+        skip: number of batches to skip at the beginning.
+        rows: the rows to read of each batch.
     """
     count = (len(ids) - offset - 1) // num_steps
     order = np.arange(count, dtype=np.uint32 if count < 2**32 else np.int64)
@@ -116,24 +134,24 @@ def random_windows(
 def _cut(
     ids: Ids, starts: NDArray[np.int64], length: int, rows: slice, *, reset_state: bool
 ) -> Batch:
-    own = starts[rows]
-    tokens = np.empty((len(own), length + 1), dtype=np.int64)
-    for row, start in zip(tokens, own, strict=True):
+    local_starts = starts[rows]
+    tokens = np.empty((len(local_starts), length + 1), dtype=np.int64)
+    for row, start in zip(tokens, local_starts, strict=True):
         row[:] = ids[start : start + length + 1]
     return Batch(tokens[:, :-1], tokens[:, 1:], reset_state, starts, rows)
 
 
 class BatchStream:
-    """The batches of a training run, epoch after epoch, from any position.
+    """The batches of a training run, starting at any position.
 
     Args:
-        ids: the training part, one-dimensional.
-        config: batch size, window, sampling, kind of BPTT and seed.
-        processes: those that share each batch; every one reads its own rows of it.
+        ids: (N,) integers, the ids of the training part.
+        config: provides `batch_size`, `num_steps`, `sampling`, `bptt` and `seed`.
+        processes: the processes that share each batch. Each process reads its own rows.
 
     Raises:
-        SourceError: the text does not fill one batch.
-        ConfigError: there are more processes than rows.
+        SourceError: if the training part is shorter than one batch.
+        ConfigError: if there are more processes than rows.
     """
 
     def __init__(
@@ -141,7 +159,8 @@ class BatchStream:
     ) -> None:
         require(
             processes.count <= config.batch_size,
-            f"batch_size {config.batch_size} cannot be shared by {processes.count} processes",
+            f"batch_size {config.batch_size} cannot be shared by {processes.count} processes;"
+            " each process needs at least one row",
         )
         self.ids = ids
         self.rows = processes.share(config.batch_size)
@@ -152,14 +171,14 @@ class BatchStream:
         needed = config.batch_size * self.num_steps + 1
         if len(ids) < needed:
             raise SourceError(
-                f"the training part has {len(ids):,} tokens, and one batch needs {needed:,}"
-                f" ({config.batch_size} x {self.num_steps} and the one that follows);"
-                " take a longer text, or a smaller --batch-size or --num-steps"
+                f"the training part has {len(ids):,} tokens, but one batch needs {needed:,}"
+                f" ({config.batch_size} x {self.num_steps} and the last target);"
+                " use a longer text, or a smaller --batch-size or --num-steps"
             )
         self._max_offset = min(self.num_steps - 1, len(ids) - needed)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, from its batch number `start` on."""
+        """Return an iterator over the batches of an epoch, beginning with batch `start`."""
         random = np.random.default_rng([self.config.seed, epoch])
         offset = int(random.integers(0, self._max_offset + 1))
         size = self.config.batch_size
@@ -168,42 +187,47 @@ class BatchStream:
                 self.ids, size, self.num_steps, offset, random, start, rows=self.rows
             )
         lengths = self._window_lengths(random)
-        # Left-out ends would bias the random truncation: late tokens would weigh less.
+        # Omitted ends would bias the random truncation: late tokens would have less weight.
         keep_rest = self.config.bptt == "randomized"
         windows = sequential_windows(
             self.ids, size, lengths, offset, start, rows=self.rows, keep_rest=keep_rest
         )
-        return map(self._weighted, windows) if keep_rest else windows
+        return map(self._with_weight, windows) if keep_rest else windows
 
     def typical_batch(self, max_steps: int) -> Batch:
-        """A batch of `num_steps` tokens a row, but at most `max_steps`, to time a step on."""
+        """Return a batch of at most `max_steps` tokens per row, for timing a training step."""
         lengths = iter([min(self.num_steps, max_steps)])
         return next(
             sequential_windows(self.ids, self.config.batch_size, lengths, 0, rows=self.rows)
         )
 
     def epoch_length(self) -> int:
-        """Batches in an epoch: exact but for the offset, which may cost one; the mean length
-        counts where the windows' lengths are random."""
+        """Return the number of batches in an epoch.
+
+        The result assumes the mean offset and the mean window length. The actual number can differ
+        by one, or by more if window lengths are random.
+        """
         tokens = len(self.ids) - 1 - self._max_offset // 2
         return max(tokens // (self.config.batch_size * self.num_steps), 1)
 
     @property
     def recurrent_gradient_scale(self) -> float:
-        """What keeps randomised truncation unbiased: 1 / (chance that a step is not cut).
+        """Factor that makes randomized truncation unbiased: 1 / (1 - 1 / num_steps).
 
-        A window ends after each step with probability 1 / num_steps. A gradient that would pass
-        that step is lost with this probability, and otherwise multiplied by the inverse of its
-        chance to pass, so that its mean is what full BPTT gives: d2l section 8.7, after Tallec and
-        Ollivier 2017. That holds for the gradient at fixed weights; updates between the windows,
-        clipping and Adam act on each window's gradient as they do on any other.
+        A window ends after each step with probability 1 / num_steps. With this probability the
+        gradient is not passed across the step. Otherwise it is multiplied by the inverse of the
+        probability that it is passed. Its mean is then the gradient of full BPTT (d2l section 8.7,
+        after Tallec and Ollivier 2017). This holds for fixed weights: updates between windows,
+        clipping and Adam act on the gradient of each window.
+
+        The factor is 1 unless `bptt` is "randomized".
         """
         if self.config.bptt != "randomized":
             return 1.0
         return 1.0 / (1.0 - 1.0 / self.num_steps)
 
-    def _weighted(self, batch: Batch) -> Batch:
-        """Return a window of random length with the weight that makes every token count alike."""
+    def _with_weight(self, batch: Batch) -> Batch:
+        """Return a window of random length with the weight that counts every token equally."""
         return dataclasses.replace(
             batch,
             loss_weight=batch.ids.shape[1] / self.num_steps,

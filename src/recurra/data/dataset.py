@@ -1,4 +1,4 @@
-"""The tokens of a run: a training and a validation part with their vocabulary."""
+"""`TokenDataset`: the token ids of a run, split into training and validation part."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from recurra.text.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class TokenDataset:
-    """A text as token ids, divided for training.
+    """A text as token ids, split into training and validation part.
 
     Attributes:
-        train: ids of the training part, (N,).
-        val: ids of the validation part, (M,); may be empty.
-        num_val_chars, num_val_bytes: characters and UTF-8 bytes of the validation part without its
-            first token, which is not predicted.
-        vocabulary: maps ids to text.
+        train: (N,) integers, the ids of the training part.
+        val: (M,) integers, the ids of the validation part. M can be 0.
+        num_val_chars: number of characters of the validation part without its first token, which
+            is not predicted.
+        num_val_bytes: number of UTF-8 bytes of the same part.
+        vocabulary: the vocabulary of the ids.
     """
 
     train: Ids

@@ -1,10 +1,10 @@
 """Convert a stream of prepared text to a file of ids in one pass.
 
-The vocabulary is made from the training part only, whose end is known only when the stream has
-ended. So characters and words are first written under provisional ids, by order of first
-appearance; these are counted, sorted by frequency, and mapped to their final ids. BPE keeps the
-text itself until its merges are learned. Memory does not grow with the text. Does not know where
-text comes from, and writes only to the given files.
+The vocabulary is built from the training part only, and the end of this part is unknown until the
+stream has ended. Characters and words are therefore first written as provisional ids, in order of
+first appearance. The provisional ids are counted, sorted by frequency and mapped to the final ids.
+For BPE, the text itself is stored until the merges are learned. Memory use does not grow with the
+length of the text.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Chunk = TypeVar("Chunk", str, bytes)
 
 @dataclass(frozen=True, kw_only=True)
 class Extent:
-    """How large an indexed text is, and where its validation part begins."""
+    """Size of an indexed text and of its validation part, in tokens, characters and bytes."""
 
     num_tokens: int
     num_train: int
@@ -50,9 +50,9 @@ class Extent:
 
 
 def training_share(total: int, val_fraction: float) -> int:
-    """The first (1 - val_fraction) of `total`, rounded down.
+    """Return (1 - val_fraction) * total, rounded down.
 
-    The fraction is taken as it is written in decimal: a tenth of 30 is 3 on every machine.
+    The fraction is evaluated in decimal, not in binary: 0.1 of 30 is exactly 3.
     """
     return int((1 - Fraction(str(val_fraction))) * total)
 
@@ -60,12 +60,20 @@ def training_share(total: int, val_fraction: float) -> int:
 def index_bytes(
     chunks: Iterable[bytes], config: TextConfig, target: Path
 ) -> tuple[ByteVocabulary, Extent]:
-    """Bytes are their own ids. Characters are counted by the bytes that begin one in UTF-8."""
+    """Write the bytes of a text as ids to `target`.
+
+    Characters are counted by the bytes that begin a character in UTF-8.
+
+    Raises:
+        SourceError: if the training part has fewer than two tokens.
+    """
     if config.vocab_size is not None or config.min_freq > 1:
-        _logger.warning("vocab_size and min_freq are ignored: byte tokens are always 256")
+        _logger.warning(
+            "vocab_size and min_freq are ignored: a byte vocabulary always has 256 tokens"
+        )
     num_tokens = 0
     with target.open("wb") as file:
-        for chunk in _cut_after(chunks, config.max_tokens):
+        for chunk in _truncated(chunks, config.max_tokens):
             file.write(chunk)
             num_tokens += len(chunk)
     num_train = _training_tokens(num_tokens, config)
@@ -86,7 +94,14 @@ def index_bytes(
 def index_symbols(
     chunks: Iterable[str], config: TextConfig, target: Path, work: Path
 ) -> tuple[SymbolVocabulary, Extent]:
-    """Characters or words; `work` is a folder for the provisional ids."""
+    """Write the character or word ids of a text to `target`.
+
+    The provisional ids are stored in the directory `work`.
+
+    Raises:
+        ConfigError: if `min_freq` leaves no token in the vocabulary.
+        SourceError: if the training part has fewer than two tokens or too many different ones.
+    """
     indexer = CharIndexer() if config.tokens == "char" else WordIndexer()
     provisional = ProvisionalFile(work / "provisional.bin")
     provisional.write(indexer, chunks, config.max_tokens)
@@ -103,7 +118,7 @@ def index_symbols(
         dtype=smallest_dtype(len(vocabulary)),
     )
     provisional.rewrite(final_ids, target)
-    # Counts weigh the symbols themselves, so tokens that became <unk> keep their true lengths.
+    # Lengths of the symbols, not of the tokens: a symbol that became <unk> keeps its length.
     chars = counts @ np.array([len(symbol) for symbol in symbols])
     sizes = counts @ np.array([len(symbol.encode()) for symbol in symbols])
     return vocabulary, Extent(
@@ -119,11 +134,20 @@ def index_symbols(
 def index_bpe(
     chunks: Iterable[str], config: TextConfig, target: Path, work: Path
 ) -> tuple[BpeVocabulary, Extent]:
-    """BPE pieces; `work` is a folder for the text itself. The parts are split by characters."""
+    """Learn BPE merges from the training part and write the ids of a text to `target`.
+
+    The text is stored in the directory `work`. It is split into training and validation part by
+    the number of characters.
+
+    Raises:
+        ConfigError: if `vocab_size` is too small for BPE.
+        MissingExtraError: if tokenizers is not installed.
+        SourceError: if the training part has fewer than two tokens.
+    """
     spool = work / "text.txt"
     num_chars = 0
     with spool.open("w", encoding="utf-8", newline="") as file:
-        for chunk in _cut_after(chunks, config.max_tokens):
+        for chunk in _truncated(chunks, config.max_tokens):
             file.write(chunk)
             num_chars += len(chunk)
     train_chars = training_share(num_chars, config.val_fraction)
@@ -142,7 +166,7 @@ def index_bpe(
                 out.write(ids.astype(smallest_dtype(len(vocabulary))).data)
                 tokens[-1] += len(ids)
                 sizes[-1] += int(vocabulary.piece_lengths[ids].sum())
-    _refuse_too_short(tokens[0])
+    _require_two_tokens(tokens[0])
     return vocabulary, Extent(
         num_tokens=sum(tokens),
         num_train=tokens[0],
@@ -160,8 +184,8 @@ def _read_chars(file: IO[str], count: int) -> Iterator[str]:
         yield text
 
 
-def _cut_after(chunks: Iterable[Chunk], limit: int | None) -> Iterator[Chunk]:
-    """The chunks up to `limit` characters or bytes; what comes after them is not asked for."""
+def _truncated(chunks: Iterable[Chunk], limit: int | None) -> Iterator[Chunk]:
+    """Yield the first `limit` characters or bytes, without reading more chunks than necessary."""
     taken = 0
     for chunk in chunks:
         piece = chunk if limit is None else chunk[: limit - taken]
@@ -173,12 +197,13 @@ def _cut_after(chunks: Iterable[Chunk], limit: int | None) -> Iterator[Chunk]:
 
 def _training_tokens(num_tokens: int, config: TextConfig) -> int:
     num_train = training_share(num_tokens, config.val_fraction)
-    _refuse_too_short(num_train)
+    _require_two_tokens(num_train)
     return num_train
 
 
-def _refuse_too_short(num_train: int) -> None:
+def _require_two_tokens(num_train: int) -> None:
     if num_train < 2:
         raise SourceError(
-            f"the text is too short: its training part holds {num_train} tokens, and the least is 2"
+            f"the text is too short: its training part has {num_train} tokens; at least 2 are"
+            " required"
         )

@@ -1,8 +1,8 @@
-"""Ids in order of first appearance, on disk, until the vocabulary is known.
+"""Provisional ids on disk, used until the vocabulary is known.
 
-`CharIndexer` and `WordIndexer` number symbols as they meet them; `ProvisionalFile` keeps the
-numbers. Memory grows with the number of different symbols, not with the text. Knows neither the
-order of the final vocabulary nor where the text comes from.
+`CharIndexer` and `WordIndexer` number symbols in order of first appearance. `ProvisionalFile`
+stores these numbers. Memory use grows with the number of different symbols, not with the length of
+the text.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from recurra.text.words import cut_at_borders, split_words
 
 AnyIds = npt.NDArray[Any]
 CHUNK_IDS = 1 << 20
-"""Ids read at a time."""
+"""Number of ids that are read at a time."""
 
 
 class CharIndexer:
-    """Gives each character a provisional id, by order of first appearance."""
+    """An index that assigns provisional ids to characters, in order of first appearance."""
 
     vocabulary = CharVocabulary
 
@@ -34,15 +34,15 @@ class CharIndexer:
 
     @property
     def num_symbols(self) -> int:
-        """How many different characters were met so far."""
+        """Number of different characters so far."""
         return len(self.symbols)
 
     def pieces(self, chunks: Iterable[str]) -> Iterable[str]:
-        """The chunks as they are: a character is never cut."""
+        """Return the chunks unchanged: no boundary is inside a character."""
         return chunks
 
     def index(self, text: str) -> AnyIds:
-        """One provisional id per character."""
+        """Return one provisional id per character, (characters,) int32."""
         points = code_points(text)
         ids = self._look_up(points)
         if ids.min() < 0:
@@ -54,40 +54,40 @@ class CharIndexer:
         return ids
 
     def _look_up(self, points: npt.NDArray[np.uint32]) -> AnyIds:
-        # No code point is beyond the table; clip only spares numpy the check, half of the time.
+        # The table has all code points; mode="clip" omits the bounds check and halves the time.
         return self._table.take(points, mode="clip")
 
 
 class WordIndexer:
-    """Gives each word token a provisional id, by order of first appearance."""
+    """An index that assigns provisional ids to word tokens, in order of first appearance."""
 
     vocabulary = WordVocabulary
 
     def __init__(self) -> None:
-        self._table = _Appearances()
+        self._table = _NumberedKeys()
 
     @property
     def symbols(self) -> list[str]:
-        """The words met so far, by id."""
+        """The different words so far, in order of their ids."""
         return list(self._table)
 
     @property
     def num_symbols(self) -> int:
-        """How many different words were met so far."""
+        """Number of different words so far."""
         return len(self._table)
 
     def pieces(self, chunks: Iterable[str]) -> Iterable[str]:
-        """The text cut where no word is cut."""
+        """Split the text again so that no boundary is inside a word."""
         return cut_at_borders(chunks)
 
     def index(self, text: str) -> AnyIds:
-        """One provisional id per word token."""
+        """Return one provisional id per word token, (words,) uint32."""
         words = split_words(text)
         return np.fromiter(map(self._table.__getitem__, words), np.uint32, len(words))
 
 
-class _Appearances(dict[str, int]):
-    """A dictionary that numbers what it is asked for the first time."""
+class _NumberedKeys(dict[str, int]):
+    """A dictionary that numbers its keys in order of first access."""
 
     def __missing__(self, key: str) -> int:
         self[key] = number = len(self)
@@ -95,17 +95,20 @@ class _Appearances(dict[str, int]):
 
 
 class ProvisionalFile:
-    """Provisional ids on disk, each stretch in the integer type that was enough when it came."""
+    """A file of provisional ids.
+
+    Each segment is stored in the smallest integer type for the number of symbols at that time.
+    """
 
     def __init__(self, path: Path) -> None:
         self.num_tokens = 0
         self._path = path
-        self._stretches: list[tuple[np.dtype[Any], int]] = []
+        self._segments: list[tuple[np.dtype[Any], int]] = []
 
     def write(
         self, indexer: CharIndexer | WordIndexer, chunks: Iterable[str], limit: int | None
     ) -> None:
-        """Index the stream up to `limit` tokens; what comes after them is not read."""
+        """Index the first `limit` tokens of a stream, without reading more than necessary."""
         with self._path.open("wb") as file:
             for text in indexer.pieces(chunks):
                 ids = indexer.index(text)
@@ -116,37 +119,43 @@ class ProvisionalFile:
                     return
 
     def count(self, num_symbols: int, num_train: int) -> npt.NDArray[np.int64]:
-        """How often each symbol occurs in the training and the validation part: (2, symbols)."""
+        """Return the frequencies of all symbols, (2, symbols).
+
+        The first row is for the training part, the second for the validation part.
+        """
         counts = np.zeros((2, num_symbols), dtype=np.int64)
         with self._path.open("rb") as file:
-            for part, ids in by_part(read_ids(file, self._stretches), num_train):
+            for part, ids in by_part(read_ids(file, self._segments), num_train):
                 counts[part] += np.bincount(ids, minlength=num_symbols)
         return counts
 
     def rewrite(self, final_ids: AnyIds, target: Path) -> None:
-        """Write `final_ids[provisional id]` of every token to another file."""
+        """Write `final_ids[provisional_id]` for every token to another file."""
         with self._path.open("rb") as file, target.open("wb") as out:
-            for ids in read_ids(file, self._stretches):
+            for ids in read_ids(file, self._segments):
                 out.write(final_ids.take(ids, mode="clip").data)
 
     def _append(self, file: IO[bytes], ids: AnyIds) -> None:
         file.write(ids.data)
         self.num_tokens += len(ids)
-        if self._stretches and self._stretches[-1][0] == ids.dtype:
-            self._stretches[-1] = (ids.dtype, self._stretches[-1][1] + len(ids))
+        if self._segments and self._segments[-1][0] == ids.dtype:
+            self._segments[-1] = (ids.dtype, self._segments[-1][1] + len(ids))
         else:
-            self._stretches.append((ids.dtype, len(ids)))
+            self._segments.append((ids.dtype, len(ids)))
 
 
-def read_ids(file: IO[bytes], stretches: Iterable[tuple[np.dtype[Any], int]]) -> Iterator[AnyIds]:
-    """The ids of a file that holds (integer type, number of ids) one after the other, in chunks."""
-    for dtype, length in stretches:
+def read_ids(file: IO[bytes], segments: Iterable[tuple[np.dtype[Any], int]]) -> Iterator[AnyIds]:
+    """Yield the ids of a file in chunks.
+
+    `segments` is the integer type and the number of ids of each consecutive part of the file.
+    """
+    for dtype, length in segments:
         for start in range(0, length, CHUNK_IDS):
             yield np.fromfile(file, dtype, min(CHUNK_IDS, length - start))
 
 
 def by_part(chunks: Iterable[AnyIds], num_train: int) -> Iterator[tuple[int, AnyIds]]:
-    """(0, ids) for the training part, then (1, ids) for the validation part."""
+    """Yield (0, ids) for the training part, then (1, ids) for the validation part."""
     position = 0
     for ids in chunks:
         border = max(num_train - position, 0)
@@ -156,5 +165,5 @@ def by_part(chunks: Iterable[AnyIds], num_train: int) -> Iterator[tuple[int, Any
 
 
 def smallest_dtype(num_values: int) -> np.dtype[Any]:
-    """The smallest of uint8, uint16 and uint32 (little-endian) for the ids 0 to num_values - 1."""
+    """Return the smallest little-endian unsigned type for the ids 0 to num_values - 1."""
     return np.dtype(np.min_scalar_type(max(num_values - 1, 0))).newbyteorder("<")

@@ -1,8 +1,8 @@
 """The ids of a text on disk: `tokens.bin`, `tokens.json` and `vocabulary.json`.
 
-`tokens.bin` holds nothing but ids, the training part first and the validation part after it, in
-the smallest integer type that fits; it is memory-mapped, so a text may be larger than memory. A
-folder is used again only if settings and source are still the same. Knows no batches.
+`tokens.bin` contains only ids: the training part, then the validation part, in the smallest
+integer type that is large enough. It is memory-mapped, so a text can be larger than memory. The
+files are reused if the settings and the sources are unchanged.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from recurra.text.vocabulary import Vocabulary
 FORMAT_VERSION = 1
 _TOKENS, _RECORD, _VOCABULARY = "tokens.bin", "tokens.json", "vocabulary.json"
 _EXTENT = tuple(field.name for field in dataclasses.fields(Extent))
-# Every character has one byte at least; of bytes, not every one begins a character.
+# (part, whole): a character has at least one byte, so no text has more characters than bytes.
 _PARTS = (
     ("num_chars", "num_bytes"),
     ("val_chars", "num_chars"),
@@ -47,107 +47,109 @@ _PARTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class TokenFile:
-    """A text as ids, on disk."""
+    """The token ids of a text, stored on disk."""
 
     path: Path
-    """The file of ids."""
+    """Path of `tokens.bin`."""
 
     dtype: np.dtype[Any]
-    """uint8, uint16 or uint32, little-endian."""
+    """Type of the ids: uint8, uint16 or uint32, little-endian."""
 
     num_tokens: int
-    """All tokens."""
+    """Number of tokens of both parts."""
 
     num_train: int
-    """Tokens of the training part: the first (1 - val_fraction) of all, rounded down (bpe: the
-    tokens of that share of the characters)."""
+    """Number of tokens of the training part: (1 - val_fraction) of all tokens, rounded down. With
+    bpe the fraction applies to the characters."""
 
     num_chars: int
-    """Characters of the prepared text that the tokens cover."""
+    """Number of characters of the prepared text, up to the last token."""
 
     num_bytes: int
-    """The same in bytes of UTF-8."""
+    """Number of UTF-8 bytes of the prepared text, up to the last token."""
 
     val_chars: int
-    """Characters of the validation part."""
+    """Number of characters of the validation part."""
 
     val_bytes: int
-    """Bytes of the validation part."""
+    """Number of UTF-8 bytes of the validation part."""
 
     sources: tuple[str, ...]
-    """What the text was made from, as the person named it."""
+    """Sources of the text, as specified by the user."""
 
     sha256: str
-    """Of the raw bytes that were read: of a single file, the file's own."""
+    """SHA-256 of the raw bytes that were read. For a single file read to its end, this is the
+    SHA-256 of the file."""
 
     tokens_sha256: str
-    """Of the file of ids itself, as it was written."""
+    """SHA-256 of `tokens.bin`."""
 
     vocabulary_fingerprint: str
-    """Of the vocabulary that the ids belong to."""
+    """Fingerprint of the vocabulary of the ids."""
 
     @cached_property
     def ids(self) -> npt.NDArray[Any]:
-        """All ids, (num_tokens,), a read-only memory map."""
+        """All ids, (num_tokens,), as a read-only memory map."""
         return np.memmap(self.path, dtype=self.dtype, mode="r", shape=(self.num_tokens,))
 
     @property
     def train(self) -> npt.NDArray[Any]:
-        """The training part, (num_train,), a view."""
+        """The ids of the training part, (num_train,), as a view."""
         return self.ids[: self.num_train]
 
     @property
     def val(self) -> npt.NDArray[Any]:
-        """The validation part, (num_tokens - num_train,), a view; it may be empty."""
+        """The ids of the validation part, (num_tokens - num_train,), as a view. Can be empty."""
         return self.ids[self.num_train :]
 
     def verify(self) -> None:
-        """Hold the file of ids against what was written.
+        """Compare the SHA-256 of `tokens.bin` with the recorded one.
 
         Raises:
-            RunError: its bytes are others.
+            RunError: if they differ.
         """
         digest = _digest(self.path)
         if digest != self.tokens_sha256:
             raise RunError(
-                f"{self.path} has changed: its SHA-256 is {digest}, and was {self.tokens_sha256}"
+                f"{self.path} has changed: its SHA-256 is {digest}, but was {self.tokens_sha256}"
             )
 
     def check_ids(self, vocab_size: int) -> None:
-        """See to it that every id is one of a vocabulary of this size.
+        """Check that every id is below `vocab_size`.
 
         Raises:
-            RunError: one is not.
+            RunError: if an id is not.
         """
         for start in range(0, self.num_tokens, CHUNK_IDS):
             largest = int(self.ids[start : start + CHUNK_IDS].max())
             if largest >= vocab_size:
                 raise RunError(
-                    f"{self.path} is damaged: it has the id {largest}, and the vocabulary ends at"
-                    f" {vocab_size - 1}"
+                    f"{self.path} is damaged: it has the id {largest}, but the largest id of the"
+                    f" vocabulary is {vocab_size - 1}"
                 )
 
 
 def build_token_file(
-    sources: Sequence[str | Path], config: TextConfig, folder: Path
+    sources: Sequence[str | Path], config: TextConfig, directory: Path
 ) -> tuple[TokenFile, Vocabulary]:
-    """Read the sources once, learn the vocabulary from the training part, write the ids.
+    """Read the sources once, build the vocabulary from the training part and write the ids.
 
-    Files of an earlier call are used again when they are whole, and settings and raw bytes are
-    the same; standard input is never the same. Nothing half-written stays behind an error.
+    The files of an earlier call are reused if they are intact and were made with the same settings
+    from the same bytes. Standard input is always read again. If an error occurs, no incomplete file
+    is left in the directory.
 
     Raises:
-        ConfigError: encoding, vocab_size or min_freq do not suit.
-        SourceError: a source cannot be read, is not text in this encoding, or is too short.
-        CorpusError: a named corpus is neither here nor to be fetched.
-        MissingExtraError: bpe without tokenizers.
-        OSError: the folder cannot be written, or the disk is full.
+        ConfigError: if `encoding`, `vocab_size` or `min_freq` is invalid for these sources.
+        SourceError: if a source cannot be read, is not text in this encoding, or is too short.
+        CorpusError: if a named corpus is not on this machine and cannot be downloaded.
+        MissingExtraError: if `tokens` is "bpe" and tokenizers is not installed.
+        OSError: if the directory cannot be written to, or the disk is full.
     """
     streams = resolve_sources(sources, config)
-    if built := _built_before(streams, config, folder):
-        return built
+    if cached := _load_cached(streams, config, directory):
+        return cached
     reader = SourceReader(streams)
-    with _workspace(folder) as work:
+    with _workspace(directory) as work:
         vocabulary, extent = _index(reader, config, work)
         record = {
             "version": FORMAT_VERSION,
@@ -163,25 +165,25 @@ def build_token_file(
         }
         _write_vocabulary(vocabulary, work / _VOCABULARY)
         write_json(work / _RECORD, record)
-        _publish(work, folder)
-    return load_token_file(folder), vocabulary
+        _publish(work, directory)
+    return load_token_file(directory), vocabulary
 
 
-def load_token_file(folder: Path) -> TokenFile:
-    """The token file that `build_token_file` left in a folder.
+def load_token_file(directory: Path) -> TokenFile:
+    """Return the token file that `build_token_file` wrote to a directory.
 
     Raises:
-        RunError: it is missing, damaged, or of another version of the format.
+        RunError: if it is missing or damaged, or its format version is not supported.
     """
-    record = read_json(folder / _RECORD)
+    record = read_json(directory / _RECORD)
     if record.get("version") != FORMAT_VERSION:
         raise RunError(
-            f"{folder / _RECORD} has format {shortened(record.get('version'))}, and this version of"
-            f" recurra reads {FORMAT_VERSION}"
+            f"{directory / _RECORD} has format {shortened(record.get('version'))}, but this"
+            f" version of recurra reads only format {FORMAT_VERSION}"
         )
-    _check_record(record, folder / _RECORD)
+    _check_record(record, directory / _RECORD)
     tokens = TokenFile(
-        path=folder / _TOKENS,
+        path=directory / _TOKENS,
         dtype=np.dtype(record["dtype"]).newbyteorder("<"),
         **{name: record[name] for name in _EXTENT},
         sources=tuple(record["sources"]),
@@ -197,17 +199,17 @@ def load_token_file(folder: Path) -> TokenFile:
 
 
 def _check_record(record: dict[str, Any], file: Path) -> None:
-    """Refuse what no call of `build_token_file` wrote.
+    """Check that `build_token_file` could have written a record.
 
     Raises:
-        RunError: names the field.
+        RunError: if a field is missing or invalid. The message names the field.
     """
 
     def require(name: str, holds: bool) -> None:
         if not holds:
             raise RunError(f"{file} is damaged: {name} is {shortened(record.get(name))}")
 
-    # numpy knows types that are not numbers, objects among them.
+    # Do not pass other names to numpy: some of its types are not numeric, such as object.
     require("dtype", record.get("dtype") in ("uint8", "uint16", "uint32"))
     for name in _EXTENT:
         value = record.get(name)
@@ -227,14 +229,14 @@ def _check_record(record: dict[str, Any], file: Path) -> None:
     require("source_complete", isinstance(record.get("source_complete"), bool))
 
 
-def load_vocabulary(folder: Path) -> Vocabulary:
-    """The vocabulary of a folder, from its `vocabulary.json`.
+def load_vocabulary(directory: Path) -> Vocabulary:
+    """Return the vocabulary that is stored in `vocabulary.json` of a directory.
 
     Raises:
-        RunError: it is missing or damaged.
-        MissingExtraError: bpe without tokenizers.
+        RunError: if it is missing or damaged.
+        MissingExtraError: if it is a BPE vocabulary and tokenizers is not installed.
     """
-    path = folder / _VOCABULARY
+    path = directory / _VOCABULARY
     try:
         return vocabulary_from_dict(read_json(path))
     except ConfigError as error:
@@ -242,18 +244,18 @@ def load_vocabulary(folder: Path) -> Vocabulary:
 
 
 def _write_vocabulary(vocabulary: Vocabulary, file: Path) -> None:
-    """Write a vocabulary, and see to it that it is one which can be read again.
+    """Write a vocabulary and check that it can be read again.
 
     Raises:
-        SourceError: it is too large.
+        SourceError: if it is too large.
     """
     write_json(file, vocabulary.to_dict())
     try:
         read_json(file)
     except RunError as error:
         raise SourceError(
-            f"the vocabulary is too large to be saved: {len(vocabulary):,} tokens; a smaller"
-            " --vocab-size or a larger --min-freq leaves out the rare ones"
+            f"the vocabulary is too large to be saved: {len(vocabulary):,} tokens; omit rare tokens"
+            " with a smaller --vocab-size or a larger --min-freq"
         ) from error
 
 
@@ -267,38 +269,38 @@ def _index(reader: SourceReader, config: TextConfig, work: Path) -> tuple[Vocabu
     return index_symbols(chunks, config, target, work)
 
 
-def _built_before(
-    streams: Sequence[RawSource], config: TextConfig, folder: Path
+def _load_cached(
+    streams: Sequence[RawSource], config: TextConfig, directory: Path
 ) -> tuple[TokenFile, Vocabulary] | None:
     """Return the cached token file if it is intact and matches the sources and settings."""
-    if not all(stream.rereadable for stream in streams) or not (folder / _RECORD).is_file():
+    if not all(stream.rereadable for stream in streams) or not (directory / _RECORD).is_file():
         return None
     try:
         tokens, vocabulary, record = (
-            load_token_file(folder),
-            load_vocabulary(folder),
-            read_json(folder / _RECORD),
+            load_token_file(directory),
+            load_vocabulary(directory),
+            read_json(directory / _RECORD),
         )
     except RunError:
-        return None  # damaged: it is built again
-    same = (
+        return None  # Damaged files are built again.
+    is_same = (
         vocabulary.fingerprint == tokens.vocabulary_fingerprint
         and record.get("text") == dataclasses.asdict(config)
-        and _same_bytes(streams, record)
+        and _has_same_bytes(streams, record)
     )
-    return (tokens, vocabulary) if same else None
+    return (tokens, vocabulary) if is_same else None
 
 
-def source_change(folder: Path) -> str | None:
-    """Describe how the sources of a directory differ from what was read.
+def source_change(directory: Path) -> str | None:
+    """Describe how the sources have changed since the token file of a directory was built.
 
-    None when they are the same, and where that cannot be told: of standard input, of files that
-    are gone, of corpora that would have to be fetched.
+    Returns None if they are unchanged. It also returns None if they cannot be compared: standard
+    input, files that no longer exist, and corpora that would have to be downloaded.
 
     Raises:
-        RunError: the folder's record is missing or damaged.
+        RunError: if the token file is missing or damaged.
     """
-    tokens, record = load_token_file(folder), read_json(folder / _RECORD)
+    tokens, record = load_token_file(directory), read_json(directory / _RECORD)
     config = TextConfig(encoding=str(record["text"]["encoding"]))
     if not all(os.path.exists(name) for name in tokens.sources):
         return None
@@ -312,7 +314,7 @@ def source_change(folder: Path) -> str | None:
     if digest == tokens.sha256:
         return None
     names = ", ".join(tokens.sources)
-    return f"{names} has changed: its SHA-256 is {digest}, and was {tokens.sha256}"
+    return f"{names} has changed: its SHA-256 is {digest}, but was {tokens.sha256}"
 
 
 def _digest(file: Path) -> str:
@@ -320,40 +322,47 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _same_bytes(streams: Sequence[RawSource], record: dict[str, Any]) -> bool:
-    """Whether the part of the sources that was read then has the same digest now."""
+def _has_same_bytes(streams: Sequence[RawSource], record: dict[str, Any]) -> bool:
+    """Return whether the part of the sources that was read before still has the same digest."""
     return digest_of(streams, _digest_limit(record)) == str(record["sha256"])
 
 
 def _digest_limit(record: dict[str, Any]) -> int:
-    """How much of the sources decides whether they are the same: what was read then, and, where
-    that was all, one byte more, which must not be there."""
+    """Return the number of source bytes to compare.
+
+    This is the number of bytes that were read before. If the sources were read to their end, it is
+    one more, so that appended bytes are detected.
+    """
     return int(record["source_bytes"]) + int(record["source_complete"])
 
 
 @contextmanager
-def _workspace(folder: Path) -> Iterator[Path]:
-    """A folder for unfinished files inside `folder`; it goes in any case, with all in it."""
-    made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+def _workspace(directory: Path) -> Iterator[Path]:
+    """Provide a temporary directory inside `directory` and remove it afterwards.
+
+    If the block fails, `directory` is removed too if it was created here and is empty.
+    """
+    made = not directory.exists()
+    directory.mkdir(parents=True, exist_ok=True)
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".tokens-") as work:
+        with tempfile.TemporaryDirectory(dir=directory, prefix=".tokens-") as work:
             yield Path(work)
     except BaseException:
         if made:
-            with suppress(OSError):  # someone else put something into it meanwhile
-                folder.rmdir()
+            with suppress(OSError):  # Another process may have written to it meanwhile.
+                directory.rmdir()
         raise
 
 
-def _publish(work: Path, folder: Path) -> None:
-    """Move the finished files to their names; the record goes first and comes last.
+def _publish(work: Path, directory: Path) -> None:
+    """Move the finished files to their final names.
 
-    So a record on disk always belongs to the ids beside it, wherever a power cut falls.
+    The old record is removed first and the new one is written last. A record on disk therefore
+    always belongs to the ids beside it, even after a power failure.
     """
     for name in (_TOKENS, _VOCABULARY, _RECORD):
         flush(work / name)
-    (folder / _RECORD).unlink(missing_ok=True)
+    (directory / _RECORD).unlink(missing_ok=True)
     for name in (_TOKENS, _VOCABULARY, _RECORD):
-        (work / name).replace(folder / name)
-    flush(folder)
+        (work / name).replace(directory / name)
+    flush(directory)

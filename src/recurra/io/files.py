@@ -1,6 +1,6 @@
 """Atomic file writes and JSON helpers.
 
-Everything the project keeps on disk is written through here. Knows nothing of what is written.
+All files that the project stores on disk are written by these functions.
 """
 
 from __future__ import annotations
@@ -22,24 +22,30 @@ from typing import Any
 from recurra.errors import RunError
 
 UNFINISHED = ".tmp"
-"""How the names of files and folders end that are still being written; they begin with a dot."""
+"""Suffix of files and directories that are still being written. Their names begin with a dot."""
 MAX_JSON_BYTES = 1 << 24
+"""Maximum size of a JSON file."""
 MAX_JSON_MEMORY = 190_000_000
-"""What the values of one file may take: enough for a vocabulary of nearly a million words."""
+"""Maximum memory of the values of a JSON file in bytes: a vocabulary of almost a million words."""
 MAX_JSON_DEPTH = 16
+"""Maximum number of nested JSON lists and objects."""
 MAX_LINE_BYTES = 1 << 20
+"""Maximum size of a line in a file of JSON lines."""
 MAX_LINES_BYTES = 1 << 26
-"""Of one line, and of a whole file of JSON lines."""
+"""Maximum size of a file of JSON lines."""
 _INT_DIGITS = 20
 _QUOTED = re.compile(rb'"[^"]*"')
 _NO_BRACKETS = bytes(set(range(256)) - set(b'[]{}"'))
-# Of bytes in UTF-8, or of an escape: a character that Python keeps in four bytes, or in two.
+# UTF-8 bytes and escapes of characters that Python stores in four bytes, or in two.
 _FOUR_BYTES = re.compile(rb"[\xf0-\xff]|\\u[dD]")
 _TWO_BYTES = re.compile(rb"[\x80-\xff]|\\u")
 
 
 def cache_folder() -> Path:
-    """Where downloads and built kernels are kept: `RECURRA_CACHE`, or the platform's place."""
+    """Return the directory of downloads and built kernels.
+
+    This is the value of `RECURRA_CACHE` or, if it is not set, the platform's cache directory.
+    """
     if chosen := os.environ.get("RECURRA_CACHE"):
         return Path(chosen)
     if sys.platform == "win32":
@@ -53,9 +59,9 @@ def cache_folder() -> Path:
 
 @contextmanager
 def replaced(file: Path) -> Iterator[Path]:
-    """Yield a temporary path; when the block ends well it takes the file's place, flushed to disk.
+    """Yield a temporary path and replace `file` by it at the end of the block, flushed to disk.
 
-    When the block fails, the temporary file is removed and the old file is as it was.
+    If the block fails, the temporary file is removed and the old file is unchanged.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}{UNFINISHED}")
@@ -65,7 +71,7 @@ def replaced(file: Path) -> Iterator[Path]:
         os.replace(temporary, file)
         flush(file.parent)
     except OSError as error:
-        # The error of a full disk does not name the file.
+        # The error raised for a full disk does not name the file.
         error.filename = error.filename or str(file)
         raise
     finally:
@@ -73,19 +79,19 @@ def replaced(file: Path) -> Iterator[Path]:
 
 
 def replace_bytes(file: Path, data: bytes) -> None:
-    """Give a file this content, whole or not at all."""
+    """Replace the content of a file atomically."""
     with replaced(file) as temporary:
         write_bytes(temporary, data)
 
 
 def write_bytes(file: Path, data: bytes, *, append: bool = False) -> None:
-    """Write a file, or at the end of one; its mode follows the umask. Does not flush."""
+    """Write or append to a file without flushing it to disk. The umask sets its mode."""
     flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if append else os.O_TRUNC)
     descriptor = os.open(file, flags | getattr(os, "O_BINARY", 0), 0o666)
     try:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
+        remaining = memoryview(data)
+        while remaining:
+            remaining = remaining[os.write(descriptor, remaining) :]
     except OSError as error:
         error.filename = error.filename or str(file)
         raise
@@ -94,7 +100,7 @@ def write_bytes(file: Path, data: bytes, *, append: bool = False) -> None:
 
 
 def flush(path: Path) -> None:
-    """Force a file, or a folder's list of names, to the disk (on Windows files only)."""
+    """Flush a file or directory to disk. On Windows, directories are ignored."""
     if path.is_dir() and os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -108,23 +114,25 @@ def flush(path: Path) -> None:
 
 
 def make_folders(path: Path) -> list[Path]:
-    """Make a folder and those above it; the ones that were missing, the lowest first."""
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    """Create a directory and its parents. Return those that were missing, the deepest first."""
+    missing = [directory for directory in (path, *path.parents) if not directory.exists()]
     path.mkdir(parents=True, exist_ok=True)
     return missing
 
 
-def remove_empty(folders: list[Path]) -> None:
-    """Remove those of the folders that hold nothing, in this order."""
-    for folder in folders:
-        with suppress(OSError):  # not empty
-            folder.rmdir()
+def remove_empty(directories: list[Path]) -> None:
+    """Remove the given directories in this order, except those that are not empty."""
+    for directory in directories:
+        with suppress(OSError):  # The directory is not empty.
+            directory.rmdir()
 
 
-def remove_unfinished(folder: Path, names: str = "*") -> None:
-    """Remove what a process that was killed left half-written in a folder, of files and folders
-    with these names (a glob pattern)."""
-    for path in folder.glob(f".{names}{UNFINISHED}"):
+def remove_unfinished(directory: Path, names: str = "*") -> None:
+    """Remove the unfinished files and directories that a killed process left in a directory.
+
+    Only those whose final names match the glob pattern `names` are removed.
+    """
+    for path in directory.glob(f".{names}{UNFINISHED}"):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -132,31 +140,37 @@ def remove_unfinished(folder: Path, names: str = "*") -> None:
 
 
 def to_json(record: dict[str, Any]) -> bytes:
-    """JSON for people; NaN and infinity, which are no JSON, are a ValueError."""
+    """Return a record as indented JSON.
+
+    Raises:
+        ValueError: if a value is NaN or infinite, which JSON does not support.
+    """
     text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    # A file name may hold what is not UTF-8; as \\udcff it is JSON all the same.
+    # A file name can contain bytes that are not UTF-8; \\udcff is valid JSON for such a byte.
     return text.encode("utf-8", "backslashreplace")
 
 
 def write_json(file: Path, record: dict[str, Any]) -> None:
-    """Write JSON for people, whole or not at all."""
+    """Write a record as indented JSON, atomically."""
     replace_bytes(file, to_json(record))
 
 
 @contextmanager
 def opened_regular(file: Path) -> Iterator[BufferedReader]:
-    """Open a file to read; a folder, a device or a pipe, which may never end, is refused.
+    """Open a regular file for reading.
+
+    Directories, devices and pipes are rejected, because reading them may never end.
 
     Raises:
-        RunError: the file is missing, cannot be read, or is no regular file.
+        RunError: if the file is missing, cannot be read, or is not a regular file.
     """
     try:
-        # Do not wait for a pipe without a writer.
+        # Without O_NONBLOCK, opening a pipe that has no writer would block.
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         descriptor = os.open(file, flags)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise RunError(f"{file} is no regular file")
+                raise RunError(f"{file} is not a regular file")
             with open(descriptor, "rb", closefd=False) as stream:
                 yield stream
         finally:
@@ -168,64 +182,66 @@ def opened_regular(file: Path) -> Iterator[BufferedReader]:
 
 
 def read_json(file: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """Read a JSON object of at most so many bytes.
+    """Read a JSON object of at most `max_bytes` bytes.
 
     Raises:
-        RunError: the file is missing, too large, or holds something other than one JSON object.
+        RunError: if the file is missing or too large, or does not contain exactly one JSON object.
     """
     with opened_regular(file) as stream:
         data = stream.read(max_bytes + 1)
     if len(data) > max_bytes:
-        raise RunError(f"{file} is too large: it may have {max_bytes:,} bytes")
+        raise RunError(f"{file} is too large: the limit is {max_bytes:,} bytes")
     return parse_json(data, file)
 
 
 def parse_json(data: bytes, file: Path) -> dict[str, Any]:
-    """Read a JSON object; `file` is where it came from.
+    """Parse a JSON object that was read from `file`.
 
-    An untrusted file may try to exhaust memory, or to contradict itself: what its
-    values will take is bounded before they are made, and a key may stand only once in its object.
+    The data are untrusted. The memory that the values need is bounded before they are created.
 
     Raises:
-        RunError: it is not JSON, or not an object; it is too deep or its values take too much; a
-            key stands twice; a number is not finite, or an integer is beyond 64 bits.
+        RunError: if the data are not a JSON object, are nested too deeply or need too much memory;
+            if a key is repeated in an object; or if a number is too large or not finite.
     """
-    if (memory := _memory_of(data)) > MAX_JSON_MEMORY:
+    if (memory := _parsing_memory(data)) > MAX_JSON_MEMORY:
         raise RunError(
-            f"{file} is too large: its values would take {memory:,} bytes of memory, and may take"
+            f"{file} is too large: its values would take {memory:,} bytes of memory; the limit is"
             f" {MAX_JSON_MEMORY:,}"
         )
-    if _is_deep(data):
+    if _is_too_deep(data):
         raise RunError(f"{file} is damaged: it is nested too deeply")
     try:
         record = json.loads(
             data.decode("utf-8"),
-            object_pairs_hook=_without_duplicates,
-            parse_constant=_refuse_constant,
-            parse_float=_finite,
-            parse_int=_whole,
+            object_pairs_hook=_unique_keys,
+            parse_constant=_reject_constant,
+            parse_float=_parse_float,
+            parse_int=_parse_int,
         )
     except ValueError as error:
         raise RunError(f"{file} is damaged: {error}") from error
     if not isinstance(record, dict):
-        raise RunError(f"{file} is damaged: it should hold one JSON object")
+        raise RunError(f"{file} is damaged: it does not contain a JSON object")
     return record
 
 
-def _memory_of(data: bytes) -> int:
-    """About the memory that JSON takes while it is parsed: its bytes, its text, its strings, and
-    some eighty bytes for an item of a list, a hundred for a container, two hundred for a key."""
+def _parsing_memory(data: bytes) -> int:
+    """Estimate the memory in bytes that parsing JSON takes.
+
+    The estimate covers the data, the decoded text and the strings. It adds 80 bytes for a list
+    item, 100 for a container and 200 for a key.
+    """
     width = 4 if _FOUR_BYTES.search(data) else 2 if _TWO_BYTES.search(data) else 1
     containers = data.count(b"[") + data.count(b"{")
     values = 80 * data.count(b",") + 100 * containers + 200 * data.count(b":")
     return len(data) * (1 + 2 * width) + values
 
 
-def _is_deep(data: bytes) -> bool:
-    """Whether JSON has more levels than any of ours, found without the recursion of a parser.
+def _is_too_deep(data: bytes) -> bool:
+    """Return whether JSON is nested more deeply than `MAX_JSON_DEPTH`, without recursion.
 
-    What is in quotes goes, then the innermost brackets, again and again; of a file that was cut
-    off, as many may be left as it was deep there.
+    Strings are removed first, then the innermost pairs of brackets, once per level. In a truncated
+    file, one bracket can be left for each level that was not closed.
     """
     brackets = data.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NO_BRACKETS)
     brackets = _QUOTED.sub(b"", brackets.replace(b'""', b""))
@@ -234,40 +250,41 @@ def _is_deep(data: bytes) -> bool:
     return len(brackets) > MAX_JSON_DEPTH
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) < len(pairs):
         seen: set[str] = set()
         for name, _ in pairs:
             if name in seen:
-                raise ValueError(f"the key {shortened(name)} stands twice in one object")
+                raise ValueError(f"the key {shortened(name)} is repeated in an object")
             seen.add(name)
     return record
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON's")
+def _reject_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
 
 
-def _finite(text: str) -> float:
+def _parse_float(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(f"the number {shortened(text)} is too large")
     return number
 
 
-def _whole(text: str) -> int:
-    # Beyond 64 bits it is no count of anything, and too large to become a float.
+def _parse_int(text: str) -> int:
+    # No count exceeds 64 bits, and larger integers may not be convertible to float.
     if len(text) > _INT_DIGITS:
         raise ValueError(f"the number {shortened(text)} is too large")
     return int(text)
 
 
 def read_lines(file: Path, max_bytes: int = MAX_LINES_BYTES) -> Iterator[dict[str, Any]]:
-    """The reports in a file of JSON lines of at most so many bytes; none where there is no file.
+    """Yield the records of a file of JSON lines, or nothing if the file does not exist.
 
     Raises:
-        RunError: the file or a line is too large, or a line is not a report.
+        RunError: if the file is larger than `max_bytes` or a line is too long; or if a line is not
+            a JSON object with an integer `step`.
     """
     if not file.exists():
         return
@@ -278,19 +295,21 @@ def read_lines(file: Path, max_bytes: int = MAX_LINES_BYTES) -> Iterator[dict[st
             if len(line) > MAX_LINE_BYTES:
                 raise RunError(f"{file}, line {number} is too long")
             if size > max_bytes:
-                raise RunError(f"{file} is too large: it may have {max_bytes:,} bytes")
+                raise RunError(f"{file} is too large: the limit is {max_bytes:,} bytes")
             if not line.endswith(b"\n"):
-                return  # half a line: its writing was cut off, so it was never a record
+                return  # The process was killed while it wrote this line.
             try:
                 record = parse_json(line, file)
             except RunError as error:
                 raise RunError(f"{error} (line {number})") from error
             if not isinstance(record.get("step"), int):
-                raise RunError(f"{file}, line {number} is damaged: it is no report")
+                raise RunError(
+                    f"{file}, line {number} is damaged: step is {shortened(record.get('step'))}"
+                )
             yield record
 
 
 def append_line(file: Path, record: dict[str, Any]) -> None:
-    """Add one line of JSON."""
+    """Append a record to a file of JSON lines."""
     line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
     write_bytes(file, line.encode("utf-8", "backslashreplace"), append=True)

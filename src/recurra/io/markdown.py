@@ -1,4 +1,4 @@
-"""Tables in Markdown, readable in a terminal."""
+"""Markdown tables that are also readable in a terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Lines of one table; the first column to the left, the others to the right."""
+    """Return a Markdown table. The first column is left-aligned, the others are right-aligned."""
     widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
     rule = "|".join(f"{'-' * (width + 1)}{':' if i else '-'}" for i, width in enumerate(widths))
     return "\n".join([_line(head, widths), f"|{rule}|", *(_line(line, widths) for line in lines)])

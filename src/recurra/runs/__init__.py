@@ -1,1 +1,1 @@
-"""A run directory on disk: its files, lock, checkpoints and compatibility rules."""
+"""Run directories on disk: files, lock, checkpoints and compatibility rules."""

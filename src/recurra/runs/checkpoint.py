@@ -1,13 +1,14 @@
 """The contents of a checkpoint: everything needed for an exact resume.
 
-    state.safetensors    weights and their averages, the optimiser's, hidden state, random states
-    training.json        counters and the best so far; settings, text and vocabulary
-    session.json         what differs from run to run: the clock, the machine
-    best.safetensors     the weights that model.safetensors held
-    *.jsonl              metrics, samples and failures up to here
+    state.safetensors    weights, averaged weights, optimizer state, hidden state, random states
+    training.json        `TrainState` and the identity of the run: settings, text, vocabulary
+    session.json         values that differ between runs: times and the environment
+    best.safetensors     a copy of model.safetensors
+    *.jsonl              metrics, samples and failures up to this step
 
-The first, the second and the best are the same bytes in every run of the same text, settings,
-seed, thread count and machine. The tensors are those of `Engine.state_dict`.
+state.safetensors, training.json and best.safetensors are bit-identical in every run of the same
+text, settings, seed and thread count on the same machine. The tensors in state.safetensors are
+those of `Engine.state_dict`.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ STATE, TRAINING, SESSION, BEST = (
 
 @dataclass
 class CheckpointRecord:
-    """What the files of a checkpoint say, the tensors aside.
+    """The contents of the JSON files of a checkpoint.
 
     Attributes:
-        state: see `train_state.TrainState`.
-        identity: see `compatibility.identity`.
-        timing: see `train_state.Timing`.
-        environment: see `compatibility.environment`.
+        state: the state of the training loop.
+        identity: the result of `compatibility.identity`.
+        timing: the times of the run.
+        environment: the result of `compatibility.environment`.
     """
 
     state: TrainState
@@ -45,26 +46,26 @@ class CheckpointRecord:
     environment: dict[str, Any]
 
     def to_files(self) -> dict[str, bytes]:
-        """As the two JSON files of a checkpoint."""
+        """Return the contents of the two JSON files by name."""
         return {
             TRAINING: to_json({"memory": asdict(self.state), "run": self.identity}),
             SESSION: to_json({"timing": asdict(self.timing), "machine": self.environment}),
         }
 
     @classmethod
-    def read(cls, folder: Path) -> CheckpointRecord:
+    def read(cls, directory: Path) -> CheckpointRecord:
         """Read the two JSON files of a checkpoint.
 
         Raises:
-            RunError: one is missing, or is not what it should be.
+            RunError: if a file is missing or damaged.
         """
-        training, session = read_json(folder / TRAINING), read_json(folder / SESSION)
+        training, session = read_json(directory / TRAINING), read_json(directory / SESSION)
         try:
             state = TrainState.from_dict(training.get("memory"))
             timing = Timing.from_dict(session.get("timing"))
         except ConfigError as error:
-            raise RunError(f"{folder} is damaged: {error}") from error
+            raise RunError(f"{directory} is damaged: {error}") from error
         run, machine = training.get("run"), session.get("machine")
         if not isinstance(run, dict) or not isinstance(machine, dict):
-            raise RunError(f"{folder} is damaged: it does not say which run it belongs to")
+            raise RunError(f"{directory} is damaged: field 'run' or 'machine' is missing")
         return cls(state, run, timing, machine)

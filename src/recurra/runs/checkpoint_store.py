@@ -1,12 +1,12 @@
 """The checkpoint directories of a run: atomic writes, verification, removal.
 
     checkpoints/step-00000420/
-        ...                  the files of this moment of the training; see checkpoint.py
-        manifest.sha256      their digests, as `sha256sum -c` reads them; written last
+        ...                  the files of the checkpoint; see checkpoint.py
+        manifest.sha256      their SHA-256 digests in the format of `sha256sum`; written last
 
-A checkpoint is written beside its place, flushed, moved there, read back from the disk and held
-against its manifest; only then is an older one removed. Knows names, bytes and digests; what is
-in the files is defined in `checkpoint.py`.
+A checkpoint is written to a temporary directory, flushed and renamed. It is then read back from the
+disk and compared with its manifest. An older checkpoint is removed only after that. The contents of
+the files are defined in `checkpoint.py`.
 """
 
 from __future__ import annotations
@@ -31,61 +31,68 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of a checkpoint: bytes on disk, and seconds until it was verified."""
+    """Cost of a checkpoint: bytes on disk, and seconds to write and verify it."""
 
     num_bytes: int
     seconds: float
 
 
 def name_of(step: int, *, final: bool = False) -> str:
-    """The folder's name of the checkpoint after `step` updates; `final` marks a finished run."""
+    """Return the directory name of the checkpoint after `step` updates.
+
+    `final` marks the last checkpoint of a finished run.
+    """
     return f"step-{step:08}" + ("-final" if final else "")
 
 
 def is_name(name: str) -> bool:
-    """Whether a checkpoint's folder may be called this."""
+    """Return whether a name is a valid directory name of a checkpoint."""
     return _NAME.fullmatch(name) is not None
 
 
 def step_of(name: str) -> int:
-    """After how many updates a checkpoint of this name was made."""
-    found = _NAME.fullmatch(name)
-    assert found is not None
-    return int(found[1])
+    """Return the number of updates before the checkpoint with this directory name."""
+    match = _NAME.fullmatch(name)
+    assert match is not None
+    return int(match[1])
 
 
 class CheckpointStore:
-    """The checkpoints below one folder."""
+    """The checkpoints in a directory."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def names(self) -> list[str]:
-        """All that are in their place, whole or damaged, the oldest first."""
+        """Return the names of all checkpoints, including damaged ones, the oldest first."""
         if not self.folder.is_dir():
             return []
         found = [p.name for p in self.folder.iterdir() if _NAME.fullmatch(p.name) and p.is_dir()]
         return sorted(found, key=lambda name: (step_of(name), name))
 
     def write(self, name: str, files: Mapping[str, bytes]) -> Cost:
-        """Make a checkpoint of these files, and know that it can be read.
+        """Write a checkpoint and verify it by reading it back.
+
+        Args:
+            name: the directory name of the checkpoint; see `name_of`.
+            files: the contents of the files, by file name.
 
         Raises:
-            OSError: the disk is full, or fails; the other checkpoints are as they were.
-            RunError: what was read back is not what was written.
+            OSError: if the disk is full or fails. Existing checkpoints are unchanged.
+            RunError: if the files that were read back differ. Existing checkpoints are unchanged.
         """
         started = time.perf_counter()
         if not self.folder.is_dir():
             self.folder.mkdir(parents=True)
         place = self.folder / name
-        fresh, aside = (self.folder / f".{name}.{kind}{UNFINISHED}" for kind in ("new", "old"))
+        staging, aside = (self.folder / f".{name}.{kind}{UNFINISHED}" for kind in ("new", "old"))
         try:
-            _write_folder(fresh, files)
+            _write_directory(staging, files)
             if place.exists():
-                # One of the same moment: it was written before a report, or is damaged.
+                # The step has a checkpoint that was written before its evaluation or is damaged.
                 os.rename(place, aside)
             try:
-                os.rename(fresh, place)
+                os.rename(staging, place)
                 flush(self.folder)
                 self.verify(name)
             except BaseException:
@@ -94,40 +101,45 @@ class CheckpointStore:
                     os.rename(aside, place)
                 raise
         finally:
-            # What cannot be removed now goes at the next start.
-            shutil.rmtree(fresh, ignore_errors=True)
+            # `remove_unfinished` retries what cannot be removed here.
+            shutil.rmtree(staging, ignore_errors=True)
         shutil.rmtree(aside, ignore_errors=True)
         return Cost(sum(map(len, files.values())), time.perf_counter() - started)
 
     def verify(self, name: str) -> None:
-        """Hold the files on the disk against their manifest.
+        """Compare the files of a checkpoint with its manifest.
 
         Raises:
-            RunError: one is missing, too many, or has other bytes.
+            RunError: if a file is missing, unexpected, unreadable or has another digest.
         """
         place = self.folder / name
         manifest = place / MANIFEST
         try:
             names = sorted(p.name for p in place.iterdir() if p.name != MANIFEST)
             digests = {file: _digest(place / file) for file in names}
-            _refuse_special(manifest)
+            _require_regular(manifest)
             found = manifest.read_bytes()
         except OSError as error:
-            raise RunError(f"{error.filename or place} cannot be read: {error.strerror}") from error
+            raise RunError(f"cannot read {error.filename or place}: {error.strerror}") from error
         for file, digest in digests.items():
             if _line(file, digest) not in found.splitlines(keepends=True):
-                raise RunError(f"{place / file} is damaged: its SHA-256 is not that of {MANIFEST}")
+                raise RunError(
+                    f"{place / file} is damaged: its SHA-256 is not listed in {MANIFEST}"
+                )
         if found != _manifest(digests):
-            raise RunError(f"{manifest} is damaged, or a file that it names is missing")
+            raise RunError(f"{manifest} is damaged, or a file that it lists is missing")
 
     def keep_only(self, names: Collection[str]) -> None:
-        """Remove all checkpoints but these."""
+        """Remove all checkpoints except the named ones."""
         for name in self.names():
             if name not in names:
                 shutil.rmtree(self.folder / name)
 
     def remove_unfinished(self) -> None:
-        """Remove what a killed process left; a checkpoint that was moved aside comes back."""
+        """Remove the unfinished checkpoints of a killed process.
+
+        A checkpoint that was renamed to make room for an unfinished one is restored.
+        """
         for aside in self.folder.glob(f".step-*.old{UNFINISHED}"):
             place = self.folder / aside.name[1 : -len(f".old{UNFINISHED}")]
             if not place.exists():
@@ -135,16 +147,16 @@ class CheckpointStore:
         remove_unfinished(self.folder)
 
 
-def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+def _write_directory(directory: Path, files: Mapping[str, bytes]) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
     for file, data in files.items():
-        write_bytes(folder / file, data)
-        flush(folder / file)
+        write_bytes(directory / file, data)
+        flush(directory / file)
     digests = {file: hashlib.sha256(data).hexdigest() for file, data in files.items()}
-    write_bytes(folder / MANIFEST, _manifest(digests))
-    flush(folder / MANIFEST)
-    flush(folder)
+    write_bytes(directory / MANIFEST, _manifest(digests))
+    flush(directory / MANIFEST)
+    flush(directory)
 
 
 def _manifest(digests: Mapping[str, str]) -> bytes:
@@ -156,19 +168,19 @@ def _line(file: str, digest: str) -> bytes:
 
 
 def _digest(file: Path) -> str:
-    """The SHA-256 of a file, read from the disk where the system can be asked to."""
-    _refuse_special(file)
+    """Return the SHA-256 of a file, bypassing the page cache where the system supports it."""
+    _require_regular(file)
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         if hasattr(os, "posix_fadvise"):
-            # Flushed pages are dropped, so that what is read is what the disk has.
+            # Drop the flushed pages from the cache so that the data are read from the disk.
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         while chunk := stream.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
 
 
-def _refuse_special(file: Path) -> None:
-    """A pipe would be waited on for ever."""
+def _require_regular(file: Path) -> None:
+    """Raise RunError if a file is not regular; reading a pipe could block forever."""
     if not stat.S_ISREG(file.stat().st_mode):
-        raise RunError(f"{file} is not a file")
+        raise RunError(f"{file} is not a regular file")

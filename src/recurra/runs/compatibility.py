@@ -1,7 +1,7 @@
-"""Compare a run with its checkpoint: what must be equal, and what should be.
+"""Compare a resumed run with its checkpoint: required and recommended equality.
 
-The settings, the text and the vocabulary decide the result: a difference is refused. The machine
-and the versions decide the last bits of it: a difference is reported as a warning.
+The settings, the text and the vocabulary determine the result, so a difference is an error. The
+machine and the versions affect only its last bits, so a difference is a warning.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from recurra.runtime.distributed import Processes
 from recurra.version import __version__
 
 FREE_SETTINGS = ("threads", "device", "plot", "checkpoint_every", "on_nan")
-"""Training options that a resumed run may change: they do not change what it computes."""
+"""Training settings that can change when a run is resumed; they do not affect the result."""
 
 
 def identity(config: RunConfig, tokens: TokenFile) -> dict[str, Any]:
-    """Return all that decides how training continues, ready for JSON."""
+    """Return the values that determine the result of training, as JSON-compatible objects."""
     settings = config.to_dict()
     for name in FREE_SETTINGS:
         del settings["training"][name]
@@ -38,9 +38,9 @@ def identity(config: RunConfig, tokens: TokenFile) -> dict[str, Any]:
 
 
 def environment(processes: Processes, backend: str) -> dict[str, Any]:
-    """All that may change the last bits of a result, ready for JSON.
+    """Return the values that affect the last bits of a result, as JSON-compatible objects.
 
-    `backend` is the one that computes: `auto` resolved.
+    `backend` is the name of the backend in use, never "auto".
     """
     return {
         "recurra": __version__,
@@ -54,24 +54,24 @@ def environment(processes: Processes, backend: str) -> dict[str, Any]:
 
 
 def differences(before: Any, now: Mapping[str, Any]) -> list[str]:
-    """What differs, each as `name is X, and was Y`."""
-    old, new = dict(_flat(before)), dict(_flat(now))
+    """Return a description of each difference, in the form `name is X, but was Y`."""
+    old, new = dict(_flattened(before)), dict(_flattened(now))
     return [
-        f"{name} is {_shown(new.get(name))}, and was {_shown(old.get(name))}"
+        f"{name} is {_displayed(new.get(name))}, but was {_displayed(old.get(name))}"
         for name in {**new, **old}
         if old.get(name) != new.get(name)
     ]
 
 
-def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested mappings as pairs of `section.name` and value."""
+def _flattened(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested mappings as pairs of `section.name` and value."""
     if isinstance(values, Mapping):
         for key, value in values.items():
-            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
+            yield from _flattened(value, f"{prefix}.{key}" if prefix else str(key))
     else:
         # JSON has lists where the settings have tuples.
         yield prefix, list(values) if isinstance(values, tuple) else values
 
 
-def _shown(value: Any) -> str:
-    return "not there" if value is None else repr(value)
+def _displayed(value: Any) -> str:
+    return "not set" if value is None else repr(value)

@@ -4,16 +4,16 @@
     vocabulary.json      the tokens
     tokens.bin, .json    the text as ids, and where it came from
     model.safetensors    the best weights by validation loss
-    metrics.jsonl        one line per report
-    samples.jsonl        what the model wrote at each report
+    metrics.jsonl        one line per evaluation
+    samples.jsonl        text that the model generated at the evaluations
     failures.jsonl       the batches on which the loss became NaN or infinite, if any
     checkpoints/         the latest checkpoints; see checkpoint_store.py
-    loss.svg             with --plot
-    .lock                held by the process that trains
-    .job                 which job of torchrun's made the run, if one did that may restart
+    loss.svg             the loss curve, with --plot
+    .lock                the lock file, locked by the process that trains
+    .job                 the torchrun job that created the run, if it was a restartable one
 
-Knows where things lie and how they are written so that a reader never sees half a file; what is
-in them is defined in `checkpoint.py`, `weights.py` and the reporter.
+Files are replaced atomically, except that lines are appended to the JSON lines files. Their
+contents are defined in `checkpoint.py`, `weights.py` and `training/callbacks/evaluation.py`.
 """
 
 from __future__ import annotations
@@ -58,12 +58,16 @@ METRICS = {
     "bits_per_char": True,
     "perplexity": True,
 }
-"""What every line of metrics.jsonl has that others rely on, and whether it may be null."""
+"""The required fields of a line of metrics.jsonl, and whether each can be null."""
 TOKEN_FILES = ("tokens.bin", "tokens.json", "vocabulary.json")
 
 
 class RunDirectory:
-    """The files of one run."""
+    """The files of one run.
+
+    Args:
+        path: path of the directory, which need not exist.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -79,60 +83,62 @@ class RunDirectory:
 
     @property
     def is_run(self) -> bool:
-        """Whether the folder holds a run."""
+        """Whether the directory contains a run."""
         try:
             return {"format", "text", "model", "training"} <= read_json(self.config).keys()
         except RunError:
             return False
 
     def claim(self, job: str) -> None:
-        """Write down which job of torchrun's makes this run."""
+        """Record the torchrun job that creates this run."""
         write_bytes(self.path / JOB, job.encode())
 
     def is_made_by(self, job: str) -> bool:
-        """Whether that job made it."""
+        """Return whether the given torchrun job created this run."""
         file = self.path / JOB
         return file.is_file() and file.read_bytes() == job.encode()
 
     @property
     def has_copy_of_model(self) -> bool:
-        """Whether a checkpoint keeps the best weights."""
+        """Whether a checkpoint contains a copy of the best weights."""
         return any(self.checkpoints.glob("step-*/best.safetensors"))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the lock of the directory; the lock of a process that died is void.
+        """Hold the lock of the directory.
+
+        The operating system releases the lock of a process that ends.
 
         Raises:
-            RunError: another process trains here, or there is no such folder.
+            RunError: if another process is training in the directory, or it does not exist.
         """
         if not self.path.is_dir():
-            raise RunError(f"{self.path} holds no run (there is no such folder)")
+            raise RunError(f"{self.path} contains no run (the directory does not exist)")
         try:
-            # `prepared` hands a new run over locked.
+            # `prepared` leaves a new run locked.
             if not self._lock.is_locked:
                 self._lock.acquire(blocking=False)
         except Timeout:
-            raise RunError(f"{self.path} is in use: another process trains in it") from None
+            raise RunError(f"{self.path} is in use: another process is training in it") from None
         try:
             yield
         finally:
             self.unlock()
 
     def unlock(self) -> None:
-        """Let others train here."""
+        """Release the lock of the directory."""
         self._lock.release()
 
     def remove_unfinished(self) -> None:
-        """Remove what processes that were killed left half-written, here and beside this folder."""
+        """Remove the unfinished files of killed processes in this directory and beside it."""
         place = self.path.resolve()
         if (aside := _aside(place)).is_dir():
-            # Killed while --force put a new run in the old one's place.
+            # A process was killed while it replaced an older run (--force).
             if place.exists():
                 shutil.rmtree(aside)
             else:
                 aside.rename(place)
-        # Eight letters of mkdtemp's, and no run whose name begins like this one's.
+        # Match exactly the eight characters of mkdtemp, not runs whose names begin like this one's.
         name = re.compile(rf"\.{re.escape(place.name)}-\w{{8}}{re.escape(UNFINISHED)}")
         if place.parent.is_dir():
             for staging in place.parent.iterdir():
@@ -143,16 +149,18 @@ class RunDirectory:
 
     @contextmanager
     def prepared(self, *, force: bool) -> Iterator[RunDirectory]:
-        """Yield a folder beside this one to prepare a new run in; it takes this one's place at the
-        end of the block, locked. When the block fails it is removed, and what was here is as it
-        was.
+        """Yield a temporary directory in which a new run is prepared.
 
-        With `force` an older run is replaced; its token file is offered to the new one, which uses
-        it again if the text and its options are the same.
+        At the end of the block the temporary directory replaces this one and remains locked. If the
+        block fails, the temporary directory is removed and this one is unchanged.
+
+        Args:
+            force: whether to replace an older run. The files of its token file are linked into the
+                temporary directory, so that they can be reused for the same text and settings.
 
         Raises:
-            RunError: the folder exists and is not empty, and either `force` is off or what lies
-                there is not a run, or another process trains in it.
+            RunError: if the directory is not empty and `force` is False; or if it contains other
+                files than those of a run, or another process is training in it.
         """
         place = self.path.resolve()
         self.remove_unfinished()
@@ -161,33 +169,33 @@ class RunDirectory:
         prefix = f".{place.name}-"
         staging = RunDirectory(tempfile.mkdtemp(prefix=prefix, suffix=UNFINISHED, dir=place.parent))
         try:
-            with staging.locked(), self._kept_free():
+            with staging.locked(), self._old_run_locked():
                 for name in TOKEN_FILES:
                     if (place / name).is_file():
                         _link_or_copy(place / name, staging.path / name)
                 yield staging
-                # Another process may have created a run while the text was read.
+                # Another process could have created a run while the text was read.
                 self._check_free(force=force)
-                # mkdtemp makes folders that only their owner may enter; a run is one like others.
+                # mkdtemp grants access only to the owner; the umask applies to a run.
                 staging.path.chmod(0o777 & ~_umask())
-                self._take_place(staging, place)
+                self._replace_by(staging, place)
         finally:
             shutil.rmtree(staging.path, ignore_errors=True)
             remove_empty(made)
 
     @contextmanager
-    def _kept_free(self) -> Iterator[None]:
-        """Hold the lock of the older run that a new one replaces."""
+    def _old_run_locked(self) -> Iterator[None]:
+        """Hold the lock of the older run, if there is one, while a new run is prepared."""
         if not self.is_run:
             yield
             return
         with RunDirectory(self.path).locked():
             yield
 
-    def _take_place(self, staging: RunDirectory, place: Path) -> None:
-        """Move a folder to its place; what was there goes only when the new one is in."""
+    def _replace_by(self, staging: RunDirectory, place: Path) -> None:
+        """Rename a prepared directory to `place`, then remove the older run."""
         if os.name == "nt":
-            # Windows moves no folder that has an open file in it.
+            # Windows cannot rename a directory that contains an open file.
             staging._lock.release()
         aside = _aside(place)
         if place.exists():
@@ -201,15 +209,15 @@ class RunDirectory:
         flush(place.parent)
         shutil.rmtree(aside, ignore_errors=True)
         if os.name != "nt":
-            # The lock has moved with its file.
+            # The lock file was renamed together with its directory.
             self._lock = staging._lock
         self._lock.acquire(blocking=False)
 
     def check_removable(self) -> None:
-        """Check that the directory has only run files and is not locked by another process.
+        """Check that the directory contains only run files and is not locked by another process.
 
         Raises:
-            RunError: it has other files, or another process trains in it.
+            RunError: if it contains other files, or another process is training in it.
         """
         self._check_free(force=True)
         with self.locked():
@@ -219,26 +227,27 @@ class RunDirectory:
         if not self.path.exists():
             return
         if not self.path.is_dir():
-            raise RunError(f"{self.path} is a file; --out needs a folder")
+            raise RunError(f"{self.path} is a file; --out must be a directory")
         if self.path.resolve() == Path.cwd():
-            raise RunError(f"{self.path} is the folder you are in; choose another --out")
+            raise RunError(f"{self.path} is the current directory; choose another --out")
         if not any(self.path.iterdir()):
             return
         if not self.is_run:
-            raise RunError(f"{self.path} is not a run of recurra; choose another --out")
+            raise RunError(f"{self.path} is not a run directory; choose another --out")
         if not force:
             raise RunError(
-                f"{self.path} exists already; choose another --out, or replace it by --force"
+                f"{self.path} already exists; choose another --out, or replace it with --force"
                 " (from Python: force=True)"
             )
-        there = (p for p in self.path.rglob("*") if not p.is_dir())
-        foreign = sorted(str(p.relative_to(self.path)) for p in there if not self._is_own(p))
+        files = (p for p in self.path.rglob("*") if not p.is_dir())
+        foreign = sorted(str(p.relative_to(self.path)) for p in files if not self._is_run_file(p))
         if foreign:
             raise RunError(
-                f"{self.path} holds {foreign[0]}, which no run wrote; --force will not remove it"
+                f"{self.path} contains {foreign[0]}, which is not a file of a run; --force does not"
+                " remove it"
             )
 
-    def _is_own(self, file: Path) -> bool:
+    def _is_run_file(self, file: Path) -> bool:
         named = {self.config, self.model, *self.histories(), self.curve}
         named |= {self.path / name for name in TOKEN_FILES}
         if file.name.startswith("."):
@@ -247,11 +256,11 @@ class RunDirectory:
         return file in named or is_checkpoint or file.parent.name.endswith(UNFINISHED)
 
     def histories(self) -> tuple[Path, ...]:
-        """The files that grow by a line at a time."""
+        """Return the paths of the JSON lines files, to which training appends."""
         return self.metrics, self.samples, self.failures
 
     def remove_histories(self) -> None:
-        """Remove the lines of an earlier training, so that a new one starts without any."""
+        """Remove the JSON lines files of an earlier training run."""
         for file in self.histories():
             file.unlink(missing_ok=True)
 
@@ -280,7 +289,7 @@ class RunDirectory:
         """Read config.json.
 
         Raises:
-            RunError: there is no run here, or the file is not what it should be.
+            RunError: if the directory contains no run, or the file is damaged or of another format.
         """
         record = self._read_record()
         values = {k: v for k, v in record.items() if k in ("text", "model", "training")}
@@ -290,28 +299,34 @@ class RunDirectory:
             raise RunError(f"{self.config}: {error}") from error
 
     def read_sources(self) -> list[str]:
-        """What the run was trained on, as it was named on the command line."""
+        """Return the sources of the training text, as specified by the user.
+
+        Raises:
+            RunError: as for `read_config`.
+        """
         sources = self._read_record().get("sources", [])
         if not isinstance(sources, list) or not all(isinstance(s, str) for s in sources):
-            raise RunError(f"{self.config}: sources must be a list of names")
+            raise RunError(
+                f"{self.config}: sources is {shortened(sources)}; it must be a list of strings"
+            )
         return sources
 
     def _read_record(self) -> dict[str, Any]:
         if not self.config.is_file():
-            raise RunError(f"{self.path} holds no run (there is no {self.config.name} in it)")
+            raise RunError(f"{self.path} contains no run ({self.config.name} is missing)")
         record = read_json(self.config)
         if record.get("format") != FORMAT:
             raise RunError(
-                f"{self.config}: format {shortened(record.get('format'))} is not one this version"
-                f" ({__version__}) reads; it reads {FORMAT}"
+                f"{self.config} has format {shortened(record.get('format'))}, but recurra"
+                f" {__version__} reads only format {FORMAT}"
             )
         return record
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; empty when nothing was reported yet.
+        """Return the records of metrics.jsonl, or an empty list before the first evaluation.
 
         Raises:
-            RunError: a line is not what it should be.
+            RunError: if a line is damaged, or a required field is missing or of another type.
         """
         records = list(read_lines(self.metrics))
         for record in records:
@@ -323,8 +338,14 @@ class RunDirectory:
         return records
 
     def best_metrics(self) -> dict[str, Any]:
-        """The line of the weights in model.safetensors: the lowest validation loss, or the last
-        line where nothing was validated; empty when nothing was reported yet."""
+        """Return the record of metrics.jsonl that belongs to the weights in model.safetensors.
+
+        This is the record with the lowest validation loss, or the last record if there is no
+        validation part. Before the first evaluation the result is empty.
+
+        Raises:
+            RunError: as for `read_metrics`.
+        """
         records = self.read_metrics()
         validated = [r for r in records if r["val_nats"] is not None]
         if validated:
@@ -333,19 +354,19 @@ class RunDirectory:
 
 
 def _aside(place: Path) -> Path:
-    """Where an older run waits while a new one takes its place."""
+    """Return the temporary path of an older run while a new run replaces it."""
     return place.with_name(f".{place.name}.old{UNFINISHED}")
 
 
 def _remove_if_abandoned(staging: Path) -> None:
-    """Remove a folder that a run was prepared in, unless its process is still at it."""
+    """Remove a temporary directory of `prepared`, unless another process still uses it."""
     if (staging / LOCK).is_file():
         with suppress(RunError), RunDirectory(staging).locked():
             shutil.rmtree(staging)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
-    """Give a file a second name; copy it where the file system cannot."""
+    """Create a hard link to a file, or a copy if the file system does not support hard links."""
     try:
         os.link(source, target)
     except OSError:
@@ -353,7 +374,7 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 
 def _umask() -> int:
-    """The process's file mode mask; reading it means setting it for a moment."""
+    """Return the umask of the process. It can be read only by setting it temporarily."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask

@@ -1,7 +1,7 @@
 """The state of the training loop that every checkpoint contains.
 
-`TrainState` is the same in every run of the same text, settings and seed. `Timing` depends on the
-clock and differs from run to run.
+`TrainState` is identical in every run of the same text, settings and seed. `Timing` depends on the
+clock and differs between runs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ Record = TypeVar("Record")
 
 @dataclass
 class RunningMean:
-    """Sums since the last report, and the latest learning rate and gradient norm."""
+    """Sums since the last evaluation, and the latest learning rate and gradient norm.
+
+    Attributes:
+        nats: sum of the training loss over all tokens.
+        tokens: number of tokens.
+        grad_norm: gradient norm of the latest update.
+        lr: learning rate of the latest update.
+    """
 
     nats: float = 0.0
     tokens: int = 0
@@ -26,26 +33,39 @@ class RunningMean:
     lr: float = 0.0
 
     def add(self, nats: float, tokens: int, grad_norm: float, lr: float) -> None:
-        """Count one update, whose loss summed to `nats` over its tokens."""
+        """Add an update with a total loss of `nats` over `tokens` tokens."""
         self.nats += nats
         self.tokens += tokens
         self.grad_norm, self.lr = grad_norm, lr
 
     @property
     def mean_nats(self) -> float:
-        """Nats per token."""
+        """Mean loss in nats per token."""
         return self.nats / max(self.tokens, 1)
 
 
 @dataclass
 class TrainState:
-    """Position in the data, counters, the best so far.
+    """Position in the data, counters and the best loss so far.
 
-    `reports` counts the twentieths of the budget that were reported, `position` the batches done in
-    the current epoch, `stage` that of `batch_schedule.py`, `skipped` the sum of the epoch fractions
-    that were left out when a stage began; `last_report` and `last_sample` are the steps of the last
-    of each. After `rollbacks` returns to an earlier checkpoint, learning rates are
-    multiplied by `lr_scale`.
+    Attributes:
+        step: number of updates.
+        epoch: index of the current epoch.
+        position: number of batches trained in the current epoch.
+        stage: index of the current stage of `training/batch_schedule.py`.
+        skipped: sum of the epoch fractions that were skipped when a stage began.
+        tokens: number of tokens trained.
+        reports: number of twentieths of the budget completed at the last evaluation.
+        last_report: step of the last evaluation.
+        last_sample: step of the last sample.
+        best_loss: lowest validation loss so far, or the latest training loss if there is no
+            validation part. None before the first evaluation.
+        best_step: step of `best_loss`.
+        reports_since_best: number of evaluations since `best_step`.
+        rollbacks: number of returns to an earlier checkpoint.
+        lr_scale: factor of the learning rates after rollbacks.
+        finished: whether training has finished.
+        since_report: sums since the last evaluation.
     """
 
     step: int = 0
@@ -66,30 +86,33 @@ class TrainState:
     since_report: RunningMean = field(default_factory=RunningMean)
 
     def epochs(self, epoch_length: int) -> float:
-        """Return the number of epochs, each of so many batches."""
-        # An epoch may hold a batch more than its usual length; it ends when it ends.
+        """Return the number of epochs trained so far, each of `epoch_length` batches."""
+        # An epoch can have more batches than `epoch_length`, which is an estimate.
         return self.epoch - self.skipped + min(self.position / epoch_length, 1.0)
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:
-        """The inverse of `dataclasses.asdict`.
+        """Return the state that `dataclasses.asdict` converted to `values`.
 
         Raises:
-            ConfigError: a field is missing, unknown, or of another type.
+            ConfigError: if a field is missing, unknown, negative or of another type.
         """
         if not isinstance(values, dict):
-            raise ConfigError("memory is no object of JSON")
+            raise ConfigError("memory is not a JSON object")
         mean = _checked(RunningMean, values.get("since_report"), "since_report")
         return _checked(cls, {**values, "since_report": mean}, "memory")
 
 
 @dataclass
 class Timing:
-    """Times of a run; they do not affect a run whose budget is in epochs or steps.
+    """Times of a run in seconds, which affect only runs with a time budget.
 
-    `seconds` since the training began, interruptions left out; `updates`, those of them spent in
-    updates since the last report; `reserve`, those kept for the last report; `next_report`, the
-    earliest time of the next one; `began`, when the first update was due.
+    Attributes:
+        seconds: time since training began, without interruptions.
+        updates: time spent in updates since the last evaluation.
+        reserve: time reserved for the last evaluation.
+        next_report: earliest time of the next evaluation, measured like `seconds`.
+        began: start time of the first update, measured like `seconds`.
     """
 
     seconds: float = 0.0
@@ -100,14 +123,18 @@ class Timing:
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:
-        """The inverse of `dataclasses.asdict`; raises as `TrainState.from_dict`."""
+        """Return the times that `dataclasses.asdict` converted to `values`.
+
+        Raises:
+            ConfigError: if a field is missing, unknown, negative or of another type.
+        """
         return _checked(cls, values, "timing")
 
 
 def _checked(kind: type[Record], values: Any, name: str) -> Record:
     names = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if not isinstance(values, dict) or values.keys() != names:
-        raise ConfigError(f"{name} does not have the fields {sorted(names)}")
+        raise ConfigError(f"{name} must have exactly the fields {sorted(names)}")
     built = kind(**values)
     require_types(built)
     for field_name, value in values.items():

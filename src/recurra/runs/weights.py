@@ -1,4 +1,4 @@
-"""The weights file of a model, `model.safetensors`."""
+"""Read and write the weights file of a model, `model.safetensors`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from recurra.model.recurrent_lm import RecurrentLM, parameter_specs
 
 
 def weights_to_bytes(model: nn.Module, record: dict[str, Any]) -> bytes:
-    """The file of a model's weights; `record` goes into its header as JSON."""
+    """Return the contents of a weights file, with `record` as JSON in its header."""
     return to_bytes(dict(model.state_dict()), record)
 
 
 def save_weights(file: Path, model: nn.Module, record: dict[str, Any]) -> None:
-    """Write a model's weights, whole or not at all."""
+    """Write the weights of a model atomically."""
     replace_bytes(file, weights_to_bytes(model, record))
 
 
@@ -27,7 +27,7 @@ def load_weights(file: Path, model: RecurrentLM) -> dict[str, Any]:
     """Read weights into a model and return the record that was saved with them.
 
     Raises:
-        RunError: the file is missing or damaged, or its names or shapes are not the model's.
+        RunError: if the file is missing or damaged, or does not match the model.
     """
     tensors, record = read_tensor_file(file, parameter_specs(model.config))
     model.load_state_dict(tensors)
@@ -35,10 +35,12 @@ def load_weights(file: Path, model: RecurrentLM) -> dict[str, Any]:
 
 
 def load_model(file: Path, config: ModelConfig) -> RecurrentLM:
-    """Make a model from its file; nothing of its size is made before the file was checked.
+    """Build a model and load its weights.
+
+    The file is validated before memory for the model is allocated.
 
     Raises:
-        RunError: as `load_weights`.
+        RunError: if the file is missing or damaged, or does not match `config`.
     """
     tensors, _ = read_tensor_file(file, parameter_specs(config))
     model = RecurrentLM(config)

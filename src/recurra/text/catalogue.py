@@ -1,8 +1,8 @@
 """The named corpora: local paths, download addresses and checksums.
 
-A name is looked up in the folder of `RECURRA_DATA`, then in the cache, then downloaded and checked
-against its SHA-256. Two texts written for this project are bundled with it. Does not know what a
-corpus is used for, and never changes a byte of it.
+A corpus is searched in the directory that `RECURRA_DATA` names, then in the cache. Otherwise it is
+downloaded and its SHA-256 is checked. Two texts that were written for this project are part of the
+package. The bytes of a corpus are never changed.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from recurra.errors import CorpusError
 from recurra.io.files import cache_folder, replaced
 
 DEFAULT_CORPUS = "english-story"
-"""What is read when no source is given."""
+"""Name of the corpus that is used if no source is specified."""
 
 _TIMEOUT_SECONDS = 30.0
-_LARGEST_DOWNLOAD = 64 << 20
+_MAX_DOWNLOAD_BYTES = 64 << 20
 _logger = logging.getLogger("recurra")
 
 
@@ -37,22 +37,22 @@ class Corpus:
     """One entry of the catalogue."""
 
     name: str
-    """The name as typed by the user: lower case with hyphens."""
+    """Name of the corpus as specified by the user, in lower case with hyphens."""
 
     file_name: str
-    """The file's name in `RECURRA_DATA`, in the cache, or in the package: with underscores."""
+    """Name of the file in `RECURRA_DATA`, in the cache or in the package."""
 
     description: str
-    """What the text is, in one line."""
+    """Description of the text in one line."""
 
     licence: str
-    """What may be done with the text."""
+    """Licence or copyright status of the text."""
 
     url: str | None = None
-    """Where it is downloaded from; None for a bundled text."""
+    """Download address; None for a bundled text."""
 
     zip_member: str | None = None
-    """The text's name inside the archive when the download is a zip."""
+    """Name of the text in the archive if the download is a zip file."""
 
     sha256: str | None = None
     """Checksum of the text itself (not of the archive); None for a bundled text."""
@@ -112,32 +112,36 @@ _CATALOGUE = {corpus.name: corpus for corpus in _ENTRIES}
 
 
 def names() -> list[str]:
-    """Every name of the catalogue, bundled texts first."""
+    """Return the names of all corpora, bundled texts first."""
     return list(_CATALOGUE)
 
 
 def nearest(name: str) -> list[str]:
-    """The names most like a mistyped one, best first; a file's name counts as its corpus's."""
+    """Return up to three corpus names similar to `name`, the most similar first.
+
+    The name of a corpus file is treated as the name of its corpus.
+    """
     wanted = name.lower().replace("_", "-").removesuffix(".txt")
     return difflib.get_close_matches(wanted, _CATALOGUE, n=3, cutoff=0.5)
 
 
 def describe(name: str) -> Corpus:
-    """The catalogue's entry of this name.
+    """Return the entry of a corpus.
 
     Raises:
-        CorpusError: no corpus has this name.
+        CorpusError: if no corpus has this name.
     """
     if name not in _CATALOGUE:
-        raise CorpusError(f"no corpus is called {name!r}; there are {', '.join(_CATALOGUE)}")
+        raise CorpusError(f"unknown corpus {name!r}; it must be one of {', '.join(_CATALOGUE)}")
     return _CATALOGUE[name]
 
 
 def locate(name: str) -> Path:
-    """The corpus as a file on this machine, downloaded when it is not here yet.
+    """Return the path of a corpus, which is downloaded if necessary.
 
     Raises:
-        CorpusError: no corpus has this name, it cannot be fetched, or what came is not the text.
+        CorpusError: if no corpus has this name, it cannot be downloaded or stored, or the
+            downloaded text does not match its checksum.
     """
     corpus = describe(name)
     if corpus.bundled:
@@ -146,17 +150,17 @@ def locate(name: str) -> Path:
 
 
 def data_folder() -> Path | None:
-    """The folder that `RECURRA_DATA` names, searched before any download; None when unset."""
+    """Return the directory that `RECURRA_DATA` names, or None if it is not set."""
     value = os.environ.get("RECURRA_DATA")
     return Path(value) if value else None
 
 
 def _find_in_data_folder(corpus: Corpus) -> Path | None:
-    folder = data_folder()
-    if folder is None or not (path := folder / corpus.file_name).is_file():
+    directory = data_folder()
+    if directory is None or not (path := directory / corpus.file_name).is_file():
         return None
     if not _has_checksum(path, corpus):
-        _logger.warning("%s is not the published %s; it is used as it is", path, corpus.name)
+        _logger.warning("%s differs from the published %s; it is used anyway", path, corpus.name)
     return path
 
 
@@ -166,7 +170,7 @@ def _find_in_cache(corpus: Corpus) -> Path | None:
         return None
     if _has_checksum(path, corpus):
         return path
-    _logger.warning("%s is damaged; %s is fetched again", path, corpus.name)
+    _logger.warning("%s is damaged; downloading %s again", path, corpus.name)
     return None
 
 
@@ -184,45 +188,46 @@ def _download(corpus: Corpus) -> Path:
         text = _fetch(corpus)
     except (OSError, http.client.HTTPException, zipfile.BadZipFile, KeyError) as error:
         if isinstance(error, urllib.error.HTTPError):
-            error.close()  # it holds the connection
+            error.close()  # Release the connection.
         raise CorpusError(
-            f"cannot fetch {corpus.name} from {corpus.url} ({error}); {_by_hand(corpus, target)}"
+            f"cannot download {corpus.name} from {corpus.url} ({error});"
+            f" {_manual_steps(corpus, target)}"
         ) from error
     found = hashlib.sha256(text).hexdigest()
     if found != corpus.sha256:
         raise CorpusError(
-            f"{corpus.url} gave something else than {corpus.name}: SHA-256 {found} instead of"
-            f" {corpus.sha256}, so it was thrown away; {_by_hand(corpus, target)}"
+            f"the file at {corpus.url} is not {corpus.name}: its SHA-256 is {found} instead of"
+            f" {corpus.sha256}; {_manual_steps(corpus, target)}"
         )
     try:
         with replaced(target) as temporary:
             temporary.write_bytes(text)
     except OSError as error:
-        raise CorpusError(f"cannot keep {corpus.name} at {target}: {error.strerror}") from error
-    _logger.info("%s was downloaded to %s", corpus.name, target)
+        raise CorpusError(f"cannot write {corpus.name} to {target}: {error.strerror}") from error
+    _logger.info("downloaded %s to %s", corpus.name, target)
     return target
 
 
 def _fetch(corpus: Corpus) -> bytes:
     assert corpus.url is not None
-    # Some hosts turn away urllib's own name.
+    # Some hosts reject the default User-Agent of urllib.
     request = urllib.request.Request(corpus.url, headers={"User-Agent": "recurra"})
     with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
-        # The corpora are small; a server that never stops sending must not fill the memory.
-        data: bytes = response.read(_LARGEST_DOWNLOAD)
+        # Limit the memory in case a server sends without end.
+        data: bytes = response.read(_MAX_DOWNLOAD_BYTES)
     if corpus.zip_member is None:
         return data
     with zipfile.ZipFile(io.BytesIO(data)) as archive, archive.open(corpus.zip_member) as member:
-        return member.read(_LARGEST_DOWNLOAD)
+        return member.read(_MAX_DOWNLOAD_BYTES)
 
 
-def _by_hand(corpus: Corpus, target: Path) -> str:
-    folder = data_folder()
-    named = str(folder) if folder else "a folder that RECURRA_DATA names"
-    return f"put the file {corpus.file_name} into {named}, or save it as {target}"
+def _manual_steps(corpus: Corpus, target: Path) -> str:
+    directory = data_folder()
+    named = str(directory) if directory else "a directory that RECURRA_DATA names"
+    return f"copy the file {corpus.file_name} to {named}, or save it as {target}"
 
 
 def listed(candidates: Iterable[str]) -> str:
-    """Names in prose: a, b or c."""
+    """Return names as an English list: a, b or c."""
     *first, last = candidates
     return f"{', '.join(first)} or {last}" if first else last

@@ -1,7 +1,7 @@
-"""Prepare text: decoding, newline conversion and the book's letters-only cleaning.
+"""Prepare text: decoding, newline conversion and letters-only cleaning.
 
-Everything works on a stream in chunks of about 1 MB, and what comes out does not depend on where
-the chunks were cut. Knows no vocabulary and no ids.
+All functions process a stream in chunks of about 1 MB. The result does not depend on the boundaries
+of the chunks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _BYTE_ORDER_MARK = "\ufeff"
 
 
 def prepare_text(text: str, config: TextConfig) -> str:
-    """One string under the rules that a source's text went through: newlines, letters only."""
+    """Apply the newline conversion and letters-only cleaning of sources to one string."""
     if config.tokens == "byte":
         return text
     if config.newlines == "unify":
@@ -29,47 +29,56 @@ def prepare_text(text: str, config: TextConfig) -> str:
 
 
 def read_text(sources: Sequence[str | Path], config: TextConfig) -> str:
-    """The whole prepared text of sources that fit into memory; raises as `iterate_text` does."""
+    """Return the whole prepared text of the sources, which must fit into memory.
+
+    Raises:
+        ConfigError, SourceError, CorpusError: as for `iterate_text`.
+    """
     return "".join(iterate_text(sources, config))
 
 
 def read_bytes(sources: Sequence[str | Path], config: TextConfig) -> bytes:
-    """The whole of the sources as bytes, for byte tokens; raises as `iterate_bytes` does."""
+    """Return all bytes of the sources, which must fit into memory, for byte tokens.
+
+    Raises:
+        ConfigError, SourceError, CorpusError: as for `iterate_bytes`.
+    """
     return b"".join(iterate_bytes(sources, config))
 
 
 def iterate_text(sources: Sequence[str | Path], config: TextConfig) -> Iterator[str]:
-    """The prepared text of the sources in chunks, none of them empty.
+    """Yield the prepared text of the sources in non-empty chunks.
 
-    Several files are joined by `config.separator`; every file's byte order mark is removed. With
-    byte tokens the text is decoded and otherwise left as it is.
+    Files are joined by `config.separator`, and the byte order mark of each file is removed. With
+    byte tokens the text is only decoded.
 
     Raises:
-        ConfigError: the encoding is unknown.
-        SourceError: a source is missing, unreadable, empty, not in this encoding (with the byte's
-            offset in the file), or has nothing left after cleaning.
-        CorpusError: a named corpus is neither here nor to be fetched.
+        ConfigError: if the encoding is unknown.
+        SourceError: if a source is missing, unreadable, empty or not in this encoding, or the text
+            is empty after cleaning. For invalid bytes the message states the offset in the file.
+        CorpusError: if a named corpus is not on this machine and cannot be downloaded.
     """
     return text_chunks(SourceReader(resolve_sources(sources, config)), config)
 
 
 def iterate_bytes(sources: Sequence[str | Path], config: TextConfig) -> Iterator[bytes]:
-    """The sources' bytes in chunks, unchanged; `config.separator` stands encoded between files.
+    """Yield the unchanged bytes of the sources in chunks, with `config.separator` between files.
 
     Raises:
-        ConfigError: the encoding is unknown or cannot write the separator.
-        SourceError, CorpusError: as `iterate_text`.
+        ConfigError: if the encoding is unknown or cannot encode the separator.
+        SourceError: if a source is missing, unreadable or empty.
+        CorpusError: if a named corpus is not on this machine and cannot be downloaded.
     """
     return byte_chunks(SourceReader(resolve_sources(sources, config)), config)
 
 
 def resolve_sources(sources: Sequence[str | Path], config: TextConfig) -> list[RawSource]:
-    """The raw streams behind the names, after a look at the encoding's name."""
+    """Check the encoding and return the byte streams of the sources; see `sources.resolve`."""
     return resolve(sources, nul_is_text=b"\0" in _encode("\n", config))
 
 
 def text_chunks(reader: SourceReader, config: TextConfig) -> Iterator[str]:
-    """What `iterate_text` yields, from a reader that keeps account of the raw bytes."""
+    """Yield the chunks of `iterate_text` from a reader that hashes and counts the raw bytes."""
     letters = LettersOnly() if config.letters_only else None
     empty = True
     for text in _joined(reader, config):
@@ -77,12 +86,12 @@ def text_chunks(reader: SourceReader, config: TextConfig) -> Iterator[str]:
             empty = False
             yield prepared
     if empty:
-        rest = " that letters-only keeps" if letters else ""
-        raise SourceError(f"the text is empty: there is no character in it{rest}")
+        kept = "letters a-z, which letters-only keeps" if letters else "characters"
+        raise SourceError(f"the text is empty: it contains no {kept}")
 
 
 def byte_chunks(reader: SourceReader, config: TextConfig) -> Iterator[bytes]:
-    """What `iterate_bytes` yields, from a reader that keeps account of the raw bytes."""
+    """Yield the chunks of `iterate_bytes` from a reader that hashes and counts the raw bytes."""
     separator = _encode(config.separator, config)
     for position, (_, chunks) in enumerate(reader.files()):
         if position > 0 and separator:
@@ -91,23 +100,24 @@ def byte_chunks(reader: SourceReader, config: TextConfig) -> Iterator[bytes]:
 
 
 class LettersOnly:
-    """The cleaning of 'Dive into Deep Learning', section 9.2, on a stream.
+    """Incremental text cleaning as in 'Dive into Deep Learning', section 9.2.
 
-    In every line each run of characters outside A-Z and a-z becomes one space, the line is
-    stripped and lower-cased, and lines are joined without a separator. Seen from the letters: a
-    gap between two of them becomes nothing if a line ends in it, else one space; the gaps before
-    the first letter and after the last become nothing.
+    In every line, each run of characters outside A-Z and a-z is replaced by one space. The line is
+    then stripped and converted to lower case. Lines are joined without a separator.
+
+    A gap between two letters is therefore removed if it contains a line end; otherwise it becomes
+    one space. The gaps before the first letter and after the last letter are removed.
     """
 
-    # Letters in lower case, line ends as they are, a space for every other byte.
+    # Maps letters to lower case and every other byte except the line end to a space.
     _TABLE = re.sub(rb"[^a-z\n]", b" ", bytes(range(256)).lower())
 
     def __init__(self) -> None:
-        # The gap at the end of what was read, as far as it matters: nothing, a space, a line end.
+        # The gap at the end of the previous parts: empty, a space or a line end.
         self._gap = b"\n"
 
     def push(self, text: str) -> str:
-        """Clean the next part of the stream; a gap at its end is held back."""
+        """Clean the next part of the stream and return it; a gap at its end is buffered."""
         data = self._gap + text.encode("ascii", "replace").translate(self._TABLE)
         data = re.sub(rb" {2,}", b" ", data).replace(b" \n", b"\n").replace(b"\n ", b"\n")
         body = data.rstrip(b" \n")
@@ -124,7 +134,7 @@ def _joined(reader: SourceReader, config: TextConfig) -> Iterator[str]:
 
 
 def _decoded(name: str, chunks: Iterator[bytes], config: TextConfig) -> Iterator[str]:
-    """Yield the text of a file; the configuration decides on newlines and the byte order mark."""
+    """Yield the text of a file, with newlines and byte order mark handled as configured."""
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     unify = config.newlines == "unify" and config.tokens != "byte"
     at_start = config.tokens != "byte"
@@ -137,17 +147,17 @@ def _decoded(name: str, chunks: Iterator[bytes], config: TextConfig) -> Iterator
 def _strictly_decoded(
     name: str, chunks: Iterator[bytes], config: TextConfig
 ) -> Iterator[tuple[str, bool]]:
-    """(text, whether it is the last) of each chunk of one file."""
+    """Yield the text of each chunk of a file, and whether it is the last chunk."""
     decoder = codecs.getincrementaldecoder(config.encoding)()
-    offset = 0  # where in the file the decoder's next input begins
+    offset = 0  # position of `chunk` in the file
     for chunk, final in _with_end(chunks):
-        # Bytes of a character begun in the chunk before: the decoder counts errors from there.
-        held = len(decoder.getstate()[0])
+        # An error position includes the bytes that are buffered from the previous chunk.
+        buffered = len(decoder.getstate()[0])
         try:
             text = decoder.decode(chunk, final)
-            text.encode()  # a few exotic codecs let lone surrogates through
+            text.encode()  # Some codecs, such as raw_unicode_escape, accept lone surrogates.
         except UnicodeDecodeError as error:
-            raise SourceError(_undecodable(name, offset - held, error, config)) from error
+            raise SourceError(_undecodable(name, offset - buffered, error, config)) from error
         except UnicodeError as error:
             raise SourceError(f"{name} is not {config.encoding} text: {error}") from error
         offset += len(chunk)
@@ -162,10 +172,10 @@ def _with_end(chunks: Iterator[bytes]) -> Iterator[tuple[bytes, bool]]:
 
 def _undecodable(name: str, start: int, error: UnicodeDecodeError, config: TextConfig) -> str:
     bad = error.object[error.start]
-    advice = "" if config.tokens == "byte" else ", or --tokens byte, which reads any file"
+    advice = "" if config.tokens == "byte" else ", or use --tokens byte, which accepts any file"
     return (
         f"{name} is not {config.encoding} text: byte 0x{bad:02x} at offset {start + error.start}"
-        f" ({error.reason}); give its --encoding{advice}"
+        f" ({error.reason}); specify its --encoding{advice}"
     )
 
 
@@ -173,6 +183,6 @@ def _encode(text: str, config: TextConfig) -> bytes:
     try:
         return text.encode(config.encoding)
     except UnicodeError as error:
-        raise ConfigError(f"{config.encoding} cannot write the separator {text!r}") from error
+        raise ConfigError(f"{config.encoding} cannot encode the separator {text!r}") from error
     except (LookupError, ValueError) as error:
         raise ConfigError(f"unknown text encoding {config.encoding!r}") from error

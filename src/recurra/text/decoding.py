@@ -1,7 +1,7 @@
 """Decode ids to text incrementally, without emitting incomplete characters.
 
-Byte-level tokens may each hold a part of a character; the decoder keeps such a part until the rest
-arrives. What is pushed piece by piece joins to what `Vocabulary.decode` gives at once.
+A byte-level token can contain a part of a character. The decoder buffers this part until the rest
+of the character arrives. The concatenated outputs are equal to the result of `Vocabulary.decode`.
 """
 
 from __future__ import annotations
@@ -13,38 +13,38 @@ from typing import final
 
 
 class IncrementalDecoder(abc.ABC):
-    """Turns a stream of ids into text."""
+    """Base class of decoders that convert a stream of ids to text."""
 
     @abc.abstractmethod
     def push(self, token_id: int) -> str:
-        """Take one more id; the text that is certain now and was not before."""
+        """Add an id and return the text that it completes, which can be empty."""
 
     @abc.abstractmethod
     def finish(self) -> str:
-        """End the stream: the text still owed. A character that was begun only is dropped."""
+        """End the stream and return the remaining text. An incomplete character is dropped."""
 
 
 @final
 class SymbolDecoder(IncrementalDecoder):
-    """For vocabularies whose every token is text by itself."""
+    """Decoder of vocabularies in which every token is a string."""
 
     def __init__(self, symbols: Sequence[str]) -> None:
         self._symbols = symbols
 
     def push(self, token_id: int) -> str:
-        """The token's text."""
+        """Return the text of the token."""
         return self._symbols[token_id]
 
     def finish(self) -> str:
-        """Nothing: no text is ever held back."""
+        """Return an empty string: no text is buffered."""
         return ""
 
 
 @final
 class Utf8Decoder(IncrementalDecoder):
-    """For vocabularies whose tokens are bytes of UTF-8, whole characters or not.
+    """Decoder of vocabularies in which every token is a sequence of UTF-8 bytes.
 
-    U+FFFD appears only for bytes that no continuation could make valid.
+    Bytes are replaced by U+FFFD only if no continuation can make them valid.
     """
 
     def __init__(self, pieces: Sequence[bytes]) -> None:
@@ -52,15 +52,15 @@ class Utf8Decoder(IncrementalDecoder):
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
-        """The characters that this token completes."""
+        """Add an id and return the characters that its token completes."""
         return self._decoder.decode(self._pieces[token_id])
 
     def finish(self) -> str:
-        """Nothing: what is still held back is an incomplete character."""
+        """Drop the incomplete character, if there is one, and return an empty string."""
         self._decoder.reset()
         return ""
 
 
 def decode_utf8(data: bytes) -> str:
-    """The text of bytes given at once, by the rules of `Utf8Decoder`."""
+    """Return the text of UTF-8 bytes, decoded as by `Utf8Decoder`."""
     return codecs.getincrementaldecoder("utf-8")("replace").decode(data)

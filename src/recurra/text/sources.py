@@ -1,7 +1,7 @@
 """Resolve source arguments (files, directories, stdin, corpus names) to byte streams.
 
-Files, folders, standard input (`-`), names of the catalogue, or nothing at all, which is the
-bundled English story. Knows no encoding, no newline and no token: see corpus.py for those.
+A source is a file, a directory, `-` for standard input, or the name of a corpus. If no source is
+specified, the bundled English story is used. The bytes are decoded in `corpus.py`.
 """
 
 from __future__ import annotations
@@ -20,38 +20,38 @@ from recurra.errors import SourceError
 from recurra.text import catalogue
 
 CHUNK_BYTES = 1 << 20
-"""Bytes read at a time."""
+"""Maximum number of bytes that are read at a time."""
 
 STDIN = "-"
 COMPARISON_FILES = ("comparison.json", "results.json", "comparison.svg")
-"""What a comparison writes beside its runs, the first when it begins; no text."""
+"""Files that a comparison writes beside its runs, the first one at its start. They are skipped."""
 _NUL_SEARCH_BYTES = 1 << 16
-_LONGEST_NAME = 120
-# Fed to the digest between two files, so that moving text from one to the next is a change.
+_MAX_NAME_CHARS = 120
+# Separates two files in the digest, so that moving text between them changes the digest.
 _FILE_BORDER = b"\0next file\0"
 _logger = logging.getLogger("recurra")
 
 
 @dataclass(frozen=True)
 class RawSource:
-    """One stream of bytes and what to call it."""
+    """A stream of bytes and its name."""
 
     name: str
-    """As the person wrote it; stands in messages and records."""
+    """Name of the source as specified by the user, used in messages and records."""
 
     path: Path | None
-    """The file; None is standard input."""
+    """Path of the file; None for standard input."""
 
     @property
     def rereadable(self) -> bool:
-        """Whether reading it does not use it up: true of regular files, not of pipes."""
+        """Whether the source can be read more than once: True for regular files only."""
         return self.path is not None and self.path.is_file()
 
     def chunks(self) -> Iterator[bytes]:
-        """The bytes, at most `CHUNK_BYTES` at a time.
+        """Yield the bytes in chunks of at most `CHUNK_BYTES`.
 
         Raises:
-            SourceError: it cannot be read, or there is nothing in it.
+            SourceError: if the source cannot be read or is empty.
         """
         empty = True
         try:
@@ -65,7 +65,7 @@ class RawSource:
 
     def _read(self) -> Iterator[bytes]:
         if self.path is None:
-            # read1 gives what has arrived: a slow pipe is cut by max_tokens without waiting.
+            # read1 returns available bytes at once, so max_tokens can end a slow pipe early.
             if sys.stdin is None:
                 raise SourceError("standard input is closed")
             pipe = cast(io.BufferedReader, sys.stdin.buffer)
@@ -78,9 +78,11 @@ class RawSource:
 
 
 class SourceReader:
-    """Reads sources once, in order, and keeps account of what it has read so far.
+    """A reader that reads sources once, in order, and hashes and counts their bytes.
 
-    Attributes: `num_bytes`, raw bytes read; `complete`, whether the end was reached.
+    Attributes:
+        num_bytes: number of bytes read so far.
+        complete: whether all sources were read to their ends.
     """
 
     def __init__(self, sources: Sequence[RawSource]) -> None:
@@ -91,16 +93,19 @@ class SourceReader:
 
     @property
     def sha256(self) -> str:
-        """Digest of the bytes read so far; of one file read to its end, the file's own SHA-256."""
+        """SHA-256 of the bytes read so far. For a single complete file, it is that of the file."""
         return self._digest.hexdigest()
 
     def files(self) -> Iterator[tuple[str, Iterator[bytes]]]:
-        """(name, chunks) of every source; its chunks must be used up before the next is asked."""
+        """Yield (name, chunks) of each source.
+
+        All chunks must be consumed before the next source is requested.
+        """
         for position, source in enumerate(self._sources):
-            yield source.name, self._account(source, b"" if position == 0 else _FILE_BORDER)
+            yield source.name, self._hashed_chunks(source, b"" if position == 0 else _FILE_BORDER)
         self.complete = True
 
-    def _account(self, source: RawSource, border: bytes) -> Iterator[bytes]:
+    def _hashed_chunks(self, source: RawSource, border: bytes) -> Iterator[bytes]:
         self._digest.update(border)
         for chunk in source.chunks():
             self._digest.update(chunk)
@@ -109,7 +114,11 @@ class SourceReader:
 
 
 def digest_of(sources: Sequence[RawSource], limit: int | None = None) -> str:
-    """SHA-256 as a `SourceReader` has it after `limit` bytes (at a chunk's end), or after all."""
+    """Return the SHA-256 of a `SourceReader` after the chunk with byte `limit`, or at the end.
+
+    Raises:
+        SourceError: if a source cannot be read or is empty.
+    """
     reader = SourceReader(sources)
     for _, chunks in reader.files():
         for _ in chunks:
@@ -119,18 +128,22 @@ def digest_of(sources: Sequence[RawSource], limit: int | None = None) -> str:
 
 
 def resolve(sources: Sequence[str | Path], *, nul_is_text: bool = False) -> list[RawSource]:
-    """Return the streams of the given names; a path that exists wins over a corpus name.
+    """Return the streams of the given sources.
 
-    `nul_is_text` says that the encoding writes NUL bytes (UTF-16, UTF-32), so that they do not
-    mark a folder's file as binary.
+    An existing path takes precedence over a corpus name.
+
+    Args:
+        sources: paths, corpus names or `-`.
+        nul_is_text: whether text can contain NUL bytes, as in UTF-16 and UTF-32. Otherwise files of
+            a directory that contain NUL bytes are skipped.
 
     Raises:
-        SourceError: no such file, a folder without text files, or `-` given twice.
-        CorpusError: a named corpus is neither here nor to be fetched.
+        SourceError: if a file does not exist, a directory has no text files, or `-` is repeated.
+        CorpusError: if a named corpus is not on this machine and cannot be downloaded.
     """
     names = source_names(sources)
     if names.count(STDIN) > 1:
-        raise SourceError("- (standard input) is given twice, but it can be read only once")
+        raise SourceError("- (standard input) is specified twice, but can be read only once")
     found: list[RawSource] = []
     for name in names:
         found += _resolve_one(name, nul_is_text)
@@ -138,8 +151,8 @@ def resolve(sources: Sequence[str | Path], *, nul_is_text: bool = False) -> list
 
 
 def source_names(sources: Sequence[str | Path]) -> list[str]:
-    """Return the sources as given; the bundled story if there are none."""
-    # A single string is a sequence too, but of characters.
+    """Return the sources as strings, or the name of the bundled story if there are none."""
+    # A string is also a sequence of strings, so a single source is handled separately.
     given = [sources] if isinstance(sources, str | Path) else sources
     return [str(source) for source in given] or [catalogue.DEFAULT_CORPUS]
 
@@ -147,7 +160,7 @@ def source_names(sources: Sequence[str | Path]) -> list[str]:
 def _resolve_one(name: str, nul_is_text: bool) -> list[RawSource]:
     if name == STDIN:
         return [RawSource("standard input", None)]
-    # os.path.exists, unlike Path.exists, is also false for names no file system allows.
+    # Unlike Path.exists, os.path.exists returns False for names that no file system supports.
     if os.path.exists(name):
         if os.path.isdir(name):
             return _text_files(Path(name), nul_is_text)
@@ -158,20 +171,26 @@ def _resolve_one(name: str, nul_is_text: bool) -> list[RawSource]:
 
 
 def _missing(name: str) -> str:
-    shown = name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME] + "..."
-    near = catalogue.nearest(name)
-    hint = f"did you mean {catalogue.listed(near)}" if near else f"there are {_all_names()}"
-    return f"no such file: {shown!r}; it is no corpus name either ({hint})"
+    shown = name if len(name) <= _MAX_NAME_CHARS else name[:_MAX_NAME_CHARS] + "..."
+    similar = catalogue.nearest(name)
+    if similar:
+        hint = f"did you mean {catalogue.listed(similar)}?"
+    else:
+        hint = f"the corpora are {_all_names()}"
+    return f"no such file: {shown!r}; it is not a corpus name either ({hint})"
 
 
 def _all_names() -> str:
     return ", ".join(catalogue.names())
 
 
-def _text_files(folder: Path, nul_is_text: bool) -> list[RawSource]:
-    """The text files below a folder, by sorted path; hidden, empty and binary ones are left out."""
+def _text_files(directory: Path, nul_is_text: bool) -> list[RawSource]:
+    """Return the text files below a directory, sorted by path.
+
+    Hidden, empty and binary files are skipped.
+    """
     found, binary = [], []
-    for path in sorted(_visible_files(folder), key=lambda path: path.parts):
+    for path in sorted(_visible_files(directory), key=lambda path: path.parts):
         source = RawSource(str(path), path)
         try:
             with path.open("rb") as file:
@@ -183,26 +202,26 @@ def _text_files(folder: Path, nul_is_text: bool) -> list[RawSource]:
         elif head:
             found.append(source)
     if not found:
-        others = f" ({len(binary)} with NUL bytes in them are none)" if binary else ""
-        raise SourceError(f"the folder {folder} has no text files{others}")
+        skipped = f" ({len(binary)} files with NUL bytes were skipped)" if binary else ""
+        raise SourceError(f"the directory {directory} contains no text files{skipped}")
     for path in binary:
-        _logger.warning("%s is skipped: it contains NUL bytes, so it is not text", path)
+        _logger.warning("skipping %s: it contains NUL bytes, so it is not text", path)
     return found
 
 
-def _visible_files(folder: Path) -> Iterator[Path]:
-    def refuse(error: OSError) -> None:
+def _visible_files(directory: Path) -> Iterator[Path]:
+    def raise_source_error(error: OSError) -> None:
         raise SourceError(f"cannot read {error.filename}: {error.strerror}") from error
 
-    for parent, folders, files in os.walk(folder, onerror=refuse):
+    for parent, directories, files in os.walk(directory, onerror=raise_source_error):
         if "tokens.bin" in files and "config.json" in files:
-            _logger.info("%s is skipped: it is a run", parent)
-            folders.clear()
+            _logger.info("skipping %s: it is a run directory", parent)
+            directories.clear()
             continue
-        # os.walk goes into what is left in the list.
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        own = COMPARISON_FILES if COMPARISON_FILES[0] in files else ()
+        # os.walk descends only into the directories that remain in the list.
+        directories[:] = [name for name in directories if not name.startswith(".")]
+        generated = COMPARISON_FILES if COMPARISON_FILES[0] in files else ()
         for name in files:
             path = Path(parent, name)
-            if not name.startswith(".") and name not in own and path.is_file():
+            if not name.startswith(".") and name not in generated and path.is_file():
                 yield path

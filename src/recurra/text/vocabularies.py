@@ -1,4 +1,4 @@
-"""Load a vocabulary of any kind; the only list of the kinds of vocabularies."""
+"""Load a vocabulary of any kind."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def vocabulary_from_dict(values: Mapping[str, Any]) -> Vocabulary:
     """Build a vocabulary from the result of its `to_dict`.
 
     Raises:
-        ConfigError: a field is missing or malformed; the text names it.
-        MissingExtraError: a BPE vocabulary, and tokenizers is not installed.
+        ConfigError: if a field is missing or invalid. The message names the field.
+        MissingExtraError: if it is a BPE vocabulary and tokenizers is not installed.
     """
     kind = values.get("kind") if isinstance(values, Mapping) else None
     if not isinstance(kind, str) or kind not in _KINDS:
         raise ConfigError(
-            f"vocabulary field 'kind' is {shortened(kind)}; it must be char, word, byte, bpe"
+            f"vocabulary field 'kind' is {shortened(kind)}; it must be one of {', '.join(_KINDS)}"
         )
     return _KINDS[kind].from_values(values)

@@ -1,7 +1,6 @@
-"""Vocabularies of characters, words and bytes: text to ids and back.
+"""Vocabularies of characters, words and bytes, which convert text to ids and back.
 
-BPE lives in bpe.py, because it needs an optional package. Does not know where a text comes from or
-which part of it is for training: it is given counts.
+The BPE vocabulary is in `bpe.py`, because it needs an optional dependency.
 """
 
 from __future__ import annotations
@@ -29,89 +28,115 @@ Ids = npt.NDArray[np.int64]
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 UNKNOWN = "<unk>"
-"""Name of the token that stands for every symbol the vocabulary does not have."""
+"""Name of the token for all symbols that are not in the vocabulary."""
 
 UNKNOWN_TEXT = "\ufffd"
-"""What that token reads as in a decoded text."""
+"""Text to which the unknown token is decoded."""
 
 
 class Vocabulary(abc.ABC):
-    """An immutable table of tokens. Equal tables have equal fingerprints."""
+    """Base class of all vocabularies: immutable tables of tokens.
+
+    Attributes:
+        kind: kind of the tokens.
+        unknown_id: id of the unknown token; None if every text can be encoded without it.
+    """
 
     kind: ClassVar[TokenKind]
     unknown_id: ClassVar[int | None] = None
 
     @abc.abstractmethod
     def __len__(self) -> int:
-        """Number of tokens, `<unk>` included where there is one."""
+        """Return the number of tokens, including `<unk>` if there is one."""
 
     @abc.abstractmethod
     def encode(self, text: str, unknown: UnknownRule = "error") -> Ids:
-        """The ids of a prepared text, (tokens,) int64.
+        """Return the ids of a prepared text, (tokens,) int64.
+
+        Args:
+            text: the text, as returned by `corpus.prepare_text`.
+            unknown: "error" to raise for symbols that are not in the vocabulary; "replace" to
+                encode them as `<unk>`.
 
         Raises:
-            UnknownTokenError: a symbol is not in the vocabulary and `unknown` is "error".
-            SourceError: byte-level vocabularies, on a lone surrogate, which has no bytes.
+            UnknownTokenError: if a symbol is not in the vocabulary and `unknown` is "error".
+            SourceError: if the vocabulary is byte-level and the text contains a lone surrogate,
+                which has no UTF-8 encoding.
         """
 
     @abc.abstractmethod
     def byte_lengths(self, text: str, unknown: UnknownRule = "error") -> Ids:
-        """How many UTF-8 bytes of the text each token of `encode(text, unknown)` covers.
+        """Return the number of UTF-8 bytes of each token of `encode(text, unknown)`, (tokens,).
 
-        The sum is the length of the text in UTF-8. Raises as `encode`, and SourceError on a lone
-        surrogate.
+        The sum is the length of the text in UTF-8.
+
+        Raises:
+            UnknownTokenError: as for `encode`.
+            SourceError: if the text contains a lone surrogate.
         """
 
     @abc.abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids; `<unk>` reads as U+FFFD.
+        """Return the text of a sequence of ids; `<unk>` is decoded to U+FFFD.
 
-        Byte-level vocabularies give U+FFFD for invalid bytes and drop an incomplete character at
+        Byte-level vocabularies replace invalid bytes by U+FFFD and drop an incomplete character at
         the end.
 
         Raises:
-            IndexError: an id is outside the vocabulary.
+            IndexError: if an id is outside the vocabulary.
         """
 
     @abc.abstractmethod
     def decoder(self) -> IncrementalDecoder:
-        """A decoder for ids that arrive one by one."""
+        """Return a decoder for ids that arrive one at a time."""
 
     @abc.abstractmethod
     def label(self, token_id: int) -> str:
-        """A printable name of one token, for tables and plots."""
+        """Return a printable name of a token, for tables and plots."""
 
     @abc.abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """Everything needed to build it again, ready for JSON."""
+        """Return a JSON-compatible dictionary from which the vocabulary can be rebuilt."""
 
     @classmethod
     @abc.abstractmethod
     def from_values(cls, values: Mapping[str, Any]) -> Self:
-        """Build a vocabulary of this kind from `to_dict`; see `vocabulary_from_dict`."""
+        """Build a vocabulary of this kind from the result of `to_dict`.
+
+        Use `vocabulary_from_dict` if the kind is not known.
+
+        Raises:
+            ConfigError: if a field is missing or invalid. The message names the field.
+        """
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256, in hexadecimal, of the canonical JSON of `to_dict`."""
+        """SHA-256 of the canonical JSON of `to_dict`, in hexadecimal; equal for equal tables."""
         canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
     def __eq__(self, other: object) -> bool:
-        """Whether the other is a vocabulary with the same table."""
+        """Return whether the other object is a vocabulary with the same table."""
         return isinstance(other, Vocabulary) and self.fingerprint == other.fingerprint
 
     def __hash__(self) -> int:
-        """In agreement with `__eq__`."""
+        """Return the hash of the fingerprint."""
         return hash(self.fingerprint)
 
 
 class SymbolVocabulary(Vocabulary):
-    """A table of strings, `<unk>` first: what characters and words share."""
+    """Base class of vocabularies whose tokens are strings, with `<unk>` as token 0.
+
+    Args:
+        symbols: the symbols without `<unk>`, in the order of their ids from 1 on.
+
+    Attributes:
+        tokens: all tokens in the order of their ids.
+    """
 
     unknown_id: ClassVar[int | None] = 0
 
     def __init__(self, symbols: Iterable[str]) -> None:
-        """From the symbols without `<unk>`, in the order of their ids from 1 on."""
         self.tokens: tuple[str, ...] = (UNKNOWN, *symbols)
         self._texts = (UNKNOWN_TEXT, *self.tokens[1:])
 
@@ -119,62 +144,70 @@ class SymbolVocabulary(Vocabulary):
     def from_counts(
         cls, counts: Mapping[str, int], *, min_freq: int = 1, vocab_size: int | None = None
     ) -> Self:
-        """The most frequent symbols first, equally frequent ones by code point.
+        """Build a vocabulary from symbol frequencies.
 
-        Symbols seen fewer than `min_freq` times are left out, and so are the rarest beyond
-        `vocab_size` entries (`<unk>` counts as one).
+        Symbols are sorted by descending frequency, then by code point.
+
+        Args:
+            counts: frequency of each symbol.
+            min_freq: minimum frequency of a symbol in the vocabulary.
+            vocab_size: maximum number of tokens, including `<unk>`; the rarest symbols are omitted.
 
         Raises:
-            ConfigError: no symbol is left.
-            SourceError: more than `MAX_VOCABULARY` are left.
+            ConfigError: if no symbol is frequent enough.
+            SourceError: if there are more than `MAX_VOCABULARY` tokens and `vocab_size` is None.
         """
         kept = [symbol for symbol, count in counts.items() if count >= max(min_freq, 1)]
         if not kept:
-            most = max(counts.values(), default=0)
+            highest = max(counts.values(), default=0)
             raise ConfigError(
-                f"min_freq {min_freq} leaves no token: the most frequent is seen {most} times"
+                f"min_freq {min_freq} leaves no token: the highest frequency is {highest}"
             )
         kept.sort(key=lambda symbol: (-counts[symbol], symbol))
         if vocab_size is None and len(kept) >= MAX_VOCABULARY:
             raise SourceError(
-                f"the text has {len(kept):,} different tokens, and a vocabulary at most"
-                f" {MAX_VOCABULARY:,}; --vocab-size or --min-freq leaves out the rare ones"
+                f"the text has {len(kept):,} different tokens; a vocabulary has at most"
+                f" {MAX_VOCABULARY:,}; omit rare tokens with --vocab-size or --min-freq"
             )
         return cls(kept if vocab_size is None else kept[: vocab_size - 1])
 
     @classmethod
     def from_text(cls, text: str, *, min_freq: int = 1, vocab_size: int | None = None) -> Self:
-        """From all of a prepared text, as `from_counts`."""
+        """Build a vocabulary from the symbol frequencies of a text; see `from_counts`.
+
+        Raises:
+            ConfigError, SourceError: as for `from_counts`.
+        """
         return cls.from_counts(Counter(cls.split(text)), min_freq=min_freq, vocab_size=vocab_size)
 
     @staticmethod
     @abc.abstractmethod
     def split(text: str) -> Sequence[str]:
-        """The symbols of a text, in order; joined they are the text."""
+        """Split a text into symbols. Their concatenation is the text."""
 
     @cached_property
     def index(self) -> Mapping[str, int]:
-        """The id of each symbol, without `<unk>`."""
+        """Ids by symbol, without `<unk>`."""
         return {symbol: token_id for token_id, symbol in enumerate(self.tokens) if token_id > 0}
 
     def __len__(self) -> int:
-        """Number of symbols, plus one."""
+        """Return the number of symbols plus one for `<unk>`."""
         return len(self.tokens)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The symbols joined; `<unk>` reads as U+FFFD."""
+        """Return the concatenated symbols; `<unk>` is decoded to U+FFFD."""
         return "".join([self._texts[token_id] for token_id in checked_ids(ids, len(self)).tolist()])
 
     def decoder(self) -> IncrementalDecoder:
-        """A decoder that never holds anything back."""
+        """Return a decoder that buffers nothing."""
         return SymbolDecoder(self._texts)
 
     def label(self, token_id: int) -> str:
-        """The symbol, white space made visible."""
+        """Return the symbol in printable form."""
         return printable(self.tokens[token_id])
 
     def to_dict(self) -> dict[str, Any]:
-        """Kind and tokens, `<unk>` included."""
+        """Return the kind and the tokens, including `<unk>`."""
         return {"kind": self.kind, "tokens": list(self.tokens)}
 
     @classmethod
@@ -189,15 +222,15 @@ class SymbolVocabulary(Vocabulary):
         for token in tokens[1:]:
             if not cls._is_token(token):
                 raise ConfigError(
-                    f"vocabulary field 'tokens' has {shortened(token)}, which is no {cls.kind}"
+                    f"vocabulary field 'tokens' has {shortened(token)}, which is not a {cls.kind}"
                 )
         if len(set(tokens)) < len(tokens):
-            raise ConfigError("vocabulary field 'tokens' has one of its tokens twice")
+            raise ConfigError("vocabulary field 'tokens' has a duplicate token")
         return cls(tokens[1:])
 
     @classmethod
     def _is_token(cls, value: Any) -> bool:
-        # Half a character, which JSON can write, could never be printed.
+        # JSON can contain lone surrogates, but they cannot be encoded for output.
         return (
             isinstance(value, str)
             and len(cls.split(value)) == 1
@@ -207,24 +240,24 @@ class SymbolVocabulary(Vocabulary):
 
 @final
 class CharVocabulary(SymbolVocabulary):
-    """One token per character (Unicode code point), and `<unk>`."""
+    """Vocabulary of characters (Unicode code points) and `<unk>`."""
 
     kind = "char"
 
     @staticmethod
     def split(text: str) -> str:
-        """The text itself: a string is the sequence of its characters."""
+        """Return the text itself, which is a sequence of characters."""
         return text
 
     @cached_property
     def _id_of_code_point(self) -> Ids:
-        # One row more than the largest code point, for everything beyond it; -1 is unknown.
+        # -1 marks unknown characters. The last entry is for all larger code points.
         table = np.full(max(map(ord, self.tokens[1:]), default=0) + 2, -1, dtype=np.int64)
         table[[ord(symbol) for symbol in self.tokens[1:]]] = range(1, len(self))
         return table
 
     def encode(self, text: str, unknown: UnknownRule = "error") -> Ids:
-        """One id per character."""
+        """Return one id per character, (characters,) int64."""
         table = self._id_of_code_point
         ids = table[np.minimum(code_points(text), len(table) - 1)]
         missing = np.flatnonzero(ids < 0)
@@ -235,29 +268,29 @@ class CharVocabulary(SymbolVocabulary):
         return ids
 
     def byte_lengths(self, text: str, unknown: UnknownRule = "error") -> Ids:
-        """1 to 4 for each character."""
+        """Return the number of UTF-8 bytes of each character, (characters,) int64."""
         self.encode(text, unknown)
         utf8(text)
         points = code_points(text)
         lengths = np.ones(len(text), dtype=np.int64)
-        for first_of_longer in (0x80, 0x800, 0x10000):
-            lengths += points >= first_of_longer
+        for first_longer_point in (0x80, 0x800, 0x10000):
+            lengths += points >= first_longer_point
         return lengths
 
 
 @final
 class WordVocabulary(SymbolVocabulary):
-    """One token per word, punctuation mark or white-space character; see words.py."""
+    """Vocabulary of words, punctuation marks and white-space characters; see `words.py`."""
 
     kind = "word"
 
     @staticmethod
     def split(text: str) -> list[str]:
-        """The word tokens."""
+        """Split a text into word tokens."""
         return split_words(text)
 
     def encode(self, text: str, unknown: UnknownRule = "error") -> Ids:
-        """One id per word token."""
+        """Return one id per word token, (tokens,) int64."""
         tokens = split_words(text)
         ids = np.fromiter((self.index.get(token, 0) for token in tokens), np.int64, len(tokens))
         if unknown != "replace" and not ids.all():
@@ -266,7 +299,7 @@ class WordVocabulary(SymbolVocabulary):
         return ids
 
     def byte_lengths(self, text: str, unknown: UnknownRule = "error") -> Ids:
-        """The length of each word token in UTF-8."""
+        """Return the number of UTF-8 bytes of each word token, (tokens,) int64."""
         self.encode(text, unknown)
         utf8(text)
         return np.array([len(word.encode()) for word in split_words(text)], dtype=np.int64)
@@ -274,49 +307,49 @@ class WordVocabulary(SymbolVocabulary):
 
 @final
 class ByteVocabulary(Vocabulary):
-    """The 256 bytes: reads every file, knows every text."""
+    """Vocabulary of the 256 bytes, which can encode every text and file."""
 
     kind = "byte"
     _PIECES = tuple(bytes([value]) for value in range(256))
 
     def __len__(self) -> int:
-        """Always 256."""
+        """Return 256."""
         return 256
 
     def encode(self, text: str, unknown: UnknownRule = "error") -> Ids:
-        """The bytes of the text in UTF-8; nothing is ever unknown."""
+        """Return the UTF-8 bytes of a text as ids, (bytes,) int64. `unknown` has no effect."""
         return self.encode_bytes(utf8(text))
 
     def encode_bytes(self, data: bytes) -> Ids:
-        """Any bytes as ids, (len(data),) int64."""
+        """Return bytes as ids, (len(data),) int64."""
         return np.frombuffer(data, dtype=np.uint8).astype(np.int64)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes of some ids, valid UTF-8 or not; the inverse of `encode_bytes`.
+        """Return the bytes of a sequence of ids, the inverse of `encode_bytes`.
 
         Raises:
-            IndexError: an id is outside the vocabulary.
+            IndexError: if an id is outside the vocabulary.
         """
         return checked_ids(ids, len(self)).astype(np.uint8).tobytes()
 
     def byte_lengths(self, text: str, unknown: UnknownRule = "error") -> Ids:
-        """A one for each byte."""
+        """Return a 1 for each byte of the text, (bytes,) int64."""
         return np.ones(len(utf8(text)), dtype=np.int64)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The bytes read as UTF-8."""
+        """Return the bytes decoded as UTF-8."""
         return decode_utf8(self.decode_bytes(ids))
 
     def decoder(self) -> IncrementalDecoder:
-        """A decoder that keeps the bytes of unfinished characters."""
+        """Return a decoder that buffers the bytes of incomplete characters."""
         return Utf8Decoder(self._PIECES)
 
     def label(self, token_id: int) -> str:
-        """The ASCII character, or the byte in hexadecimal."""
+        """Return the ASCII character, or the byte in hexadecimal."""
         return label_bytes(self._PIECES[token_id])
 
     def to_dict(self) -> dict[str, Any]:
-        """The kind says it all."""
+        """Return the kind, which determines the vocabulary."""
         return {"kind": self.kind}
 
     @classmethod
@@ -325,7 +358,11 @@ class ByteVocabulary(Vocabulary):
 
 
 def checked_ids(ids: Iterable[int], size: int) -> Ids:
-    """Any iterable of ids as an array; IndexError when one is outside a vocabulary of this size."""
+    """Return an iterable of ids as an array, (ids,) int64.
+
+    Raises:
+        IndexError: if an id is not between 0 and `size` - 1.
+    """
     array = np.asarray(ids if isinstance(ids, np.ndarray) else [int(i) for i in ids], np.int64)
     outside = array[(array < 0) | (array >= size)]
     if len(outside):

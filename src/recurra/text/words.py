@@ -1,6 +1,6 @@
 """Boundaries of word tokens in a string and in a stream.
 
-Splitting loses nothing: "".join(split_words(text)) == text. Knows no ids.
+Splitting preserves the text: `"".join(split_words(text)) == text`.
 """
 
 from __future__ import annotations
@@ -8,43 +8,44 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-# One space may lead a word or a punctuation mark; every other white space stands alone.
+# A word or punctuation mark can have one leading space; other white space is separate tokens.
 _TOKEN = re.compile(r" ?\w+(?:['\u2019]\w+)*| ?[^\w\s]|\s")
 
-# Read backwards: white space after anything else, or a letter after a mark that is no apostrophe.
-# No word token and no BPE piece reaches across such a place.
+# Matches reversed text. In the original order: white space after another character, or a letter
+# after a punctuation mark other than an apostrophe. No word token or BPE token spans such a border.
 _BORDER_BACKWARDS = re.compile(r"[ \t\r\n](?=\S)|[^\W\d_](?=[^\w\s'\u2019])")
 
 
 def split_words(text: str) -> list[str]:
-    """The word tokens of a text, in order.
+    """Split a text into word tokens.
 
-    A token is a run of letters, digits and underscores with apostrophes inside it, or one
-    punctuation character, either with at most one leading space; or one white-space character.
+    A word token is a word, a punctuation character or a white-space character. A word consists of
+    letters, digits, underscores and inner apostrophes. A word or punctuation character includes
+    at most one leading space.
     """
     return _TOKEN.findall(text)
 
 
 def cut_at_borders(chunks: Iterable[str]) -> Iterator[str]:
-    """The same text, cut again so that no token reaches across a cut.
+    """Split a text in chunks again so that no token spans two pieces.
 
-    Splitting the pieces one by one gives what splitting the whole text gives. A stretch without a
-    border (one endless word) is held back until it ends.
+    The word tokens of the pieces are the word tokens of the whole text. Text without a border, such
+    as a very long word, is buffered until the next border.
     """
-    held: list[str] = []
+    buffer: list[str] = []
     for chunk in chunks:
         border = _BORDER_BACKWARDS.search(chunk[::-1])
         if border is None:
-            held.append(chunk)
+            buffer.append(chunk)
             continue
         cut = len(chunk) - border.end()
-        yield "".join([*held, chunk[:cut]])
-        held = [chunk[cut:]]
-    if rest := "".join(held):
+        yield "".join([*buffer, chunk[:cut]])
+        buffer = [chunk[cut:]]
+    if rest := "".join(buffer):
         yield rest
 
 
 def slices(text: str, size: int) -> Iterator[str]:
-    """A text in slices of `size` characters, the last one shorter."""
+    """Yield slices of `size` characters of a text. The last slice can be shorter."""
     for start in range(0, len(text), size):
         yield text[start : start + size]

@@ -220,7 +220,7 @@ def test_no_source_is_the_bundled_story(tmp_path):
 @pytest.mark.parametrize("text", ["a", "ab"])
 def test_too_short_a_text(tmp_path, text):
     (tmp_path / "a.txt").write_text(text)
-    with pytest.raises(SourceError, match=r"training part holds [01] tokens"):
+    with pytest.raises(SourceError, match=r"training part has [01] tokens"):
         build_token_file([tmp_path / "a.txt"], TextConfig(), tmp_path / "out")
 
 
