@@ -128,7 +128,7 @@ def test_train_resume_rejects_changed_settings_and_text(run, source, tmp_path, c
     fails([*resume, other], 1, "other.txt", source)
     assert main([*resume, source, "--threads", "1", "--checkpoint-every", "3", "--quiet"]) == 0
     Path(source).write_text(text + "more", "utf-8")
-    fails([*resume, source, "--quiet"], 1, "text.txt", "changed", "SHA-256")
+    fails([*resume, source, "--quiet"], 1, "text.txt", "has changed", "SHA-256")
     assert main(resume) == 0
     assert "note: " in capsys.readouterr().err
 

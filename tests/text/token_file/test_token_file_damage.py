@@ -74,7 +74,7 @@ def test_build_token_file_interrupted_leaves_no_file(text_file, tmp_path, monkey
         (lambda out: edit(out, sources="text.txt"), "damaged: sources"),
         (lambda out: edit(out, sha256=3), "damaged: sha256"),
         (lambda out: edit(out, text=None), "damaged: text"),
-        (lambda out: (out / "tokens.json").write_text("[]"), "one JSON object"),
+        (lambda out: (out / "tokens.json").write_text("[]"), "JSON object"),
         (lambda out: (out / "tokens.json").write_text("{"), "is damaged: "),
         (lambda out: (out / "tokens.json").write_text('{"version": 99}'), "format 99"),
         (lambda out: os.truncate(out / "tokens.bin", 3), " 3 bytes"),
