@@ -222,7 +222,7 @@ def test_read_tensor_file_bit_flip_raises_or_changes_value(file: Path) -> None:
             file.write_bytes(damaged)
             with contextlib.suppress(RunError):
                 tensors, _ = read_tensor_file(file, EXPECTED)
-                # A flip in the header can change the record, but no tensor.
+                # A flip in the header can change the version or the record, but no tensor.
                 equal = all(bits(tensors[name]) == bits(TENSORS[name]) for name in TENSORS)
                 assert equal == (position < start), (position, bit)
 

@@ -21,8 +21,8 @@ from nn.pairs import (
 )
 
 
-def torch_module_inputs():
-    """Import the module test inputs that the torch wheel contains."""
+def torch_common_modules():
+    """Return torch's module that lists its module test inputs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pytest.importorskip("expecttest", reason="torch's module tests import expecttest")
@@ -34,7 +34,7 @@ def torch_module_inputs():
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", NAMES)
 def test_module_equals_torch_on_inputs_of_torch_test_suite(name, training, backend):
-    common = torch_module_inputs()
+    common = torch_common_modules()
     (info,) = (i for i in common.module_db if i.module_cls is getattr(torch.nn, name))
     options = {} if name == "LSTM" else {"with_packed_sequence": True}
     dtype = torch.float32 if backend == "native" else torch.float64
@@ -61,7 +61,7 @@ def test_module_equals_torch_on_inputs_of_torch_test_suite(name, training, backe
 
 @pytest.mark.parametrize("name", NAMES)
 def test_module_raises_errors_of_torch_test_suite(name):
-    common = torch_module_inputs()
+    common = torch_common_modules()
     (info,) = (i for i in common.module_db if i.module_cls is getattr(torch.nn, name))
     samples = info.module_error_inputs_func(
         info, "cpu", torch.float32, requires_grad=False, training=True

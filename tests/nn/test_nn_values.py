@@ -101,9 +101,9 @@ def test_module_dropout_with_same_seed_equals_torch(dtype, name, bidirectional, 
         torch.manual_seed(7)
         results.append(outcome(module, inputs, None))
     assert_same(*results, TOLERANCE[dtype])
-    kept = outcome(ours.eval(), inputs, None)
-    assert_same(kept, outcome(theirs.eval(), inputs, None), TOLERANCE[dtype])
-    assert not torch.allclose(kept["result 0"], results[0]["result 0"])
+    eval_outcome = outcome(ours.eval(), inputs, None)
+    assert_same(eval_outcome, outcome(theirs.eval(), inputs, None), TOLERANCE[dtype])
+    assert not torch.allclose(eval_outcome["result 0"], results[0]["result 0"])
 
 
 @pytest.mark.parametrize("dropout", [0.0, 1.0])

@@ -117,8 +117,10 @@ def test_module_results_can_be_modified_in_place(name, backend, form):
     for module in (ours, theirs):
         for part in tensors(module(inputs)):
             part.mul_(3.0).square().sum().backward(retain_graph=True)
-    for (key, mine), their in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        assert torch.allclose(mine.grad, their.grad, rtol=1e-10, atol=1e-10), key
+    for (key, our_parameter), their_parameter in zip(
+        ours.named_parameters(), theirs.parameters(), strict=True
+    ):
+        assert torch.allclose(our_parameter.grad, their_parameter.grad, rtol=1e-10, atol=1e-10), key
 
 
 @pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
