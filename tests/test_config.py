@@ -1,4 +1,4 @@
-"""Settings: what is refused, what is said to be ignored, and the way to JSON and back."""
+"""Configuration: invalid values, settings without effect, and conversion to and from JSON."""
 
 import json
 import math
@@ -12,14 +12,14 @@ from recurra.errors import ConfigError
 @pytest.mark.parametrize(
     ("kind", "values", "words"),
     [
-        (TextConfig, {"tokens": "syllable"}, "one of char, byte, word, bpe"),
+        (TextConfig, {"tokens": "syllable"}, "char, byte, word, bpe"),
         (TextConfig, {"val_fraction": 1.0}, "val_fraction"),
         (TextConfig, {"letters_only": True, "tokens": "byte"}, "letters_only"),
         (ModelConfig, {"hidden_size": 0}, "hidden_size"),
         (ModelConfig, {"dropout": 1.0}, "dropout"),
-        (ModelConfig, {"cell": "gru", "forget_bias": 1.0}, "no such gate"),
+        (ModelConfig, {"cell": "gru", "forget_bias": 1.0}, "forget_bias"),
         (ModelConfig, {"forget_bias": math.nan}, "finite"),
-        (TrainingConfig, {"lr": math.inf}, "lr must be positive and finite"),
+        (TrainingConfig, {"lr": math.inf}, r"\blr\b"),
         (TrainingConfig, {"lr": math.nan}, "lr"),
         (TrainingConfig, {"minutes": math.nan}, "minutes"),
         (TrainingConfig, {"steps": 0}, "steps"),
@@ -30,12 +30,12 @@ from recurra.errors import ConfigError
         (TrainingConfig, {"bptt": "full", "sampling": "random"}, "sequential"),
     ],
 )
-def test_nonsense_is_refused_by_name(kind, values, words):
+def test_config_invalid_value_error_names_field(kind, values, words):
     with pytest.raises(ConfigError, match=words):
         kind(**values)
 
 
-def test_randomized_and_library_do_not_go_together():
+def test_run_config_randomized_bptt_with_library_raises():
     with pytest.raises(ConfigError, match="library"):
         RunConfig.from_options(bptt="randomized", backend="library")
 
@@ -50,25 +50,25 @@ def test_randomized_and_library_do_not_go_together():
         ({"tokens": "byte", "encoding": "latin-1"}, "encoding"),
     ],
 )
-def test_what_has_no_effect_is_said(options, words):
+def test_ignored_names_setting_without_effect(options, words):
     (line,) = RunConfig.from_options(**options).ignored()
     assert words in line
 
 
-def test_nothing_is_said_of_settings_that_work():
+def test_ignored_is_empty_if_all_settings_have_effect():
     options = {"dropout": 0.5, "num_layers": 2, "momentum": 0.9, "optimizer": "sgd"}
     assert RunConfig.from_options(**options).ignored() == []
     assert RunConfig().ignored() == []
 
 
-def test_flat_options_find_their_sections():
+def test_from_options_assigns_options_to_sections():
     config = RunConfig.from_options(vocab_size=99, hidden_size=7, lr=0.5)
     assert (config.text.vocab_size, config.model.hidden_size, config.training.lr) == (99, 7, 0.5)
     with pytest.raises(ConfigError, match="did you mean hidden_size"):
         RunConfig.from_options(hiden_size=3)
 
 
-def test_json_and_back():
+def test_run_config_round_trips_through_json():
     config = RunConfig.from_options(tokens="word", cell="gru", prompt=("a", "b"), epochs=2.5)
     assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
@@ -82,7 +82,7 @@ def test_json_and_back():
         lambda v: v.update(text=[]),
     ],
 )
-def test_damaged_json_is_refused(damage):
+def test_from_dict_damaged_values_raise(damage):
     values = RunConfig().to_dict()
     damage(values)
     with pytest.raises(ConfigError):
@@ -95,16 +95,16 @@ def test_damaged_json_is_refused(damage):
      {"epochs": 1e308}, {"report_every": 10**30}, {"patience": 10**30}, {"steps": 10**30},
      {"forget_bias": 1e300}, {"hidden_size": 10**9}],
 )  # fmt: skip
-def test_numbers_that_nothing_can_hold_are_refused(options):
+def test_from_options_huge_number_raises(options):
     with pytest.raises(ConfigError):
         RunConfig.from_options(**options)
 
 
-def test_an_embedding_that_nobody_sized_follows_what_needs_it():
+def test_embedding_size_default_depends_on_tying_and_residual():
     assert ModelConfig(tie_weights=True, hidden_size=100).embedding_size == 100
     assert ModelConfig(residual=True, hidden_size=100).embedding_size == 100
     assert ModelConfig(hidden_size=100).embedding_size == 64
-    with pytest.raises(ConfigError, match="equal to hidden_size"):
+    with pytest.raises(ConfigError, match="embedding_size"):
         ModelConfig(residual=True, hidden_size=100, embedding_size=50)
 
 
@@ -114,8 +114,8 @@ def test_training_config_zero_means_no_limit(name):
 
 
 @pytest.mark.parametrize("name", ["clip_norm", "max_epochs"])
-def test_run_options_none_for_a_limit_is_refused(name):
-    with pytest.raises(ConfigError, match=f"{name} is None.* 0 for no limit"):
+def test_run_options_none_for_limit_raises(name):
+    with pytest.raises(ConfigError, match=f"{name} is None"):
         RunOptions.of(**{name: None})
 
 
@@ -125,7 +125,7 @@ def test_run_options_none_means_not_given():
     assert options.config == RunConfig.from_options(hidden_size=3)
 
 
-def test_run_options_filled_keeps_given_settings():
+def test_run_options_filled_keeps_explicit_settings():
     options = RunOptions.of(lr=0.5, max_epochs=0).filled(lr=0.1, max_epochs=100.0, batch_size=7)
     training = options.config.training
     assert (training.lr, training.max_epochs, training.batch_size) == (0.5, None, 7)

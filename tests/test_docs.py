@@ -1,4 +1,4 @@
-"""The docs say what is: the map of the tree, the command line's page, links, the public names."""
+"""The documentation agrees with the code: file map, command-line page, links, public names."""
 
 import re
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 import recurra
 
 ROOT = Path(__file__).resolve().parent.parent
-MAP = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("script", ["write-cli-docs", "write-file-map"])
@@ -21,21 +21,21 @@ def test_generated_docs_are_up_to_date(script):
 
 
 @pytest.mark.parametrize("folder", ["scripts", "benchmarks"])
-def test_the_map_names_scripts_and_benchmarks(folder):
+def test_architecture_doc_lists_scripts_and_benchmarks(folder):
     for file in (ROOT / folder).iterdir():
         if file.is_file():
-            assert f"`{folder}/{file.name}`" in MAP
+            assert f"`{folder}/{file.name}`" in ARCHITECTURE
 
 
 @pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md", "CONTRIBUTING.md"])
-def test_links_lead_somewhere(name):
+def test_markdown_links_point_to_existing_files(name):
     text = (ROOT / name).read_text("utf-8")
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
         if "://" not in target:
             assert (ROOT / target).exists(), target
 
 
-def test_both_readmes_show_the_same_commands():
+def test_readme_translations_show_equal_commands():
     def commands(name):
         blocks = re.findall(r"```(?:sh|python)\n(.*?)```", (ROOT / name).read_text("utf-8"), re.S)
         return [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
@@ -43,7 +43,7 @@ def test_both_readmes_show_the_same_commands():
     assert commands("README.md") == commands("README.zh-CN.md")
 
 
-def test_public_names_are_the_documented_ones():
+def test_recurra_all_lists_public_names():
     assert recurra.__all__ == [
         "LanguageModel", "__version__", "compare", "config", "d2l", "errors", "load", "model", "nn",
         "train",

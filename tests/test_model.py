@@ -1,4 +1,4 @@
-"""RecurrentLM: its parts against a plain torch.nn model, its state, its first weights."""
+"""`RecurrentLM`: values against torch.nn, states, dropout, initialization and options."""
 
 import math
 
@@ -22,7 +22,7 @@ def make(device="cpu", **options):
 
 @pytest.mark.parametrize("embedding_size", [0, 7])
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
-def test_equals_a_torch_model_with_the_same_weights(cell, embedding_size):
+def test_recurrent_lm_equals_torch_model_of_same_weights(cell, embedding_size):
     model = make(cell=cell, num_layers=2, embedding_size=embedding_size)
     kind = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}[cell]
     layer = kind(embedding_size or 9, 12, num_layers=2)
@@ -43,7 +43,7 @@ def test_equals_a_torch_model_with_the_same_weights(cell, embedding_size):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_reading_in_pieces_equals_reading_at_once(cell, device):
+def test_recurrent_lm_pieces_equal_whole_sequence(cell, device):
     model = make(device, cell=cell, num_layers=2).double()
     ids = torch.randint(9, (2, 11), device=device)
     whole, _ = model(ids)
@@ -56,7 +56,7 @@ def test_reading_in_pieces_equals_reading_at_once(cell, device):
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("backend", ["reference", "bptt", "library"])
-def test_backends_give_the_same_loss_and_gradients(cell, backend, device):
+def test_recurrent_lm_backends_give_equal_loss_and_gradients(cell, backend, device):
     grads = []
     for name in (backend, "reference"):
         model = make(device, cell=cell, backend=name, embedding_size=12, tie_weights=True).double()
@@ -69,25 +69,25 @@ def test_backends_give_the_same_loss_and_gradients(cell, backend, device):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_zero_state_is_the_same_as_none(cell):
+def test_zero_state_equals_no_state(cell):
     model = make(cell=cell)
     ids = torch.randint(9, (4, 3))
     assert torch.equal(model(ids)[0], model(ids, model.zero_state(4))[0])
 
 
-def test_an_untrained_model_of_small_weights_has_perplexity_v():
+def test_loss_of_untrained_model_is_log_of_vocab_size():
     model = make(init="normal", vocab_size=28)
     ids = torch.randint(28, (8, 20))
     loss, _ = model.loss(ids[:, :-1], ids[:, 1:])
     assert math.exp(float(loss.detach())) == pytest.approx(28, rel=0.01)
 
 
-def test_initial_logits_are_the_output_layer_on_zeros():
+def test_initial_logits_equal_output_bias():
     model = make()
     assert torch.equal(model.initial_logits(3), model.head_bias.expand(3, -1))
 
 
-def test_normal_init_is_the_books():
+def test_normal_init_has_std_0_01_and_zero_biases():
     model = make(init="normal", hidden_size=200, vocab_size=50)
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1:
@@ -102,13 +102,13 @@ def test_orthogonal_init_is_orthogonal_per_gate():
         torch.testing.assert_close(gate @ gate.t(), torch.eye(12), rtol=1e-5, atol=1e-5)
 
 
-def test_forget_bias_adds_to_the_forget_gate_alone():
-    plain, forgetful = make(init="normal"), make(init="normal", forget_bias=1.0)
-    difference = forgetful.bias_hh_l0 - plain.bias_hh_l0
+def test_forget_bias_changes_forget_gate_only():
+    plain, biased = make(init="normal"), make(init="normal", forget_bias=1.0)
+    difference = biased.bias_hh_l0 - plain.bias_hh_l0
     assert difference.tolist() == [0.0] * 12 + [1.0] * 12 + [0.0] * 24
 
 
-def test_dropout_works_between_layers_and_only_in_training():
+def test_dropout_applies_between_layers_in_training_only():
     model = make(num_layers=2, dropout=0.5)
     ids = torch.randint(9, (2, 6))
     assert not torch.equal(model(ids)[0], model(ids)[0])
@@ -118,14 +118,14 @@ def test_dropout_works_between_layers_and_only_in_training():
     assert torch.equal(single(ids)[0], single(ids)[0])
 
 
-def test_the_head_can_be_tied_to_the_embedding():
+def test_tie_weights_uses_embedding_as_output_weight():
     model = make(embedding_size=12, tie_weights=True)
     assert "head_weight" not in model.state_dict()
-    with pytest.raises(ConfigError, match="embedding_size equal to hidden_size"):
+    with pytest.raises(ConfigError, match="embedding_size"):
         make(embedding_size=5, tie_weights=True)
 
 
-def test_bf16_is_close_and_keeps_fp32_weights(device):
+def test_bf16_loss_is_close_to_fp32_and_weights_stay_fp32(device):
     ids = torch.randint(9, (4, 8), device=device)
     exact, rounded = make(device), make(device, precision="bf16")
     loss, _ = exact.loss(ids[:, :-1], ids[:, 1:])
@@ -136,12 +136,12 @@ def test_bf16_is_close_and_keeps_fp32_weights(device):
     assert all(s.dtype == torch.float32 for s in state)
 
 
-def test_parameter_count():
+def test_num_parameters_counts_all_weights_of_gru():
     model = make(cell="gru", hidden_size=256, vocab_size=65)
     assert model.num_parameters == 3 * 256 * (65 + 256 + 2) + 65 * 257
 
 
-def test_output_dropout_drops_what_the_output_layer_reads_and_no_state():
+def test_output_dropout_leaves_state_unchanged():
     model, ids = make(output_dropout=0.5), torch.randint(9, (2, 6))
     hidden, state = model.hidden(ids)
     assert 0.2 < float((hidden == 0).float().mean()) < 0.8
@@ -149,7 +149,7 @@ def test_output_dropout_drops_what_the_output_layer_reads_and_no_state():
     assert not (model.hidden(ids)[0] == 0).any()
 
 
-def test_a_locked_mask_is_the_same_at_all_steps():
+def test_locked_dropout_uses_one_mask_for_all_steps():
     model = make(num_layers=2, dropout=0.5, output_dropout=0.5, locked_dropout=True)
     hidden, _ = model.hidden(torch.randint(9, (3, 20)))
     dropped = hidden == 0
@@ -158,12 +158,12 @@ def test_a_locked_mask_is_the_same_at_all_steps():
     assert not dropped[0].all()
 
 
-NEWER = ["lstm-ln", "mogrifier", "mingru", "minlstm", "sru", "rglru"]
+OTHER_CELLS = ["lstm-ln", "mogrifier", "mingru", "minlstm", "sru", "rglru"]
 
 
 @pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("cell", [*CELLS, *NEWER])
-def test_every_cell_reads_in_pieces_and_by_any_backend_it_has(cell, residual):
+@pytest.mark.parametrize("cell", [*CELLS, *OTHER_CELLS])
+def test_recurrent_lm_of_every_cell_equals_reference_backend(cell, residual):
     model = make(cell=cell, num_layers=2, embedding_size=12, residual=residual).double()
     ids, targets = torch.randint(9, (2, 11)), torch.randint(9, (2, 11))
     whole, last = model(ids)
@@ -183,7 +183,7 @@ def test_every_cell_reads_in_pieces_and_by_any_backend_it_has(cell, residual):
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-7, atol=1e-10)
 
 
-def test_a_residual_block_is_griffins():
+def test_residual_block_equals_griffin_equations():
     model = make(cell="mingru", num_layers=1, embedding_size=12, residual=True).double()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter.data, std=0.3)
@@ -209,7 +209,7 @@ def test_a_residual_block_is_griffins():
 
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm", "lstm-ln"])
-def test_zoneout_keeps_units_and_mixes_both_outcomes_when_nothing_is_learned(cell):
+def test_zoneout_keeps_units_in_training_and_averages_in_eval(cell):
     plain, model = make(cell=cell), make(cell=cell, zoneout=0.25)
     assert model.backend == "reference"
     ids = torch.randint(9, (3, 1))
@@ -229,23 +229,23 @@ def test_zoneout_keeps_units_and_mixes_both_outcomes_when_nothing_is_learned(cel
     assert kept / times == pytest.approx(0.25, abs=0.02)
 
 
-def test_zoneout_of_some_rows_is_that_of_the_whole_batch():
+def test_zoneout_of_rows_equals_zoneout_of_whole_batch():
     model = make(zoneout=0.5)
     ids = torch.randint(9, (4, 6))
     torch.manual_seed(3)
     whole, _ = model.hidden(ids)
-    for own in (slice(0, 1), slice(1, 4)):
+    for rows in (slice(0, 1), slice(1, 4)):
         torch.manual_seed(3)
-        part, _ = model.hidden(ids[own], rows=Rows(own, 4))
-        torch.testing.assert_close(part, whole[:, own])
+        part, _ = model.hidden(ids[rows], rows=Rows(rows, 4))
+        torch.testing.assert_close(part, whole[:, rows])
 
 
-def test_chrono_init_spreads_memories_up_to_its_length():
+def test_chrono_init_spreads_forget_biases_up_to_length():
     model = make(hidden_size=300, chrono=50)
     forget = (model.bias_ih_l0 + model.bias_hh_l0).detach().split(300)
-    spans = forget[1].exp()
-    assert 1.0 <= float(spans.min()) < 2.0
-    assert 47.0 < float(spans.max()) <= 49.0
+    time_constants = forget[1].exp()
+    assert 1.0 <= float(time_constants.min()) < 2.0
+    assert 47.0 < float(time_constants.max()) <= 49.0
     assert torch.equal(forget[0], -forget[1])
 
 
@@ -254,15 +254,15 @@ def test_chrono_init_spreads_memories_up_to_its_length():
     [
         ({"cell": "mogrifier", "embedding_size": 0}, "embedding_size"),
         ({"residual": True, "embedding_size": 5}, "residual needs"),
-        ({"cell": "sru", "zoneout": 0.1}, "gates read the state"),
+        ({"cell": "sru", "zoneout": 0.1}, "zoneout"),
         ({"zoneout": 0.1, "backend": "native"}, "reference backend"),
         ({"zoneout": 1.0}, "zoneout"),
         ({"chrono": 2}, "chrono"),
         ({"chrono": -1}, "chrono"),
-        ({"chrono": 9, "forget_bias": 1.0}, "drop one"),
-        ({"cell": "gru", "chrono": 9}, "chrono is for"),
+        ({"chrono": 9, "forget_bias": 1.0}, "forget.bias"),
+        ({"cell": "gru", "chrono": 9}, "chrono"),
     ],
 )
-def test_options_that_do_not_go_together(options, words):
+def test_model_config_conflicting_options_raise(options, words):
     with pytest.raises(ConfigError, match=words):
         make(**options)

@@ -1,4 +1,4 @@
-"""The compiled output layer against the plain one: loss and all gradients."""
+"""`compiled_cross_entropy` against `cross_entropy`: loss and all gradients."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from recurra.model.output_layer import compiled_cross_entropy, cross_entropy
 pytestmark = pytest.mark.skipif(not library.is_available(), reason="no compiler for the kernels")
 
 SHAPES = [(1, 1, 1), (7, 5, 3), (33, 17, 65), (64, 256, 28), (50, 64, 1027), (2100, 8, 30)]
-FORMATS = [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)]
+PRECISIONS = [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)]
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def _poison_buffers(monkeypatch):
     )
 
 
-def _problem(rows, units, vocabulary):
+def _make_case(rows, units, vocabulary):
     torch.manual_seed(0)
     hidden = torch.randn(rows, units, requires_grad=True)
     weight = (torch.randn(vocabulary, units) / units**0.5).requires_grad_()
@@ -29,12 +29,12 @@ def _problem(rows, units, vocabulary):
     return (hidden, weight, bias), torch.randint(vocabulary, (rows,))
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), FORMATS, ids=["f32", "bf16"])
+@pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS, ids=["f32", "bf16"])
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_compiled_equals_plain(shape, threads, dtype, tolerance):
+def test_compiled_cross_entropy_equals_cross_entropy(shape, threads, dtype, tolerance):
     torch.set_num_threads(threads)
-    leaves, targets = _problem(*shape)
+    leaves, targets = _make_case(*shape)
     results = []
     for function in (compiled_cross_entropy, cross_entropy):
         loss = function(*leaves, targets, dtype)
@@ -44,8 +44,8 @@ def test_compiled_equals_plain(shape, threads, dtype, tolerance):
         assert float((actual - expected).abs().max()) <= tolerance * largest
 
 
-def test_gradients_of_gradients_equal_the_plain_ones():
-    leaves, targets = _problem(9, 6, 5)
+def test_compiled_cross_entropy_second_derivatives_are_equal():
+    leaves, targets = _make_case(9, 6, 5)
     results = []
     for function in (compiled_cross_entropy, cross_entropy):
         loss = function(*leaves, targets, torch.float32)
@@ -55,8 +55,8 @@ def test_gradients_of_gradients_equal_the_plain_ones():
         torch.testing.assert_close(actual, expected)
 
 
-def test_targets_outside_the_vocabulary_are_refused():
-    leaves, targets = _problem(4, 3, 5)
+def test_compiled_cross_entropy_target_out_of_range_raises():
+    leaves, targets = _make_case(4, 3, 5)
     for wrong in (-1, 5):
         targets[2] = wrong
         with pytest.raises(IndexError, match="between 0 and 4"):
@@ -64,18 +64,18 @@ def test_targets_outside_the_vocabulary_are_refused():
 
 
 @pytest.mark.parametrize("place", range(3))
-def test_a_nan_anywhere_shows_in_the_loss(place):
-    leaves, targets = _problem(20, 40, 30)
+def test_compiled_cross_entropy_propagates_nan(place):
+    leaves, targets = _make_case(20, 40, 30)
     with torch.no_grad():
         leaves[place].view(-1)[-1] = float("nan")
     assert compiled_cross_entropy(*leaves, targets, torch.float32).isnan()
 
 
-def test_what_would_be_misread_is_refused_and_narrow_targets_are_not():
-    (hidden, weight, bias), targets = _problem(6, 4, 5)
+def test_compiled_cross_entropy_checks_dtypes_and_shapes():
+    (hidden, weight, bias), targets = _make_case(6, 4, 5)
     expected = compiled_cross_entropy(hidden, weight, bias, targets, torch.float32)
-    narrow = targets.to(torch.int32)
-    assert compiled_cross_entropy(hidden, weight, bias, narrow, torch.float32) == expected
+    int32_targets = targets.to(torch.int32)
+    assert compiled_cross_entropy(hidden, weight, bias, int32_targets, torch.float32) == expected
     for wrong in ((hidden.double(), weight, bias), (hidden, weight, bias.double())):
         with pytest.raises(ConfigError, match="fp32"):
             compiled_cross_entropy(*wrong, targets, torch.float32)

@@ -1,4 +1,4 @@
-"""The package as a whole: what importing it does, and what its functions take."""
+"""The package as a whole: effects of importing it, and types of sources."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from recurra.errors import ConfigError
 
 
 @pytest.mark.parametrize("source", [3, None, [3], {"a": 1}])
-def test_a_source_that_is_none_is_one_sentence(source):
+def test_train_source_of_wrong_type_raises(source):
     with pytest.raises(ConfigError, match="a source is"):
         recurra.train(source)
 
@@ -20,9 +20,9 @@ def test_a_source_that_is_none_is_one_sentence(source):
     ("environment", "expected"),
     [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
 )
-def test_threads_do_not_spin_long_unless_somebody_wants_it(environment, expected):
-    own = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+def test_import_limits_spinning_unless_environment_sets_it(environment, expected):
+    outer = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     code = "import os, recurra; print(os.environ.get('GOMP_SPINCOUNT'))"
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=own | environment, capture_output=True, check=True)
+    done = subprocess.run(command, env=outer | environment, capture_output=True, check=True)
     assert done.stdout.decode().strip() == expected

@@ -1,4 +1,4 @@
-"""The recipes of docs/architecture.md, followed with toy parts: one file and one row each."""
+"""Recipes of docs/architecture.md: a new part is one file and one row of a table."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ SMALL = {"hidden_size": 12, "batch_size": 4, "num_steps": 16, "sample_length": 2
 
 
 @pytest.fixture(autouse=True)
-def _reasons_not_logged_yet(monkeypatch):
+def _reset_logged_reasons(monkeypatch):
     monkeypatch.setattr(select, "_logged", set())
 
 
@@ -38,7 +38,7 @@ def losses(folder):
     return [json.loads(line)["train_nats"] for line in lines]
 
 
-def test_backend_of_one_file_and_one_row_trains(source, tmp_path, monkeypatch):
+def test_backend_added_as_one_file_and_row_trains(source, tmp_path, monkeypatch):
     monkeypatch.setitem(BACKEND_MODULES, "toy", "support.toy_backend")
     options = {"steps": 8, "report_every": 4, "cell": "rnn", **SMALL}
     api.train(source, out=tmp_path / "toy", backend="toy", **options)
@@ -49,7 +49,7 @@ def test_backend_of_one_file_and_one_row_trains(source, tmp_path, monkeypatch):
         api.train(source, out=tmp_path / "gru", backend="toy", **options | {"cell": "gru"})
 
 
-def test_optimizer_of_one_file_and_one_row_trains(source, tmp_path, toy_optimizer, caplog):
+def test_optimizer_added_as_one_file_and_row_trains(source, tmp_path, toy_optimizer, caplog):
     caplog.set_level(logging.INFO, logger="recurra")
     api.train(source, out=tmp_path / "run", steps=60, report_every=20, **toy_optimizer)
     first, *_, last = losses(tmp_path / "run")
@@ -57,7 +57,7 @@ def test_optimizer_of_one_file_and_one_row_trains(source, tmp_path, toy_optimize
     assert "the compiled kernels have no update for sign-momentum" in caplog.text
 
 
-def test_optimizer_of_one_file_and_one_row_resumes(source, tmp_path, toy_optimizer, listener):
+def test_optimizer_added_as_one_file_and_row_resumes(source, tmp_path, toy_optimizer, listener):
     options = {"steps": 12, "report_every": 3, **toy_optimizer}
     api.train(source, out=tmp_path / "whole", **options)
     with pytest.raises(TrainingInterrupted):
@@ -66,12 +66,12 @@ def test_optimizer_of_one_file_and_one_row_resumes(source, tmp_path, toy_optimiz
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
 
-def test_optimizer_unknown_is_rejected_with_the_known_ones():
+def test_train_unknown_optimizer_error_lists_names():
     with pytest.raises(ConfigError, match="sgd, adam, adamw"):
         api.train("x", steps=1, optimizer="sign-momentum")
 
 
-def test_engine_of_one_file_and_one_row_is_chosen(source, tmp_path, monkeypatch, caplog):
+def test_engine_added_as_one_file_and_row_is_selected(source, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(select, "ENGINES", (RecordedEngine, *select.ENGINES))
     caplog.set_level(logging.INFO, logger="recurra")
     api.train(source, out=tmp_path / "a", steps=8, report_every=4, backend="bptt", **SMALL)
@@ -80,7 +80,7 @@ def test_engine_of_one_file_and_one_row_is_chosen(source, tmp_path, monkeypatch,
     assert losses(tmp_path / "a") == pytest.approx(losses(tmp_path / "b"), rel=1e-4)
 
 
-def test_command_of_one_module_and_one_row_runs(monkeypatch, capsys):
+def test_command_added_as_one_module_and_row_runs(monkeypatch, capsys):
     module = types.ModuleType("recurra.cli.hello")
     module.run = lambda arguments: print("hello", *arguments) or 0
     monkeypatch.setitem(sys.modules, "recurra.cli.hello", module)

@@ -1,4 +1,4 @@
-"""A small text, a quick run of it, and what every failure of the command line looks like."""
+"""A short text, options of a quick training, its run, and a check of failing commands."""
 
 import pytest
 
@@ -36,13 +36,13 @@ def run(source, tmp_path, capsys, quick):
 @pytest.fixture
 def fails(capsys):
     def check(arguments, code, *expected):
-        """The command leaves with `code` and one line on stderr that has these words."""
+        """Assert that the command exits with `code` and one stderr line with these words."""
         assert main([str(a) for a in arguments]) == code
         out, err = capsys.readouterr()
         assert out == ""
         assert err.startswith("recurra: ")
         assert err.count("\n") == 1, err
-        for part in expected:
-            assert str(part) in err
+        for word in expected:
+            assert str(word) in err
 
     return check

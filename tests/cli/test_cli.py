@@ -1,4 +1,4 @@
-"""The command line from outside: each verb does its work."""
+"""The commands of the command line, called as a user calls them."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import pytest
 from recurra.cli.main import COMMANDS, main
 
 
-def test_train_tells_its_plan_progress_and_what_to_do_next(source, tmp_path, capsys, quick):
+def test_train_prints_plan_progress_and_next_command(source, tmp_path, capsys, quick):
     folder = tmp_path / "run"
     assert main(["train", source, "--out", str(folder), "--prompt", "the ", *quick]) == 0
     out, err = capsys.readouterr()
@@ -23,7 +23,7 @@ def test_train_tells_its_plan_progress_and_what_to_do_next(source, tmp_path, cap
     assert "\x1b[" not in err
 
 
-def test_train_json_ends_with_the_result(source, tmp_path, capsys, quick):
+def test_train_json_last_record_is_result(source, tmp_path, capsys, quick):
     folder = tmp_path / "run"
     assert main(["train", source, "--out", str(folder), "--json", "--quiet", *quick]) == 0
     out, err = capsys.readouterr()
@@ -40,7 +40,7 @@ def test_train_reads_standard_input(tmp_path, quick, text):
     assert main(["eval", folder]) == 0
 
 
-def test_generate(run, capsys):
+def test_generate_same_seed_gives_same_sample(run, capsys):
     arguments = ["generate", run, "--prompt", "the ", "--max-new-tokens", "30", "--seed", "1"]
     assert main(arguments) == 0
     first, err = capsys.readouterr()
@@ -56,7 +56,7 @@ def test_generate(run, capsys):
     assert [len(s) for s in record["samples"]] == [30, 30]
 
 
-def test_generate_from_an_empty_prompt_and_with_stop(run, capsys, text):
+def test_generate_empty_prompt_ends_at_stop_string(run, capsys, text):
     assert main(["generate", run, "--max-new-tokens", "40", "--seed", "3"]) == 0
     text = capsys.readouterr().out
     assert len(text) == 41
@@ -65,7 +65,7 @@ def test_generate_from_an_empty_prompt_and_with_stop(run, capsys, text):
     assert capsys.readouterr().out == text[: text.index(stop)] + "\n"
 
 
-def test_eval_and_score_agree(run, source, capsys, text):
+def test_eval_and_score_give_equal_bits_per_char(run, source, capsys, text):
     assert main(["eval", run, source, "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures["num_tokens"] == len(text) - 1
@@ -77,7 +77,7 @@ def test_eval_and_score_agree(run, source, capsys, text):
     assert rest == pytest.approx(figures["bits_per_char"], rel=1e-6)
 
 
-def test_eval_reports_dynamic_evaluation_apart(run, capsys, fails):
+def test_eval_dynamic_adds_separate_figures(run, capsys, fails):
     assert main(["eval", run, "--json"]) == 0
     plain = json.loads(capsys.readouterr().out)
     assert main(["eval", run, "--dynamic", "--json"]) == 0
@@ -93,7 +93,7 @@ def test_eval_reports_dynamic_evaluation_apart(run, capsys, fails):
     fails(["eval", run, "--dynamic", "--dynamic-lr", "-1"], 2, "lr")
 
 
-def test_score_text_top_and_page(run, source, tmp_path, capsys):
+def test_score_top_and_html_write_ranking_and_page(run, source, tmp_path, capsys):
     page = tmp_path / "page.html"
     assert main(["score", run, source, "--top", "3", "--html", str(page)]) == 0
     rows = capsys.readouterr().out.splitlines()
@@ -103,7 +103,7 @@ def test_score_text_top_and_page(run, source, tmp_path, capsys):
     assert "<html" in page.read_text("utf-8")
 
 
-def test_runs_lists_the_best_first(source, tmp_path, capsys, quick):
+def test_runs_lists_best_run_first(source, tmp_path, capsys, quick):
     for name, size in (("small", "4"), ("large", "24")):
         arguments = [*quick, "--hidden-size", size, "--steps", "60", "--lr", "0.02"]
         assert main(["train", source, "--out", str(tmp_path / name), "--quiet", *arguments]) == 0
@@ -115,7 +115,7 @@ def test_runs_lists_the_best_first(source, tmp_path, capsys, quick):
     assert "lstm 1 x 24" in capsys.readouterr().out
 
 
-def test_data(capsys, monkeypatch, tmp_path, fails):
+def test_data_list_get_and_where(capsys, monkeypatch, tmp_path, fails):
     assert main(["data", "list"]) == 0
     assert "time-machine" in capsys.readouterr().out
     assert main(["data", "get", "english-story"]) == 0
@@ -127,7 +127,7 @@ def test_data(capsys, monkeypatch, tmp_path, fails):
     fails(["data", "get"], 2, "name")
 
 
-def test_doctor(capsys):
+def test_doctor_json_reports_libraries_and_backends(capsys):
     assert main(["doctor", "--json"]) == 0
     findings = json.loads(capsys.readouterr().out)
     assert "torch" in findings["libraries"]
@@ -135,8 +135,8 @@ def test_doctor(capsys):
     assert findings["kernels"]
 
 
-def test_bench(capsys, fails, monkeypatch):
-    # What is measured does not matter here, and bf16 products are slow on some processors.
+def test_bench_prints_records_and_rejects_bad_options(capsys, fails, monkeypatch):
+    # The sizes are reduced because bf16 products are slow on some processors.
     monkeypatch.setattr("recurra.cli.benchmark.PRODUCT_SIZE", 32)
     monkeypatch.setattr("recurra.cli.benchmark.BATCH_SIZE", 2)
     assert main(["bench", "rnn", "256", "28", "--rounds", "1", "--json"]) == 0
@@ -152,30 +152,28 @@ def test_bench(capsys, fails, monkeypatch):
     fails(["bench", "--threads", "0"], 2, "threads")
 
 
-def test_help_is_quick_and_does_not_import_torch():
+def test_help_does_not_import_torch():
     program = (
         "import sys; from recurra.cli.main import main; code = main(['--help']);"
         "assert 'torch' not in sys.modules and 'tyro' not in sys.modules; sys.exit(code)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, timeout=30)
-    for verb in COMMANDS:
+    for command in COMMANDS:
         program = f"""
 import sys
 from recurra.cli.main import COMMANDS, main
 try:
-    main([{verb!r}, '--help'])
-except SystemExit as leaving:
-    assert leaving.code == 0
+    main([{command!r}, '--help'])
+except SystemExit as error:
+    assert error.code == 0
 assert 'torch' not in sys.modules
 """
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=30)
         assert done.returncode == 0, done.stderr
-        assert b"usage: recurra " + verb.encode() in done.stdout
+        assert b"usage: recurra " + command.encode() in done.stdout
 
 
-def test_a_folder_of_texts_with_a_run_in_it_reads_the_texts_alone(
-    tmp_path, monkeypatch, quick, text
-):
+def test_train_folder_source_skips_run_directories(tmp_path, monkeypatch, quick, text):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_text(text, "utf-8")
     for number in (1, 2):

@@ -1,4 +1,4 @@
-"""What cannot be done is one line on stderr, the right exit code, and nothing left half-done."""
+"""Errors are one line on stderr with the right exit code, and leave no partial files."""
 
 from pathlib import Path
 
@@ -12,11 +12,11 @@ from recurra.cli.main import main
     [
         (["fly"], ["fly", "train"]),
         (["train", "--hiden-size", "3"], ["--hiden-size", "--hidden-size"]),
-        (["train", "--hidden-size", "0"], ["hidden_size must be at least 1"]),
+        (["train", "--hidden-size", "0"], ["hidden_size", "at least 1"]),
         (["train", "--clip-norm", "None"], ["--clip-norm", "'None'"]),
         (["train", "--cell", "None"], ["--cell", "'None'"]),
         (["train", "--cell", "tree"], ["tree", "lstm"]),
-        (["train", "--epochs", "1", "--minutes", "1"], ["epochs and minutes"]),
+        (["train", "--epochs", "1", "--minutes", "1"], ["epochs", "minutes"]),
         (["train", "--tie-weights", "--embedding-size", "5"], ["tie_weights", "embedding_size"]),
         (["train", "--bptt", "full", "--sampling", "random"], ["sequential"]),
         (["train", "--device", "gpu9"], ["gpu9"]),
@@ -24,13 +24,13 @@ from recurra.cli.main import main
         (["generate"], ["run"]),
     ],
 )
-def test_wrong_usage_is_one_line_and_exit_2(tmp_path, monkeypatch, arguments, words, fails):
+def test_main_wrong_usage_is_one_line_and_exits_2(tmp_path, monkeypatch, arguments, words, fails):
     monkeypatch.chdir(tmp_path)
     fails(arguments, 2, *words)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_arguments_show_the_verbs_and_exit_2(capsys):
+def test_main_no_arguments_lists_commands_and_exits_2(capsys):
     assert main([]) == 2
     assert "train" in capsys.readouterr().err
 
@@ -58,7 +58,7 @@ def bad_sources(tmp_path, monkeypatch):
         ("pictures", ["pictures"]),
     ],
 )
-def test_bad_sources_are_one_line_exit_1_and_leave_nothing(
+def test_train_bad_source_is_one_line_and_leaves_no_run(
     bad_sources, tmp_path, name, words, fails, quick
 ):
     out = tmp_path / "runs" / "new"
@@ -66,7 +66,7 @@ def test_bad_sources_are_one_line_exit_1_and_leave_nothing(
     assert not out.parent.exists()
 
 
-def test_a_corpus_without_network_says_where_to_put_the_file(
+def test_train_corpus_without_network_error_names_folders(
     bad_sources, tmp_path, monkeypatch, fails, quick
 ):
     monkeypatch.setattr(
@@ -77,7 +77,7 @@ def test_a_corpus_without_network_says_where_to_put_the_file(
     assert not (tmp_path / "new").exists()
 
 
-def test_one_repeated_character_is_learned(tmp_path, capsys, quick):
+def test_train_learns_one_repeated_character(tmp_path, capsys, quick):
     file = tmp_path / "a.txt"
     file.write_text("a" * 500, "utf-8")
     folder = str(tmp_path / "run")
@@ -86,21 +86,21 @@ def test_one_repeated_character_is_learned(tmp_path, capsys, quick):
     assert capsys.readouterr().out == "aaaaa\n"
 
 
-def test_an_existing_folder_is_refused_and_stays(run, source, tmp_path, fails, quick):
+def test_train_existing_out_is_rejected_and_kept(run, source, tmp_path, fails, quick):
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     fails(["train", source, "--out", run, *quick], 1, run, "--force")
     other = tmp_path / "photos"
     other.mkdir()
     (other / "a.txt").write_text("mine", "utf-8")
     fails(["train", source, "--out", other, "--force", *quick], 1, "not a run")
-    # With --force and a bad text the old run must survive.
+    # A bad source must not remove the old run, even with --force.
     arguments = ["train", tmp_path / "missing.txt", "--out", run, "--force", *quick]
     fails(arguments, 1, "missing.txt")
     assert before == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     assert main(["train", source, "--out", run, "--force", "--quiet", *quick]) == 0
 
 
-def test_unknown_character_in_the_prompt(run, source, tmp_path, capsys, fails, quick):
+def test_prompt_unknown_character_error_gives_position(run, source, tmp_path, capsys, fails, quick):
     fails(
         ["generate", run, "--prompt", "the \u732b sat"],
         1,
@@ -116,26 +116,24 @@ def test_unknown_character_in_the_prompt(run, source, tmp_path, capsys, fails, q
     assert not out.exists()
 
 
-def test_a_resumed_run_refuses_other_settings_and_texts_by_name(
-    run, source, tmp_path, capsys, fails, text
-):
+def test_train_resume_rejects_changed_settings_and_text(run, source, tmp_path, capsys, fails, text):
     resume = ["train", "--resume", run]
-    fails([*resume, "--lr", "1"], 2, "training.lr is 1.0, but was 0.004")
-    fails([*resume, "--hidden-size", "13"], 2, "model.hidden_size is 13, but was 12")
-    fails([*resume, "--steps", "3"], 2, "training.steps is 3, but was 6")
-    fails([*resume, "--minutes", "3"], 2, "training.minutes is 3.0")
+    fails([*resume, "--lr", "1"], 2, "training.lr", "1.0", "0.004")
+    fails([*resume, "--hidden-size", "13"], 2, "model.hidden_size", "13", "12")
+    fails([*resume, "--steps", "3"], 2, "training.steps", "3", "6")
+    fails([*resume, "--minutes", "3"], 2, "training.minutes", "3.0")
     fails([*resume, "--out", tmp_path / "other"], 2, "--out")
     other = tmp_path / "other.txt"
     other.write_text(text, "utf-8")
     fails([*resume, other], 1, "other.txt", source)
     assert main([*resume, source, "--threads", "1", "--checkpoint-every", "3", "--quiet"]) == 0
     Path(source).write_text(text + "more", "utf-8")
-    fails([*resume, source, "--quiet"], 1, "text.txt has changed", "SHA-256")
+    fails([*resume, source, "--quiet"], 1, "text.txt", "has changed", "SHA-256")
     assert main(resume) == 0
     assert "note: " in capsys.readouterr().err
 
 
-def test_exploding_training_says_so(source, tmp_path, fails, quick):
+def test_train_diverging_error_suggests_lr(source, tmp_path, fails, quick):
     arguments = [
         "train", source, "--out", tmp_path / "run", "--cell", "rnn-relu", "--lr", "1e6",
         "--warmup", "0", "--schedule", "constant", "--optimizer", "sgd",
@@ -144,16 +142,16 @@ def test_exploding_training_says_so(source, tmp_path, fails, quick):
     fails(arguments, 1, "--lr")
 
 
-def test_a_folder_that_is_no_run(tmp_path, fails):
-    for verb in ("generate", "eval", "score"):
-        fails([verb, tmp_path / "nowhere"], 1, "nowhere", "no run")
+def test_commands_reject_folder_without_run(tmp_path, fails):
+    for command in ("generate", "eval", "score"):
+        fails([command, tmp_path / "nowhere"], 1, "nowhere", "no run")
     fails(["train", "--resume", tmp_path], 1, "no run")
     fails(["runs", tmp_path / "nowhere"], 1, "nowhere")
 
 
 @pytest.mark.parametrize("name", ["config.json", "vocabulary.json", "model.safetensors"])
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut", "noise"])
-def test_a_damaged_run_is_one_line(run, name, damage, fails):
+def test_generate_damaged_run_error_is_one_line(run, name, damage, fails):
     path = Path(run, name)
     data = path.read_bytes()
     path.unlink()

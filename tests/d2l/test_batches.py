@@ -1,3 +1,5 @@
+"""Batch iterators and loaders of `recurra.d2l`."""
+
 import random
 
 import pytest
@@ -11,7 +13,7 @@ SIZES = [(35, 2, 5), (101, 4, 7), (10_000, 32, 35), (23, 3, 1)]
 
 @pytest.mark.parametrize(("length", "batch_size", "num_steps"), SIZES)
 @pytest.mark.parametrize("seed", range(5))
-def test_sequential_rows_go_on_from_batch_to_batch(length, batch_size, num_steps, seed):
+def test_seq_data_iter_sequential_rows_continue_across_batches(length, batch_size, num_steps, seed):
     random.seed(seed)
     batches = list(d2l.seq_data_iter_sequential(range(length), batch_size, num_steps))
     first = int(batches[0][0][0, 0])
@@ -27,7 +29,7 @@ def test_sequential_rows_go_on_from_batch_to_batch(length, batch_size, num_steps
 
 @pytest.mark.parametrize(("length", "batch_size", "num_steps"), SIZES)
 @pytest.mark.parametrize("seed", range(5))
-def test_random_windows_are_each_given_once(length, batch_size, num_steps, seed):
+def test_seq_data_iter_random_yields_each_window_once(length, batch_size, num_steps, seed):
     random.seed(seed)
     batches = list(d2l.seq_data_iter_random(range(length), batch_size, num_steps))
     starts = torch.cat([x[:, 0] for x, _ in batches])
@@ -43,7 +45,7 @@ def test_random_windows_are_each_given_once(length, batch_size, num_steps, seed)
     assert set(starts.tolist()) <= set(range(skipped, skipped + windows * num_steps, num_steps))
 
 
-def test_random_windows_come_in_another_order_and_from_another_start_each_epoch():
+def test_seq_data_iter_random_reshuffles_every_epoch():
     epochs = [
         torch.cat([x[:, 0] for x, _ in d2l.seq_data_iter_random(range(500), 2, 5)]).tolist()
         for _ in range(20)
@@ -57,7 +59,7 @@ def test_random_windows_come_in_another_order_and_from_another_start_each_epoch(
     [d2l.seq_data_iter_random, d2l.seq_data_iter_sequential],
     ids=["random", "sequential"],
 )
-def test_the_same_seed_gives_the_same_batches(iterate):
+def test_seq_data_iter_same_seed_gives_same_batches(iterate):
     epochs = []
     for _ in range(2):
         random.seed(11)
@@ -65,7 +67,7 @@ def test_the_same_seed_gives_the_same_batches(iterate):
     assert torch.equal(*epochs)
 
 
-def test_the_random_numbers_are_drawn_as_in_the_book():
+def test_seq_data_iter_random_draws_numbers_as_d2l():
     random.seed(5)
     skipped = random.randint(0, 4)
     starts = list(range(0, (35 - skipped - 1) // 5 * 5, 5))
@@ -75,7 +77,7 @@ def test_the_random_numbers_are_drawn_as_in_the_book():
     assert x[:, 0].tolist() == [skipped + start for start in starts[:2]]
 
 
-def test_a_text_shorter_than_a_batch_gives_none():
+def test_data_iterators_too_short_text_gives_no_batch():
     for length in range(7):
         assert list(d2l.seq_data_iter_random(list(range(length)), 2, 5)) == []
         assert list(d2l.seq_data_iter_sequential(list(range(length)), 2, 5)) == []
@@ -83,16 +85,16 @@ def test_a_text_shorter_than_a_batch_gives_none():
         assert list(d2l.data_iter_consecutive(list(range(length)), 2, 5)) == []
 
 
-def test_sizes_below_one_are_refused():
+def test_seq_data_iter_size_below_one_raises():
     with pytest.raises(ConfigError, match="batch_size"):
         next(d2l.seq_data_iter_random([1, 2, 3], 0, 1))
     with pytest.raises(ConfigError, match="num_steps"):
         next(d2l.seq_data_iter_sequential([1, 2, 3], 1, 0))
 
 
-@pytest.mark.usefixtures("stand_in")
+@pytest.mark.usefixtures("small_corpora")
 @pytest.mark.parametrize("use_random_iter", [False, True])
-def test_the_loader_is_an_epoch_each_time(use_random_iter):
+def test_seq_data_loader_yields_one_epoch_per_iteration(use_random_iter):
     train_iter, vocab = d2l.load_data_time_machine(2, 5, use_random_iter, max_tokens=400)
     assert isinstance(train_iter, d2l.SeqDataLoader)
     assert train_iter.vocab is vocab
@@ -108,7 +110,7 @@ def test_the_loader_is_an_epoch_each_time(use_random_iter):
 
 
 @pytest.mark.parametrize(("length", "batch_size", "num_steps"), [(30, 2, 6), (10_000, 32, 35)])
-def test_v1_iterators_give_floats_and_v1s_number_of_batches(length, batch_size, num_steps, device):
+def test_data_iterators_v1_yield_floats_and_v1_batch_count(length, batch_size, num_steps, device):
     corpus = list(range(length))
     batches = list(d2l.data_iter_consecutive(corpus, batch_size, num_steps, device))
     row_length = length // batch_size
@@ -130,7 +132,7 @@ def test_v1_iterators_give_floats_and_v1s_number_of_batches(length, batch_size, 
         assert x.dtype == torch.float32
 
 
-def test_load_array_gives_every_example_once():
+def test_load_array_yields_every_example_once():
     features, labels = torch.arange(10.0).reshape(5, 2), torch.arange(5)
     batches = list(d2l.load_array((features, labels), 2, is_train=False))
     assert [y.tolist() for _, y in batches] == [[0, 1], [2, 3], [4]]

@@ -1,3 +1,5 @@
+"""Training and prediction functions of the lyrics chapter of d2l version 1."""
+
 import re
 
 import pytest
@@ -31,7 +33,7 @@ def init_state(batch_size, num_hiddens, device):
     return (torch.zeros(batch_size, num_hiddens, device=device),)
 
 
-def test_predict_rnn_against_the_loop_by_hand():
+def test_predict_rnn_equals_explicit_loop():
     params = [param * 20 for param in get_params()]
     ids, state = [3, 0, 2], init_state(1, 8, "cpu")
     for i in range(8):
@@ -43,7 +45,7 @@ def test_predict_rnn_against_the_loop_by_hand():
     assert len(set(text)) > 1
 
 
-def test_predict_rnn_pytorch_is_the_same_on_a_module():
+def test_predict_rnn_pytorch_equals_explicit_loop():
     model = d2l.RNNModel(nn.RNN(5, 8), 5)
     ids = [3, 0]
     _, state = model(torch.tensor([[3]]), None)
@@ -54,7 +56,7 @@ def test_predict_rnn_pytorch_is_the_same_on_a_module():
     assert text == "".join(CHARS[i] for i in ids)
 
 
-def test_a_prefix_outside_the_vocabulary_is_explained():
+def test_predict_rnn_pytorch_bad_prefix_raises():
     model = d2l.RNNModel(nn.RNN(5, 8), 5)
     with pytest.raises(ConfigError, match="'雨'"):
         d2l.predict_rnn_pytorch("a雨", 6, model, 5, "cpu", CHARS, IDS)
@@ -77,7 +79,7 @@ def reports(out):
 
 
 @pytest.mark.parametrize("is_random_iter", [False, True])
-def test_training_learns_the_cycle_and_writes_it(is_random_iter, capsys):
+def test_train_and_predict_rnn_learns_cycle(is_random_iter, capsys):
     train_scratch(is_random_iter, 60, lr=1.0)
     out = capsys.readouterr().out
     assert [epoch for epoch, _ in reports(out)] == [20, 40, 60]
@@ -87,7 +89,7 @@ def test_training_learns_the_cycle_and_writes_it(is_random_iter, capsys):
     assert out.splitlines()[-2:] == [" - abcdeabc", " - cdeabcdea"]
 
 
-def test_untrained_perplexity_is_the_vocabulary(capsys):
+def test_train_and_predict_rnn_zero_lr_perplexity_is_vocab_size(capsys):
     train_scratch(False, 20, 0.0, zero_params)
     assert reports(capsys.readouterr().out) == [(20, 5.0)]
 
@@ -96,7 +98,7 @@ def zero_params():
     return [nn.Parameter(torch.zeros_like(param)) for param in get_params()]
 
 
-def test_pytorch_training_learns_the_cycle(capsys):
+def test_train_and_predict_rnn_pytorch_learns_cycle(capsys):
     model = d2l.RNNModel(nn.GRU(5, 16), 5)
     d2l.train_and_predict_rnn_pytorch(
         *(model, 16, 5, "cpu", CORPUS, CHARS, IDS, 40, 5, 0.02, 0.01, 4, 20, 7, ["a", "cd"])

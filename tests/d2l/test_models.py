@@ -1,3 +1,5 @@
+"""`RNNModel`, `RNNModelScratch` and the one-hot helpers of `recurra.d2l`."""
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from recurra import d2l
 from recurra import nn as recurra_nn
 from recurra.errors import ConfigError
 
-# torch computes such layers without oneDNN, and says so once.
+# torch warns once that it computes projected LSTMs without oneDNN.
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
 
 V, H = 6, 4
@@ -22,7 +24,7 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_the_logits_are_the_output_layer_over_the_layers_outputs(name):
+def test_rnn_model_logits_equal_linear_of_rnn_outputs(name):
     net = d2l.RNNModel(LAYERS[name](), vocab_size=V)
     ids = torch.randint(0, V, (3, 5))
     state = net.begin_state(batch_size=3, device="cpu")
@@ -38,7 +40,7 @@ def _parts(state):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_no_state_is_the_zero_state(name):
+def test_rnn_model_state_defaults_to_zeros(name):
     net = d2l.RNNModel(LAYERS[name](), vocab_size=V)
     ids = torch.randint(0, V, (3, 5)).float()  # v1's ids are floats
     start = net.begin_state("cpu", 3)
@@ -47,19 +49,19 @@ def test_no_state_is_the_zero_state(name):
     assert torch.equal(net(ids, None)[0], net(ids, start)[0])
 
 
-def test_the_state_is_a_tensor_but_for_the_lstm():
+def test_begin_state_is_pair_for_lstm_else_tensor():
     assert d2l.RNNModel(nn.GRU(V, H), V).begin_state("cpu").shape == (1, 1, H)
     pair = d2l.RNNModel(nn.LSTM(V, H, 2, bidirectional=True), V).begin_state("cpu", batch_size=3)
     assert [part.shape for part in pair] == [(4, 3, H), (4, 3, H)]
 
 
-def test_a_state_in_a_tuple_of_one_is_unpacked():
+def test_rnn_model_accepts_state_in_tuple():
     net = d2l.RNNModel(nn.RNN(V, H), V)
     ids, state = torch.randint(0, V, (2, 3)), torch.randn(1, 2, H)
     assert torch.equal(net(ids, (state,))[0], net(ids, state)[0])
 
 
-def test_wrong_layers_and_states_are_explained():
+def test_rnn_model_wrong_layer_or_state_raises():
     with pytest.raises(ConfigError, match="batch_first"):
         d2l.RNNModel(nn.RNN(V, H, batch_first=True), V)
     with pytest.raises(ConfigError, match="input_size"):
@@ -69,7 +71,7 @@ def test_wrong_layers_and_states_are_explained():
 
 
 @pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
-def test_recurras_layers_give_torchs_logits(name):
+def test_rnn_model_of_recurra_layer_equals_torch(name):
     torch_net = d2l.RNNModel(getattr(nn, name)(V, H), V)
     net = d2l.RNNModel(getattr(recurra_nn, name)(V, H), V)
     net.load_state_dict(torch_net.state_dict())
@@ -81,11 +83,11 @@ def test_recurras_layers_give_torchs_logits(name):
         torch.testing.assert_close(part, want_part)
 
 
-def test_the_scratch_model_hands_one_hot_steps_to_the_learners_function():
-    seen = {}
+def test_rnn_model_scratch_passes_one_hot_inputs_to_forward():
+    received = {}
 
     def forward(inputs, state, params):
-        seen.update(inputs=inputs, state=state, params=params)
+        received.update(inputs=inputs, state=state, params=params)
         return inputs.reshape(-1, V), ("next",)
 
     net = d2l.RNNModelScratch(
@@ -93,16 +95,16 @@ def test_the_scratch_model_hands_one_hot_steps_to_the_learners_function():
     )
     ids = torch.tensor([[0, 1, 2], [3, 4, 5]])
     logits, state = net(ids, "first")
-    assert logits.argmax(dim=1).tolist() == [0, 3, 1, 4, 2, 5]  # step by step, batch inside
+    assert logits.argmax(dim=1).tolist() == [0, 3, 1, 4, 2, 5]  # time-major order
     assert state == ("next",)
-    assert seen["params"] is net.params
+    assert received["params"] is net.params
     assert net.params == ["weights", V, H, "cpu"]
-    assert seen["state"] == "first"
-    assert torch.equal(seen["inputs"], F.one_hot(ids.T, V).float())
+    assert received["state"] == "first"
+    assert torch.equal(received["inputs"], F.one_hot(ids.T, V).float())
     assert net.begin_state(batch_size=7, device="cpu") == (7, H, "cpu")
 
 
-def test_v1s_one_hot_helpers():
+def test_one_hot_and_to_onehot_encode_ids():
     assert d2l.one_hot(torch.tensor([0.0, 2.0]), 3).tolist() == [[1, 0, 0], [0, 0, 1]]
     steps = d2l.to_onehot(torch.tensor([[0, 1], [2, 0]]), 3)
     assert [step.tolist() for step in steps] == [

@@ -1,3 +1,5 @@
+"""Public names of `recurra.d2l`."""
+
 import subprocess
 import sys
 
@@ -6,8 +8,8 @@ import torch
 
 from recurra import d2l
 
-# What the notebooks of chapters 8 and 9 and of v1's lyrics chapter call.
-BOOK = [
+# The names that the notebooks of chapters 8 and 9 and of the lyrics chapter of version 1 use.
+BOOK_NAMES = [
     "Accumulator",
     "Animator",
     "DATA_HUB",
@@ -50,26 +52,26 @@ BOOK = [
 ]
 
 
-def test_the_public_names_are_the_books():
-    assert sorted(d2l.__all__) == sorted(BOOK)
-    assert all(hasattr(d2l, name) for name in BOOK)
-    assert set(BOOK) | {"torch", "plt", "np", "nn", "F"} <= set(dir(d2l))
+def test_d2l_exports_names_of_the_book():
+    assert sorted(d2l.__all__) == sorted(BOOK_NAMES)
+    assert all(hasattr(d2l, name) for name in BOOK_NAMES)
+    assert set(BOOK_NAMES) | {"torch", "plt", "np", "nn", "F"} <= set(dir(d2l))
 
 
-def test_the_libraries_are_reached_through_d2l():
+def test_d2l_exposes_torch_and_numpy():
     assert d2l.torch is torch
     assert d2l.nn is torch.nn
     assert d2l.F is torch.nn.functional
     assert d2l.np.arange(2).tolist() == [0, 1]
 
 
-def test_matplotlib_is_loaded_only_when_something_is_drawn():
+def test_d2l_import_does_not_import_matplotlib():
     code = "import sys; from recurra import d2l; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
 
-def test_an_unknown_name_says_what_is_covered_and_what_is_near():
+def test_d2l_unknown_name_error_suggests_similar_name():
     with pytest.raises(AttributeError, match=r"chapters 8 and 9.*train_ch8"):
         _ = d2l.train_ch3
     with pytest.raises(AttributeError, match="no 'MultiHeadAttention'"):

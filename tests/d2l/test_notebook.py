@@ -1,4 +1,4 @@
-"""A learner's script as it stands in a notebook, but for the import line."""
+"""A script of a d2l notebook in which only the import line is changed."""
 
 import io
 from contextlib import redirect_stdout
@@ -51,14 +51,14 @@ concise = d2l.predict_ch8("rabbit h", 18, net, vocab, device)
 """
 
 
-@pytest.mark.usefixtures("stand_in")
-def test_the_script_runs_and_both_models_learn_the_story():
+@pytest.mark.usefixtures("small_corpora")
+def test_d2l_notebook_script_trains_both_models():
     names, out = {}, io.StringIO()
     with redirect_stdout(out):
         exec(SCRIPT, names)
-    # The story's lines are joined without a space, as in the book.
+    # As in d2l, lines are joined without a space.
     assert names["scratch"] == names["concise"] == "rabbit heard itso the kett"
-    finals = [line for line in out.getvalue().splitlines() if line.startswith("perplexity")]
-    perplexities = [float(line.split()[1].rstrip(",")) for line in finals]
+    summaries = [line for line in out.getvalue().splitlines() if line.startswith("perplexity")]
+    perplexities = [float(line.split()[1].rstrip(",")) for line in summaries]
     assert len(perplexities) == 2
     assert max(perplexities) <= 1.2

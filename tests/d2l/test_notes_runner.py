@@ -1,4 +1,4 @@
-"""benchmarks/notes.py: what it takes for code in a note, what it changes, what it reports."""
+"""benchmarks/notes.py: the code cells it finds in a note, its changes to them, and its report."""
 
 import importlib.util
 import os
@@ -75,7 +75,7 @@ In [9]: f()
 """
 
 
-def test_fenced_blocks_and_their_headings(notes):
+def test_read_note_finds_fenced_blocks_and_headings(notes):
     cells = notes.read_note(MARKDOWN)
     assert [(c.line, c.headings) for c in cells] == [
         (3, ("One",)),
@@ -85,7 +85,7 @@ def test_fenced_blocks_and_their_headings(notes):
     assert cells[1].code == "# Not a heading\nprint(x + 1)"
 
 
-def test_cells_end_where_prose_and_outputs_begin(notes):
+def test_read_note_ends_notebook_cells_at_prose_and_output(notes):
     cells = notes.read_note(NOTEBOOK)
     assert [c.label for c in cells] == ["In [1]", "In [7]", "In [None]", "In [9]"]
     assert cells[0].code.splitlines()[1] == "pass  # %matplotlib inline"
@@ -96,7 +96,7 @@ def test_cells_end_where_prose_and_outputs_begin(notes):
     assert cells[3].code == "f()"
 
 
-def test_only_the_import_of_the_book_is_changed(notes):
+def test_use_recurra_changes_only_d2l_imports(notes):
     code = "import sys\nsys.path.append('x')\nimport d2lzh_pytorch as d2l\nif 1:\n    import d2l"
     assert notes.use_recurra(code).splitlines() == [
         "import sys",
@@ -109,7 +109,7 @@ def test_only_the_import_of_the_book_is_changed(notes):
     assert notes.use_recurra(other) == other
 
 
-def test_epochs_are_capped_and_nothing_else(notes):
+def test_cap_epochs_limits_num_epochs_and_pred_period(notes):
     code = "名 = 9; num_epochs, lr = 500, 100\nnum_epochs = 2\npred_period, n = 50, 50"
     assert notes.cap_epochs(code, 3).splitlines() == [
         "名 = 9; num_epochs, lr = 3, 100",
@@ -128,7 +128,7 @@ def run(tmp_path, text, *options):
     )
 
 
-def test_a_failing_cell_is_reported_and_the_others_run(tmp_path):
+def test_notes_failing_cell_is_reported_and_others_run(tmp_path):
     done = run(tmp_path, MARKDOWN)
     lines = done.stdout.splitlines()
     assert done.returncode == 1
@@ -139,7 +139,7 @@ def test_a_failing_cell_is_reported_and_the_others_run(tmp_path):
     assert lines[4] == "2 of 3 cells ran"
 
 
-def test_the_learners_own_slip_is_reported_as_such(tmp_path):
+def test_notes_syntax_error_in_cell_is_reported(tmp_path):
     done = run(tmp_path, NOTEBOOK)
     assert done.returncode == 1
     assert "FAILED at line 27 of the note: SyntaxError" in done.stdout
@@ -147,7 +147,7 @@ def test_the_learners_own_slip_is_reported_as_such(tmp_path):
     assert done.stdout.splitlines()[-1] == "3 of 4 cells ran"
 
 
-def test_one_section_can_be_chosen_and_code_only_printed(tmp_path):
+def test_notes_section_and_print_code_select_cells(tmp_path):
     done = run(tmp_path, MARKDOWN, "--section", "Inner")
     assert (done.returncode, done.stdout.splitlines()[-1]) == (1, "0 of 1 cells ran")
     done = run(tmp_path, MARKDOWN, "--section", "One", "--print-code")

@@ -1,3 +1,5 @@
+"""`Animator`, `plot` and `set_axes` of `recurra.d2l`, with and without matplotlib."""
+
 import builtins
 import sys
 import types
@@ -13,17 +15,17 @@ from recurra.errors import MissingExtraError
 def no_matplotlib(monkeypatch):
     real_import = builtins.__import__
 
-    def refuse(name, *args, **kwargs):
+    def import_without_matplotlib(name, *args, **kwargs):
         if name.split(".")[0] == "matplotlib":
             raise ImportError(name)
         return real_import(name, *args, **kwargs)
 
-    monkeypatch.setattr(builtins, "__import__", refuse)
+    monkeypatch.setattr(builtins, "__import__", import_without_matplotlib)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
 
 
 class Display(types.ModuleType):
-    """What an Animator needs of IPython.display, noting what happens."""
+    """Substitute for IPython.display that records its calls."""
 
     def __init__(self):
         super().__init__("IPython.display")
@@ -49,7 +51,7 @@ def notebook(monkeypatch):
     return display
 
 
-def test_animator_keeps_the_points_of_each_curve():
+def test_animator_add_stores_points_of_each_curve():
     animator = d2l.Animator(legend=["train", "test"])
     animator.add(1, (0.5, None))
     animator.add(2, [torch.tensor(0.25), 0.75])
@@ -58,7 +60,7 @@ def test_animator_keeps_the_points_of_each_curve():
     assert animator.Y == [[0.5, 0.25, 0.125], [0.75, 0.5]]
 
 
-def test_without_a_notebook_each_point_is_a_line_on_stderr(capsys):
+def test_animator_without_notebook_prints_points_to_stderr(capsys):
     animator = d2l.Animator(xlabel="epoch", ylabel="perplexity", legend=["train"])
     animator.add(10, [12.3456])
     animator.add(20, [None])
@@ -68,7 +70,7 @@ def test_without_a_notebook_each_point_is_a_line_on_stderr(capsys):
     assert err.splitlines() == ["epoch 10: train perplexity 12.35", "x 1: y 2"]
 
 
-def test_animator_saves_a_picture_without_a_display(tmp_path):
+def test_animator_save_works_without_display(tmp_path):
     pytest.importorskip("matplotlib", reason="the plot extra is not installed")
     animator = d2l.Animator(xlabel="epoch", ylabel="perplexity", legend=["train"], xlim=[10, 10])
     animator.add(10, [3.0])
@@ -82,7 +84,7 @@ def test_animator_saves_a_picture_without_a_display(tmp_path):
     assert animator.axes[0].get_ylabel() == "perplexity"
 
 
-def test_in_a_notebook_the_picture_replaces_the_last_one(notebook, capsys):
+def test_animator_in_notebook_replaces_previous_figure(notebook, capsys):
     pytest.importorskip("matplotlib", reason="the plot extra is not installed")
     animator = d2l.Animator()
     animator.add(1, 2.0)
@@ -95,7 +97,7 @@ def test_in_a_notebook_the_picture_replaces_the_last_one(notebook, capsys):
 
 
 @pytest.mark.usefixtures("no_matplotlib")
-def test_without_matplotlib_points_are_kept_and_pictures_are_refused(tmp_path, capsys):
+def test_animator_without_matplotlib_stores_points_only(tmp_path, capsys):
     animator = d2l.Animator(legend=["train"])
     animator.add(1, [2.0])
     assert animator.Y == [[2.0]]
@@ -109,7 +111,7 @@ def test_without_matplotlib_points_are_kept_and_pictures_are_refused(tmp_path, c
 
 
 @pytest.mark.usefixtures("no_matplotlib", "notebook")
-def test_a_notebook_without_matplotlib_gets_the_lines(capsys):
+def test_animator_in_notebook_without_matplotlib_prints_points(capsys):
     d2l.Animator().add(1, 2)
     assert capsys.readouterr().err == "x 1: y 2\n"
 
@@ -135,14 +137,14 @@ def curves(axes):
         ((torch.tensor([[1, 2], [3, 4]]),), [([0, 1], [1, 2]), ([0, 1], [3, 4])]),
     ],
 )
-def test_plot_draws_one_curve_or_several(axes, given, drawn):
-    axes.plot([9, 9])  # what was there before is gone
+def test_plot_draws_one_or_several_curves(axes, given, drawn):
+    axes.plot([9, 9])  # `plot` clears earlier curves
     d2l.plot(*given, xlabel="time", ylabel="x", legend=["a"], xlim=[0, 4], axes=axes)
     assert curves(axes) == drawn
     assert axes.get_xlabel() == "time"
 
 
-def test_set_axes(axes):
+def test_set_axes_sets_limits_scale_and_label(axes):
     d2l.set_axes(axes, "time", None, [1, 3], [2, 2], "linear", "log", ["a"])
     assert axes.get_xlim() == (1, 3)
     assert axes.get_yscale() == "log"

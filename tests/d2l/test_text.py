@@ -1,3 +1,5 @@
+"""`Vocab`, tokenization and corpora of `recurra.d2l`."""
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from recurra.errors import ConfigError, CorpusError
 TOKENS = [["b", "a", "b"], ["c", "b", "a"], ["d"]]
 
 
-def test_vocab_is_sorted_by_count_then_by_appearance():
+def test_vocab_sorts_by_count_then_first_occurrence():
     vocab = d2l.Vocab(TOKENS)
     assert vocab.idx_to_token == ["<unk>", "b", "a", "c", "d"]
     assert vocab.token_to_idx == {"<unk>": 0, "b": 1, "a": 2, "c": 3, "d": 4}
@@ -15,7 +17,7 @@ def test_vocab_is_sorted_by_count_then_by_appearance():
     assert len(vocab) == 5
 
 
-def test_vocab_of_a_flat_list_with_rare_and_reserved_tokens():
+def test_vocab_applies_min_freq_and_reserved_tokens():
     vocab = d2l.Vocab(["x", "y", "x", "z"], min_freq=2, reserved_tokens=["<pad>", "<bos>"])
     assert vocab.idx_to_token == ["<unk>", "<pad>", "<bos>", "x"]
     assert d2l.Vocab(["<pad>", "x"], reserved_tokens=["<pad>"]).idx_to_token == [
@@ -26,7 +28,7 @@ def test_vocab_of_a_flat_list_with_rare_and_reserved_tokens():
     assert d2l.Vocab().idx_to_token == ["<unk>"]
 
 
-def test_vocab_looks_up_both_ways_and_reads_the_unknown_as_0():
+def test_vocab_maps_tokens_and_ids_and_unknown_to_zero():
     vocab = d2l.Vocab(TOKENS)
     assert vocab["a"] == 2
     assert vocab["?"] == vocab.unk == 0
@@ -38,21 +40,21 @@ def test_vocab_looks_up_both_ways_and_reads_the_unknown_as_0():
     assert vocab.to_tokens(torch.tensor(2)) == "a"
 
 
-def test_tokenize_by_word_and_by_character():
+def test_tokenize_splits_words_or_characters():
     assert d2l.tokenize(["a cat", ""]) == [["a", "cat"], []]
     assert d2l.tokenize(["a c"], "char") == [["a", " ", "c"]]
     with pytest.raises(ConfigError, match="'syllable'"):
         d2l.tokenize(["a"], "syllable")
 
 
-def test_count_corpus_takes_lists_of_one_and_two_levels():
+def test_count_corpus_accepts_flat_and_nested_lists():
     assert d2l.count_corpus(["a", "b", "a"]) == {"a": 2, "b": 1}
     assert d2l.count_corpus(TOKENS) == {"a": 2, "b": 3, "c": 1, "d": 1}
     assert d2l.count_corpus([]) == {}
 
 
-@pytest.mark.usefixtures("stand_in")
-def test_lines_are_letters_only_and_lower_case():
+@pytest.mark.usefixtures("small_corpora")
+def test_read_time_machine_keeps_lowercase_letters_only():
     lines = d2l.read_time_machine()
     assert lines[:7] == [
         "the kettle no",
@@ -65,34 +67,34 @@ def test_lines_are_letters_only_and_lower_case():
     ]
 
 
-@pytest.mark.usefixtures("stand_in")
-def test_max_tokens_cuts_the_ids_and_not_the_vocabulary():
+@pytest.mark.usefixtures("small_corpora")
+def test_load_corpus_time_machine_max_tokens_keeps_vocab():
     corpus, vocab = d2l.load_corpus_time_machine()
-    cut, same = d2l.load_corpus_time_machine(5)
-    assert cut == corpus[:5]
-    assert same.idx_to_token == vocab.idx_to_token
-    # Lines are joined without anything between them.
+    first_ids, same_vocab = d2l.load_corpus_time_machine(5)
+    assert first_ids == corpus[:5]
+    assert same_vocab.idx_to_token == vocab.idx_to_token
+    # Lines are joined without a separator.
     assert "".join(vocab.to_tokens(corpus[:30])) == "the kettle nosang to the catth"
     assert vocab.token_freqs[0] == (" ", 20 * (2 + 3 + 7 + 8))
 
 
-@pytest.mark.usefixtures("stand_in")
-def test_lyrics_ids_spell_the_text_with_spaces_for_line_ends():
+@pytest.mark.usefixtures("small_corpora")
+def test_load_data_jay_lyrics_replaces_newlines_by_spaces():
     corpus, char_to_idx, idx_to_char, vocab_size = d2l.load_data_jay_lyrics()
     assert "".join(idx_to_char[i] for i in corpus[:18]) == "雨落在屋顶 我听见雨  雨听见我 雨"
     assert vocab_size == len(idx_to_char) == len(char_to_idx) == len(set("雨落在屋顶我听见 "))
     assert [char_to_idx[char] for char in idx_to_char] == list(range(vocab_size))
 
 
-def test_download_finds_the_books_names(stand_in):
+def test_download_finds_names_of_the_book(small_corpora):
     d2l.DATA_HUB["time_machine"] = (d2l.DATA_URL + "timemachine.txt", "0")
-    assert d2l.download("time_machine") == str(stand_in / "time_machine.txt")
+    assert d2l.download("time_machine") == str(small_corpora / "time_machine.txt")
     with pytest.raises(CorpusError):
         d2l.download("kaggle_house_train")
 
 
 @pytest.mark.usefixtures("time_machine")
-def test_the_time_machine_has_28_characters():
+def test_load_corpus_time_machine_has_28_characters():
     corpus, vocab = d2l.load_corpus_time_machine()
     assert (len(corpus), len(vocab)) == (170580, 28)
     train_iter, vocab = d2l.load_data_time_machine(32, 35)
@@ -102,7 +104,7 @@ def test_the_time_machine_has_28_characters():
 
 
 @pytest.mark.usefixtures("lyrics")
-def test_the_lyrics_have_1027_characters():
+def test_load_data_jay_lyrics_has_1027_characters():
     corpus, _, idx_to_char, vocab_size = d2l.load_data_jay_lyrics()
     assert (len(corpus), len(set(idx_to_char)), vocab_size) == (10000, 1027, 1027)
     assert sum(1 for _ in d2l.data_iter_random(corpus, 32, 35)) == 8

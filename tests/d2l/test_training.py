@@ -1,3 +1,5 @@
+"""`train_epoch_ch8`, `train_ch8`, `predict_ch8` and `evaluate_loss`."""
+
 import math
 
 import pytest
@@ -11,18 +13,18 @@ V = 5
 
 
 def bigram(forward=None):
-    """A model that predicts from the last token alone: logits = one_hot(x) @ W, W zero at first."""
+    """Return a model that reads only the last token: logits = one_hot(x) @ W, initially W = 0."""
 
     def get_params(vocab_size, num_hiddens, device):
         return [torch.zeros(vocab_size, vocab_size, device=device, requires_grad=True)]
 
-    def plain(inputs, state, params):
+    def default_forward(inputs, state, params):
         return (inputs @ params[0]).reshape(-1, inputs.shape[-1]), state
 
     def init_state(batch_size, num_hiddens, device):
         return (torch.zeros(batch_size, num_hiddens, device=device),)
 
-    return d2l.RNNModelScratch(V, 2, "cpu", get_params, init_state, forward or plain)
+    return d2l.RNNModelScratch(V, 2, "cpu", get_params, init_state, forward or default_forward)
 
 
 def scratch_sgd(net, lr):
@@ -33,7 +35,7 @@ X, Y = torch.tensor([[0, 1, 2], [2, 3, 0]]), torch.tensor([[1, 2, 3], [3, 0, 1]]
 
 
 def bigram_gradient():
-    """The gradient of the mean loss at W = 0: for each pair (softmax - one_hot) / 6."""
+    """Return the gradient of the mean loss at W = 0: the sum of (softmax - one_hot) / 6."""
     gradient = torch.zeros(V, V)
     for x, y in zip(X.flatten().tolist(), Y.flatten().tolist(), strict=True):
         gradient[x] += 1 / V / 6
@@ -41,14 +43,14 @@ def bigram_gradient():
     return gradient
 
 
-def test_one_epoch_against_the_computation_by_hand():
+def test_train_epoch_ch8_equals_explicit_gradient_step():
     net = bigram()
     gradient = bigram_gradient()
     ppl, speed = d2l.train_epoch_ch8(
         net, [(X, Y)], nn.CrossEntropyLoss(), scratch_sgd(net, 0.5), "cpu", False
     )
-    assert gradient.norm() < 1  # so that clipping does nothing here
-    assert ppl == pytest.approx(V)  # a model that knows nothing: perplexity = vocabulary
+    assert gradient.norm() < 1  # clipping has no effect
+    assert ppl == pytest.approx(V)  # equal logits: perplexity is the vocabulary size
     assert speed > 0
     torch.testing.assert_close(net.params[0].detach(), -0.5 * gradient)
 
@@ -59,18 +61,18 @@ def test_one_epoch_against_the_computation_by_hand():
     assert ppl == pytest.approx(math.exp(-log_p[X.flatten(), Y.flatten()].mean()), rel=1e-5)
 
 
-def test_gradients_are_clipped_to_norm_1():
+def test_train_epoch_ch8_clips_gradients_to_norm_1():
     net = bigram()
 
-    def hundredfold(logits, labels):
+    def scaled_loss(logits, labels):
         return 100 * nn.functional.cross_entropy(logits, labels)
 
-    d2l.train_epoch_ch8(net, [(X, Y)], hundredfold, scratch_sgd(net, 1.0), "cpu", False)
+    d2l.train_epoch_ch8(net, [(X, Y)], scaled_loss, scratch_sgd(net, 1.0), "cpu", False)
     gradient = bigram_gradient()
     torch.testing.assert_close(net.params[0].detach(), -gradient / gradient.norm())
 
 
-def test_losses_per_token_train_like_their_mean():
+def test_train_epoch_ch8_reduction_none_equals_mean():
     nets = [bigram(), bigram()]
     for net, reduction in zip(nets, ["mean", "none"], strict=True):
         d2l.train_epoch_ch8(
@@ -85,20 +87,22 @@ def test_losses_per_token_train_like_their_mean():
     assert nets[0].params[0].any()
 
 
-def test_an_updater_that_does_not_clear_gradients_does_no_harm():
+def test_train_epoch_ch8_clears_gradients_for_custom_updater():
     nets = [bigram(), bigram()]
 
-    def forgetful(batch_size):
+    def updater_without_zero_grad(batch_size):
         with torch.no_grad():
             nets[1].params[0] -= 0.5 * nets[1].params[0].grad
 
-    for net, updater in zip(nets, [scratch_sgd(nets[0], 0.5), forgetful], strict=True):
+    for net, updater in zip(
+        nets, [scratch_sgd(nets[0], 0.5), updater_without_zero_grad], strict=True
+    ):
         for _ in range(3):
             d2l.train_epoch_ch8(net, [(X, Y)], nn.CrossEntropyLoss(), updater, "cpu", True)
     torch.testing.assert_close(nets[0].params[0], nets[1].params[0])
 
 
-def test_a_module_with_torchs_sgd_trains_like_the_scratch_model():
+def test_train_epoch_ch8_torch_module_equals_scratch_model():
     class Bigram(nn.Module):
         def __init__(self):
             super().__init__()
@@ -122,26 +126,26 @@ def test_a_module_with_torchs_sgd_trains_like_the_scratch_model():
 
 
 @pytest.mark.parametrize("use_random_iter", [False, True])
-def test_the_state_is_carried_without_its_history_or_started_anew(use_random_iter):
-    seen = []
+def test_train_epoch_ch8_state_is_detached_or_reset(use_random_iter):
+    states = []
 
     def forward(inputs, state, params):
-        seen.append(state[0])
-        # The new state depends on the weights, so a state that was not cut off would show it.
-        new = state[0] + 1 + params[0].sum()
-        return (inputs @ params[0]).reshape(-1, V), (new,)
+        states.append(state[0])
+        # The new state depends on the weights, so it requires a gradient unless it is detached.
+        new_state = state[0] + 1 + params[0].sum()
+        return (inputs @ params[0]).reshape(-1, V), (new_state,)
 
     net = bigram(forward)
     d2l.train_epoch_ch8(
         net, [(X, Y)] * 3, nn.CrossEntropyLoss(), scratch_sgd(net, 0.0), "cpu", use_random_iter
     )
     expected = [0.0, 0.0, 0.0] if use_random_iter else [0.0, 1.0, 2.0]
-    assert [float(state.mean()) for state in seen] == expected
-    assert not any(state.requires_grad for state in seen)
+    assert [float(state.mean()) for state in states] == expected
+    assert not any(state.requires_grad for state in states)
 
 
 @pytest.mark.parametrize("layer", [nn.RNN, nn.GRU, nn.LSTM])
-def test_tensor_and_tuple_states_both_train(layer):
+def test_train_epoch_ch8_accepts_tensor_and_tuple_states(layer):
     net = d2l.RNNModel(layer(V, 8), V)
     optimizer = torch.optim.SGD(net.parameters(), 1.0)
     loss = nn.CrossEntropyLoss()
@@ -149,11 +153,11 @@ def test_tensor_and_tuple_states_both_train(layer):
         d2l.train_epoch_ch8(net, [(X, Y)] * 3, loss, optimizer, "cpu", False)[0] for _ in range(30)
     ]
     assert first == pytest.approx(V, rel=0.3)
-    # X and Y hold one cycle 0 1 2 3 0: everything can be known but the first step.
+    # X and Y follow the cycle 0 1 2 3 0, so each target follows from its input.
     assert last < 1.2
 
 
-def test_a_loss_too_large_for_exp_is_an_infinite_perplexity():
+def test_train_epoch_ch8_huge_loss_gives_infinite_perplexity():
     net = bigram()
     ppl, _ = d2l.train_epoch_ch8(
         net, [(X, Y)], lambda logits, _: 0 * logits.sum() + 1e4, scratch_sgd(net, 1), "cpu", False
@@ -161,7 +165,7 @@ def test_a_loss_too_large_for_exp_is_an_infinite_perplexity():
     assert ppl == math.inf
 
 
-def test_a_loss_that_is_no_number_stops_the_training():
+def test_train_epoch_ch8_nan_loss_raises():
     net = bigram()
     with pytest.raises(NonFiniteError):
         d2l.train_epoch_ch8(
@@ -170,22 +174,22 @@ def test_a_loss_that_is_no_number_stops_the_training():
     assert not net.params[0].any()
 
 
-def test_no_batches_is_explained():
+def test_train_epoch_ch8_no_batch_raises():
     net = bigram()
     with pytest.raises(SourceError, match="no batch"):
         d2l.train_epoch_ch8(net, [], nn.CrossEntropyLoss(), scratch_sgd(net, 1), "cpu", False)
 
 
-class Letters:
+class LetterVocab:
     idx_to_token = ("<unk>", *"abcd")
 
     def __getitem__(self, token):
         return self.idx_to_token.index(token) if token in self.idx_to_token else 0
 
 
-def test_prediction_warms_up_and_then_takes_the_likeliest():
+def test_predict_ch8_reads_prefix_then_decodes_greedily():
     net = d2l.RNNModel(nn.GRU(V, 16), V)
-    vocab, ids = Letters(), [1, 3, 0, 2]
+    vocab, ids = LetterVocab(), [1, 3, 0, 2]
     _, state = net(torch.tensor([ids[:-1]]))
     for _ in range(12):
         logits, state = net(torch.tensor([ids[-1:]]), state)
@@ -195,26 +199,26 @@ def test_prediction_warms_up_and_then_takes_the_likeliest():
     assert d2l.predict_ch8("ac?b", 0, net, vocab, "cpu") == "ac<unk>b"
 
 
-def test_prediction_reads_each_token_once_and_tracks_no_gradient():
-    read, tracked = [], []
+def test_predict_ch8_reads_tokens_once_without_gradient():
+    read_ids, requires_grad = [], []
 
     def forward(inputs, state, params):
-        read.append(int(inputs.argmax()))
-        tracked.append((inputs @ params[0]).requires_grad)
-        return torch.roll(inputs.reshape(1, V), 1, dims=1), state  # the next letter of the row
+        read_ids.append(int(inputs.argmax()))
+        requires_grad.append((inputs @ params[0]).requires_grad)
+        return torch.roll(inputs.reshape(1, V), 1, dims=1), state  # predicts the next id
 
-    assert d2l.predict_ch8("ca", 4, bigram(forward), Letters(), "cpu") == "cabcd<unk>"
-    assert read == [3, 1, 2, 3, 4]
-    assert not any(tracked)
-
-
-def test_an_empty_prefix_is_explained():
-    with pytest.raises(ConfigError, match="prefix is empty"):
-        d2l.predict_ch8("", 5, bigram(), Letters(), "cpu")
+    assert d2l.predict_ch8("ca", 4, bigram(forward), LetterVocab(), "cpu") == "cabcd<unk>"
+    assert read_ids == [3, 1, 2, 3, 4]
+    assert not any(requires_grad)
 
 
-@pytest.mark.usefixtures("stand_in")
-def test_train_ch8_reports_every_ten_epochs_and_at_the_end(capsys):
+def test_predict_ch8_empty_prefix_raises():
+    with pytest.raises(ConfigError, match="prefix"):
+        d2l.predict_ch8("", 5, bigram(), LetterVocab(), "cpu")
+
+
+@pytest.mark.usefixtures("small_corpora")
+def test_train_ch8_prints_every_ten_epochs_and_result(capsys):
     train_iter, vocab = d2l.load_data_time_machine(4, 10, max_tokens=200)
     net = d2l.RNNModel(nn.LSTM(len(vocab), 32), len(vocab))
     d2l.train_ch8(net, train_iter, vocab, 1, 20, "cpu")
@@ -228,9 +232,9 @@ def test_train_ch8_reports_every_ten_epochs_and_at_the_end(capsys):
     assert [line.split(":")[0] for line in err.splitlines()] == ["epoch 10", "epoch 20"]
 
 
-@pytest.mark.usefixtures("stand_in")
+@pytest.mark.usefixtures("small_corpora")
 @pytest.mark.parametrize("use_random_iter", [False, True])
-def test_train_ch8_learns_with_the_scratch_model(use_random_iter):
+def test_train_ch8_trains_scratch_model(use_random_iter):
     train_iter, vocab = d2l.load_data_time_machine(4, 10, use_random_iter)
     net = d2l.RNNModelScratch(
         len(vocab),
@@ -241,18 +245,18 @@ def test_train_ch8_learns_with_the_scratch_model(use_random_iter):
         lambda inputs, state, params: ((inputs @ params[0]).flatten(0, 1), state),
     )
     d2l.train_ch8(net, train_iter, vocab, 5, 10, "cpu", use_random_iter)
-    # A bigram model of "the": after t comes h, after h comes e, and words follow spaces.
+    # In the story, "k" is followed by "e" more often than by any other character.
     rows = net.params[0].softmax(dim=1)
     assert vocab.to_tokens(rows[vocab["k"]].argmax()) == "e"
     assert rows[vocab["k"], vocab["e"]] > 0.4
 
 
-def test_train_ch8_needs_an_epoch():
+def test_train_ch8_zero_epochs_raises():
     with pytest.raises(ConfigError, match="num_epochs"):
-        d2l.train_ch8(bigram(), [(X, Y)], Letters(), 1, 0, "cpu")
+        d2l.train_ch8(bigram(), [(X, Y)], LetterVocab(), 1, 0, "cpu")
 
 
-def test_evaluate_loss_is_the_mean_over_all_examples():
+def test_evaluate_loss_is_mean_over_all_examples():
     data = [(torch.tensor([[1.0], [2.0]]), torch.tensor([1.0, 4.0])), (torch.ones(1, 1),) * 2]
     loss = nn.MSELoss(reduction="none")
     assert d2l.evaluate_loss(lambda x: 2 * x, data, loss) == pytest.approx((1 + 0 + 1) / 3)

@@ -1,3 +1,5 @@
+"""Gradient clipping, SGD, metrics and device selection of `recurra.d2l`."""
+
 import math
 
 import pytest
@@ -19,7 +21,7 @@ def _param(gradient):
     return param
 
 
-def test_clipping_scales_all_gradients_to_the_threshold():
+def test_grad_clipping_scales_all_gradients_to_threshold():
     net = Scratch([3.0, 0.0], [0.0, 4.0])
     d2l.grad_clipping(net, 1)
     assert [p.grad.tolist() for p in net.params] == [
@@ -28,13 +30,13 @@ def test_clipping_scales_all_gradients_to_the_threshold():
     ]
 
 
-def test_clipping_leaves_small_gradients_alone():
+def test_grad_clipping_keeps_small_gradients():
     net = Scratch([0.3], [0.4])
     d2l.grad_clipping(net, 0.6)
     assert [p.grad.item() for p in net.params] == [pytest.approx(0.3), pytest.approx(0.4)]
 
 
-def test_clipping_a_module_counts_only_what_is_trained():
+def test_grad_clipping_ignores_frozen_parameters():
     net = nn.Linear(2, 2)
     net(torch.tensor([[30.0, 40.0]])).sum().backward()
     net.bias.requires_grad_(False)
@@ -43,14 +45,14 @@ def test_clipping_a_module_counts_only_what_is_trained():
     assert net.bias.grad.tolist() == [1.0, 1.0]
 
 
-def test_v1s_call_clips_a_list_and_a_generator(device):
+def test_grad_clipping_v1_accepts_list_and_iterator(device):
     for make in (list, iter):
         params = Scratch([3.0, 4.0]).params
         d2l.grad_clipping(make(params), 0.01, torch.device(device))
         assert params[0].grad.tolist() == pytest.approx([0.006, 0.008])
 
 
-def test_parameters_without_a_gradient_are_left_out():
+def test_grad_clipping_and_sgd_skip_missing_gradients():
     net = Scratch([3.0, 4.0])
     net.params.append(torch.zeros(2, requires_grad=True))
     d2l.grad_clipping(net, 1)
@@ -61,15 +63,15 @@ def test_parameters_without_a_gradient_are_left_out():
     assert net.params[1].grad is None
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_gradient_that_is_no_number_is_an_error(bad):
-    net = Scratch([1.0, bad])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_grad_clipping_non_finite_gradient_raises(value):
+    net = Scratch([1.0, value])
     with pytest.raises(NonFiniteError, match="learning rate"):
         d2l.grad_clipping(net, 1)
     assert net.params[0].grad[0].item() == 1.0
 
 
-def test_sgd_steps_by_lr_over_batch_size_and_clears_the_gradient():
+def test_sgd_steps_by_lr_over_batch_size_and_clears_grad():
     param = torch.tensor([1.0, 2.0], requires_grad=True)
     param.grad = torch.tensor([4.0, -8.0])
     d2l.sgd([param], lr=0.5, batch_size=4)
@@ -87,7 +89,7 @@ def test_accumulator_sums_and_resets():
     assert metric.data == [0.0, 0.0]
 
 
-def test_timer_measures_pieces(monkeypatch):
+def test_timer_measures_intervals(monkeypatch):
     clock = iter([0.0, 2.0, 10.0, 13.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     timer = d2l.Timer()
@@ -98,7 +100,7 @@ def test_timer_measures_pieces(monkeypatch):
 
 
 @pytest.mark.parametrize("count", [0, 2])
-def test_the_devices_are_those_that_are_there(monkeypatch, count):
+def test_try_gpu_and_try_all_gpus_return_available_devices(monkeypatch, count):
     monkeypatch.setattr("torch.cuda.device_count", lambda: count)
     names = ["cuda:0", "cuda:1"][:count] or ["cpu"]
     assert [str(device) for device in d2l.try_all_gpus()] == names

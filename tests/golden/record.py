@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Write records.json: what every scenario computes on this machine.
+"""Train every scenario on this machine and write the results to records.json.
 
 usage: python tests/golden/record.py [--runs]
 
-Run it only to add a scenario or a machine class, or when a change of results is intended. `--runs`
-also trains the run directories under runs/, which must come from version 0.1: they show that older
-runs stay readable.
+Run it only to add a scenario, to change the machine class, or after an intended change of results.
+`--runs` also trains the run directories under runs/. These must come from version 0.1, because they
+test that older runs stay readable.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The trainings that the golden records describe. Each one uses only the public interface."""
+"""Trainings whose results the golden records contain. They use only the public interface."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     for backend in ("reference", "native")
     for precision in ("fp32", "bf16")
 }
-"""Options of each training. With `native`, rnn, gru and lstm train by the compiled step."""
+"""Options of each training. With `native`, rnn, gru and lstm use the compiled training step."""
 
 RESUMED = "lstm-native-fp32"
-"""The training that is interrupted and resumed, and that two processes share."""
+"""Scenario of the interrupted and resumed training, and of the training with two processes."""
 
 
 def machine() -> dict[str, str]:
-    """Return what decides the last bits of a result: processor, instruction set, torch."""
+    """Return processor, instruction set and torch version, which affect the last bits."""
     described = Path("/proc/cpuinfo")
     text = described.read_text("utf-8") if described.is_file() else ""
     found = [re.search(rf"^{name}\s*: (.*)$", text, re.M) for name in ("model name", "model")]
@@ -80,7 +80,7 @@ def train(name: str, folder: Path, *, stop_after: int | None = None) -> None:
 
 
 def resume(folder: Path) -> None:
-    """Resume a run by the command line."""
+    """Resume a run with the command line."""
     _run([sys.executable, "-m", "recurra", "train", "--resume", str(folder), "--quiet"])
 
 
@@ -119,7 +119,7 @@ def weights_hash(folder: Path) -> str:
 
 
 def copy_run(name: str, folder: Path) -> Path:
-    """Copy one of the committed run directories of version 0.1, which tests may change."""
+    """Copy a committed run directory of version 0.1, so that a test can change it."""
     return Path(shutil.copytree(RUNS / name, folder / name))
 
 

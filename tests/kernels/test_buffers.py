@@ -1,4 +1,4 @@
-"""The buffer pool: when buffers return to it, when they do not, and its maximum size."""
+"""`BufferPool`: which buffers return to it and when, and its maximum size."""
 
 import gc
 
@@ -11,13 +11,13 @@ from recurra.nn import GRU, LSTM, RNN
 
 @pytest.fixture
 def pool(monkeypatch):
-    fresh = buffers.BufferPool()
+    new_pool = buffers.BufferPool()
     for module in ("backends.bptt", "cells.elman", "cells.gru", "cells.lstm"):
-        monkeypatch.setattr(f"recurra.recurrence.{module}.BUFFER_POOL", fresh)
-    return fresh
+        monkeypatch.setattr(f"recurra.recurrence.{module}.BUFFER_POOL", new_pool)
+    return new_pool
 
 
-def test_pool_reuses_freed_buffer(pool):
+def test_buffer_pool_reuses_freed_buffer(pool):
     like = torch.zeros(1)
     first = pool.borrow(300, 200, like=like)
     address = first.data_ptr()
@@ -27,7 +27,7 @@ def test_pool_reuses_freed_buffer(pool):
     assert pool.borrow(200, 300, like=like).data_ptr() == address
 
 
-def test_pool_does_not_lend_other_dtype_or_larger_buffer(pool):
+def test_buffer_pool_never_lends_other_dtype_or_larger_buffer(pool):
     pool.borrow(300, 200, like=torch.zeros(1))
     assert pool.borrow(300, 200, like=torch.zeros(1).double()).dtype == torch.float64
     assert pool.free_bytes >= 300 * 200 * 4
@@ -35,7 +35,7 @@ def test_pool_does_not_lend_other_dtype_or_larger_buffer(pool):
     assert small.untyped_storage().nbytes() == 40
 
 
-def test_pool_drops_oldest_buffers_when_full(pool):
+def test_buffer_pool_drops_oldest_buffers_when_full(pool):
     like = torch.zeros(1)
     many = [pool.borrow(20_000 + n, like=like) for n in range(3 * buffers.MOST_BUFFERS)]
     many += [pool.borrow(10, like=like) for _ in range(100)]
@@ -45,7 +45,7 @@ def test_pool_drops_oldest_buffers_when_full(pool):
 
 
 @pytest.mark.parametrize("kind", [GRU, LSTM])
-def test_buffers_return_after_backward(pool, kind):
+def test_buffer_pool_gets_buffers_back_after_backward(pool, kind):
     layer = kind(64, 64, backend="bptt")
     loss = layer(torch.randn(20, 16, 64))[0].sum()
     held = pool.free_bytes
@@ -56,7 +56,7 @@ def test_buffers_return_after_backward(pool, kind):
 
 
 @pytest.mark.parametrize("kind", [RNN, GRU, LSTM])
-def test_retained_graph_keeps_its_buffers(pool, kind):
+def test_buffer_pool_retained_graph_keeps_buffers(pool, kind):
     layer = kind(64, 64, backend="bptt")
     inputs = torch.randn(20, 16, 64, requires_grad=True)
     total = layer(inputs)[0].square().sum()
@@ -67,7 +67,7 @@ def test_retained_graph_keeps_its_buffers(pool, kind):
 
 
 @pytest.mark.parametrize("kind", [RNN, GRU, LSTM])
-def test_exported_module_equals_torch(pool, kind):
+def test_module_exported_equals_torch(pool, kind):
     ours = kind(4, 8, backend="bptt")
     theirs = kind.__mro__[2](4, 8)
     theirs.load_state_dict(ours.state_dict())

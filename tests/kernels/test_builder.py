@@ -1,4 +1,4 @@
-"""The build of the kernels: once per machine, by one process; without a compiler, no kernels."""
+"""Build of the kernels: once per machine, by one process, and optional without a compiler."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ layer(torch.zeros(2, 1, 3)), layer(torch.zeros(2, 1, 3))
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """An empty cache folder."""
+    """Set RECURRA_CACHE to a directory that does not exist yet, and return it."""
     monkeypatch.setenv("RECURRA_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("CXXFLAGS", raising=False)
     return tmp_path / "cache"
@@ -35,7 +35,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def compiler(tmp_path, monkeypatch):
-    """Makes CXX a program of ours."""
+    """Return a function that sets CXX to a shell script."""
 
     def make(script: str) -> Path:
         file = tmp_path / "compiler"
@@ -58,15 +58,15 @@ def python(program: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
-def test_missing_compiler_is_logged_once(cache, monkeypatch):
+def test_build_missing_compiler_is_logged_once(cache, monkeypatch):
     monkeypatch.setenv("CXX", "/nowhere/c++")
     done = python(LAYER)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("continuing without compiled kernels") == 1
-    assert "/nowhere/c++ could not build the kernels; see " in done.stderr
+    assert done.stderr.count("without compiled kernels") == 1
+    assert "/nowhere/c++" in done.stderr
 
 
-def test_missing_compiler_error_lists_candidates(cache, monkeypatch, capsys):
+def test_build_missing_compiler_error_lists_candidates(cache, monkeypatch, capsys):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(KernelError, match=r"g\+\+, c\+\+, clang\+\+, or CXX"):
@@ -74,7 +74,7 @@ def test_missing_compiler_error_lists_candidates(cache, monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_failed_build_names_log_and_is_not_repeated(cache, compiler, capsys):
+def test_build_failure_names_log_and_is_not_repeated(cache, compiler, capsys):
     file = compiler('echo tried >> "$0.log"; echo "unknown flag" >&2; exit 1')
     tries = Path(f"{file}.log")
     first = python(LAYER)
@@ -83,21 +83,22 @@ def test_failed_build_names_log_and_is_not_repeated(cache, compiler, capsys):
     attempts = len(tries.read_text().splitlines())
     second = python(LAYER)
     assert second.returncode == 0
-    assert "could not be built before" in second.stderr
+    assert str(builder.failed_log()) in second.stderr
     assert len(tries.read_text().splitlines()) == attempts
     assert main(["kernels", "build"]) == 1
-    assert "could not build the kernels" in capsys.readouterr().err
+    assert str(builder.failed_log()) in capsys.readouterr().err
     assert len(tries.read_text().splitlines()) == 2 * attempts
     assert main(["doctor"]) == 0
-    assert "could not be built, see" in capsys.readouterr().out
+    assert str(builder.failed_log()) in capsys.readouterr().out
 
 
-def test_kernels_switched_off_are_not_built(cache):
+def test_build_is_skipped_if_kernels_are_switched_off(cache):
     done = python(LAYER, RECURRA_KERNELS="off")
     assert (done.returncode, done.stderr) == (0, "")
     assert not cache.exists()
-    asked = python(LAYER.replace("(3, 4)", "(3, 4, backend='native')"), RECURRA_KERNELS="off")
-    assert "KernelError: the compiled kernels are switched off" in asked.stderr
+    done = python(LAYER.replace("(3, 4)", "(3, 4, backend='native')"), RECURRA_KERNELS="off")
+    assert "KernelError: " in done.stderr
+    assert "switched off" in done.stderr
 
 
 def test_train_without_requested_kernels_leaves_no_run(tmp_path):
@@ -111,16 +112,16 @@ def test_train_without_requested_kernels_leaves_no_run(tmp_path):
 
 
 @needs_compiler
-def test_two_processes_build_kernels_once(cache, compiler, capsys):
+def test_build_by_two_processes_compiles_once(cache, compiler, capsys):
     real = shutil.which(builder.COMPILERS[0]) or builder.find_compiler()
     file = compiler(f'echo "$*" >> "$0.log"; exec {real} "$@"')
-    running = [
+    processes = [
         subprocess.Popen([sys.executable, "-c", LAYER], stderr=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    said = [process.communicate(timeout=200)[1] for process in running]
-    assert [process.returncode for process in running] == [0, 0], said
-    assert "without compiled kernels" not in "".join(said)
+    errors = [process.communicate(timeout=200)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    assert "without compiled kernels" not in "".join(errors)
     sources = len(list(builder.SOURCES.glob("*.cpp")))
     assert len(Path(f"{file}.log").read_text().splitlines()) == sources + 1
     assert main(["kernels", "build"]) == 0

@@ -21,7 +21,7 @@ struct Line {
 """
 
 
-def test_read_structures_fields_have_names_order_and_types_of_the_header():
+def test_read_structures_keeps_names_order_and_types_of_fields():
     found = structures.read_structures(HEADER)
     assert found["Point"]._fields_ == (
         ("shade", ctypes.c_int32),
@@ -33,29 +33,29 @@ def test_read_structures_fields_have_names_order_and_types_of_the_header():
     assert found["Line"].length.offset == ctypes.sizeof(ctypes.c_void_p)
 
 
-def test_read_structures_unknown_type_is_rejected():
+def test_read_structures_unknown_type_raises():
     with pytest.raises(ValueError, match="Colour"):
         structures.read_structures("struct Point {\n  Colour colour;\n};\n")
 
 
-def test_read_enumerations_members_count_from_zero():
+def test_read_enumerations_numbers_members_from_zero():
     assert structures.read_enumerations(HEADER) == {"Shade": {"kDark": 0, "kLight": 1}}
 
 
-def test_read_cells_numbers_follow_the_order_of_the_rows():
+def test_read_cells_numbers_cells_in_order_of_rows():
     header = '#define RECURRA_CELLS(CELL) \\\n  CELL("a", A) \\\n  CELL("b-c", B<true>)\n'
     assert structures.read_cells(header) == {"a": 0, "b-c": 1}
 
 
 @pytest.mark.skipif(not library.is_available(), reason="no compiled kernels")
 @pytest.mark.parametrize("name", structures.COMPILED_CELLS)
-def test_layout_of_compiled_cell_agrees_with_its_traits(name):
+def test_cell_layout_agrees_with_cell_traits(name):
     layout, traits = library.cell_layout(name), CELL_TRAITS[name]
     assert (layout.gates, layout.states) == (traits.num_gates, traits.num_states)
     assert layout.deltas == layout.gates + layout.inner_gates
     assert traits.reads_state
 
 
-def test_structures_of_the_header_are_all_read():
+def test_structures_include_every_struct_of_the_header():
     declared = structures.HEADER.read_text("utf-8").count("\nstruct ")
     assert len(structures.STRUCTURES) == declared == 8

@@ -1,4 +1,4 @@
-"""The kernels in a process with others' threads: torch's number, its runtime, forks and loaders."""
+"""Threads of the kernels: as many as torch uses, its OpenMP runtime, forks and data loaders."""
 
 import multiprocessing
 import sys
@@ -13,7 +13,7 @@ from recurra.kernels import library
 
 pytestmark = [
     pytest.mark.skipif(not library.is_available(), reason="no compiler for the kernels"),
-    # Forking a process that has threads is what these tests are about.
+    # These tests fork a process that has threads.
     pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
 ]
 
@@ -38,20 +38,20 @@ class Computed(Dataset):
 
 def send(queue):
     threads = library.threads()
-    # torch's own products wait for ever for the threads that the fork has lost; its loaders set
-    # this in their workers.
+    # Without this, products of torch would wait forever for threads that the fork does not have.
+    # The workers of torch's data loaders set it too.
     torch.set_num_threads(1)
     queue.put((threads, compute().numpy()))
 
 
-def test_threads_equal_torch_threads():
+def test_library_threads_equal_torch_threads():
     for threads in (1, 3):
         torch.set_num_threads(threads)
         assert library.threads() == threads
 
 
 @needs_fork
-def test_one_openmp_runtime_is_loaded():
+def test_library_shares_one_openmp_runtime_with_torch():
     compute()
     maps = Path("/proc/self/maps").read_text().splitlines()
     runtimes = {
@@ -63,7 +63,7 @@ def test_one_openmp_runtime_is_loaded():
 
 
 @needs_fork
-def test_forked_process_computes_with_one_thread():
+def test_library_in_forked_process_uses_one_thread():
     torch.set_num_threads(2)
     expected = compute()
     context = multiprocessing.get_context("fork")
@@ -78,7 +78,7 @@ def test_forked_process_computes_with_one_thread():
 
 
 @needs_fork
-def test_data_loader_workers_compute():
+def test_library_in_data_loader_workers_gives_equal_results():
     torch.set_num_threads(2)
     expected = [compute(index) for index in range(4)]
     loader = DataLoader(Computed(), batch_size=None, num_workers=2, timeout=60)

@@ -1,4 +1,4 @@
-"""A module of ours beside one of torch, and what both do."""
+"""Pairs of a recurra.nn and a torch.nn module with equal weights, and comparisons of both."""
 
 import itertools
 
@@ -41,7 +41,7 @@ INPUT, HIDDEN, BATCH, STEPS = 4, 5, 3, 6
 
 
 def make_pair(name, *args, backend="bptt", dtype=torch.float64, **kwargs):
-    """A module of ours and torch's, with torch's weights."""
+    """Return a module of recurra.nn and one of torch.nn with the same weights."""
     ours = getattr(recurra.nn, name)(*args, backend=backend, dtype=dtype, **kwargs)
     theirs = getattr(torch.nn, name)(*args, dtype=dtype, **kwargs)
     ours.load_state_dict(theirs.state_dict())
@@ -49,7 +49,7 @@ def make_pair(name, *args, backend="bptt", dtype=torch.float64, **kwargs):
 
 
 def make_state(module, batch):
-    """A random initial state that fits the module; `batch` None is no batch dimension."""
+    """Return a random initial state; without a batch dimension if `batch` is None."""
     rows = module.num_layers * (2 if module.bidirectional else 1)
     middle = () if batch is None else (batch,)
     dtype = module.weight_ih_l0.dtype
@@ -60,7 +60,7 @@ def make_state(module, batch):
 
 
 def tensors(value):
-    """All tensors of an input, state or result, in order."""
+    """Return all tensors of an input, state or result, in order."""
     if value is None:
         return []
     if isinstance(value, torch.Tensor):
@@ -71,7 +71,7 @@ def tensors(value):
 
 
 def leaf(value):
-    """The same value with tensors that collect their own gradients."""
+    """Return a copy of the value whose tensors are leaves that require a gradient."""
     if value is None:
         return None
     if isinstance(value, PackedSequence):
@@ -82,7 +82,7 @@ def leaf(value):
 
 
 def outcome(module, inputs, hx):
-    """Outputs and final state, and the gradients of a random-weighted sum of both."""
+    """Return outputs, final state and all gradients of a randomly weighted sum of both."""
     inputs, hx = leaf(inputs), leaf(hx)
     module.zero_grad()
     result = module(inputs, hx)
@@ -111,7 +111,7 @@ def assert_same(actual, expected, tolerance):
 
 
 def make_inputs(form, batch_first, dtype):
-    """An input of this form and its batch size."""
+    """Return an input of this form and its batch size, None if it has no batch dimension."""
     if form == "unbatched":
         return torch.randn(STEPS, INPUT, dtype=dtype), None
     if form == "padded":
@@ -126,8 +126,8 @@ def make_inputs(form, batch_first, dtype):
     return packed, len(lengths)
 
 
-def call(module_class, constructor, forward):
-    """The exception that a construction and a call raise together."""
+def raised_error(module_class, constructor, forward):
+    """Return the exception that construction or call of a module raises, or None."""
     options = {"backend": "bptt"} if module_class.__module__ == "recurra.nn" else {}
     try:
         module = module_class(*constructor.args, **constructor.kwargs, **options)

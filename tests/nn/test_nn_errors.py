@@ -1,4 +1,4 @@
-"""recurra.nn against torch.nn: wrong calls raise the same, and what a module shows of itself."""
+"""recurra.nn against torch.nn: invalid calls raise errors of the same type; repr of modules."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import recurra.nn
-from nn.pairs import NAMES, call
+from nn.pairs import NAMES, raised_error
 from recurra.errors import ConfigError
 
 
@@ -16,8 +16,8 @@ class Arguments(NamedTuple):
     kwargs: dict
 
 
-def wrong_calls(name):
-    """(constructor, inputs, hx) that torch refuses: one thing wrong in each."""
+def invalid_calls(name):
+    """Yield (name, constructor arguments, inputs, hx) of calls with one invalid argument."""
 
     def state(*shape, dtype=torch.float32):
         h = torch.zeros(shape, dtype=dtype)
@@ -68,28 +68,28 @@ def wrong_calls(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "what", "arguments", "inputs", "hx"),
+    ("name", "description", "arguments", "inputs", "hx"),
     [
         pytest.param(name, *case, id=f"{name}-{case[0]}")
         for name in NAMES
-        for case in wrong_calls(name)
+        for case in invalid_calls(name)
     ],
 )
-def test_wrong_calls_raise_errors_of_torch(name, what, arguments, inputs, hx):
+def test_module_invalid_call_raises_error_type_of_torch(name, description, arguments, inputs, hx):
     constructor, forward = Arguments(*arguments), Arguments((inputs, hx), {})
-    expected = call(getattr(torch.nn, name), constructor, forward)
-    actual = call(getattr(recurra.nn, name), constructor, forward)
-    assert expected is not None, f"torch accepts {what}"
+    expected = raised_error(getattr(torch.nn, name), constructor, forward)
+    actual = raised_error(getattr(recurra.nn, name), constructor, forward)
+    assert expected is not None, f"torch accepts {description}"
     assert type(actual) is type(expected), (actual, expected)
     assert str(actual)
 
 
-def test_unknown_backend_error_lists_names():
+def test_module_unknown_backend_error_lists_names():
     with pytest.raises(ConfigError, match="bptt"):
         recurra.nn.LSTM(3, 4, backend="cudnn")
 
 
-def test_repr_shows_backend_unless_auto():
+def test_module_repr_shows_backend_unless_auto():
     assert repr(recurra.nn.GRU(3, 4, batch_first=True)) == "GRU(3, 4, batch_first=True)"
     shown = repr(recurra.nn.LSTM(3, 4, num_layers=2, backend="reference"))
     assert shown == "LSTM(3, 4, num_layers=2, backend=reference)"

@@ -31,11 +31,11 @@ FORMS = [
 ]
 
 
-# batch_first, bias, initial state given
+# batch_first, bias, with initial state
 CASES = [(False, True, True), (True, False, True), (True, True, False)]
 
 
-def assert_refused(name, dtype, options):
+def assert_unsupported(name, dtype, options):
     module, _ = make_pair(name, INPUT, HIDDEN, backend="native", dtype=dtype, **options)
     with pytest.raises(ConfigError, match=r"compiled kernels|native backend"):
         module(torch.randn(STEPS, BATCH, INPUT, dtype=dtype))
@@ -46,9 +46,11 @@ def assert_refused(name, dtype, options):
 @pytest.mark.parametrize("num_layers", [1, 2])
 @pytest.mark.parametrize(("name", "options"), CELLS, ids=CELL_IDS)
 @pytest.mark.parametrize("backend", OWN_BACKENDS + KERNELS)
-def test_values_equal_torch(backend, name, options, num_layers, bidirectional, form, dtype):
+def test_module_values_and_gradients_equal_torch(
+    backend, name, options, num_layers, bidirectional, form, dtype
+):
     if backend == "native" and (dtype == torch.float64 or "proj_size" in options):
-        assert_refused(name, dtype, options)
+        assert_unsupported(name, dtype, options)
         return
     torch.manual_seed(0)
     for batch_first, bias, with_state in CASES:
@@ -74,7 +76,7 @@ def test_library_backend_equals_torch(name, options, form):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_packed_result_has_order_and_type_of_input(name):
+def test_module_packed_output_keeps_order_of_input(name):
     ours, theirs = make_pair(name, INPUT, HIDDEN)
     packed, _ = make_inputs("unsorted", False, torch.float64)
     output, expected = ours(packed)[0], theirs(packed)[0]
@@ -88,7 +90,7 @@ def test_packed_result_has_order_and_type_of_input(name):
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both"])
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
-def test_dropout_of_seed_equals_torch(dtype, name, bidirectional, form, backend):
+def test_module_dropout_with_same_seed_equals_torch(dtype, name, bidirectional, form, backend):
     torch.manual_seed(0)
     ours, theirs = make_pair(
         name, INPUT, 37, 3, dropout=0.4, bidirectional=bidirectional, backend=backend, dtype=dtype
@@ -99,26 +101,26 @@ def test_dropout_of_seed_equals_torch(dtype, name, bidirectional, form, backend)
         torch.manual_seed(7)
         results.append(outcome(module, inputs, None))
     assert_same(*results, TOLERANCE[dtype])
-    kept = outcome(ours.eval(), inputs, None)
-    assert_same(kept, outcome(theirs.eval(), inputs, None), TOLERANCE[dtype])
-    assert not torch.allclose(kept["result 0"], results[0]["result 0"])
+    eval_outcome = outcome(ours.eval(), inputs, None)
+    assert_same(eval_outcome, outcome(theirs.eval(), inputs, None), TOLERANCE[dtype])
+    assert not torch.allclose(eval_outcome["result 0"], results[0]["result 0"])
 
 
 @pytest.mark.parametrize("dropout", [0.0, 1.0])
-def test_dropout_extremes(dropout):
+def test_module_dropout_of_zero_or_one_equals_torch(dropout):
     ours, theirs = make_pair("GRU", INPUT, HIDDEN, 2, dropout=dropout)
     inputs, _ = make_inputs("padded", False, torch.float64)
     assert_same(outcome(ours, inputs, None), outcome(theirs, inputs, None), 1e-10)
 
 
-def test_dropout_of_one_layer_warns_as_torch():
-    with pytest.warns(UserWarning, match="adds dropout after all but last"):
+def test_module_dropout_of_one_layer_warns():
+    with pytest.warns(UserWarning, match="dropout"):
         recurra.nn.GRU(3, 4, dropout=0.5)
 
 
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "bias": False}])
 @pytest.mark.parametrize("name", NAMES)
-def test_same_seed_same_weights_and_state_dict(name, options):
+def test_module_same_seed_gives_state_dict_of_torch(name, options):
     torch.manual_seed(11)
     ours = getattr(recurra.nn, name)(3, 4, **options)
     torch.manual_seed(11)

@@ -15,7 +15,7 @@ from recurra.recurrence.backends import Requirements, find_backend, require_supp
 from recurra.recurrence.cells import CELLS, LayerParameters
 
 RECURRENT = ["rnn", "rnn-relu", "gru", "lstm"]
-BOOK = [*RECURRENT, "none"]
+BASIC_CELLS = [*RECURRENT, "none"]
 SHAPES = [(1, 1, 1, 1), (1, 3, 4, 5), (7, 1, 3, 8), (13, 5, 6, 17), (8, 4, 40, 33)]
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 TORCH_MODULES = {
@@ -49,7 +49,7 @@ def make_state(cell, batch, parameters):
 
 
 def outcome(cell, inputs, state, layers, backend, **options):
-    """Outputs, final state and the gradient of every input of a random-weighted sum of both."""
+    """Return outputs, final state and all gradients of a randomly weighted sum of both."""
     leaves = [
         t
         for t in (inputs, *state, *itertools.chain(*(layer.of_torch for layer in layers)))
@@ -71,7 +71,7 @@ def outcome(cell, inputs, state, layers, backend, **options):
 
 
 def tolerance_of(backend: str, dtype: torch.dtype, device: str) -> float:
-    """Return the largest error relative to a tensor's largest entry."""
+    """Return the permitted error relative to a tensor's largest entry."""
     # cuDNN approximates tanh and the sigmoid in fp32: errors of 6e-5 were measured on an H100.
     # TF32 products would give 1e-3.
     approximates = backend == "library" and device == "cuda" and dtype == torch.float32
@@ -89,7 +89,7 @@ def assert_same(actual: list[Tensor], expected: list[Tensor], tolerance: float):
 
 @pytest.fixture(autouse=True)
 def _poison_buffers(monkeypatch):
-    """Fill the buffer pool and new memory with NaN, which shows where they are read too early."""
+    """Fill borrowed buffers and new memory with NaN, so that uninitialized reads are visible."""
     taken = buffers.BUFFER_POOL._take
     monkeypatch.setattr(
         buffers.BUFFER_POOL, "_take", lambda n, like: taken(n, like).fill_(float("nan"))
@@ -103,7 +103,7 @@ def _poison_buffers(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
 @pytest.mark.parametrize("num_layers", [1, 3])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("cell", BOOK)
+@pytest.mark.parametrize("cell", BASIC_CELLS)
 @pytest.mark.parametrize("backend", ["bptt", "library"])
 def test_backend_equals_reference(backend, cell, shape, num_layers, dtype, device):
     steps, batch, input_size, hidden_size = shape
@@ -120,9 +120,9 @@ def test_backend_equals_reference(backend, cell, shape, num_layers, dtype, devic
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "nobias"])
-@pytest.mark.parametrize("cell", BOOK)
+@pytest.mark.parametrize("cell", BASIC_CELLS)
 @pytest.mark.parametrize("backend", ["bptt", "library"])
-def test_token_ids_equal_one_hot_inputs(backend, cell, bias, dtype, device):
+def test_backend_token_ids_equal_one_hot_inputs(backend, cell, bias, dtype, device):
     torch.manual_seed(1)
     layers = [make_layer(cell, 11, 6, dtype, device, bias=bias)]
     state = tuple(s.detach()[None].requires_grad_() for s in make_state(cell, 3, layers[0]))
@@ -173,7 +173,7 @@ def test_reference_equals_torch(cell, shape, num_layers, bias):
 
 @pytest.mark.parametrize("proj_size", [1, 3])
 @pytest.mark.parametrize("backend", ["bptt", "library"])
-def test_projected_lstm_equals_reference(backend, proj_size):
+def test_backend_projected_lstm_equals_reference(backend, proj_size):
     torch.manual_seed(3)
     layers = [make_layer("lstm", 5, 7, torch.float64, proj_size=proj_size)]
     state = tuple(s.detach()[None].requires_grad_() for s in make_state("lstm", 2, layers[0]))
@@ -199,8 +199,8 @@ def test_bptt_passes_gradcheck(cell):
 
 
 @pytest.mark.parametrize("backend", ["reference", "bptt", "library"])
-@pytest.mark.parametrize("cell", BOOK)
-def test_two_halves_equal_the_whole(cell, backend, device):
+@pytest.mark.parametrize("cell", BASIC_CELLS)
+def test_backend_two_halves_equal_whole_sequence(cell, backend, device):
     torch.manual_seed(5)
     layers = [make_layer(cell, w, 6, torch.float64, device) for w in (4, 6)]
     inputs = torch.randn(11, 3, 4, dtype=torch.float64, device=device)
@@ -212,7 +212,7 @@ def test_two_halves_equal_the_whole(cell, backend, device):
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 1.25])
 @pytest.mark.parametrize("cell", RECURRENT)
-def test_recurrent_gradient_scale_equals_reference(cell, scale):
+def test_bptt_recurrent_gradient_scale_equals_reference(cell, scale):
     torch.manual_seed(6)
     layers = [make_layer(cell, 4, 5, torch.float64)]
     state = tuple(s.detach()[None].requires_grad_() for s in make_state(cell, 3, layers[0]))
@@ -222,7 +222,7 @@ def test_recurrent_gradient_scale_equals_reference(cell, scale):
     assert_same(outcome(cell, inputs, state, layers, "bptt", **options), expected, 1e-10)
 
 
-def test_recurrent_gradient_scale_zero_cuts_time():
+def test_bptt_recurrent_gradient_scale_zero_stops_gradients():
     torch.manual_seed(6)
     layer = make_layer("lstm", 4, 5, torch.float64)
     inputs = torch.randn(7, 3, 4, dtype=torch.float64, requires_grad=True)
@@ -234,7 +234,7 @@ def test_recurrent_gradient_scale_zero_cuts_time():
     assert inputs.grad[:-1].abs().max() == 0
 
 
-def test_retained_graph_gives_the_same_gradients_twice():
+def test_bptt_retained_graph_gives_equal_gradients_twice():
     torch.manual_seed(7)
     layer = make_layer("gru", 4, 5, torch.float64)
     inputs = torch.randn(7, 3, 4, dtype=torch.float64, requires_grad=True)
@@ -246,8 +246,8 @@ def test_retained_graph_gives_the_same_gradients_twice():
 
 
 @pytest.mark.parametrize("backend", ["reference", "bptt", "library"])
-@pytest.mark.parametrize("cell", BOOK)
-def test_bf16_stays_near_fp32_and_keeps_its_dtype(cell, backend):
+@pytest.mark.parametrize("cell", BASIC_CELLS)
+def test_backend_bf16_is_close_to_fp32_and_returns_fp32(cell, backend):
     torch.manual_seed(8)
     layer = make_layer(cell, 6, 16, torch.float32)
     inputs = torch.randn(9, 4, 6)
@@ -258,7 +258,7 @@ def test_bf16_stays_near_fp32_and_keeps_its_dtype(cell, backend):
     assert 0 < difference < 0.05
 
 
-def test_unknown_cell_or_backend_error_lists_names():
+def test_run_unknown_cell_or_backend_error_lists_names():
     layer = make_layer("rnn", 3, 4, torch.float32)
     inputs = torch.zeros(2, 1, 3)
     with pytest.raises(ConfigError, match="lstm"):
@@ -270,7 +270,7 @@ def test_unknown_cell_or_backend_error_lists_names():
 
 
 @pytest.mark.parametrize("cell", RECURRENT)
-def test_gradients_of_gradients_equal_reference(cell):
+def test_bptt_second_derivatives_equal_reference(cell):
     torch.manual_seed(9)
     layer = make_layer(cell, 3, 4, torch.float64)
     state = make_state(cell, 2, layer)
@@ -290,7 +290,7 @@ def choose(cell, device="cpu", *, steps=None, **needs):
     return recurrent_layer.choose_backend(needed, steps)
 
 
-def test_choose_backend_takes_the_fastest_that_supports_the_layer(monkeypatch):
+def test_choose_backend_returns_fastest_supported_backend(monkeypatch):
     monkeypatch.setattr(library, "is_available", lambda: True)
     assert choose("gru") == "native"
     assert choose("lstm", recurrent_gradient_scale=1.5) == "native"
@@ -326,7 +326,7 @@ def test_choose_backend_takes_the_fastest_that_supports_the_layer(monkeypatch):
         ("reference", "sru", "cpu", {"has_zoneout": True}, "those of sru do not"),
     ],
 )
-def test_unsupported_states_the_reason(backend, cell, device, needs, reason):
+def test_backend_unsupported_returns_reason(backend, cell, device, needs, reason):
     needed = Requirements(CELLS[cell], torch.device(device), **needs)
     found = find_backend(backend).unsupported(needed)
     assert found is not None
@@ -335,7 +335,7 @@ def test_unsupported_states_the_reason(backend, cell, device, needs, reason):
         require_supported(backend, needed)
 
 
-def test_wrong_state_shape_or_no_step_is_rejected():
+def test_run_wrong_state_shape_or_no_step_raises():
     layer = make_layer("gru", 3, 4, torch.float32)
     inputs = torch.zeros(2, 5, 3)
     for backend in BACKEND_MODULES:
@@ -349,7 +349,7 @@ def test_wrong_state_shape_or_no_step_is_rejected():
 
 @pytest.mark.parametrize("backend", BACKEND_MODULES)
 @pytest.mark.parametrize("name", ["weight_ih", "weight_hh", "bias_ih", "bias_hh"])
-def test_wrong_parameter_shape_is_rejected_by_name(backend, name):
+def test_run_wrong_parameter_shape_error_names_cell(backend, name):
     layer = make_layer("gru", 3, 4, torch.float32)
     cut = layer._replace(**{name: getattr(layer, name)[:-1]})
     with pytest.raises(ConfigError, match="of gru is"):
@@ -361,17 +361,17 @@ def test_wrong_parameter_shape_is_rejected_by_name(backend, name):
 
 
 needs_kernels = pytest.mark.skipif(not library.is_available(), reason="no compiler for the kernels")
-# Without the single unit: where its gate saturates, 1 - z is rounding, and there is no other unit's
-# gradient to measure it by.
+# The shape with a single unit is left out: where its gate saturates, 1 - z is a rounding error, and
+# no other unit has a gradient to which the error is relative.
 NATIVE_SHAPES = [*SHAPES[1:], (5, 33, 7, 100), (6, 32, 10, 64), (4, 2, 3, 256), (3, 19, 8, 129)]
 
 
 @needs_kernels
-@pytest.mark.parametrize("reads", ["numbers", "ids"])
+@pytest.mark.parametrize("input_kind", ["numbers", "ids"])
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("shape", NATIVE_SHAPES, ids=str)
-@pytest.mark.parametrize("cell", BOOK)
-def test_native_equals_reference(cell, shape, threads, reads):
+@pytest.mark.parametrize("cell", BASIC_CELLS)
+def test_native_equals_reference(cell, shape, threads, input_kind):
     torch.set_num_threads(threads)
     steps, batch, input_size, hidden_size = shape
     torch.manual_seed(0)
@@ -380,7 +380,7 @@ def test_native_equals_reference(cell, shape, threads, reads):
     states = [make_state(cell, batch, p) for p in layers]
     state = tuple(torch.stack(s).detach().requires_grad_() for s in zip(*states, strict=True))
     inputs = torch.randn(steps, batch, input_size).requires_grad_()
-    if reads == "ids":
+    if input_kind == "ids":
         inputs = torch.randint(input_size, (batch, steps)).t()
     options = {} if cell == "none" else {"recurrent_gradient_scale": 0.75}
     expected = outcome(cell, inputs, state, layers, "reference", **options)
@@ -390,7 +390,7 @@ def test_native_equals_reference(cell, shape, threads, reads):
 @needs_kernels
 @pytest.mark.parametrize("shape", NATIVE_SHAPES, ids=str)
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
-def test_native_bf16_gradients_stay_near_those_of_fp32(cell, shape):
+def test_native_bf16_gradients_are_close_to_fp32(cell, shape):
     steps, batch, input_size, hidden_size = shape
     torch.manual_seed(0)
     layers = [make_layer(cell, input_size, hidden_size, torch.float32)]
@@ -423,7 +423,7 @@ def test_native_rejects_other_dtypes_and_projection():
 
 @needs_kernels
 @pytest.mark.parametrize("cell", RECURRENT)
-def test_native_gradients_of_gradients_equal_reference(cell):
+def test_native_second_derivatives_equal_reference(cell):
     torch.manual_seed(9)
     layer = make_layer(cell, 3, 4, torch.float32)
     state = make_state(cell, 2, layer)

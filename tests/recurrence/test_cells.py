@@ -1,4 +1,4 @@
-"""Cells beyond the book's: their equations written out once more, and every backend they have."""
+"""Cells beyond the basic ones: against their equations, and every backend against `reference`."""
 
 import itertools
 import math
@@ -13,8 +13,8 @@ from recurra.recurrence.backends import Requirements, supporting_backends
 from recurra.recurrence.cells import CELLS, LayerParameters, LinearCell, find_cell
 
 LINEAR = [name for name, cell in CELLS.items() if isinstance(cell, LinearCell)]
-BOOK = ["rnn", "rnn-relu", "gru", "lstm", "none"]
-VARIANTS = [name for name in CELLS if name not in (*LINEAR, *BOOK)]
+BASIC_CELLS = ["rnn", "rnn-relu", "gru", "lstm", "none"]
+VARIANTS = [name for name in CELLS if name not in (*LINEAR, *BASIC_CELLS)]
 SHAPES = [(1, 1, 1, 1), (1, 3, 4, 5), (7, 1, 3, 8), (13, 5, 6, 17)]
 
 
@@ -41,7 +41,7 @@ def leaves_of(layer, inputs, state):
 
 
 def outcome(name, inputs, state, layer, backend, **options):
-    """Outputs, final state and all gradients."""
+    """Return outputs, final state and all gradients of a weighted sum of both."""
     outputs, final = recurrent_layer.run(name, inputs, state, layer, backend, **options)
     weights = [torch.linspace(-1, 2, p.numel()).view_as(p) for p in (outputs, *final)]
     total = sum((p * w).sum() for p, w in zip((outputs, *final), weights, strict=True))
@@ -69,7 +69,7 @@ def make_case(name, shape, dtype=torch.float64, bias=True):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", LINEAR)
-def test_time_batched_cell_equals_step_by_step(name, shape, bias):
+def test_linear_cell_bptt_equals_reference(name, shape, bias):
     inputs, state, layer = make_case(name, shape, bias=bias)
     for options in ({}, {"recurrent_gradient_scale": 0.75}):
         expected = outcome(name, inputs, state, layer, "reference", **options)
@@ -79,14 +79,14 @@ def test_time_batched_cell_equals_step_by_step(name, shape, bias):
 @pytest.mark.skipif(not library.is_available(), reason="no compiler for the kernels")
 @pytest.mark.parametrize("shape", SHAPES[1:], ids=str)
 @pytest.mark.parametrize("name", LINEAR)
-def test_compiled_scan_equals_step_by_step(name, shape):
+def test_linear_cell_native_equals_reference(name, shape):
     inputs, state, layer = make_case(name, shape, torch.float32)
     expected = outcome(name, inputs, state, layer, "reference")
     assert_same(outcome(name, inputs, state, layer, "native"), expected, 2e-5)
 
 
 @pytest.mark.parametrize("name", LINEAR)
-def test_ids_equal_one_hot_inputs(name):
+def test_linear_cell_token_ids_equal_one_hot_inputs(name):
     _, state, layer = make_case(name, (9, 3, 11, 6))
     ids = torch.randint(11, (9, 3))
     one_hot = torch.nn.functional.one_hot(ids, 11).double()
@@ -96,7 +96,7 @@ def test_ids_equal_one_hot_inputs(name):
 
 
 @pytest.mark.parametrize("name", LINEAR + VARIANTS)
-def test_gradients_pass_gradcheck(name):
+def test_cell_gradients_pass_gradcheck(name):
     inputs, state, layer = make_case(name, (4, 2, 3, 4))
     leaves = leaves_of(layer, inputs, state)
     extra = len(layer.extra or ())
@@ -115,7 +115,7 @@ def test_gradients_pass_gradcheck(name):
 
 
 @pytest.mark.parametrize("name", LINEAR + VARIANTS)
-def test_two_halves_equal_the_whole(name):
+def test_cell_two_halves_equal_whole_sequence(name):
     inputs, _, layer = make_case(name, (11, 3, 4, 6))
     needs = Requirements(find_cell(name), torch.device("cpu"))
     for backend in supporting_backends(needs):
@@ -131,8 +131,8 @@ def sigmoid(x):
     return 1.0 / (1.0 + math.exp(-x))
 
 
-def numbers(name):
-    """One unit, one input, two steps by the papers' equations, in plain numbers."""
+def scalar_case(name):
+    """Return a layer of one unit and its weights, state, inputs and outputs as Python floats."""
     inputs, state, layer = make_case(name, (2, 1, 1, 1))
     x = inputs.flatten().tolist()
     w = layer.weight_ih.flatten().tolist()
@@ -141,32 +141,32 @@ def numbers(name):
     return x, w, b, state[0].item(), layer, outputs.flatten().tolist()
 
 
-def test_mingru_in_plain_numbers():
-    x, w, b, h, _, outputs = numbers("mingru")
+def test_mingru_equals_scalar_equations():
+    x, w, b, h, _, outputs = scalar_case("mingru")
     for x_t, y in zip(x, outputs, strict=True):
         z, n = sigmoid(w[0] * x_t + b[0]), w[1] * x_t + b[1]
         h = (1 - z) * h + z * n
         assert y == pytest.approx(h)
 
 
-def test_minlstm_in_plain_numbers():
-    x, w, b, h, _, outputs = numbers("minlstm")
+def test_minlstm_equals_scalar_equations():
+    x, w, b, h, _, outputs = scalar_case("minlstm")
     for x_t, y in zip(x, outputs, strict=True):
         i, f, g = sigmoid(w[0] * x_t + b[0]), sigmoid(w[1] * x_t + b[1]), w[2] * x_t + b[2]
         h = f / (f + i) * h + i / (f + i) * g
         assert y == pytest.approx(h)
 
 
-def test_sru_in_plain_numbers():
-    x, w, b, c, _, outputs = numbers("sru")
+def test_sru_equals_scalar_equations():
+    x, w, b, c, _, outputs = scalar_case("sru")
     for x_t, y in zip(x, outputs, strict=True):
         f, r = sigmoid(w[1] * x_t + b[1]), sigmoid(w[2] * x_t + b[2])
         c = f * c + (1 - f) * (w[0] * x_t + b[0])
         assert y == pytest.approx(r * math.tanh(c) + (1 - r) * (w[3] * x_t + b[3]))
 
 
-def test_rglru_in_plain_numbers():
-    x, w, b, h, layer, outputs = numbers("rglru")
+def test_rglru_equals_scalar_equations():
+    x, w, b, h, layer, outputs = scalar_case("rglru")
     decay = layer.extra[0].item()
     for x_t, y in zip(x, outputs, strict=True):
         r, i = sigmoid(w[0] * x_t + b[0]), sigmoid(w[1] * x_t + b[1])
@@ -175,12 +175,12 @@ def test_rglru_in_plain_numbers():
         assert y == pytest.approx(h)
 
 
-def test_rglru_initial_decay_has_long_half_life():
+def test_rglru_initial_decay_is_between_0_9_and_0_999():
     decay = torch.empty(5000)
     find_cell("rglru").first_extra("decay", decay)
-    kept = torch.sigmoid(decay) ** 8
-    assert 0.9 <= float(kept.min()) < 0.901
-    assert 0.998 < float(kept.max()) <= 0.9991
+    decays = torch.sigmoid(decay) ** 8
+    assert 0.9 <= float(decays.min()) < 0.901
+    assert 0.998 < float(decays.max()) <= 0.9991
 
 
 def test_rglru_gradients_are_finite_at_decay_one():
@@ -190,7 +190,7 @@ def test_rglru_gradients_are_finite_at_decay_one():
         assert torch.isfinite(part).all()
 
 
-def test_layer_norm_lstm_in_plain_numbers():
+def test_lstm_ln_equals_equations():
     inputs, state, layer = make_case("lstm-ln", (1, 2, 3, 5))
     gain_ih, gain_hh, gain_cell, bias_cell = layer.extra
 
@@ -228,7 +228,7 @@ def test_mogrifier_equals_lstm_of_gated_inputs():
     ("name", "backend"),
     [*itertools.product(VARIANTS, ["bptt", "library", "native"]), ("sru", "library")],
 )
-def test_backend_without_cell_error_lists_alternatives(name, backend):
+def test_run_backend_without_cell_error_lists_alternatives(name, backend):
     inputs, state, layer = make_case(name, (2, 1, 3, 4))
     with pytest.raises(ConfigError, match=f"no {name} cell; use auto, reference"):
         recurrent_layer.run(name, inputs, state, layer, backend)
@@ -236,7 +236,7 @@ def test_backend_without_cell_error_lists_alternatives(name, backend):
     assert outputs.shape == (2, 1, 4)
 
 
-def test_extra_parameters_of_a_cell_are_checked():
+def test_run_wrong_extra_parameters_raise():
     inputs, state, layer = make_case("rglru", (2, 1, 3, 4))
     with pytest.raises(ConfigError, match="decay of rglru is"):
         recurrent_layer.run("rglru", inputs, state, layer._replace(extra=(torch.zeros(3),)))

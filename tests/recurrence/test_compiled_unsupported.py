@@ -23,12 +23,12 @@ def make(**options):
         ({"residual": True}, "the compiled kernels have no residual blocks"),
     ],
 )
-def test_compiled_unsupported_states_setting(options, reason):
+def test_compiled_unsupported_names_setting(options, reason):
     model = make(**options)
     assert reason in model.compiled_unsupported()
 
 
-def test_compiled_unsupported_states_dtype():
+def test_compiled_unsupported_names_dtype():
     assert "fp32, not in torch.float64" in make().double().compiled_unsupported()
 
 
@@ -40,7 +40,7 @@ def test_compiled_unsupported_names_parameter():
     assert "embedding is torch.float64 on cpu" in model.compiled_unsupported()
 
 
-def test_compiled_unsupported_states_why_kernels_are_unavailable(monkeypatch):
+def test_compiled_unsupported_explains_missing_kernels(monkeypatch):
     monkeypatch.setattr(library, "unavailable", lambda: "no C++ compiler is installed")
     assert make().compiled_unsupported() == "no C++ compiler is installed"
 

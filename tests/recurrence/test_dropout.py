@@ -1,4 +1,4 @@
-"""Dropout masks: the right share, the right mean, the same from the kernel and from torch."""
+"""`fill_mask`: rate, scale and independence of masks; kernel and torch give equal masks."""
 
 import pytest
 import torch
@@ -7,18 +7,18 @@ from recurra.kernels import library
 from recurra.recurrence.dropout import fill_mask
 
 
-def filled(count, probability, seed=3):
+def make_mask(count, probability, seed=3):
     torch.manual_seed(seed)
     return fill_mask(torch.full((count,), float("nan")), probability)
 
 
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.93])
-def test_dropout_rate_and_independence(monkeypatch, probability, compiled):
+def test_fill_mask_has_rate_and_independent_entries(monkeypatch, probability, compiled):
     if compiled and not library.is_available():
         pytest.skip("no compiler for the kernels")
     monkeypatch.setattr(library, "is_available", lambda: compiled)
-    mask = filled(400_001, probability)
+    mask = make_mask(400_001, probability)
     assert set(mask.unique().tolist()) == {0.0, float(torch.tensor(1 / (1 - probability)))}
     dropped = (mask == 0).double()
     for lane in range(4):
@@ -31,14 +31,14 @@ def test_dropout_rate_and_independence(monkeypatch, probability, compiled):
 @pytest.mark.skipif(not library.is_available(), reason="no compiler for the kernels")
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("count", [1, 3, 255, 256, 257, 5000])
-def test_mask_of_kernel_equals_torch(monkeypatch, count, threads):
+def test_fill_mask_of_kernel_equals_torch(monkeypatch, count, threads):
     torch.set_num_threads(threads)
-    by_kernel = filled(count, 0.3)
+    by_kernel = make_mask(count, 0.3)
     after = torch.rand(1)
     monkeypatch.setattr(library, "is_available", lambda: False)
-    assert torch.equal(filled(count, 0.3), by_kernel)
+    assert torch.equal(make_mask(count, 0.3), by_kernel)
     assert torch.equal(torch.rand(1), after)
 
 
-def test_masks_of_different_seeds_differ():
-    assert not torch.equal(filled(1000, 0.5, seed=1), filled(1000, 0.5, seed=2))
+def test_fill_mask_seeds_give_different_masks():
+    assert not torch.equal(make_mask(1000, 0.5, seed=1), make_mask(1000, 0.5, seed=2))

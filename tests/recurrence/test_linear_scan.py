@@ -1,4 +1,4 @@
-"""The elementwise scan: every backend against the plain loop, values and all gradients."""
+"""`linear_scan`: values and gradients of every backend against those of `reference`."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from recurra.kernels import library
 from recurra.recurrence.backends.linear_scan import BACKENDS, linear_scan
 
 SHAPES = [(1, 1), (1, 5), (7, 3, 4), (13, 2, 65), (40, 3, 129), (5, 1, 1024)]
-BACKENDS_HERE = [b for b in BACKENDS if b != "native" or library.is_available()]
+AVAILABLE_BACKENDS = [b for b in BACKENDS if b != "native" or library.is_available()]
 
 
 def make(shape, dtype):
@@ -35,15 +35,15 @@ def assert_same(actual, expected, tolerance):
 @pytest.mark.parametrize("scale", [1.0, 0.0, 0.7])
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("backend", BACKENDS_HERE)
-def test_scan_backend_equals_plain_loop(backend, shape, threads, scale):
+@pytest.mark.parametrize("backend", AVAILABLE_BACKENDS)
+def test_linear_scan_backend_equals_reference(backend, shape, threads, scale):
     torch.set_num_threads(threads)
     leaves = make(shape, torch.float32)
     expected = outcome(leaves, "reference", scale)
     assert_same(outcome(leaves, backend, scale), expected, 1e-5)
 
 
-def test_scan_plain_loop_equals_equation():
+def test_linear_scan_reference_equals_equation():
     a, b, initial = make((6, 2, 3), torch.float64)
     state = initial
     for t, h in enumerate(linear_scan(a, b, initial, "reference")):
@@ -52,14 +52,14 @@ def test_scan_plain_loop_equals_equation():
     assert torch.equal(linear_scan(a, b, None, "bptt"), linear_scan(a, b, 0 * initial, "bptt"))
 
 
-def test_scan_passes_gradcheck():
+def test_linear_scan_passes_gradcheck():
     leaves = make((5, 2, 3), torch.float64)
     assert torch.autograd.gradcheck(lambda *x: linear_scan(*x, "bptt"), leaves)
     assert torch.autograd.gradgradcheck(lambda *x: linear_scan(*x, "bptt"), leaves)
 
 
-@pytest.mark.parametrize("backend", BACKENDS_HERE)
-def test_two_halves_equal_the_whole(backend):
+@pytest.mark.parametrize("backend", AVAILABLE_BACKENDS)
+def test_linear_scan_two_halves_equal_whole_sequence(backend):
     a, b, initial = make((9, 2, 3), torch.float32)
     whole = linear_scan(a, b, initial, backend)
     first = linear_scan(a[:4], b[:4], initial, backend)
@@ -67,7 +67,7 @@ def test_two_halves_equal_the_whole(backend):
     assert_same([torch.cat([first, second])], [whole], 1e-6)
 
 
-def test_scan_auto_selects_supported_backend(monkeypatch):
+def test_linear_scan_auto_selects_supported_backend(monkeypatch):
     for dtype in (torch.float32, torch.float64):
         leaves = make((5, 2, 3), dtype)
         assert_same(outcome(leaves, "auto"), outcome(leaves, "reference"), 1e-5)
@@ -75,7 +75,7 @@ def test_scan_auto_selects_supported_backend(monkeypatch):
     assert_same(outcome(leaves, "auto"), outcome(leaves, "bptt"), 0)
 
 
-def test_scan_rejects_wrong_shapes_and_backends():
+def test_linear_scan_wrong_shape_or_backend_raises():
     a, b, initial = make((5, 2, 3), torch.float64)
     for wrong in ((a[1:], b, initial), (a, b, initial[1:]), (a[:0], b[:0], initial)):
         with pytest.raises(ConfigError, match="one shape"):
@@ -87,8 +87,8 @@ def test_scan_rejects_wrong_shapes_and_backends():
 
 
 @pytest.mark.parametrize("place", range(3))
-@pytest.mark.parametrize("backend", BACKENDS_HERE)
-def test_scan_propagates_nan(backend, place):
+@pytest.mark.parametrize("backend", AVAILABLE_BACKENDS)
+def test_linear_scan_propagates_nan(backend, place):
     leaves = [t.detach().clone() for t in make((5, 70), torch.float32)]
     leaves[place].view(-1)[-1] = float("nan")
     assert linear_scan(*leaves, backend)[-1, -1].isnan()

@@ -1,4 +1,4 @@
-"""A new cell, added as docs/architecture.md describes: in Python, and in the compiled kernels."""
+"""A cell added as docs/architecture.md describes, in Python and in the compiled kernels."""
 
 import inspect
 import os
@@ -132,10 +132,10 @@ def make(**options):
     return RecurrentLM(ModelConfig(cell="mgu", **(sizes | options)))
 
 
-def test_register_cell_rejects_taken_name():
-    with pytest.raises(ConfigError, match="already a cell 'gru'"):
+def test_register_cell_existing_name_raises():
+    with pytest.raises(ConfigError, match="'gru'"):
         register_cell(CELL_TRAITS["gru"])
-    with pytest.raises(ConfigError, match="cell is 'mgu'; it must be one of rnn"):
+    with pytest.raises(ConfigError, match=r"cell is 'mgu'.* rnn"):
         make()
 
 
@@ -151,7 +151,7 @@ def test_new_cell_passes_gradcheck(mgu):
     assert torch.autograd.gradcheck(function, leaves)
 
 
-def test_new_cell_trains_in_a_model(mgu):
+def test_new_cell_trains_in_recurrent_lm(mgu):
     model = make(num_layers=2)
     assert model.backend == "reference"
     assert model.compiled_unsupported() == "the compiled kernels have no mgu cell"
@@ -168,12 +168,12 @@ def test_new_cell_trains_in_a_model(mgu):
 
 
 @pytest.mark.parametrize("backend", ["bptt", "library", "native"])
-def test_new_cell_unsupported_backend_is_rejected(mgu, backend):
+def test_new_cell_unsupported_backend_raises(mgu, backend):
     with pytest.raises(ConfigError, match="no mgu cell; use auto, reference"):
         require_backend(backend, "mgu", torch.device("cpu"))
 
 
-def test_new_cell_trains_and_loads_as_a_run(mgu, tmp_path):
+def test_new_cell_run_trains_and_loads(mgu, tmp_path):
     options = {"steps": 2, "hidden_size": 8, "batch_size": 2, "num_steps": 8, "threads": 1}
     (tmp_path / "text.txt").write_text("abcd " * 200, "utf-8")
     recurra.train(tmp_path / "text.txt", cell="mgu", out=tmp_path / "run", **options)

@@ -1,4 +1,4 @@
-"""Precisions by name, and the setting of cuDNN's precision, which is restored after a pass."""
+"""Precisions by name, and the precision setting of cuDNN that a pass changes and restores."""
 
 import pytest
 import torch
@@ -18,20 +18,20 @@ from recurra.recurrence.precision import (
 
 
 @pytest.fixture(autouse=True)
-def _restored():
+def _restore_setting():
     before = torch.backends.cudnn.rnn.fp32_precision
     yield
     torch.backends.cudnn.rnn.fp32_precision = before
 
 
-def test_product_dtype_is_the_operands_dtype():
+def test_product_dtype_follows_precision_and_operands():
     assert find_precision("fp32").product_dtype(torch.float64) == torch.float64
     assert find_precision("bf16").product_dtype(torch.float32) == torch.bfloat16
     with pytest.raises(ConfigError, match="fp32, bf16"):
         find_precision("fp8")
 
 
-def test_autocast_precision_rounds_fp32_weights_in_bf16_only():
+def test_autocast_precision_is_bf16_for_fp32_weights_only():
     weight = torch.zeros(2)
     assert autocast_precision(weight) is FP32
     with torch.autocast("cpu", torch.bfloat16):
@@ -58,7 +58,7 @@ def test_full_precision_rnn_restores_setting_after_error():
     assert settings.fp32_precision == "tf32"
 
 
-def test_full_precision_backward_sets_precision_during_its_node_only():
+def test_full_precision_backward_applies_to_its_node_only():
     settings = torch.backends.cudnn.rnn
     settings.fp32_precision = "tf32"
     seen = []

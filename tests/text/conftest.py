@@ -9,7 +9,7 @@ _DATA = os.environ.get("RECURRA_DATA")
 
 @pytest.fixture
 def real_data_folder() -> Path:
-    """The folder of the published corpora."""
+    """Return the directory of the published corpora; skip the test if there is none."""
     if not _DATA:
         pytest.skip("RECURRA_DATA is not set")
     return Path(_DATA)

@@ -1,4 +1,4 @@
-"""Bytes to prepared text: decoding errors, newlines, BOM, the book's cleaning, chunk borders."""
+"""Source bytes to prepared text: decoding errors, newlines, BOM, letters_only, chunk borders."""
 
 import re
 from itertools import pairwise
@@ -32,14 +32,14 @@ def chunk_bytes(request, monkeypatch):
     return request.param
 
 
-def saved(tmp_path, data, name="text.txt"):
+def write_file(tmp_path, data, name="text.txt"):
     path = tmp_path / name
     path.write_bytes(data)
     return path
 
 
-def by_the_book(text):
-    """Section 9.2 of the book, with its universal newlines."""
+def clean_as_d2l(text):
+    """Clean a text as section 9.2 of d2l does, with universal newlines."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return "".join(re.sub("[^A-Za-z]+", " ", line).strip().lower() for line in lines)
 
@@ -59,11 +59,11 @@ def by_the_book(text):
         (b"  The--Time\r\n\r\n 1 Machine,\tby ", LETTERS, "the timemachine by"),
     ],
 )
-def test_text_does_not_depend_on_chunks(tmp_path, chunk_bytes, data, config, text):
-    assert read_text([saved(tmp_path, data)], config) == text
+def test_read_text_is_independent_of_chunk_size(tmp_path, chunk_bytes, data, config, text):
+    assert read_text([write_file(tmp_path, data)], config) == text
 
 
-def test_prepare_text_follows_the_same_rules():
+def test_prepare_text_applies_text_config():
     assert prepare_text("a\r\nb\rc", CHAR) == "a\nb\nc"
     assert prepare_text("a\r\nb\rc", KEEP) == "a\r\nb\rc"
     assert prepare_text("a\r\nb", BYTE) == "a\r\nb"
@@ -73,13 +73,13 @@ def test_prepare_text_follows_the_same_rules():
 
 @settings(deadline=None, max_examples=200)
 @given(st.text("aB \t,1é中\r\n", max_size=40), st.lists(st.integers(0, 40), max_size=4))
-def test_letters_only_is_the_book_s_cleaning_however_it_is_cut(text, cuts):
-    assert prepare_text(text, LETTERS) == by_the_book(text)
+def test_letters_only_equals_d2l_for_any_chunks(text, cuts):
+    assert prepare_text(text, LETTERS) == clean_as_d2l(text)
     unified = text.replace("\r\n", "\n").replace("\r", "\n")
     borders = [0, *sorted(cuts), len(unified)]
     letters = LettersOnly()
     parts = [letters.push(unified[a:b]) for a, b in pairwise(borders)]
-    assert "".join(parts) == by_the_book(text)
+    assert "".join(parts) == clean_as_d2l(text)
 
 
 @pytest.mark.parametrize(
@@ -93,38 +93,38 @@ def test_letters_only_is_the_book_s_cleaning_however_it_is_cut(text, cuts):
         (b"a\r\n\r\n\x80", 5),
     ],
 )
-def test_invalid_bytes_are_named_with_their_offset(tmp_path, chunk_bytes, data, offset):
-    path = saved(tmp_path, data)
-    message = rf"text\.txt is not utf-8 text: byte 0x{data[offset]:02x} at offset {offset} .*byte"
+def test_read_text_invalid_byte_error_gives_offset(tmp_path, chunk_bytes, data, offset):
+    path = write_file(tmp_path, data)
+    message = rf"text\.txt .*utf-8.* 0x{data[offset]:02x} at offset {offset} "
     with pytest.raises(SourceError, match=message):
         read_text([path], CHAR)
     assert read_bytes([path], BYTE) == data
 
 
-def test_the_offset_counts_in_the_file_not_in_the_stream(tmp_path):
-    good, bad = saved(tmp_path, b"good", "a.txt"), saved(tmp_path, b"b\xff", "b.txt")
+def test_read_text_error_offset_counts_within_file(tmp_path):
+    first, second = write_file(tmp_path, b"good", "a.txt"), write_file(tmp_path, b"b\xff", "b.txt")
     with pytest.raises(SourceError, match=r"b\.txt .* at offset 1 "):
-        read_text([good, bad], CHAR)
+        read_text([first, second], CHAR)
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "shift_jis"])
-def test_offsets_in_other_encodings(tmp_path, chunk_bytes, encoding):
+def test_read_text_error_offset_in_other_encodings(tmp_path, chunk_bytes, encoding):
     whole = "日本".encode(encoding)
-    path = saved(tmp_path, whole + whole[-2:-1])
+    path = write_file(tmp_path, whole + whole[-2:-1])
     with pytest.raises(SourceError, match=f"at offset {len(whole)} "):
         read_text([path], TextConfig(encoding=encoding))
 
 
-def test_an_encoding_that_yields_half_characters_is_refused(tmp_path):
-    path = saved(tmp_path, b"a\\ud800")
-    with pytest.raises(SourceError, match=r"text\.txt is not raw_unicode_escape text"):
+def test_read_text_encoding_yielding_surrogates_raises(tmp_path):
+    path = write_file(tmp_path, b"a\\ud800")
+    with pytest.raises(SourceError, match=r"text\.txt .*raw_unicode_escape"):
         read_text([path], TextConfig(encoding="raw_unicode_escape"))
 
 
 @pytest.mark.parametrize("encoding", ["klingon", "hex", "rot13", "", "a\0b"])
-def test_unknown_encodings(tmp_path, encoding):
-    with pytest.raises(ConfigError, match="unknown text encoding"):
-        read_text([saved(tmp_path, b"a")], TextConfig(encoding=encoding))
+def test_read_text_unknown_encoding_raises(tmp_path, encoding):
+    with pytest.raises(ConfigError, match=f"encoding {re.escape(repr(encoding))}"):
+        read_text([write_file(tmp_path, b"a")], TextConfig(encoding=encoding))
 
 
 @pytest.mark.parametrize(
@@ -136,41 +136,41 @@ def test_unknown_encodings(tmp_path, encoding):
         (LETTERS, "onetwothree"),
     ],
 )
-def test_files_are_joined_by_the_separator(tmp_path, config, joined):
+def test_read_text_joins_files_with_separator(tmp_path, config, joined):
     paths = [
-        saved(tmp_path, b"\xef\xbb\xbf" * (name != "b") + data, name)
+        write_file(tmp_path, b"\xef\xbb\xbf" * (name != "b") + data, name)
         for name, data in [("a", b"one"), ("b", b"two"), ("c", b"three")]
     ]
     assert read_text(paths, config) == joined
 
 
-def test_a_line_end_cut_by_a_file_s_end_stays_in_its_file(tmp_path, chunk_bytes):
-    paths = [saved(tmp_path, b"a\r", "a"), saved(tmp_path, b"\nb", "b")]
+def test_read_text_unifies_newlines_within_each_file(tmp_path, chunk_bytes):
+    paths = [write_file(tmp_path, b"a\r", "a"), write_file(tmp_path, b"\nb", "b")]
     assert read_text(paths, TextConfig(separator="")) == "a\n\nb"
 
 
-def test_bytes_are_joined_by_the_encoded_separator(tmp_path, chunk_bytes):
-    paths = [saved(tmp_path, b"\xef\xbb\xbfa\r\n", "a"), saved(tmp_path, b"\xff", "b")]
+def test_iterate_bytes_joins_files_with_encoded_separator(tmp_path, chunk_bytes):
+    paths = [write_file(tmp_path, b"\xef\xbb\xbfa\r\n", "a"), write_file(tmp_path, b"\xff", "b")]
     config = TextConfig(tokens="byte", separator="é", encoding="latin-1")
     assert b"".join(iterate_bytes(paths, config)) == b"\xef\xbb\xbfa\r\n\xe9\xff"
-    with pytest.raises(ConfigError, match="cannot encode the separator"):
+    with pytest.raises(ConfigError, match="separator"):
         list(iterate_bytes(paths, TextConfig(tokens="byte", separator="中", encoding="latin-1")))
 
 
 @pytest.mark.parametrize(
     ("data", "config"), [(b"\xef\xbb\xbf", CHAR), ("中文 123\n".encode(), LETTERS)]
 )
-def test_text_with_nothing_left_is_refused(tmp_path, data, config):
-    with pytest.raises(SourceError, match="the text is empty"):
-        read_text([saved(tmp_path, data)], config)
+def test_read_text_empty_result_raises(tmp_path, data, config):
+    with pytest.raises(SourceError, match="text is empty"):
+        read_text([write_file(tmp_path, data)], config)
 
 
-def test_a_stream_gives_text_before_it_is_read_to_its_end(tmp_path, monkeypatch):
+def test_iterate_text_yields_before_reading_the_end(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "CHUNK_BYTES", 4)
-    assert next(iterate_text([saved(tmp_path, b"good\xff")], CHAR)) == "good"
+    assert next(iterate_text([write_file(tmp_path, b"good\xff")], CHAR)) == "good"
 
 
-def test_the_time_machine_has_the_book_s_figures(real_data_folder):
+def test_read_text_time_machine_matches_d2l_counts(real_data_folder):
     text = read_text(["time-machine"], LETTERS)
     assert len(text) == 170_580
     vocabulary = CharVocabulary.from_text(text)

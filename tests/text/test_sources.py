@@ -1,8 +1,9 @@
-"""From the sources that a user names to streams of bytes, and the errors."""
+"""Resolution of source arguments to byte streams, and its errors."""
 
 import hashlib
 import io
 import logging
+import re
 import sys
 
 import pytest
@@ -29,18 +30,18 @@ def write_tree(folder, files):
         path.write_bytes(data)
 
 
-def test_no_source_is_the_bundled_story():
+def test_resolve_no_source_gives_bundled_story():
     assert [source.name for source in resolve([])] == ["english-story"]
     assert read_text([], CONFIG).encode() == locate("english-story").read_bytes()
 
 
-def test_standard_input(monkeypatch, tmp_path):
+def test_read_text_dash_reads_standard_input(monkeypatch, tmp_path):
     write_tree(tmp_path, {"a.txt": b"file"})
     monkeypatch.setattr(sys, "stdin", Stdin("中\r\n".encode()))
     assert read_text(["-", tmp_path / "a.txt"], CONFIG) == "中\n|file"
 
 
-def test_standard_input_can_be_empty_or_asked_for_twice(monkeypatch):
+def test_read_text_empty_or_repeated_stdin_raises(monkeypatch):
     monkeypatch.setattr(sys, "stdin", Stdin(b""))
     with pytest.raises(SourceError, match="standard input is empty"):
         read_text(["-"], CONFIG)
@@ -48,7 +49,7 @@ def test_standard_input_can_be_empty_or_asked_for_twice(monkeypatch):
         resolve(["-", "-"])
 
 
-def test_a_folder_is_its_text_files_in_order(tmp_path, caplog):
+def test_read_text_folder_reads_text_files_in_order(tmp_path, caplog):
     write_tree(
         tmp_path,
         {
@@ -64,26 +65,26 @@ def test_a_folder_is_its_text_files_in_order(tmp_path, caplog):
     )
     with caplog.at_level(logging.WARNING, logger="recurra"):
         assert read_text([tmp_path], CONFIG) == "abc|az|a|b"
-    assert [record.getMessage() for record in caplog.records] == [
-        f"skipping {tmp_path / 'picture'}: it contains NUL bytes, so it is not text"
-    ]
+    (record,) = caplog.records
+    assert str(tmp_path / "picture") in record.getMessage()
+    assert "NUL" in record.getMessage()
 
 
-def test_a_folder_of_utf_16_is_text(tmp_path):
+def test_read_text_folder_accepts_utf_16(tmp_path):
     write_tree(tmp_path, {"a.txt": "ab".encode("utf-16")})
     assert read_text([tmp_path], TextConfig(encoding="utf-16")) == "ab"
 
 
 @pytest.mark.parametrize("files", [{}, {".hidden": b"a"}, {"empty": b""}, {"binary": b"\0"}])
-def test_a_folder_without_text(tmp_path, files):
+def test_resolve_folder_without_text_raises(tmp_path, files):
     write_tree(tmp_path, files)
-    with pytest.raises(SourceError, match=r"the directory .* contains no text files"):
+    with pytest.raises(SourceError, match=rf"{re.escape(str(tmp_path))} .*text files"):
         resolve([tmp_path])
 
 
-def test_an_empty_file(tmp_path):
+def test_read_text_empty_file_raises(tmp_path):
     write_tree(tmp_path, {"none.txt": b""})
-    with pytest.raises(SourceError, match=r"none\.txt is empty"):
+    with pytest.raises(SourceError, match=r"none\.txt .*empty"):
         read_text([tmp_path / "none.txt"], CONFIG)
 
 
@@ -92,27 +93,25 @@ def test_an_empty_file(tmp_path):
     [
         ("time_machine", "did you mean time-machine"),
         ("tiny-shakespear", "did you mean tiny-shakespeare"),
-        ("no/such/book.txt", "the corpora are english-story, chinese-lyrics, time-machine"),
-        ("x" * 5000, "the corpora are english-story"),
-        ("nul\0byte", "the corpora are english-story"),
+        ("no/such/book.txt", "english-story, chinese-lyrics, time-machine"),
+        ("x" * 5000, "english-story"),
+        ("nul\0byte", "english-story"),
     ],
 )
-def test_a_name_that_is_neither_file_nor_corpus(name, hint):
-    with pytest.raises(
-        SourceError, match=f"no such file.*not a corpus name either.*{hint}"
-    ) as caught:
+def test_resolve_unknown_name_suggests_corpora(name, hint):
+    with pytest.raises(SourceError, match=f"no such file.*{hint}") as caught:
         resolve([name])
     assert len(str(caught.value)) < 400
 
 
-def test_a_file_that_exists_wins_over_a_corpus(tmp_path, monkeypatch):
+def test_read_text_prefers_file_to_corpus_name(tmp_path, monkeypatch):
     write_tree(tmp_path, {"time-machine": b"mine"})
     monkeypatch.chdir(tmp_path)
     assert read_text(["time-machine"], CONFIG) == "mine"
 
 
 @pytest.mark.parametrize("in_folder", [False, True])
-def test_permission_denied(tmp_path, monkeypatch, in_folder):
+def test_read_text_unreadable_file_raises(tmp_path, monkeypatch, in_folder):
     write_tree(tmp_path, {"secret.txt": b"x"})
 
     def refuse(self, *args, **kwargs):
@@ -120,38 +119,38 @@ def test_permission_denied(tmp_path, monkeypatch, in_folder):
 
     monkeypatch.setattr("pathlib.Path.open", refuse)
     source = tmp_path if in_folder else tmp_path / "secret.txt"
-    with pytest.raises(SourceError, match=r"cannot read .*secret\.txt: Permission denied"):
+    with pytest.raises(SourceError, match=r"secret\.txt.*Permission denied"):
         read_text([source], CONFIG)
 
 
-def test_one_string_is_one_source(tmp_path):
+def test_resolve_accepts_single_string(tmp_path):
     write_tree(tmp_path, {"a.txt": b"a"})
     assert resolve(str(tmp_path / "a.txt")) == [
         RawSource(str(tmp_path / "a.txt"), tmp_path / "a.txt")
     ]
 
 
-def drain(reader):
+def read_all(reader):
     for _, chunks in reader.files():
         for _ in chunks:
             pass
     return reader
 
 
-def test_the_reader_keeps_account(tmp_path):
+def test_source_reader_counts_and_hashes_bytes(tmp_path):
     write_tree(tmp_path, {"a": b"ab", "b": b"c"})
-    reader = drain(SourceReader(resolve([tmp_path / "a"])))
+    reader = read_all(SourceReader(resolve([tmp_path / "a"])))
     assert (reader.num_bytes, reader.complete) == (2, True)
     assert reader.sha256 == hashlib.sha256(b"ab").hexdigest()
-    assert drain(SourceReader(resolve([tmp_path / "a", tmp_path / "b"]))).num_bytes == 3
+    assert read_all(SourceReader(resolve([tmp_path / "a", tmp_path / "b"]))).num_bytes == 3
 
 
-def test_text_moved_between_files_changes_the_digest(tmp_path):
+def test_digest_of_depends_on_file_borders(tmp_path):
     write_tree(tmp_path, {"1/a": b"ab", "1/b": b"c", "2/a": b"a", "2/b": b"bc"})
     assert digest_of(resolve([tmp_path / "1"])) != digest_of(resolve([tmp_path / "2"]))
 
 
-def test_a_digest_may_stop_early(tmp_path, monkeypatch):
+def test_digest_of_stops_at_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "CHUNK_BYTES", 2)
     write_tree(tmp_path, {"a": b"abcdef"})
     assert digest_of(resolve([tmp_path / "a"]), 4) == hashlib.sha256(b"abcd").hexdigest()

@@ -1,4 +1,4 @@
-"""Word tokens: what they are, that nothing is lost, and that cutting a stream changes nothing."""
+"""Word tokens: the splitting rules, and independence of the chunks of a stream."""
 
 import pytest
 from hypothesis import given, settings
@@ -25,25 +25,25 @@ TRICKY = st.text(alphabet="aB9_'\u2019.,\"- \t\n\r\x1c中é²\u0301🙂", max_si
         ("\ud800", ["\ud800"]),
     ],
 )
-def test_tokens(text, tokens):
+def test_split_words_separates_words_and_punctuation(text, tokens):
     assert split_words(text) == tokens
 
 
 @settings(deadline=None, max_examples=200)
 @given(TRICKY, st.integers(1, 7))
-def test_nothing_is_lost_and_cuts_do_not_matter(text, size):
+def test_split_words_is_lossless_for_any_chunks(text, size):
     assert "".join(split_words(text)) == text
     pieces = list(cut_at_borders(slices(text, size)))
     assert "".join(pieces) == text
     assert [token for piece in pieces for token in split_words(piece)] == split_words(text)
 
 
-def test_a_stream_is_not_held_back_to_its_end():
+def test_cut_at_borders_yields_before_stream_ends():
     chunks = iter(["one two", " three", " four"])
     pieces = cut_at_borders(chunks)
     assert next(pieces) == "one"
     assert next(chunks) == " three"
 
 
-def test_text_without_spaces_is_cut_at_punctuation():
+def test_cut_at_borders_without_spaces_uses_punctuation():
     assert list(cut_at_borders(["好好，好", "好。好"])) == ["好好，", "好好。", "好"]

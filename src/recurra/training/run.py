@@ -131,7 +131,7 @@ def _refuse_other_text(folder: RunDirectory, sources: Sequence[Source], change: 
         return
     saved, given = folder.read_sources(), [str(source) for source in sources]
     if saved != given:
-        change = f"sources is {given}, and was {saved}"
+        change = f"sources is {given}, but was {saved}"
     if change:
         raise RunError(
             f"{folder.path} continues with its original text, and this differs: {change}"
@@ -196,7 +196,7 @@ def _check_text(tokens: TokenFile, vocabulary: Vocabulary, config: RunConfig) ->
     if vocabulary.fingerprint != tokens.vocabulary_fingerprint:
         raise RunError(
             f"{tokens.path.parent / 'vocabulary.json'} is not the vocabulary of {tokens.path}: its"
-            f" fingerprint is {vocabulary.fingerprint}, and was {tokens.vocabulary_fingerprint}"
+            f" fingerprint is {vocabulary.fingerprint}, but was {tokens.vocabulary_fingerprint}"
         )
     if len(vocabulary) != config.model.vocab_size:
         raise RunError(

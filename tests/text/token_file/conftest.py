@@ -1,4 +1,4 @@
-"""A book to read, by large pieces and by small ones."""
+"""The source file of the token file tests."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from text.token_file.files import TEXT
 
 
 @pytest.fixture
-def book(tmp_path):
-    path = tmp_path / "book.txt"
+def text_file(tmp_path):
+    path = tmp_path / "text.txt"
     path.write_bytes(TEXT.encode())
     return path

@@ -1,4 +1,4 @@
-"""The ids on disk: exactly those of the text."""
+"""Token files: the stored ids equal the ids of the text."""
 
 import hashlib
 import io
@@ -21,7 +21,7 @@ from recurra.errors import ConfigError, SourceError
 from recurra.text import sources
 from recurra.text.corpus import read_text
 from recurra.text.vocabulary import CharVocabulary, WordVocabulary
-from text.token_file.files import PUBLISHED, TEXT, inside
+from text.token_file.files import PUBLISHED, TEXT, names_in
 
 UNIFIED = TEXT.replace("\r\n", "\n")
 
@@ -33,13 +33,13 @@ def small_chunks(request, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["char", "word", "bpe", "byte"])
-def test_the_ids_are_those_of_the_vocabulary(book, tmp_path, small_chunks, kind):
+def test_build_token_file_ids_equal_vocabulary_ids(text_file, tmp_path, small_chunks, kind):
     if kind == "bpe":
         pytest.importorskip("tokenizers", reason="the bpe extra is not installed")
     config = TextConfig(tokens=kind, val_fraction=0.25)
-    tokens, vocabulary = build_token_file([book], config, tmp_path / "out")
+    tokens, vocabulary = build_token_file([text_file], config, tmp_path / "out")
     text = TEXT if kind == "byte" else UNIFIED
-    assert inside(tmp_path / "out") == PUBLISHED
+    assert names_in(tmp_path / "out") == PUBLISHED
     assert vocabulary.kind == kind
     assert tokens.dtype == smallest_dtype(len(vocabulary))
     assert tokens.ids.dtype == tokens.dtype
@@ -61,25 +61,25 @@ def test_the_ids_are_those_of_the_vocabulary(book, tmp_path, small_chunks, kind)
     val = text.encode()[tokens.num_bytes - tokens.val_bytes :].decode()
     assert len(val) == tokens.val_chars
     assert vocabulary.encode(val, unknown="replace").tolist() == tokens.val.tolist()
-    assert tokens.sources == (str(book),)
+    assert tokens.sources == (str(text_file),)
     assert tokens.sha256 == hashlib.sha256(TEXT.encode()).hexdigest()
 
 
-def test_what_was_built_can_be_loaded(book, tmp_path):
-    built, vocabulary = build_token_file([book], TextConfig(), tmp_path / "out")
+def test_load_token_file_equals_built_token_file(text_file, tmp_path):
+    built, vocabulary = build_token_file([text_file], TextConfig(), tmp_path / "out")
     assert load_token_file(tmp_path / "out") == built
     assert load_vocabulary(tmp_path / "out") == vocabulary
     assert built.vocabulary_fingerprint == vocabulary.fingerprint
 
 
-def test_the_map_is_read_only(book, tmp_path):
-    tokens, _ = build_token_file([book], TextConfig(), tmp_path)
+def test_token_file_ids_are_read_only(text_file, tmp_path):
+    tokens, _ = build_token_file([text_file], TextConfig(), tmp_path)
     assert isinstance(tokens.ids, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         tokens.train[0] = 1
 
 
-def test_the_vocabulary_is_built_from_the_training_part_only(tmp_path):
+def test_build_token_file_vocabulary_from_training_part_only(tmp_path):
     (tmp_path / "a.txt").write_text("aabab" * 2 + "zb")
     tokens, vocabulary = build_token_file(
         [tmp_path / "a.txt"], TextConfig(val_fraction=2 / 12), tmp_path / "out"
@@ -89,7 +89,7 @@ def test_the_vocabulary_is_built_from_the_training_part_only(tmp_path):
     assert (tokens.val_chars, tokens.val_bytes) == (2, 2)
 
 
-def test_bpe_learns_from_the_training_part_only(tmp_path):
+def test_build_token_file_bpe_trains_on_training_part_only(tmp_path):
     pytest.importorskip("tokenizers", reason="the bpe extra is not installed")
     (tmp_path / "a.txt").write_text("abab " * 50 + "xyxy " * 50)
     tokens, vocabulary = build_token_file(
@@ -103,22 +103,22 @@ def test_bpe_learns_from_the_training_part_only(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["char", "word"])
-def test_min_freq_and_vocab_size(book, tmp_path, kind):
+def test_build_token_file_applies_min_freq_and_vocab_size(text_file, tmp_path, kind):
     config = TextConfig(tokens=kind, min_freq=10, vocab_size=6)
-    tokens, vocabulary = build_token_file([book], config, tmp_path / "out")
+    tokens, vocabulary = build_token_file([text_file], config, tmp_path / "out")
     assert len(vocabulary) == 6
     counts = Counter(
         CharVocabulary.split(UNIFIED) if kind == "char" else WordVocabulary.split(UNIFIED)
     )
     assert all(counts[token] >= 10 for token in vocabulary.tokens[1:])
-    # <unk> covers many characters here; the lengths of the text do not suffer.
+    # The lengths count all characters, including the many that are stored as <unk>.
     assert (tokens.ids == 0).mean() > 0.3
     assert (tokens.num_chars, tokens.num_bytes) == (len(UNIFIED), len(UNIFIED.encode()))
 
 
-def test_min_freq_beyond_every_count(book, tmp_path):
-    with pytest.raises(ConfigError, match="min_freq 1000 leaves no token"):
-        build_token_file([book], TextConfig(min_freq=1000), tmp_path / "out")
+def test_build_token_file_min_freq_above_all_counts_raises(text_file, tmp_path):
+    with pytest.raises(ConfigError, match="min_freq 1000 "):
+        build_token_file([text_file], TextConfig(min_freq=1000), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -126,7 +126,9 @@ def test_min_freq_beyond_every_count(book, tmp_path):
     ("distinct", "dtype"), [(255, "uint8"), (256, "uint16"), (66_000, "uint32")]
 )
 @pytest.mark.parametrize("chunk", [100, 1 << 20])
-def test_the_integer_type_grows_with_the_vocabulary(tmp_path, monkeypatch, distinct, dtype, chunk):
+def test_build_token_file_dtype_grows_with_vocabulary(
+    tmp_path, monkeypatch, distinct, dtype, chunk
+):
     monkeypatch.setattr(sources, "CHUNK_BYTES", chunk if distinct < 1000 else 1 << 15)
     symbols = [chr(i) for i in range(0x100, 0x20000) if not 0xD800 <= i < 0xE000][:distinct]
     text = "".join(symbols + symbols[::-1])
@@ -151,7 +153,7 @@ def test_the_integer_type_grows_with_the_vocabulary(tmp_path, monkeypatch, disti
         (3, 1e-9, 2),
     ],
 )
-def test_training_share(total, fraction, train):
+def test_training_share_known_values(total, fraction, train):
     assert training_share(total, fraction) == train
 
 
@@ -164,7 +166,7 @@ def test_training_share(total, fraction, train):
         ("bpe", 9, UNIFIED[:9]),
     ],
 )
-def test_max_tokens_cuts_and_does_not_read_on(tmp_path, monkeypatch, kind, limit, text):
+def test_build_token_file_max_tokens_stops_reading(tmp_path, monkeypatch, kind, limit, text):
     if kind == "bpe":
         pytest.importorskip("tokenizers", reason="the bpe extra is not installed")
     monkeypatch.setattr(sources, "CHUNK_BYTES", 64)
@@ -177,7 +179,7 @@ def test_max_tokens_cuts_and_does_not_read_on(tmp_path, monkeypatch, kind, limit
     assert record["source_complete"] is False
 
 
-def test_standard_input_in_one_pass(tmp_path, monkeypatch):
+def test_build_token_file_reads_standard_input_once(tmp_path, monkeypatch):
     class Stdin:
         buffer = io.BufferedReader(io.BytesIO(TEXT.encode()))
 
@@ -189,7 +191,7 @@ def test_standard_input_in_one_pass(tmp_path, monkeypatch):
         build_token_file(["-"], TextConfig(val_fraction=0.0), tmp_path)
 
 
-def test_a_pipe_that_stays_open_is_not_waited_for(tmp_path, monkeypatch):
+def test_build_token_file_max_tokens_does_not_wait_for_pipe(tmp_path, monkeypatch):
     read, write = os.pipe()
     os.write(write, b"abcdef")
     waiting = threading.Timer(5.0, os.close, [write])
@@ -203,28 +205,28 @@ def test_a_pipe_that_stays_open_is_not_waited_for(tmp_path, monkeypatch):
     assert vocabulary.decode(tokens.train) == "abc"
 
 
-def test_byte_tokens_say_that_they_ignore_vocab_size(book, tmp_path, caplog):
+def test_build_token_file_byte_tokens_warn_about_vocab_size(text_file, tmp_path, caplog):
     config = TextConfig(tokens="byte", vocab_size=100)
     with caplog.at_level(logging.WARNING, logger="recurra"):
-        _, vocabulary = build_token_file([book], config, tmp_path / "out")
+        _, vocabulary = build_token_file([text_file], config, tmp_path / "out")
     assert len(vocabulary) == 256
-    assert "vocab_size and min_freq are ignored" in caplog.text
+    assert "vocab_size" in caplog.text
 
 
-def test_no_source_is_the_bundled_story(tmp_path):
+def test_build_token_file_no_source_gives_bundled_story(tmp_path):
     tokens, vocabulary = build_token_file([], TextConfig(val_fraction=0.0), tmp_path)
     assert vocabulary.decode(tokens.ids) == read_text(["english-story"], TextConfig())
     assert tokens.sources == ("english-story",)
 
 
 @pytest.mark.parametrize("text", ["a", "ab"])
-def test_too_short_a_text(tmp_path, text):
+def test_build_token_file_too_short_text_raises(tmp_path, text):
     (tmp_path / "a.txt").write_text(text)
-    with pytest.raises(SourceError, match=r"training part has [01] tokens"):
+    with pytest.raises(SourceError, match=r"training part .*[01] tokens"):
         build_token_file([tmp_path / "a.txt"], TextConfig(), tmp_path / "out")
 
 
-def test_one_repeated_character_is_a_text(tmp_path):
+def test_build_token_file_accepts_one_repeated_character(tmp_path):
     (tmp_path / "a.txt").write_text("aaaa")
     tokens, vocabulary = build_token_file([tmp_path / "a.txt"], TextConfig(), tmp_path / "out")
     assert (len(vocabulary), tokens.num_train, tokens.ids.tolist()) == (2, 3, [1, 1, 1, 1])

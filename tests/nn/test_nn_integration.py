@@ -1,4 +1,4 @@
-"""recurra.nn where torch.nn is used: copies, parametrizations, autocast, torch.func, compile."""
+"""recurra.nn with other parts of torch: copies, parametrizations, autocast, func, compile."""
 
 import copy
 import io
@@ -42,7 +42,7 @@ def saved_and_loaded(module):
     [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module)), saved_and_loaded],
     ids=["deepcopy", "pickle", "torch.save"],
 )
-def test_copies_keep_backend_and_values(duplicate, name):
+def test_module_copy_keeps_backend_and_values(duplicate, name):
     module = getattr(recurra.nn, name)(INPUT, HIDDEN, 2, bidirectional=True, backend="reference")
     other = duplicate(module)
     inputs, _ = make_inputs("padded", False, torch.float32)
@@ -57,7 +57,7 @@ def test_copies_keep_backend_and_values(duplicate, name):
 
 @pytest.mark.parametrize("backend", OWN_BACKENDS)
 @pytest.mark.parametrize("name", NAMES)
-def test_weight_norm_trains_its_parameters(name, backend):
+def test_module_with_weight_norm_equals_torch(name, backend):
     ours, theirs = make_pair(name, INPUT, HIDDEN, 2, backend=backend)
     inputs, _ = make_inputs("padded", False, torch.float64)
     for module in (ours, theirs):
@@ -73,7 +73,7 @@ def test_weight_norm_trains_its_parameters(name, backend):
 
 
 @pytest.mark.parametrize("backend", OWN_BACKENDS)
-def test_functional_call_uses_given_weights(backend):
+def test_module_functional_call_uses_given_weights(backend):
     ours, theirs = make_pair("LSTM", INPUT, HIDDEN, backend=backend)
     inputs, _ = make_inputs("padded", False, torch.float64)
     expected = theirs(inputs)[0]
@@ -85,7 +85,7 @@ def test_functional_call_uses_given_weights(backend):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_call_after_update_uses_new_weights(name):
+def test_module_after_update_uses_new_weights(name):
     ours, theirs = make_pair(name, INPUT, HIDDEN)
     inputs, _ = make_inputs("padded", False, torch.float64)
     for module in (ours, theirs):
@@ -100,7 +100,7 @@ def test_call_after_update_uses_new_weights(name):
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both"])
 @pytest.mark.parametrize("backend", OWN_BACKENDS)
 @pytest.mark.parametrize(("name", "options"), CELLS, ids=CELL_IDS)
-def test_empty_batch_equals_torch(name, options, backend, bidirectional):
+def test_module_empty_batch_equals_torch(name, options, backend, bidirectional):
     ours, theirs = make_pair(
         name, INPUT, HIDDEN, 2, backend=backend, bidirectional=bidirectional, **options
     )
@@ -111,19 +111,21 @@ def test_empty_batch_equals_torch(name, options, backend, bidirectional):
 @pytest.mark.parametrize("form", ["padded", "equal", "sorted"])
 @pytest.mark.parametrize("backend", OWN_BACKENDS)
 @pytest.mark.parametrize("name", NAMES)
-def test_results_can_be_modified_in_place(name, backend, form):
+def test_module_results_can_be_modified_in_place(name, backend, form):
     ours, theirs = make_pair(name, INPUT, HIDDEN, backend=backend)
     inputs, _ = make_inputs(form, False, torch.float64)
     for module in (ours, theirs):
         for part in tensors(module(inputs)):
             part.mul_(3.0).square().sum().backward(retain_graph=True)
-    for (key, mine), their in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        assert torch.allclose(mine.grad, their.grad, rtol=1e-10, atol=1e-10), key
+    for (key, our_parameter), their_parameter in zip(
+        ours.named_parameters(), theirs.parameters(), strict=True
+    ):
+        assert torch.allclose(our_parameter.grad, their_parameter.grad, rtol=1e-10, atol=1e-10), key
 
 
 @pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("name", NAMES)
-def test_no_grad_values_are_equal(name, guard):
+def test_module_without_grad_gives_equal_values(name, guard):
     ours = getattr(recurra.nn, name)(INPUT, HIDDEN, 2)
     inputs, _ = make_inputs("unsorted", False, torch.float32)
     expected = tensors(ours(inputs))
@@ -132,14 +134,14 @@ def test_no_grad_values_are_equal(name, guard):
     for a, e in zip(actual, expected, strict=True):
         assert not a.requires_grad
         assert torch.equal(a, e.detach())
-    # Buffers used again after inference mode must still be good for training.
+    # Buffers that inference mode returned to the pool must be usable in training.
     ours(inputs)[0].data.sum().backward()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "f16"])
 @pytest.mark.parametrize("backend", OWN_BACKENDS)
 @pytest.mark.parametrize(("name", "options"), CELLS, ids=CELL_IDS)
-def test_half_precision_error_is_within_that_of_torch(name, options, backend, dtype):
+def test_module_half_precision_error_is_bounded(name, options, backend, dtype):
     torch.manual_seed(0)
     ours, theirs = make_pair(name, INPUT, HIDDEN, 2, backend=backend, dtype=dtype, **options)
     inputs, _ = make_inputs("unsorted", False, dtype)
@@ -154,7 +156,7 @@ def test_half_precision_error_is_within_that_of_torch(name, options, backend, dt
 
 @pytest.mark.parametrize("backend", OWN_BACKENDS)
 @pytest.mark.parametrize(("name", "options"), CELLS, ids=CELL_IDS)
-def test_autocast_rounds_products_and_keeps_weight_dtype(name, options, backend):
+def test_module_autocast_rounds_products_keeps_weight_dtype(name, options, backend):
     torch.manual_seed(0)
     ours, _ = make_pair(name, INPUT, HIDDEN, 2, backend=backend, dtype=torch.float32, **options)
     inputs, batch = make_inputs("unsorted", False, torch.float32)
@@ -167,13 +169,13 @@ def test_autocast_rounds_products_and_keeps_weight_dtype(name, options, backend)
     for key, value in exact.items():
         assert rounded[key].dtype == torch.float32
         scale = max(float(value.abs().max()), 1.0)
-        # Where a unit's input is near zero, rounding may turn rnn-relu's gradient on or off.
+        # Rounding can change the sign of an input near zero, and with it the gradient of rnn-relu.
         tolerance = 0.2 if "nonlinearity" in options and not key.startswith("result") else 0.05
         assert float((rounded[key] - value).abs().max()) < tolerance * scale, key
     assert not torch.equal(rounded["result 0"], exact["result 0"])
 
 
-def test_module_moved_to_dtype_computes_in_it():
+def test_module_moved_to_float64_equals_torch():
     ours, theirs = make_pair("GRU", INPUT, HIDDEN, dtype=torch.float32)
     inputs, _ = make_inputs("padded", False, torch.float64)
     actual = outcome(ours.to(torch.float64), inputs, None)
@@ -182,7 +184,7 @@ def test_module_moved_to_dtype_computes_in_it():
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["GRU", "LSTM"])
-def test_torch_compile_gives_equal_values(name):
+def test_module_torch_compile_gives_equal_values(name):
     ours, theirs = make_pair(name, INPUT, HIDDEN, 2)
     compiled = torch.compile(ours, backend="eager")
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""recurra.nn by torch's own list of module tests."""
+"""recurra.nn with the module test inputs of torch's own test suite."""
 
 import re
 import warnings
@@ -14,15 +14,15 @@ from nn.pairs import (
     OWN_BACKENDS,
     TOLERANCE,
     assert_same,
-    call,
     make_pair,
     outcome,
+    raised_error,
     tensors,
 )
 
 
-def torch_module_inputs():
-    """torch's own list of RNN module tests, as far as its wheel carries them."""
+def torch_common_modules():
+    """Return torch's module that lists its module test inputs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pytest.importorskip("expecttest", reason="torch's module tests import expecttest")
@@ -33,8 +33,8 @@ def torch_module_inputs():
 @pytest.mark.parametrize("backend", OWN_BACKENDS + KERNELS)
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", NAMES)
-def test_module_inputs_of_torch_test_suite(name, training, backend):
-    common = torch_module_inputs()
+def test_module_equals_torch_on_inputs_of_torch_test_suite(name, training, backend):
+    common = torch_common_modules()
     (info,) = (i for i in common.module_db if i.module_cls is getattr(torch.nn, name))
     options = {} if name == "LSTM" else {"with_packed_sequence": True}
     dtype = torch.float32 if backend == "native" else torch.float64
@@ -47,7 +47,7 @@ def test_module_inputs_of_torch_test_suite(name, training, backend):
         constructor, arguments = sample.constructor_input, sample.forward_input
         settings = {"dtype": dtype, **constructor.kwargs}
         if backend == "native" and settings.get("proj_size"):
-            continue  # refused, see `test_equals_torch`
+            continue  # the kernels have no projected LSTM
         ours, theirs = make_pair(name, *constructor.args, backend=backend, **settings)
         inputs, hx = (*arguments.args, None)[:2]
         for module in (ours, theirs):
@@ -60,8 +60,8 @@ def test_module_inputs_of_torch_test_suite(name, training, backend):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_module_errors_of_torch_test_suite(name):
-    common = torch_module_inputs()
+def test_module_raises_errors_of_torch_test_suite(name):
+    common = torch_common_modules()
     (info,) = (i for i in common.module_db if i.module_cls is getattr(torch.nn, name))
     samples = info.module_error_inputs_func(
         info, "cpu", torch.float32, requires_grad=False, training=True
@@ -70,6 +70,6 @@ def test_module_errors_of_torch_test_suite(name):
     for sample in samples:
         constructor = sample.module_error_input.constructor_input
         arguments = sample.module_error_input.forward_input
-        error = call(getattr(recurra.nn, name), constructor, arguments)
+        error = raised_error(getattr(recurra.nn, name), constructor, arguments)
         assert type(error) is sample.error_type
         assert re.search(sample.error_regex, str(error))
