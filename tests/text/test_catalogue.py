@@ -164,7 +164,7 @@ def test_locate_downloads_damaged_cache_file_again(tmp_path, server, add_corpus,
 def test_locate_unwritable_cache_raises(tmp_path, server, add_corpus):
     add_corpus(server + "/text")
     (tmp_path / "cache").write_bytes(b"a file in place of the directory")
-    with pytest.raises(CorpusError, match=f"stand-in at {tmp_path / 'cache'}"):
+    with pytest.raises(CorpusError, match=f"stand-in to {tmp_path / 'cache'}"):
         locate("stand-in")
 
 

@@ -74,11 +74,7 @@ def test_build_token_file_interrupted_leaves_no_file(text_file, tmp_path, monkey
         (lambda out: edit(out, sources="text.txt"), "damaged: sources"),
         (lambda out: edit(out, sha256=3), "damaged: sha256"),
         (lambda out: edit(out, text=None), "damaged: text"),
-<<<<<<< HEAD:tests/text/token_file/test_token_file_whole.py
-        (lambda out: (out / "tokens.json").write_text("[]"), "not contain a JSON object"),
-=======
         (lambda out: (out / "tokens.json").write_text("[]"), "JSON object"),
->>>>>>> edit-pf:tests/text/token_file/test_token_file_damage.py
         (lambda out: (out / "tokens.json").write_text("{"), "is damaged: "),
         (lambda out: (out / "tokens.json").write_text('{"version": 99}'), "format 99"),
         (lambda out: os.truncate(out / "tokens.bin", 3), " 3 bytes"),
@@ -106,11 +102,7 @@ def test_token_file_verify_and_check_ids_detect_change(text_file, tmp_path):
     changed = load_token_file(tmp_path / "out")
     with pytest.raises(RunError, match=r"tokens\.bin .*SHA-256"):
         changed.verify()
-<<<<<<< HEAD:tests/text/token_file/test_token_file_whole.py
-    with pytest.raises(RunError, match="it has the id 255, but"):
-=======
     with pytest.raises(RunError, match="id 255"):
->>>>>>> edit-pf:tests/text/token_file/test_token_file_damage.py
         changed.check_ids(len(vocabulary))
 
 
