@@ -177,5 +177,5 @@ class TrainingSession:
             return
         speed = mean.tokens / max(self.timing.updates, 1e-9)
         left = self.budget.seconds_left(self.fraction)
-        moment = StepMetrics(self.fraction, self.state.step, mean.mean_nats, speed, left)
-        self.context.progress.moment(moment)
+        metrics = StepMetrics(self.fraction, self.state.step, mean.mean_nats, speed, left)
+        self.context.progress.step(metrics)
