@@ -21,19 +21,30 @@ from recurra.training.callbacks.evaluation import MAX_VALIDATION_TOKENS
 from recurra.training.session import TrainingSession
 
 LONGEST_TRIAL = 512
-"""Steps of a timed batch; full BPTT's, which may take minutes, is judged by a part of it."""
+"""Maximum number of time steps in the measured batch. The time of longer batches is extrapolated: a
+batch of full BPTT can take minutes."""
 TRIAL_SECONDS = 0.2
+"""Minimum duration of the measurement in seconds."""
 LONGEST_PASS = 1.0
-"""In seconds; what takes longer is not tried again."""
+"""Maximum duration in seconds of a first pass after which the measurement is repeated."""
 
 
 def seconds_per_step(
     model: RecurrentLM, stream: BatchStream, processes: Processes = SINGLE_PROCESS
 ) -> float:
-    """Time a forward and backward pass of this process's rows, as training will compute it.
+    """Measure a forward and backward pass of this process's rows with the code that trains.
 
-    Weights, gradients and random numbers stay untouched. With several processes the time to average
-    the gradients is not included: the number of repetitions differs between processes.
+    Weights and random generators are unchanged, and all gradients are set to None. With several
+    processes, the time to sum the gradients is not included, because each process repeats the
+    measurement a different number of times.
+
+    Args:
+        model: the model, already on its device.
+        stream: the batches of the training.
+        processes: the processes that share each batch.
+
+    Returns:
+        Seconds per batch.
     """
     batch = stream.typical_batch(LONGEST_TRIAL)
     ids = torch.from_numpy(batch.ids).to(model.device)
@@ -43,29 +54,30 @@ def seconds_per_step(
     def pass_once() -> None:
         gradients.compute(ids, targets, recurrent_gradient_scale=scale)
 
-    with _untouched(model):
-        # The first pass pays for memory and code that the later ones find ready.
+    with _restored(model):
+        # The first pass also allocates memory and initializes code, and is measured alone.
         mean = _mean_seconds(pass_once, 0.0)
         if mean < LONGEST_PASS:
             mean = _mean_seconds(pass_once, TRIAL_SECONDS)
     return mean * (stream.num_steps / int(batch.ids.shape[1]))
 
 
-def _mean_seconds(work: Callable[[], object], at_least: float) -> float:
-    """Of one of as many repetitions as last that long.
+def _mean_seconds(work: Callable[[], object], min_seconds: float) -> float:
+    """Repeat `work` for at least `min_seconds`, and return the mean duration of a call.
 
-    The mean, not the best: on a machine that also does something else, the best is what a training
-    will not get.
+    The mean, unlike the minimum, includes the load of other processes, which training will share
+    the machine with.
     """
     started, count = time.perf_counter(), 0
-    while (passed := time.perf_counter() - started) < at_least or count == 0:
+    while (elapsed := time.perf_counter() - started) < min_seconds or count == 0:
         work()
         count += 1
-    return passed / count
+    return elapsed / count
 
 
 @contextmanager
-def _untouched(model: RecurrentLM) -> Iterator[None]:
+def _restored(model: RecurrentLM) -> Iterator[None]:
+    """Restore the random generators and remove the gradients when the context ends."""
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         yield
@@ -73,10 +85,17 @@ def _untouched(model: RecurrentLM) -> Iterator[None]:
 
 
 def memory_bytes(model: ModelConfig, training: TrainingConfig, num_steps: int, weights: int) -> int:
-    """About how much memory a training step takes, in bytes.
+    """Estimate the memory of a training step in bytes.
 
-    Weights, gradients and the optimiser's averages, and for each token of a batch what BPTT keeps:
-    the gates, their derivatives and the states of each layer, and the logits twice.
+    The estimate includes the weights, their gradients and the optimizer state. For each token of a
+    batch it includes the gates, their derivatives and the states of each layer, and the logits
+    twice.
+
+    Args:
+        model: the configuration of the model.
+        training: the batch size and the optimizer.
+        num_steps: number of time steps in a batch.
+        weights: number of parameters.
     """
     slots = len(OPTIMIZERS[training.optimizer].slots_with(training))
     gates = find_cell(model.cell).num_gates
@@ -86,18 +105,23 @@ def memory_bytes(model: ModelConfig, training: TrainingConfig, num_steps: int, w
 
 
 def announce_plan(session: TrainingSession) -> None:
-    """Measure a step, show what the training will cost, and reserve time for its last report."""
+    """Measure a step, report the estimated cost, and reserve time for the last report."""
     processes, budget = session.context.processes, session.budget
     seconds = seconds_per_step(session.model, session.stream, processes)
-    # Until the first report is measured: a forward pass takes a third of a training step.
+    # The first report replaces this estimate. A forward pass takes a third of a training step.
     num_val = len(session.dataset.val)
-    share = num_val / (session.config.batch_size * session.stream.num_steps)
-    budget.reserve = seconds * min(share, MAX_VALIDATION_TOKENS) / 3 + 0.5
+    num_batches = num_val / (session.config.batch_size * session.stream.num_steps)
+    budget.reserve = seconds * min(num_batches, MAX_VALIDATION_TOKENS) / 3 + 0.5
     session.context.progress.plan(describe_plan(session, seconds))
 
 
 def describe_plan(session: TrainingSession, step_seconds: float) -> list[str]:
-    """Return three lines: the model, the text and the cost."""
+    """Return three lines of text: the model, the text and the estimated cost.
+
+    Args:
+        session: the training.
+        step_seconds: duration of a step in seconds.
+    """
     model, stream, budget = session.model, session.stream, session.budget
     num_val_tokens, num_processes = len(session.dataset.val), session.context.processes.count
     config, training = model.config, stream.config
@@ -114,8 +138,8 @@ def describe_plan(session: TrainingSession, step_seconds: float) -> list[str]:
         f"model     {config.cell}, {layers} of {config.hidden_size} units, {width},"
         f" vocabulary {config.vocab_size:,}: {model.num_parameters:,} parameters"
         f" ({session.backend} on {model.device}, {config.precision})",
-        f"text      {len(stream.ids):,} tokens to learn from, {num_val_tokens:,} to validate on",
-        f"training  about {steps:,} updates of {training.batch_size} x {stream.num_steps} tokens"
-        f"{at_first}{shared}, {format_count(rate)} tokens/s, {format_seconds(duration)} in all,"
+        f"text      {len(stream.ids):,} tokens for training, {num_val_tokens:,} for validation",
+        f"training  about {steps:,} steps of {training.batch_size} x {stream.num_steps} tokens"
+        f"{at_first}{shared}, {format_count(rate)} tokens/s, {format_seconds(duration)} in total,"
         f" {memory / 2**20:,.0f} MB",
     ]
