@@ -1,4 +1,4 @@
-"""The context of a run: progress callbacks, clock, processes and stop signals."""
+"""The context of a training run: progress display, clock, processes and stop signals."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from recurra.runtime.signals import StopSignals
 
 @dataclass(frozen=True)
 class RunContext:
-    """What a training is surrounded by.
+    """The environment of a training run.
 
     Attributes:
         progress: receives training events.
-        clock: started when the run's time began.
-        processes: those that train together.
-        signals: the pending stop signals.
+        clock: measures the time since the run began.
+        processes: the processes that train the model together.
+        signals: handles stop signals.
     """
 
     progress: Progress
