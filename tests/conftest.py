@@ -79,8 +79,8 @@ class Listener(Progress):
     def plan(self, lines):
         self.plans += lines
 
-    def moment(self, moment):
-        if moment.step == self._stop_at:
+    def step(self, metrics):
+        if metrics.step == self._stop_at:
             os.kill(os.getpid(), self._signum)
 
 

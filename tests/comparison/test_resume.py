@@ -69,10 +69,10 @@ def test_a_signal_while_a_run_finishes_ends_the_comparison(compare, tmp_path, mo
 
 def test_one_process_at_a_time(compare):
     class ComparesToo(Progress):
-        def moment(self, moment):
+        def step(self, metrics):
             with pytest.raises(RunError, match="another process compares in it"):
                 compare()
-            refused.append(moment.step)
+            refused.append(metrics.step)
 
     refused = []
     compare(progress=ComparesToo())

@@ -51,7 +51,7 @@ def batch(model):
 
 def poison(compiled):
     """What was kept from the last batch must not show in the next."""
-    for kept in (compiled._own, *compiled._memory):
+    for kept in (compiled._buffers, *compiled._layer_buffers):
         for tensor in kept.buffers.values():
             tensor.fill_(float("nan") if tensor.is_floating_point() else -1)
 
@@ -121,7 +121,7 @@ def test_windows_of_many_lengths_keep_no_more_than_the_longest_needs():
     sizes = []
     for steps in (STEPS, 1, 4, STEPS, 7):
         compiled.compute(ids[:, :steps], targets[:, :steps])
-        kept = (compiled._own, *compiled._memory)
+        kept = (compiled._buffers, *compiled._layer_buffers)
         sizes.append(sum(b.nbytes for k in kept for b in k.buffers.values()))
     assert len(set(sizes)) == 1
 
@@ -142,7 +142,7 @@ def test_narrow_ids_are_read_right_and_too_few_targets_refused():
     narrow, _ = CompiledGradients(model).compute(ids.to(torch.int32), targets.to(torch.int32))
     assert narrow == loss
     for few in (targets[1:], targets[:, 1:]):
-        with pytest.raises(ConfigError, match="as many targets"):
+        with pytest.raises(ConfigError, match="must have the shape of ids"):
             CompiledGradients(model).compute(ids, few)
 
 

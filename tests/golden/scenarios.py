@@ -63,10 +63,10 @@ class _StopAfter(Progress):
     """Sends SIGINT to this process after a step."""
 
     def __init__(self, step: int | None) -> None:
-        self._step = step
+        self._stop_after = step
 
-    def moment(self, moment: Any) -> None:
-        if moment.step == self._step:
+    def step(self, metrics: Any) -> None:
+        if metrics.step == self._stop_after:
             os.kill(os.getpid(), signal.SIGINT)
 
 

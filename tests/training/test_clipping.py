@@ -50,7 +50,7 @@ def test_a_non_finite_gradient_stops_and_is_named(bad):
 
 def test_finite_gradients_whose_norm_overflows_are_named_too():
     parameters = named(a=[1e30], b=[3e38, 3e38])
-    with pytest.raises(NonFiniteError, match="overflow together; the largest is that of b"):
+    with pytest.raises(NonFiniteError, match="overflows; the largest gradient is that of b"):
         clip_gradients(parameters, max_norm=1.0)
 
 

@@ -112,7 +112,7 @@ def test_when_one_is_killed_the_job_restarts_and_ends_as_if_undisturbed(
     os.kill(process_of_rank(victim, tmp_path / "parts"), signal.SIGKILL)
     code, _, err = finish(job)
     assert code == 0, err
-    assert "another process of this training is gone" in err
+    assert "another process of this training has ended" in err
     assert "continues from step" in err
     assert crash.differences(tmp_path / "whole", tmp_path / "parts") == []
 

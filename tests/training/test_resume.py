@@ -369,8 +369,10 @@ def _remembering(kept, folder):
 def test_checkpoints_come_when_asked_for_and_cost_is_told(run, tmp_path, listener):
     told = listener()
     run(tmp_path / "run", told, steps=30, report_every=10)
-    assert any(m.startswith("saving") and "MB in" in m for m in told.messages)
-    assert any(m.startswith("saved") and "% of the training" in m for m in told.messages)
+    assert any(m.startswith("checkpoint:") and "MB written in" in m for m in told.messages)
+    assert any(
+        m.startswith("checkpoints:") and "% of the training time" in m for m in told.messages
+    )
 
 
 def test_the_clock_goes_on_where_it_stopped(run, tmp_path, listener, lines):

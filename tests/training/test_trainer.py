@@ -105,10 +105,10 @@ class StopAt(Progress):
     """Presses Ctrl-C after a number of updates."""
 
     def __init__(self, step):
-        self.step = step
+        self._stop_at = step
 
-    def moment(self, moment):
-        if moment.step == self.step:
+    def step(self, metrics):
+        if metrics.step == self._stop_at:
             os.kill(os.getpid(), signal.SIGINT)
 
 

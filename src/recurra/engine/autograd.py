@@ -1,8 +1,8 @@
-"""The plain engine: gradients by autograd, updates by torch's optimizers. The reference for others.
+"""The reference engine: gradients by autograd, updates by torch's optimizers.
 
-A step is a fixed sequence of tensor operations on buffers that keep their addresses: nothing in
-between is read by the host. That is what a recording of the operations needs, such as a CUDA graph;
-tests/engine/recorded.py records them and repeats them.
+A step is a fixed sequence of tensor operations on buffers that keep their addresses, and the host
+reads none of their values during a step. Operations with these properties can be recorded and
+replayed, for example as a CUDA graph; tests/support/recorded.py does so.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class AutogradGradients:
             recurrent_gradient_scale: multiplies every gradient that passes from one step to the
                 step before.
             weight: multiplies the loss before the backward pass.
-            rows: which rows of a larger batch these are; None if they are all of it.
+            rows: the position of these rows in a larger batch; None if they are the whole batch.
 
         Returns:
             The mean loss in nats per token, without the weight, and the detached final state.
@@ -80,7 +80,10 @@ class AutogradGradients:
         weight: float,
         rows: Rows | None,
     ) -> tuple[Tensor, State]:
-        """Do the same without reading the loss, which is returned as a tensor."""
+        """Do the same as `compute`, but return the loss as a tensor without dimensions.
+
+        The host does not wait for the result.
+        """
         loss, after = self._model.loss(
             ids, targets, state, recurrent_gradient_scale=recurrent_gradient_scale, rows=rows
         )
@@ -90,17 +93,20 @@ class AutogradGradients:
 
 
 class StepBuffers(NamedTuple):
-    """The tensors that the operations of a step read and write, for one shape of batches.
+    """The tensors that the operations of a step read and write, for one batch shape.
+
+    Attributes without a shape are tensors without dimensions.
 
     Attributes:
         ids, targets: (rows, T) int64.
-        initial: the carried state, each tensor (L, rows, H); the step writes the next one there.
-        resets: whether the step begins with the zero state; bool without dimensions.
-        lr: the learning rate, without dimensions; fp64 on a CPU, which torch's kernels read there.
-        new_share: share of the new weights in their average.
-        nats: the loss summed over the whole batch.
+        initial: the carried state, each tensor (L, rows, H); the step overwrites it with the final
+            state.
+        resets: whether the step begins with the zero state; bool.
+        lr: the learning rate; fp64 on a CPU, as torch's fused kernels require, else fp32.
+        new_share: weight of the new parameters in the moving average.
+        nats: the loss in nats, summed over the tokens of the whole batch.
         grad_norm: the L2 norm of all gradients before clipping.
-        failed: 1 where the loss or the norm is not finite, else 0.
+        failed: 1 if the loss or the norm is not finite, else 0; fp32.
     """
 
     ids: Tensor
@@ -115,7 +121,7 @@ class StepBuffers(NamedTuple):
 
 
 class AutogradEngine(Engine):
-    """Trains any model on any device; see `Engine` for arguments and methods."""
+    """Engine for any model and device, in a single process; see `Engine`."""
 
     @classmethod
     def unsupported(
@@ -163,7 +169,7 @@ class AutogradEngine(Engine):
         return results
 
     def _prepare(self, batch: Batch, lr: float) -> StepBuffers:
-        """Write the inputs of a step to the buffers of its shape."""
+        """Write the inputs of a step to the buffers of its batch shape, and return these."""
         rows, steps = batch.ids.shape
         buffers = self._buffers.get((rows, steps))
         if buffers is None:
@@ -199,11 +205,11 @@ class AutogradEngine(Engine):
         )
 
     def _execute(self, buffers: StepBuffers, batch: Batch) -> None:
-        """Do the operations of a step. An engine that records them overrides this method."""
+        """Execute the operations of a step; overridden by an engine that records them."""
         self._do_operations(buffers, batch)
 
     def _recorded_for(self, batch: Batch) -> Hashable:
-        """Return all that the operations depend on besides the contents of tensors."""
+        """Return everything that the operations depend on besides the values of tensors."""
         return batch.ids.shape, self._weight(batch), batch.gradient_scale, self._rows(batch)
 
     def _do_operations(self, buffers: StepBuffers, batch: Batch) -> None:
@@ -232,10 +238,10 @@ class AutogradEngine(Engine):
         )
 
     def _combine_gradients(self) -> None:
-        """Sum the gradients over the processes; there is only one here."""
+        """Sum the gradients over the processes, in place. With one process, do nothing."""
 
     def _combine_losses(self, nats: Tensor) -> None:
-        """Sum the losses over the processes, in place; there is only one here."""
+        """Sum the losses over the processes, in place. With one process, do nothing."""
 
     def _update(self, buffers: StepBuffers) -> None:
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]

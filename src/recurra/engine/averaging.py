@@ -1,9 +1,9 @@
 """Exponential moving average (EMA) of the weights, used for validation and saved as the model.
 
-Near the end of a training the weights fluctuate around a minimum; their mean lies closer to it
-(Polyak and Juditsky 1992). The mean is exponential: a_n = d a_{n-1} + (1 - d) w_n, with
-d = min(decay, (1 + n) / (10 + n)) after n updates, so that the first weights lose their influence
-soon.
+Near the end of training the weights fluctuate around a minimum, and their mean is closer to it
+(Polyak and Juditsky 1992). After n updates the average is a_n = d a_{n-1} + (1 - d) w_n with
+d = min(decay, (1 + n) / (10 + n)). The smaller d at the start removes the initial weights from the
+average after a few updates.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ class WeightAverage:
     """The exponential moving average of the weights of one model.
 
     Attributes:
-        tensors: the averages by the parameters' names.
+        tensors: the average of each parameter, by the parameter's name.
 
     Args:
         model: the model, already on its device.
-        decay: share of the average that an update keeps, 0 <= decay < 1.
+        decay: maximum weight of the previous average, 0 <= decay < 1.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -32,28 +32,34 @@ class WeightAverage:
         self._decay = decay
 
     def new_share(self, num_updates: int) -> float:
-        """Return 1 - d, the share of the weights in the average after this many updates."""
+        """Return 1 - d, the weight of the current parameters in the average."""
         return 1.0 - min(self._decay, (1 + num_updates) / (10 + num_updates))
 
     @torch.no_grad()
     def add(self, num_updates: int) -> None:
-        """Include the weights as they are after this many updates."""
+        """Include the current parameters in the average.
+
+        Args:
+            num_updates: number of updates so far, including the latest.
+        """
         torch._foreach_lerp_(self._averages(), self._parameters, self.new_share(num_updates))
 
     @torch.no_grad()
     def add_unless(self, failed: Tensor, share: Tensor) -> None:
-        """Include the weights, unless `failed` is true; nothing is read by the host.
+        """Include the current parameters in the average unless `failed` is true.
+
+        The host reads neither argument.
 
         Args:
-            failed: bool without dimensions, on the device of the weights.
-            share: the share of the weights, without dimensions, on the same device.
+            failed: bool without dimensions, on the device of the parameters.
+            share: the weight of the parameters, without dimensions, on the same device.
         """
         for average, parameter in zip(self._averages(), self._parameters, strict=True):
             average.copy_(torch.where(failed, average, torch.lerp(average, parameter, share)))
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Exchange the model's weights for the averages until the context ends."""
+        """Swap the parameters and their averages until the context ends."""
         self._exchange()
         try:
             yield

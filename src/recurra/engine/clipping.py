@@ -20,12 +20,13 @@ def clip_gradients(
     """Clip all gradients in place, by value first and then by norm (d2l section 8.5.5).
 
     Args:
-        named_parameters: as `module.named_parameters()`; those without a gradient are passed over.
-        max_norm: largest L2 norm of all gradients together; None disables clipping by norm.
-        max_value: largest absolute value of one entry; None disables clipping by value.
+        named_parameters: as returned by `module.named_parameters()`; parameters without a gradient
+            are skipped.
+        max_norm: maximum L2 norm of all gradients together; None disables clipping by norm.
+        max_value: maximum absolute value of an entry; None disables clipping by value.
 
     Returns:
-        The L2 norm before clipping.
+        The L2 norm of all gradients together before clipping.
 
     Raises:
         NonFiniteError: a gradient is NaN or infinite; nothing was changed.
@@ -42,10 +43,11 @@ def clip_gradients(
 def clip_finite_gradients(
     gradients: list[Tensor], norm: Tensor, *, max_norm: float | None, max_value: float | None
 ) -> None:
-    """Clip gradients in place without a transfer to the host, unless `norm` is not finite.
+    """Clip gradients in place, without a transfer to the host. Do nothing if `norm` is not finite.
 
     Args:
-        norm: the L2 norm of all of them, without dimensions.
+        gradients: the gradients.
+        norm: their L2 norm before clipping, a tensor without dimensions.
         max_norm, max_value: as in `clip_gradients`.
     """
     is_finite = torch.isfinite(norm)
@@ -60,12 +62,15 @@ def clip_finite_gradients(
 
 
 def clipping_factor(norm: float, max_norm: float | None) -> float:
-    """Return the factor of all gradients, computed as torch computes it."""
+    """Return the factor that clips gradients of this L2 norm, as in torch's `clip_grad_norm_`."""
     return 1.0 if max_norm is None else min(1.0, max_norm / (norm + 1e-6))
 
 
 def describe_non_finite(named: Sequence[tuple[str, Tensor]]) -> str:
-    """Name the parameter whose gradient holds the most non-finite entries (or is the largest)."""
+    """Return an error message that names the parameter whose gradient has most non-finite entries.
+
+    If every entry is finite and only the norm overflows, the message names the largest gradient.
+    """
     counts = {}
     for name, parameter in named:
         assert parameter.grad is not None
@@ -74,9 +79,9 @@ def describe_non_finite(named: Sequence[tuple[str, Tensor]]) -> str:
     if counts[worst] == 0:
         norms = {name: float(p.grad.norm()) for name, p in named if p.grad is not None}
         worst = max(norms, key=lambda name: norms[name])
-        return f"the gradients overflow together; the largest is that of {worst}"
+        return f"the norm of all gradients overflows; the largest gradient is that of {worst}"
     size = dict(named)[worst].numel()
     return (
         f"the gradient of {worst} is not finite in {counts[worst]:,} of {size:,} entries,"
-        " the most of all"
+        " the highest count of all parameters"
     )

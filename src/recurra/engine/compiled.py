@@ -20,7 +20,7 @@ from recurra.runtime.distributed import SINGLE_PROCESS, Processes
 
 
 class CompiledEngine(Engine):
-    """Trains a model on a CPU by the compiled kernels; see `Engine` for arguments and methods."""
+    """Engine that trains on a CPU by the compiled kernels; see `Engine`."""
 
     @classmethod
     def unsupported(
@@ -79,10 +79,10 @@ class CompiledEngine(Engine):
         return results
 
     def _clip_and_update(self, lr: float) -> float:
-        """Return the gradients' norm before clipping.
+        """Clip the gradients, update the weights, and return the L2 norm before clipping.
 
         Raises:
-            NonFiniteError: it is not finite; nothing was changed.
+            NonFiniteError: the norm is NaN or infinite; nothing was changed.
         """
         config = self.config
         if config.clip_value is not None:

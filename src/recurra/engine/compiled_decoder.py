@@ -1,7 +1,7 @@
 """Generate tokens by the compiled kernels: many steps in one call.
 
-The arithmetic is that of `generate`'s own loop and of `sampling`, with the same random numbers: a
-seed gives the same text, unless a logit's rounding lets a random number fall on the other side.
+The kernels compute the same operations as `PlainDecoder` and `Sampler`, with the same random
+numbers. A seed gives the same text unless the rounding of a logit changes the outcome of a draw.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ from recurra.recurrence.backends.native_passes import LayerPasses, Trace
 from recurra.recurrence.precision import product
 
 MOST_FOLDED = 1024
-"""Largest embedding, in rows, that is multiplied with the first layer's input weight in advance."""
+"""Maximum vocabulary size for which the embedding is multiplied with the first layer's input weight
+in advance."""
 NUMBERS_PER_THREAD = 30_000
-"""Weights below which a thread would wait longer for the others than it computes."""
+"""Minimum number of weights, times samples, per thread; with fewer, a thread waits longer at
+barriers than it computes."""
 
 
 class CompiledDecoder(Decoder):
-    """Generates many tokens in one call of the kernels; see `Decoder` for arguments and methods."""
+    """Decoder that generates many tokens in one kernel call; see `Decoder`."""
 
     generates_ahead = True
 
@@ -41,18 +43,18 @@ class CompiledDecoder(Decoder):
 
     def __init__(self, model: RecurrentLM, num_samples: int = 1) -> None:
         super().__init__(model, num_samples)
-        self._own = PersistentBuffers()
-        self._kept = [PersistentBuffers() for _ in range(model.config.num_layers)]
+        self._buffers = PersistentBuffers()
+        self._layer_buffers = [PersistentBuffers() for _ in range(model.config.num_layers)]
         self._passes = [
-            LayerPasses(model.config.cell, model.product_dtype, 1.0, kept, kept)
-            for kept in self._kept
+            LayerPasses(model.config.cell, model.product_dtype, 1.0, buffers, buffers)
+            for buffers in self._layer_buffers
         ]
         self._versions: list[tuple[int, int]] = []
         self._table: Tensor | None = None
 
     @torch.no_grad()
     def decode(self, tokens: Ids, num_steps: int, sampler: Sampler) -> Ids:
-        """Generate; see `Decoder.decode`."""
+        """Generate tokens; see `Decoder.decode`."""
         ids = np.empty((num_steps + 1, len(tokens)), dtype=np.int64)
         ids[0] = tokens
         versions = [_version(parameter) for parameter in self.model.parameters()]
@@ -64,16 +66,19 @@ class CompiledDecoder(Decoder):
         banned = np.array(sampler.banned, dtype=np.int64)
         generation = self._describe(ids, layers, sampler, uniforms, banned)
         generation.packs = packs
-        done: int = library.load().recurra_generate(byref(generation))
-        if done == 0:
+        num_done: int = library.load().recurra_generate(byref(generation))
+        if num_done == 0:
             raise NonFiniteError("a logit is NaN or infinite; the model's weights are damaged")
-        hidden = [layer.trace.hidden[done] for layer in layers]
-        cells = [layer.trace.cells[done] for layer in layers if layer.trace.cells is not None]
+        hidden = [layer.trace.hidden[num_done] for layer in layers]
+        cells = [layer.trace.cells[num_done] for layer in layers if layer.trace.cells is not None]
         self.state = tuple(torch.stack(parts) for parts in (hidden, cells) if parts)
-        return ids[1 : done + 1]
+        return ids[1 : num_done + 1]
 
     def _make_table(self) -> Tensor | None:
-        """What each token adds to the first layer's gates, (V, G*H), unless that is too large."""
+        """Return the first layer's input projection of every token, (V, G*H).
+
+        None if the embedding has more than `MOST_FOLDED` rows.
+        """
         model = self.model
         first = model.layers()[0]
         if model.config.embedding_size:
@@ -95,10 +100,10 @@ class CompiledDecoder(Decoder):
             return _DescribedLayer(layer, trace, None, None, None, None)
         weight = parameters.weight_ih
         gates = len(weight) // layer.units
-        like, kept = self.model.head_bias, self._kept[index]
+        like, buffers = self.model.head_bias, self._layer_buffers[index]
         numbers = library.load().recurra_packed_numbers(gates, layer.units, weight.shape[1])
-        packed = kept.take("packed input weight", numbers, like=like)
-        projected = kept.take("projected", steps, samples, len(weight), like=like)
+        packed = buffers.take("packed input weight", numbers, like=like)
+        projected = buffers.take("projected", steps, samples, len(weight), like=like)
         layer.point(projected=projected)
         bias = passes.foldable_bias(parameters)
         return _DescribedLayer(layer, trace, weight, bias, packed, projected)
@@ -111,17 +116,20 @@ class CompiledDecoder(Decoder):
         uniforms: Logits | None,
         banned: Ids,
     ) -> structures.Description:
-        """Return the arguments of the kernel, which the caller must keep alive."""
+        """Return the kernel's argument structure.
+
+        The structure holds addresses only: the caller must keep the other arguments alive.
+        """
         model, config = self.model, sampler.config
         samples = ids.shape[1]
         vocabulary, units = model.output_weight.shape
         width = model.config.embedding_size
         like, kernels = model.head_bias, library.load()
         numbers = kernels.recurra_packed_numbers(1, vocabulary, units)
-        packed = self._own.take("packed head", numbers, like=like)
+        packed = self._buffers.take("packed head", numbers, like=like)
         numbers = kernels.recurra_logit_numbers(vocabulary)
-        logits = self._own.take("logits", samples, numbers, like=like)
-        embedded = self._own.take("embedded", samples, width + width % 2, like=like)
+        logits = self._buffers.take("logits", samples, numbers, like=like)
+        embedded = self._buffers.take("embedded", samples, width + width % 2, like=like)
         generation = structures.Generation(
             threads=self._threads(samples),
             num_layers=len(layers),
@@ -155,20 +163,24 @@ class CompiledDecoder(Decoder):
         return generation
 
     def _threads(self, samples: int) -> int:
-        """No more than have enough to do between two waits."""
+        """Return the number of threads, such that each has enough work between two barriers."""
         numbers = self.model.num_parameters * samples
         return max(1, min(library.threads(), numbers // NUMBERS_PER_THREAD))
 
 
 def _version(parameter: Tensor) -> tuple[int, int]:
-    """Return a key that changes with the values; those of inference tensors never change."""
+    """Return a key that changes when the values change; inference tensors never change."""
     return 0 if parameter.is_inference() else parameter._version, parameter.data_ptr()
 
 
 class _DescribedLayer(NamedTuple):
-    """A layer's description, what it writes to, and what it points to.
+    """The kernel's description of a layer, with the tensors that it points to.
 
-    The last four are those of a layer that reads numbers: None where it reads a table by id.
+    Attributes:
+        description: the structure `Layer`.
+        trace: the outputs of the layer.
+        weight_ih, bias, packed, projected: the input weight, the bias, the packed input weight and
+            the projected inputs; None for a layer that reads a table by token id.
     """
 
     description: structures.Description

@@ -1,8 +1,8 @@
 """Loss and gradients of a model by the compiled kernels, without autograd.
 
-The operations of autograd are known in advance for a `RecurrentLM`: the forward pass, the loss and
-the backward pass. They are recorded for one batch shape, with persistent buffers, and replayed as
-long as only values change.
+For a `RecurrentLM` the operations of the forward pass, the loss and the backward pass are known in
+advance. They are recorded once, with persistent buffers, and replayed while only the values of the
+tensors change.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from recurra.runtime.distributed import SINGLE_PROCESS, Processes
 
 
 class CompiledGradients:
-    """Loss and gradients of one model.
+    """Loss and gradients of one model by the compiled kernels.
 
     Args:
-        model: one for which `unsupported` returns None.
+        model: a model for which `unsupported` returns None.
     """
 
     @staticmethod
@@ -53,10 +53,10 @@ class CompiledGradients:
     def __init__(self, model: RecurrentLM) -> None:
         self.model = model
         self._parameters = list(model.parameters())
-        self._memory = [PersistentBuffers() for _ in range(model.config.num_layers)]
-        self._own = PersistentBuffers()
-        self._circumstances: Hashable = None
-        self._pass: _Pass
+        self._layer_buffers = [PersistentBuffers() for _ in range(model.config.num_layers)]
+        self._buffers = PersistentBuffers()
+        self._recorded_for: Hashable = None
+        self._recorded: _RecordedPass
 
     @torch.no_grad()
     def compute(
@@ -71,87 +71,99 @@ class CompiledGradients:
         """Write the gradient of `weight` times the mean loss to every parameter's `grad`.
 
         Args:
-            ids, targets, state, recurrent_gradient_scale: as in `RecurrentLM.loss`.
+            ids, targets: (B, T) integers; `targets[b, t]` follows `ids[b, t]`.
+            state: the state before the batch, each tensor (L, B, H); None is zero.
+            recurrent_gradient_scale: multiplies every gradient that passes from one step to the
+                step before.
+            weight: multiplies the gradients.
 
         Returns:
-            The mean loss in nats per token, without the weight, and the state after the last
-            token, as new tensors.
+            The mean loss in nats per token, without the weight, and the final state as new tensors.
 
         Raises:
-            ConfigError: ids, targets and state that do not fit each other.
+            ConfigError: the shapes of ids, targets and state do not match.
             IndexError: an id or a target is not in the vocabulary.
         """
-        self._place_gradients()
-        inputs = self._place_inputs(ids, targets, state)
-        circumstances = self._describe_circumstances(ids, recurrent_gradient_scale)
-        if circumstances == self._circumstances:
-            self._pass.program.run()
+        self._allocate_gradients()
+        inputs = self._copy_inputs(ids, targets, state)
+        key = self._recording_key(ids, recurrent_gradient_scale)
+        if key == self._recorded_for:
+            self._recorded.program.run()
         else:
-            self._circumstances = None
-            self._pass = _Pass(self.model, recurrent_gradient_scale, self._memory, self._own)
-            self._pass.write(*inputs)
-            self._circumstances = circumstances
+            self._recorded_for = None
+            self._recorded = _RecordedPass(
+                self.model, recurrent_gradient_scale, self._layer_buffers, self._buffers
+            )
+            self._recorded.record(*inputs)
+            self._recorded_for = key
         if weight != 1.0:
             torch._foreach_mul_(_gradients(self._parameters), weight)
-        return float(self._pass.loss), _final_state(self._pass.traces)
+        return float(self._recorded.loss), _final_state(self._recorded.traces)
 
-    def _place_gradients(self) -> None:
+    def _allocate_gradients(self) -> None:
         for parameter in self._parameters:
             if parameter.grad is None or not parameter.grad.is_contiguous():
                 parameter.grad = torch.empty_like(parameter)
 
-    def _place_inputs(
+    def _copy_inputs(
         self, ids: Tensor, targets: Tensor, state: State | None
     ) -> tuple[Tensor, Tensor, State]:
-        """Copies where the program looks for them; ids and targets (T, B)."""
+        """Copy the inputs to the buffers of the recorded calls; ids and targets become (T, B)."""
         batch, steps = ids.shape
         if targets.shape != ids.shape:
             raise ConfigError(
-                f"ids {tuple(ids.shape)} need as many targets, not {tuple(targets.shape)}"
+                f"targets have shape {tuple(targets.shape)} and must have the shape of ids,"
+                f" {tuple(ids.shape)}"
             )
-        placed_ids, placed_targets = (
-            self._own.take(name, steps, batch, like=_IDS).copy_(tokens.t())
+        copied_ids, copied_targets = (
+            self._buffers.take(name, steps, batch, like=_IDS).copy_(tokens.t())
             for name, tokens in (("ids", ids), ("targets", targets))
         )
-        return placed_ids, placed_targets, self._place_state(batch, state)
+        return copied_ids, copied_targets, self._copy_state(batch, state)
 
-    def _place_state(self, batch: int, state: State | None) -> State:
+    def _copy_state(self, batch: int, state: State | None) -> State:
         config = self.model.config
         shape = (config.num_layers, batch, config.hidden_size)
-        placed = tuple(
-            self._own.take(f"state {index}", *shape, like=self.model.head_bias)
+        buffers = tuple(
+            self._buffers.take(f"state {index}", *shape, like=self.model.head_bias)
             for index in range(find_cell(config.cell).num_states)
         )
         if not state:
-            return tuple(part.zero_() for part in placed)
-        if [part.shape for part in state] != [shape] * len(placed):
+            return tuple(buffer.zero_() for buffer in buffers)
+        if [part.shape for part in state] != [shape] * len(buffers):
             raise ConfigError(
                 f"the state has shapes {[tuple(part.shape) for part in state]}, and should have"
-                f" {[shape] * len(placed)}"
+                f" {[shape] * len(buffers)}"
             )
-        return tuple(to.copy_(part) for to, part in zip(placed, state, strict=True))
+        return tuple(buffer.copy_(part) for buffer, part in zip(buffers, state, strict=True))
 
-    def _describe_circumstances(self, ids: Tensor, scale: float) -> Hashable:
-        """What the program depends on beside numbers in memory."""
-        places = [
+    def _recording_key(self, ids: Tensor, scale: float) -> Hashable:
+        """Return everything that the recorded calls depend on besides the values of tensors."""
+        addresses = [
             (p.data_ptr(), g.data_ptr()) for p in self._parameters if (g := p.grad) is not None
         ]
-        return (ids.shape, scale, self.model.training, library.threads(), *places)
+        return (ids.shape, scale, self.model.training, library.threads(), *addresses)
 
 
 _IDS = torch.empty(0, dtype=torch.int64)
 
 
-class _Pass:
-    """One pass up and down, written into a program.
+class _RecordedPass:
+    """A forward and a backward pass, recorded as a program.
 
-    Where there are no more tokens in the vocabulary than in the batch, the embedding and the first
-    layer's input weight become one table of all tokens: E W_ih' of V rows instead of T*B.
+    If the vocabulary has at most as many tokens as the batch, the embedding is multiplied with the
+    first layer's input weight once for all tokens: the product has V columns instead of T*B.
 
     Attributes:
-        program: writes loss, traces and gradients.
-        loss: the mean, one number.
-        traces: of each layer.
+        program: the recorded calls, which write loss, traces and gradients.
+        loss: the mean loss in nats per token, without dimensions.
+        traces: the trace of each layer.
+
+    Args:
+        model: the model.
+        recurrent_gradient_scale: as in `CompiledGradients.compute`.
+        layer_buffers: the buffers of each layer.
+        buffers: all other buffers.
     """
 
     loss: Tensor
@@ -160,36 +172,41 @@ class _Pass:
         self,
         model: RecurrentLM,
         recurrent_gradient_scale: float,
-        memory: list[PersistentBuffers],
-        own: PersistentBuffers,
+        layer_buffers: list[PersistentBuffers],
+        buffers: PersistentBuffers,
     ) -> None:
         self.program = Program()
         self.traces: list[Trace] = []
-        self._model, self._own, self._do = model, own, self.program.do
+        self._model, self._buffers, self._do = model, buffers, self.program.do
         self._kind, self._layers = product_kind(model.product_dtype), model.layers()
         self._passes = [
             LayerPasses(
                 model.config.cell,
                 model.product_dtype,
                 recurrent_gradient_scale,
-                kept,
-                kept,
+                layer,
+                layer,
                 self._do,
             )
-            for kept in memory
+            for layer in layer_buffers
         ]
         self._inputs: list[Tensor] = []
         self._masks: list[Tensor | None] = []
         self._weight_masks: list[Tensor] = []
         self._table: Tensor | None = None
 
-    def write(self, ids: Tensor, targets: Tensor, state: State) -> None:
-        """All of it, while it runs for the first time."""
-        hidden = self._up(ids, state)
-        self._down(ids, self._output(hidden, targets.flatten()))
+    def record(self, ids: Tensor, targets: Tensor, state: State) -> None:
+        """Execute both passes and record the calls.
 
-    def _up(self, ids: Tensor, state: State) -> Tensor:
-        """The top layer's outputs, as the output layer reads them."""
+        Args:
+            ids, targets: (T, B) int64.
+            state: the state before the batch, each tensor (L, B, H).
+        """
+        hidden = self._forward(ids, state)
+        self._backward(ids, self._output(hidden, targets.flatten()))
+
+    def _forward(self, ids: Tensor, state: State) -> Tensor:
+        """Return the outputs of the top layer after dropout, (T, B, H)."""
         dropout = self._model.dropout
         if dropout.weight > 0.0:
             self._drop_weights(dropout.weight)
@@ -204,8 +221,12 @@ class _Pass:
         return inputs
 
     def _output(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """The loss; its gradient at the top layer's outputs."""
-        output = OutputPasses(self._model.product_dtype, self._own, self._own, self._do)
+        """Compute the loss and the gradients of the output layer.
+
+        Returns:
+            The gradient of the loss with respect to `hidden`, (T, B, H).
+        """
+        output = OutputPasses(self._model.product_dtype, self._buffers, self._buffers, self._do)
         weight, bias, flat = self._model.output_weight, self._model.head_bias, hidden.flatten(0, 1)
         self.loss, trace = output.forward(flat, weight, bias, targets)
         grad_hidden = self._take("grad hidden", *hidden.shape)
@@ -213,7 +234,7 @@ class _Pass:
         output.backward(trace, flat, weight, gradients)
         return grad_hidden
 
-    def _down(self, ids: Tensor, grad_outputs: Tensor) -> None:
+    def _backward(self, ids: Tensor, grad_outputs: Tensor) -> None:
         zeros = self._take("zeros", *grad_outputs.shape[1:])
         self._do(zeros.zero_)
         grad: Tensor | None = grad_outputs
@@ -297,22 +318,22 @@ class _Pass:
             return
         grad_table = self._grad_table(self._table)
         self._multiply(grad_table, model.embedding, grad_weight)
-        own_part = self._take("grad embedding", *grad_embedding.shape)
-        operand = as_operand(self._kind, grad_table, self._own, self._do)
-        gradient_product(self._kind, operand, weight, own_part, self._own, self._do)
-        # The output layer has written its part already, where weights are tied.
+        input_part = self._take("grad embedding", *grad_embedding.shape)
+        operand = as_operand(self._kind, grad_table, self._buffers, self._do)
+        gradient_product(self._kind, operand, weight, input_part, self._buffers, self._do)
+        # With tied weights, `grad_embedding` already holds the gradient from the output layer.
         self._do(
-            grad_embedding.add_ if model.config.tie_weights else grad_embedding.copy_, own_part
+            grad_embedding.add_ if model.config.tie_weights else grad_embedding.copy_, input_part
         )
 
     def _grad_table(self, table: Tensor) -> Tensor:
         return self._take("grad table", *table.shape)
 
     def _multiply(self, left: Tensor, right: Tensor, out: Tensor) -> None:
-        dense_product(self._kind, left, right, out, self._own, self._do)
+        dense_product(self._kind, left, right, out, self._buffers, self._do)
 
     def _take(self, name: str, *shape: int) -> Tensor:
-        return self._own.take(name, *shape, like=self._model.head_bias)
+        return self._buffers.take(name, *shape, like=self._model.head_bias)
 
 
 def _final_state(traces: list[Trace]) -> State:

@@ -1,7 +1,7 @@
 """Gradient clipping and parameter update in one pass, by the compiled kernels.
 
-Does what torch.optim's SGD, Adam and AdamW do, on their own state, in the same form: a checkpoint
-does not show which of the two made the update.
+The updates are those of SGD, Adam and AdamW in torch.optim, and they read and write the state of
+torch's optimizer. Checkpoints therefore have the same contents with either implementation.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _RULE = structures.ENUMERATIONS["Rule"]
 
 
 class CompiledUpdate:
-    """Update the parameters of one optimizer, all fp32 on a CPU.
+    """The compiled update of one optimizer, whose parameters are all fp32 on a CPU.
 
     Args:
-        optimizer: torch's optimizer; its groups and its state are used and kept.
-        spec: its row in the table of optimizers; `kernel_rule` is not None.
+        optimizer: torch's optimizer; its parameter groups are read, and its state is updated.
+        spec: the optimizer's row in `OPTIMIZERS`; `kernel_rule` is not None.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, spec: OptimizerSpec) -> None:
@@ -43,12 +43,17 @@ class CompiledUpdate:
         self._addresses: dict[str, tuple[list[int], Any]] = {}
 
     def gradient_norm(self) -> float:
-        """The L2 norm of all gradients; NaN or infinite where one is not finite."""
+        """Return the L2 norm of all gradients together; it is NaN or infinite if a gradient is."""
         norm: float = library.load().recurra_gradient_norm(byref(self._describe()))
         return norm
 
     def step(self, lr: float, factor: float) -> None:
-        """Update all parameters with `factor` times their gradients."""
+        """Update all parameters in place.
+
+        Args:
+            lr: the learning rate.
+            factor: multiplies the gradients before the update.
+        """
         update = self._describe()
         update.lr, update.factor = lr, factor
         is_first = not self._optimizer.state
@@ -60,7 +65,8 @@ class CompiledUpdate:
             if update.momentum:
                 update.first = self._slots(self._spec.slots[0], is_first)
         library.load().recurra_update(byref(update))
-        # What was made from the weights as they were (packed for generation, say) must know.
+        # The kernel bypasses torch's version counters. The decoder compares them to decide whether
+        # its packed weights are outdated.
         torch.autograd.graph.increment_version(self._parameters)
 
     def _describe_adam(self, update: structures.Description, is_first: bool) -> None:
@@ -101,7 +107,7 @@ class CompiledUpdate:
         )
 
     def _pointers(self, name: str, tensors: list[Tensor]) -> Any:
-        """Return an array of addresses, which is reused while no address changes."""
+        """Return an array of the tensors' addresses; it is reused while no address changes."""
         addresses = [tensor.data_ptr() for tensor in tensors]
         known, array = self._addresses.get(name, ([], None))
         if known != addresses:

@@ -12,12 +12,12 @@ from recurra.runtime.distributed import Processes
 
 
 class DataParallelEngine(AutogradEngine):
-    """Trains one model in several processes; see `Engine` for arguments and methods.
+    """Engine for several processes; see `Engine`.
 
-    Each process weighs its loss with its share of the rows, so that the sum of the gradients is the
-    gradient of the whole batch, however the rows are divided. All gradients travel in one message
-    after the backward pass: the models are small, and a message for each tensor would cost more
-    than overlapping them with the backward pass saves.
+    Each process weights its loss by its fraction of the rows, so that the sum of the gradients is
+    the gradient of the whole batch. All gradients are summed in one all-reduce after the backward
+    pass. The models are small: one all-reduce per tensor would cost more than overlapping it with
+    the backward pass saves.
     """
 
     @classmethod

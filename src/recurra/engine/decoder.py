@@ -1,7 +1,7 @@
 """The interface of decoders, which generate tokens, and the plain decoder.
 
-A decoder reads and generates tokens of some samples side by side. Its state is explicit: it can be
-copied, set, and saved, and generation continues exactly from it.
+A decoder generates several samples in parallel. Its state is explicit: it can be copied,
+saved and restored, and generation continues exactly from it.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ from recurra.model.recurrent_lm import RecurrentLM
 from recurra.recurrence.cells import State
 
 PROMPT_CHUNK = 1024
-"""Tokens of a prompt in one call of the model: enough for efficient matrix products."""
+"""Prompt tokens in one call of the model, enough for efficient matrix products."""
 
 
 class Decoder(ABC):
-    """Generates tokens with one model. The model is in evaluation mode during every call.
+    """Generates tokens with one model, which must be in evaluation mode during every call.
 
-    Shapes: S samples, V tokens of the vocabulary.
+    Shapes: S samples, V tokens in the vocabulary.
 
     Attributes:
-        state: what follows depends on it and on the tokens alone; each tensor (L, S, H).
-        generates_ahead: whether many steps in one call of `decode` cost less than many calls.
+        model, num_samples: the arguments.
+        state: the recurrent state after the tokens read so far, each tensor (L, S, H).
+        generates_ahead: whether one call of `decode` for many steps is faster than many calls.
 
     Args:
-        model: a model for which `unsupported` returns None.
+        model: a model for which `unsupported` returns None, on its device.
         num_samples: S.
     """
 
@@ -48,10 +49,10 @@ class Decoder(ABC):
 
     @torch.no_grad()
     def prefill(self, ids: Ids) -> Logits:
-        """Begin at the zero state, and read the same tokens in every sample.
+        """Reset the state, and read a prompt that all samples share.
 
         Args:
-            ids: (N,); with none the output layer sees the zero state.
+            ids: (N,) token ids. With N = 0 the logits are those of the zero state.
 
         Returns:
             Logits of the next token, (S, V) float64.
@@ -71,21 +72,23 @@ class Decoder(ABC):
 
     @torch.no_grad()
     def step(self, tokens: Ids) -> Logits:
-        """Read one token (S,) in each sample; return the logits of the next, (S, V) float64."""
+        """Read one token of each sample, (S,); return the logits of the next, (S, V) float64."""
         ids = torch.from_numpy(tokens).to(self.model.device)
         logits, self.state = self.model(ids[:, None], self.state)
         return _to_numpy(logits[:, -1])
 
     @abstractmethod
     def decode(self, tokens: Ids, num_steps: int, sampler: Sampler) -> Ids:
-        """Read one more token of every sample, and generate `num_steps` of them.
+        """Generate `num_steps` tokens for each sample.
 
         Args:
-            tokens: (S,), the tokens chosen last.
-            sampler: chooses tokens; it draws one random number for each sample and step.
+            tokens: (S,) int64, the most recent tokens, which the decoder has not read yet.
+            num_steps: number of tokens to generate for each sample.
+            sampler: chooses the tokens.
 
         Returns:
-            (num_steps, S) tokens; fewer where the logits after them are not finite.
+            (num_steps, S) int64. A decoder that generates ahead returns fewer rows if the logits
+            of a later step are NaN or infinite.
 
         Raises:
             NonFiniteError: the logits of the first step are NaN or infinite.
@@ -93,7 +96,7 @@ class Decoder(ABC):
 
 
 class PlainDecoder(Decoder):
-    """Generates with any model on any device, one call of the model for each token."""
+    """Decoder for any model and device, with one call of the model per token; see `Decoder`."""
 
     @classmethod
     def unsupported(cls, model: RecurrentLM) -> str | None:
@@ -101,7 +104,7 @@ class PlainDecoder(Decoder):
         return None
 
     def decode(self, tokens: Ids, num_steps: int, sampler: Sampler) -> Ids:
-        """Generate; see `Decoder.decode`."""
+        """Generate tokens; see `Decoder.decode`."""
         chosen = np.empty((num_steps, self.num_samples), dtype=np.int64)
         for number in range(num_steps):
             tokens = chosen[number] = sampler.choose(self.step(tokens))
@@ -109,5 +112,5 @@ class PlainDecoder(Decoder):
 
 
 def _to_numpy(logits: Tensor) -> Logits:
-    """Return a float64 copy in the CPU's memory, which the sampler may overwrite."""
+    """Return a float64 copy on the CPU, which the sampler may overwrite."""
     return logits.float().cpu().numpy().astype(np.float64)

@@ -1,7 +1,7 @@
 """The interface of engines, and the state that every engine has.
 
-An engine executes training steps of one model on one device. It knows neither budget nor schedule
-nor files; the training loop knows no engine but through this interface.
+An engine executes training steps of one model on one device. It is independent of budgets,
+learning rate schedules and files. The training loop uses engines only through this interface.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ from recurra.runtime.distributed import SINGLE_PROCESS, Processes
 
 
 class StepResult(NamedTuple):
-    """What a step computed.
+    """The result of a training step.
 
     Attributes:
-        nats: the loss summed over the targets of the whole batch.
-        num_tokens: targets of the whole batch.
+        nats: the loss in nats, summed over the targets of the whole batch.
+        num_tokens: number of targets in the whole batch.
         grad_norm: the L2 norm of all gradients before clipping.
-        failure: why the step changed nothing, or None: its loss or a gradient is NaN or infinite.
+        failure: if the loss or a gradient is NaN or infinite, a message that says which; such a
+            step changes nothing. None otherwise.
     """
 
     nats: float
@@ -44,23 +45,26 @@ class StepResult(NamedTuple):
 
     @property
     def loss(self) -> float:
-        """Mean nats per token."""
+        """The mean loss in nats per token."""
         return self.nats / self.num_tokens
 
 
 class Engine(ABC):
     """Executes the training steps of one model.
 
-    Constructing an engine draws no random number. A step whose loss or gradient is NaN or infinite
-    changes neither weights nor optimizer, averages or hidden state, and its result says so.
+    The constructor draws no random numbers. If the loss or a gradient of a step is NaN or infinite,
+    the step changes neither weights, averages, optimizer state nor hidden state, and `failure` of
+    its `StepResult` is set.
 
     Attributes:
         model: the model; its parameters are updated in place.
         optimizer: torch's optimizer, whose state every engine uses.
-        state: what the next step begins with, each tensor (L, own rows, H); None before the first.
-        num_updates: updates so far.
-        max_pending: steps that may be called before `synchronize` must be; 1 where a step returns
-            when it is done.
+        average: the moving average of the weights, or None.
+        state: the initial hidden state of the next step, each tensor (L, own rows, H), where own
+            rows are those of this process; None before the first step.
+        num_updates: number of updates so far.
+        max_pending: maximum number of steps between two calls of `synchronize`; 1 if `step` returns
+            only after the step is done.
 
     Args:
         model: a model for which `unsupported` returns None, already on its device.
@@ -93,7 +97,7 @@ class Engine(ABC):
 
     @abstractmethod
     def gradients(self, batch: Batch, state: State | None) -> tuple[float, State]:
-        """Write every parameter's `grad` and update nothing.
+        """Write every parameter's `grad`, without an update.
 
         Args:
             batch: the batch; its `reset_state` is ignored.
@@ -108,10 +112,14 @@ class Engine(ABC):
 
     @abstractmethod
     def step(self, batch: Batch, lr: float) -> None:
-        """Compute gradients, clip, update weights and averages, and carry the state.
+        """Compute and clip the gradients, then update weights, averages and hidden state.
 
-        The result is returned by `synchronize`, which must be called after `max_pending` steps at
-        the latest.
+        The result is returned by `synchronize`, which must be called after at most `max_pending`
+        steps.
+
+        Args:
+            batch: the rows of this process.
+            lr: the learning rate.
 
         Raises:
             LostProcessError: another process has ended.
@@ -119,16 +127,19 @@ class Engine(ABC):
 
     @abstractmethod
     def synchronize(self) -> list[StepResult]:
-        """Wait for the steps since the last call, and return their results in order."""
+        """Wait for all steps since the last call, and return their results in order."""
 
     def averaged_weights(self) -> AbstractContextManager[None]:
-        """Give the model its averaged weights, if there are any, until the context ends."""
+        """Return a context in which the model has its averaged weights, if there are any."""
         return nullcontext() if self.average is None else self.average.in_place()
 
     def state_dict(self) -> Tensors:
-        """Return everything that an exact resume needs, with the hidden state of all processes.
+        """Return the tensors that an exact resume needs, with the hidden state of all processes.
 
-        Every process must call it.
+        With several processes, all of them must call this method.
+
+        Raises:
+            LostProcessError: another process has ended.
         """
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         if self.average is not None:
@@ -145,8 +156,8 @@ class Engine(ABC):
         """Return dtype and shape of each tensor of `state_dict`.
 
         Args:
-            num_rows: rows of the whole batch; None before the first update, when neither the
-                optimizer nor the hidden state has tensors.
+            num_rows: number of rows of the whole batch; None before the first update, when neither
+                the optimizer nor the hidden state has tensors.
         """
         specs = {f"model.{n}": s for n, s in parameter_specs(self.model.config).items()}
         specs |= generator_specs()
@@ -160,7 +171,8 @@ class Engine(ABC):
         """Restore what `state_dict` returned after `num_updates` updates.
 
         Args:
-            tensors: they have the `state_specs`.
+            tensors: tensors with the dtypes and shapes of `state_specs`.
+            num_updates: number of updates before they were saved.
 
         Raises:
             ConfigError: the state of a random generator is invalid.
@@ -177,12 +189,15 @@ class Engine(ABC):
         self.num_updates = num_updates
 
     def _weight(self, batch: Batch) -> float:
-        """Return the factor of this process's mean loss: its share of the rows, times the batch's
-        own weight. The sum over the processes is the mean over the batch."""
+        """Return the factor of this process's mean loss.
+
+        It is the loss weight of the batch times this process's fraction of the rows, so that the
+        sum over the processes is the weighted mean over the batch.
+        """
         return batch.loss_weight * (len(batch.ids) / batch.num_rows)
 
     def _rows(self, batch: Batch) -> Rows | None:
-        """Return which rows of the batch are here, or None for all of them."""
+        """Return the position of this process's rows in the batch, or None if it has all rows."""
         return None if len(batch.ids) == batch.num_rows else Rows(batch.rows, batch.num_rows)
 
     def _named_parameters(self) -> list[tuple[str, Tensor]]:

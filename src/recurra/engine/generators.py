@@ -12,11 +12,11 @@ from recurra.io.tensors import Tensors, TensorSpec
 
 CPU, CUDA = "random.cpu", "random.cuda"
 OPTIONAL = frozenset({CUDA})
-"""Absent from a state that was saved without a GPU, and ignored where there is none."""
+"""Tensors that are missing if the state was saved without a GPU, and ignored without a GPU."""
 
 
 def generator_states() -> Tensors:
-    """Return the states of the global generators: the CPU's, and that of a CUDA GPU if any."""
+    """Return the states of torch's global generators: CPU, and CUDA if available."""
     states = {CPU: torch.get_rng_state()}
     if torch.cuda.is_available():
         states[CUDA] = torch.cuda.get_rng_state()
@@ -30,7 +30,7 @@ def generator_specs() -> dict[str, TensorSpec]:
 
 
 def set_generator_states(tensors: Mapping[str, Tensor]) -> None:
-    """Restore the global generators.
+    """Restore torch's global generators from what `generator_states` returned.
 
     Raises:
         ConfigError: a tensor is not the state of a generator.
@@ -40,4 +40,6 @@ def set_generator_states(tensors: Mapping[str, Tensor]) -> None:
         if CUDA in tensors and torch.cuda.is_available():
             torch.cuda.set_rng_state(tensors[CUDA])
     except RuntimeError as error:
-        raise ConfigError("random.* is not the state of a random generator") from error
+        raise ConfigError(
+            "random.cpu or random.cuda is not the state of a random generator"
+        ) from error

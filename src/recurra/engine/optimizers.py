@@ -17,10 +17,12 @@ Optimizer = torch.optim.Optimizer
 
 
 def build_optimizer(model: RecurrentLM, config: TrainingConfig) -> Optimizer:
-    """Return the optimizer that `config` names. Weight decay applies to matrices, not to biases.
+    """Return the optimizer that `config.optimizer` names, for all parameters of the model.
+
+    Weight decay applies only to parameters with at least two dimensions, not to biases.
 
     Raises:
-        ConfigError: there is no such optimizer.
+        ConfigError: `config.optimizer` is unknown.
     """
     spec = OPTIMIZERS.get(config.optimizer)
     if spec is None:
@@ -42,17 +44,19 @@ def build_optimizer(model: RecurrentLM, config: TrainingConfig) -> Optimizer:
 
 
 def is_capturable(optimizer: Optimizer) -> bool:
-    """Return whether an update reads learning rate and failure from tensors, not from the host.
+    """Return whether the optimizer reads learning rate and `found_inf` from tensors on the device.
 
-    torch's fused kernels do; an optimizer of another kind sets the same attribute as they do.
+    torch's fused optimizers do. Other optimizers declare it by the same attribute,
+    `_step_supports_amp_scaling`.
     """
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
 def apply_update(optimizer: Optimizer, lr: Tensor, failed: Tensor) -> None:
-    """Update all parameters, or none of them where `failed` is 1.
+    """Update all parameters, or none if `failed` is 1.
 
     Args:
+        optimizer: the optimizer of the parameters, whose gradients are already clipped.
         lr: the learning rate, without dimensions.
         failed: 0 or 1, fp32 without dimensions.
     """

@@ -1,11 +1,11 @@
 """Sampling of the next token from logits, and its configuration.
 
-Order and meaning of the settings are those of Hugging Face's `generate`: repetition penalty, then
-temperature, top-k, top-p, min-p. All of it runs on the CPU in float64 from a seeded numpy
-generator, so a seed gives the same text on every device, up to the rounding of the logits.
+The settings have the meaning and the order of Hugging Face's `generate`: repetition penalty, then
+temperature, top-k, top-p and min-p. Sampling runs on the CPU in float64 with seeded NumPy
+generators. A seed therefore gives the same text on every device, up to rounding of the logits.
 
-Knows no model, no text and no torch: the command line reads its options here without loading it.
-Shapes: S samples, V entries of the vocabulary.
+The module does not import torch, so that the command line can read the options without loading it.
+Shapes: S samples, V tokens in the vocabulary.
 """
 
 from __future__ import annotations
@@ -30,70 +30,81 @@ _MAX = sys.float_info.max
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """Settings of generation."""
+    """Configuration of text generation.
+
+    Raises:
+        ConfigError: a setting is out of range.
+    """
 
     max_new_tokens: int = 200
     """Maximum number of tokens to generate."""
 
     temperature: float = 1.0
-    """Divides the logits: below 1 more conservative, above 1 more random, 0 the same as greedy."""
+    """Divides the logits: below 1 is more conservative, above 1 more random, 0 is greedy."""
 
     top_k: int | None = None
-    """Sample from the k most probable tokens only (and those as probable as the k-th)."""
+    """Sample only from the k most probable tokens, and from ties with the k-th."""
 
     top_p: float | None = None
-    """Sample from the most probable tokens whose probabilities sum to this value; at least one."""
+    """Sample only from the most probable tokens that together reach this probability."""
 
     min_p: float | None = None
-    """Drop tokens less probable than this fraction of the most probable one."""
+    """Drop tokens whose probability is below this fraction of the largest probability."""
 
     repetition_penalty: float = 1.0
-    """Above 1 makes every token of the prompt and of the text so far less likely: its logit is
-    divided by this when positive, multiplied when negative."""
+    """Values above 1 make the tokens of the prompt and of the generated text less likely. Positive
+    logits are divided by this value, negative logits are multiplied by it."""
 
     stop: tuple[str, ...] = ()
-    """Stop when one of these strings is generated; it is not part of the output."""
+    """Stop when one of these strings is generated; the string is not part of the output."""
 
     num_samples: int = 1
     """Number of continuations of the same prompt."""
 
     seed: int | None = None
-    """Seed of the random numbers; by default a new one every time."""
+    """Random seed; by default a new one for every call."""
 
     greedy: bool = False
     """Greedy decoding: always take the most probable token; temperature, top_k, top_p, min_p and
     seed are ignored."""
 
     def __post_init__(self) -> None:
-        # A single string, or the list that JSON has, is as clear as a tuple.
+        # A single string is accepted, and so is a list, which JSON has instead of tuples.
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         object.__setattr__(self, "stop", stop)
         require(self.max_new_tokens >= 1, "max_new_tokens must be at least 1")
         require(_finite(self.temperature, 0.0), "temperature must be 0 (greedy) or positive")
         require(self.top_k is None or self.top_k >= 1, "top_k must be at least 1")
         require(self.top_p is None or 0 < self.top_p <= 1, "top_p must be above 0 and at most 1")
-        require(self.min_p is None or 0 <= self.min_p <= 1, "min_p must lie between 0 and 1")
+        require(self.min_p is None or 0 <= self.min_p <= 1, "min_p must be between 0 and 1")
         require(
             _finite(self.repetition_penalty, 0.0) and self.repetition_penalty > 0,
-            "repetition_penalty must be positive (1 is none)",
+            "repetition_penalty must be positive (1 disables it)",
         )
         require(all(stop), "a stop string must not be empty")
-        require(1 <= self.num_samples <= 100_000, "num_samples must lie between 1 and 100,000")
-        require(
-            self.seed is None or 0 <= self.seed < 2**63, "seed must lie between 0 and 2**63 - 1"
-        )
+        require(1 <= self.num_samples <= 100_000, "num_samples must be between 1 and 100,000")
+        require(self.seed is None or 0 <= self.seed < 2**63, "seed must be between 0 and 2**63 - 1")
 
 
 class Sampler:
     """Chooses the next token of every sample.
 
-    Its memory is one random generator for each sample and, with a repetition penalty, one (S, V)
-    mask of the tokens seen so far: it does not grow with the text.
+    A sampler holds one random generator for each sample. With a repetition penalty, it also holds
+    an (S, V) mask of the tokens seen so far. Its size does not grow with the text.
 
     Attributes:
+        config: the settings; `num_samples` is S.
+        banned: ids that are never chosen.
+        seen: the (S, V) mask of the tokens seen so far, or None without a repetition penalty.
+
+    Args:
         config: the settings.
-        banned: ids never chosen.
-        seen: the mask, or None.
+        vocab_size: V.
+        prompt_ids: tokens of the prompt, to which the repetition penalty applies.
+        banned_ids: ids that are never chosen.
+
+    Raises:
+        ConfigError: every token of the vocabulary is banned.
     """
 
     def __init__(
@@ -104,10 +115,10 @@ class Sampler:
         banned_ids: Sequence[int] = (),
     ) -> None:
         if len(set(banned_ids)) >= vocab_size:
-            raise ConfigError("every token of the vocabulary is banned; there is nothing to write")
+            raise ConfigError("every token of the vocabulary is banned; none can be generated")
         self.config = config
         self.banned = list(banned_ids)
-        # One generator for each sample, so that the first of four is the only one of one.
+        # With one generator per sample, the first sample does not depend on the number of samples.
         seeds = np.random.SeedSequence(config.seed).spawn(config.num_samples)
         self._randoms = [np.random.default_rng(seed) for seed in seeds]
         self.seen: Mask | None = None
@@ -116,10 +127,15 @@ class Sampler:
             self.seen[:, np.fromiter(prompt_ids, np.int64)] = True
 
     def choose(self, logits: Logits) -> Ids:
-        """The next token of every sample, from logits (S, V), which may be overwritten: (S,) int64.
+        """Return the next token of every sample.
 
-        One random number is drawn per sample and step, used or not, so that a sample does not
-        depend on what the others do.
+        Without greedy decoding, one random number is drawn for each sample.
+
+        Args:
+            logits: (S, V) float64; may be overwritten.
+
+        Returns:
+            (S,) int64.
 
         Raises:
             NonFiniteError: a logit is NaN or plus infinity.
@@ -140,17 +156,22 @@ class Sampler:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether nothing is left to chance."""
+        """Whether decoding is greedy, that is, uses no random number."""
         return self.config.greedy or self.config.temperature == 0
 
     def uniforms(self, steps: int) -> Logits:
-        """The random numbers of the next steps, in [0, 1): (steps, S)."""
+        """Draw the random numbers of the next steps, (steps, S) float64 in [0, 1)."""
         return np.stack([random.random(steps) for random in self._randoms], axis=1)
 
 
 def warp(logits: Logits, config: GenerationConfig) -> Logits:
-    """Temperature, top-k, top-p and min-p, in this order; a dropped token's logit is -inf."""
-    # From the maximum down: softmax does not mind, and a tiny temperature cannot give inf - inf.
+    """Apply temperature, top-k, top-p and min-p, in this order, to logits (S, V).
+
+    Returns:
+        New logits (S, V), relative to the maximum of each row; -inf for dropped tokens.
+    """
+    # Subtracting the maximum does not change softmax. Without it, a tiny temperature would give
+    # infinite logits, and inf - inf is NaN.
     with np.errstate(over="ignore"):
         logits = (logits - logits.max(axis=-1, keepdims=True)) / config.temperature
     if config.top_k is not None:
@@ -163,15 +184,22 @@ def warp(logits: Logits, config: GenerationConfig) -> Logits:
 
 
 def penalize(logits: Logits, seen: Mask, penalty: float) -> Logits:
-    """The repetition penalty of CTRL (Keskar et al. 2019): a seen token's logit moves down."""
-    # An extreme penalty must not make every token impossible, nor one infinitely likely.
+    """Apply the repetition penalty of CTRL (Keskar et al. 2019) to the logits of seen tokens.
+
+    Args:
+        logits: (S, V).
+        seen: (S, V); True for tokens of the prompt or of the generated text.
+        penalty: divides positive logits and multiplies negative ones.
+    """
+    # Without the limits, an extreme penalty could make all logits of a row -inf, or one of them
+    # +inf.
     with np.errstate(over="ignore"):
         lowered = np.where(logits > 0, logits / penalty, logits * penalty).clip(-_MAX, _MAX)
     return np.where(seen, lowered, logits)
 
 
 def keep_top_k(logits: Logits, top_k: int) -> Logits:
-    """Drop every token less likely than the k-th of its row; equals of the k-th stay."""
+    """Drop the tokens less probable than the k-th of their row; keep ties with the k-th."""
     size = logits.shape[-1]
     if top_k >= size:
         return logits
@@ -180,10 +208,10 @@ def keep_top_k(logits: Logits, top_k: int) -> Logits:
 
 
 def keep_top_p(logits: Logits, top_p: float) -> Logits:
-    """Keep the likeliest tokens until they hold `top_p` (Holtzman et al. 2020, nucleus sampling).
+    """Apply nucleus sampling (Holtzman et al. 2020): keep the most probable tokens up to `top_p`.
 
-    A token stays when those before it, likeliest first and equals by id, hold less than `top_p`:
-    the first always does.
+    The tokens of a row are sorted by decreasing probability, and ties by id. A token is kept if the
+    probabilities of the tokens before it sum to less than `top_p`. The first one is always kept.
     """
     order = np.argsort(-logits, axis=-1, kind="stable")
     sorted_probabilities = np.take_along_axis(softmax(logits), order, axis=-1)
@@ -194,27 +222,34 @@ def keep_top_p(logits: Logits, top_p: float) -> Logits:
 
 
 def keep_min_p(logits: Logits, min_p: float) -> Logits:
-    """Drop tokens whose probability is below `min_p` times the largest one."""
+    """Drop the tokens whose probability is below `min_p` times the largest of their row."""
     probabilities = softmax(logits)
     least = min_p * probabilities.max(axis=-1, keepdims=True)
     return np.where(probabilities < least, -np.inf, logits)
 
 
 def softmax(logits: Logits) -> Logits:
-    """Probabilities of each row; -inf becomes exactly 0."""
+    """Return the probabilities of each row; those of logits -inf are exactly 0."""
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     probabilities: Logits = powers / powers.sum(axis=-1, keepdims=True)
     return probabilities
 
 
 def draw(logits: Logits, uniforms: Logits) -> Ids:
-    """One token per row by inverting the cumulative distribution at `uniforms` (S,), in [0, 1).
+    """Draw one token per row by inverse transform sampling.
 
-    A token of probability 0 is never drawn.
+    Tokens of probability 0 are never drawn.
+
+    Args:
+        logits: (S, V).
+        uniforms: (S,) random numbers in [0, 1).
+
+    Returns:
+        (S,) int64.
     """
     cumulative = np.cumsum(softmax(logits), axis=-1)
-    # The largest float64 below 1 is far enough from it that no product rounds up to the total,
-    # which would be beyond the last token that has any probability.
+    # The product of the total and a float64 below 1 never rounds up to the total, which would
+    # select a token after the last one with a positive probability.
     thresholds = uniforms[:, None] * cumulative[:, -1:]
     chosen: Ids = (cumulative <= thresholds).sum(axis=-1)
     return chosen

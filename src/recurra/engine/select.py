@@ -1,9 +1,9 @@
-"""Choose an engine: the only place where device, backend, precision and model features meet.
+"""Choose an engine for the model, the training configuration and the processes.
 
-The first engine that supports the model, the training and the processes is taken. The reason why
-the preferred one was not is logged once at level INFO, every other reason at level DEBUG. Training,
-the recipe's trials, the time estimate, dynamic evaluation and the benchmark choose here, so that
-what is timed is what trains.
+The first engine that supports them is chosen. The reason for not choosing the preferred engine is
+logged once at level INFO, all reasons at level DEBUG. Training, the recipe's measurements, the time
+estimate, dynamic evaluation and the benchmark all choose here, so that training runs the code that
+was measured.
 """
 
 from __future__ import annotations
@@ -35,19 +35,22 @@ _BY_AUTOGRAD = "gradients are computed by autograd: "
 def select_engine(
     model: RecurrentLM, config: TrainingConfig, processes: Processes = SINGLE_PROCESS
 ) -> Engine:
-    """Return the preferred engine that supports the training.
+    """Return the first of `ENGINES` that supports the training.
 
     Args:
         model: the model, already on its device.
         config: optimizer, clipping and weight averaging.
         processes: the processes that share each batch.
+
+    Raises:
+        ConfigError: no engine supports the training.
     """
     reasons: list[str] = []
     for engine in ENGINES:
         reason = engine.unsupported(model, config, processes)
         if reason is None:
             if reasons:
-                # Of the preferred engine; the others were not expected to be used.
+                # Only the preferred engine was expected to be used.
                 _log_once(_BY_AUTOGRAD + reasons[0])
             return engine(model, config, processes)
         _logger.debug("%s is not used: %s", engine.__name__, reason)
@@ -56,9 +59,13 @@ def select_engine(
 
 
 def select_gradients(model: RecurrentLM, processes: Processes = SINGLE_PROCESS) -> Gradients:
-    """Return what computes loss and gradients where no optimizer is involved.
+    """Return the preferred gradient computation that supports the model, without an optimizer.
 
-    It is what `select_engine` uses; with several processes it computes the part of one of them.
+    With several processes it computes the gradients of one process's rows; they are not summed.
+
+    Args:
+        model: the model, already on its device.
+        processes: the processes that share each batch.
     """
     reason = CompiledGradients.unsupported(model, processes)
     if reason is None:
@@ -71,13 +78,13 @@ def select_decoder(model: RecurrentLM, num_samples: int = 1) -> Decoder:
     """Return the preferred decoder that supports the model.
 
     Args:
-        model: the model, on its device.
-        num_samples: samples that are generated side by side.
+        model: the model, already on its device.
+        num_samples: number of samples that are generated in parallel.
     """
     reason = CompiledDecoder.unsupported(model)
     if reason is None:
         return CompiledDecoder(model, num_samples)
-    _logger.debug("tokens are generated one by one: %s", reason)
+    _logger.debug("tokens are generated with one call of the model each: %s", reason)
     return PlainDecoder(model, num_samples)
 
 

@@ -344,8 +344,8 @@ class _Brief(Progress):
     def __init__(self, progress: Progress, name: str) -> None:
         self._progress, self.name = progress, name
 
-    def moment(self, moment: StepMetrics) -> None:
-        self._progress.moment(moment)
+    def step(self, metrics: StepMetrics) -> None:
+        self._progress.step(metrics)
 
     def message(self, text: str) -> None:
         self._progress.message(f"{self.name}: {text}")

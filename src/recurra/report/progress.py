@@ -49,8 +49,8 @@ class Progress:
     def plan(self, lines: Sequence[str]) -> None:
         """What is about to be trained, before the first step."""
 
-    def moment(self, moment: StepMetrics) -> None:
-        """One update was done."""
+    def step(self, metrics: StepMetrics) -> None:
+        """Receive the metrics of a finished training step."""
 
     def report(self, record: dict[str, Any]) -> None:
         """A line of metrics.jsonl was written."""
@@ -111,17 +111,17 @@ class ConsoleProgress(Progress):
         for line in lines:
             self._print(line)
 
-    def moment(self, moment: StepMetrics) -> None:
+    def step(self, metrics: StepMetrics) -> None:
         if self._task is None:
             self._task = self._bar.add_task("", total=1.0)
-        bits = moment.train_nats / math.log(2)
+        bits = metrics.train_nats / math.log(2)
         self._bar.update(
             self._task,
-            completed=min(moment.spent, 1.0),
+            completed=min(metrics.spent, 1.0),
             description=(
-                f"step {moment.step:,}  perplexity {perplexity(moment.train_nats):.2f}"
-                f"  {bits:.3f} bits/token  {format_count(moment.tokens_per_second)} tokens/s"
-                f"  {format_seconds(moment.seconds_left)} left"
+                f"step {metrics.step:,}  perplexity {perplexity(metrics.train_nats):.2f}"
+                f"  {bits:.3f} bits/token  {format_count(metrics.tokens_per_second)} tokens/s"
+                f"  {format_seconds(metrics.seconds_left)} left"
             ),
         )
 
@@ -174,9 +174,9 @@ class Several(Progress):
         for other in self.others:
             other.plan(lines)
 
-    def moment(self, moment: StepMetrics) -> None:
+    def step(self, metrics: StepMetrics) -> None:
         for other in self.others:
-            other.moment(moment)
+            other.step(metrics)
 
     def report(self, record: dict[str, Any]) -> None:
         for other in self.others:

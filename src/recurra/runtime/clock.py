@@ -7,11 +7,14 @@ from collections.abc import Callable
 
 
 class Clock:
-    """Seconds of a training, including those before an interruption.
+    """Measures the duration of a run, without the time between an interruption and its resumption.
+
+    Attributes:
+        now: returns the current time of `source` in seconds.
 
     Args:
-        started: the time of `source` at which the run began; None for now.
-        source: returns seconds that never decrease.
+        started: time of `source` at which the run began; None for now.
+        source: returns the current time in seconds, which never decreases.
     """
 
     def __init__(
@@ -21,7 +24,7 @@ class Clock:
         self._started = source() if started is None else started
 
     def rewind(self, seconds: float) -> None:
-        """Continue as if the run had begun this many seconds ago."""
+        """Set the start of the run to this many seconds ago."""
         self._started = self.now() - seconds
 
     def seconds(self) -> float:

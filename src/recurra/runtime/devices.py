@@ -14,15 +14,16 @@ from recurra.errors import ConfigError
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """Return the device of this name; `auto` is a CUDA GPU, or else Apple's GPU, or else the CPU.
+    """Return the device of this name.
 
     Args:
-        name: auto, cpu, cuda, cuda:N or mps.
-        local_rank: the number of this process among those on this machine; with `auto` and `cuda`,
-            each process has a separate GPU.
+        name: auto, cpu, cuda, cuda:N or mps. `auto` is a CUDA GPU if available, else mps if
+            available, else cpu.
+        local_rank: rank of this process on this machine. It is the index of the GPU for `cuda`, and
+            for `auto` if CUDA is available.
 
     Raises:
-        ConfigError: the device is not available.
+        ConfigError: `name` is none of these, or the device is not available.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -31,10 +32,12 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     try:
         device = torch.device(f"cuda:{local_rank}" if name == "cuda" and local_rank else name)
         if device.type not in ("cpu", "cuda", "mps"):
-            raise ConfigError(f"device {name!r} is not one of auto, cpu, cuda, cuda:N, mps")
+            raise ConfigError(f"device is {name!r}; it must be one of auto, cpu, cuda, cuda:N, mps")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {name!r} is not available on this machine") from error
+        raise ConfigError(
+            f"device {name!r} is not available on this machine; use auto or cpu"
+        ) from error
     return device
 
 
@@ -50,15 +53,15 @@ def num_threads(count: int | None) -> Iterator[None]:
 
 
 def device_name(device: torch.device) -> str:
-    """Return the name of a device: the model of a GPU, or cpu."""
+    """Return the product name of a CUDA GPU, or the type of another device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def processor_name() -> str:
     """Return the model of the processor and the instruction set that torch uses on it."""
     name = platform.processor() or platform.machine()
-    described = Path("/proc/cpuinfo")
-    if described.is_file():
-        found = re.search(r"^model name\s*: (.*)$", described.read_text(), re.MULTILINE)
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        found = re.search(r"^model name\s*: (.*)$", cpuinfo.read_text(), re.MULTILINE)
         name = found[1] if found else name
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"

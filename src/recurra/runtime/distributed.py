@@ -1,9 +1,9 @@
 """The processes that train one model together, and their collectives.
 
-Several processes are started by torchrun and joined by torch.distributed: gloo on a CPU, NCCL on
-GPUs. The first one alone writes. All that decides how training continues (a loss, a signal, the
-time that is left) is agreed on, so that all take the same turn at the same step. Nothing that
-passes between them is a pickle. Knows no model and no text.
+torchrun starts the processes, and torch.distributed connects them: gloo on CPUs, NCCL on GPUs. Only
+the first process writes files. Everything that affects control flow (losses, signals, the remaining
+time) is shared, so that all processes take the same branch at the same step. Messages contain
+tensors only, never pickled objects.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that train together; by default it is alone.
+    """The group of processes that train together, as seen from this one; a single one by default.
 
     Attributes:
-        rank: 0 for the first.
-        count: how many there are.
-        device: where this one computes, and where its messages must lie.
+        rank: rank of this process; 0 for the first.
+        count: number of processes.
+        device: device of this process, on which the tensors of its messages must be.
     """
 
     rank: int = 0
@@ -38,18 +38,21 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one that writes."""
+        """Whether this is the first process, which writes all files."""
         return self.rank == 0
 
     def share(self, total: int) -> slice:
-        """Which of `total` streams are this process's: neighbours, shares equal or one apart."""
+        """Return the rows of this process among `total` rows.
+
+        Every process has a contiguous range, and the sizes of two ranges differ by at most 1.
+        """
         return slice(self.rank * total // self.count, (self.rank + 1) * total // self.count)
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Each value summed over the processes, in float64.
+        """Return each value summed over the processes, in float64.
 
         Raises:
-            LostProcessError: another process is gone.
+            LostProcessError: another process has ended.
         """
         if self.count == 1:
             return list(values)
@@ -58,36 +61,43 @@ class Processes:
         return [float(value) for value in total.tolist()]
 
     def gather_streams(self, part: Tensor, total: int) -> Tensor:
-        """The state of all streams, (L, total, H), from this process's (L, own, H).
+        """Return the hidden state of all rows.
+
+        Args:
+            part: the state of this process's rows, (L, own rows, H).
+            total: number of rows of all processes.
+
+        Returns:
+            (L, total, H).
 
         Raises:
-            LostProcessError: another process is gone.
+            LostProcessError: another process has ended.
         """
         if self.count == 1:
             return part
-        whole = part.new_zeros(part.shape[0], total, part.shape[2])
-        whole[:, self.share(total)] = part
-        self._reduce(whole)
-        return whole
+        gathered = part.new_zeros(part.shape[0], total, part.shape[2])
+        gathered[:, self.share(total)] = part
+        self._reduce(gathered)
+        return gathered
 
     def run_on_first(self, work: Callable[[], str]) -> str:
-        """Let the first process do something, and tell all what came of it.
+        """Call `work` in the first process, and return its result in all processes.
 
         Raises:
-            Exception: in the first process, what `work` raised.
-            PeerError: in the others, when it raised.
-            LostProcessError: another process is gone.
+            Exception: in the first process, any exception that `work` raises.
+            PeerError: in the other processes, if `work` raised an exception.
+            LostProcessError: another process has ended.
         """
         if self.count == 1:
             return work()
         if not self.is_first:
-            return self._hear()
+            return self._receive()
         try:
             result = work()
         except BaseException:
-            self._tell(None)
+            self._send(None)
             raise
-        self._tell(result)
+        self._send(result)
         return result
 
     def sum_in_place(self, tensor: Tensor) -> None:
@@ -99,20 +109,22 @@ class Processes:
         if self.count > 1:
             self._reduce(tensor)
 
-    def _tell(self, text: str | None) -> None:
+    def _send(self, text: str | None) -> None:
+        """Broadcast a text, or None after an error, from the first process."""
         data = b"" if text is None else b"\x01" + text.encode("utf-8", "surrogateescape")
         message = torch.tensor(list(data), dtype=torch.uint8, device=self.device)
         self._broadcast(torch.tensor([len(data)], device=self.device))
         self._broadcast(message)
 
-    def _hear(self) -> str:
+    def _receive(self) -> str:
+        """Return the text that the first process broadcasts."""
         size = torch.zeros(1, dtype=torch.int64, device=self.device)
         self._broadcast(size)
         message = torch.zeros(int(size), dtype=torch.uint8, device=self.device)
         self._broadcast(message)
         data = bytes(message.tolist())
         if not data:
-            raise PeerError("the first process failed; its message says why")
+            raise PeerError("the first process failed; see its error message")
         return data[1:].decode("utf-8", "surrogateescape")
 
     def _broadcast(self, tensor: Tensor) -> None:
@@ -130,13 +142,13 @@ SINGLE_PROCESS = Processes()
 
 @contextmanager
 def peer_errors_translated() -> Iterator[None]:
-    """Turn what torch.distributed raises when a process is gone into a LostProcessError."""
+    """Raise LostProcessError for errors of torch.distributed that the loss of a process causes."""
     try:
         yield
     except RuntimeError as error:
         if isinstance(error, RecurraError) or not _is_about_peers(error):
             raise
-        raise LostProcessError("another process of this training is gone") from error
+        raise LostProcessError("another process of this training has ended") from error
 
 
 def _is_about_peers(error: RuntimeError) -> bool:
@@ -145,49 +157,55 @@ def _is_about_peers(error: RuntimeError) -> bool:
 
 
 def started_count() -> int:
-    """How many processes torchrun started; 1 without it."""
+    """Return the number of processes that torchrun started; 1 without torchrun."""
     return _environment_number("WORLD_SIZE", 1)
 
 
 def started_rank() -> int:
-    """The rank that torchrun gave this process; 0 without it."""
+    """Return the rank of this process; 0 without torchrun."""
     return _environment_number("RANK", 0)
 
 
 def local_rank() -> int:
-    """The rank among the processes of this machine, which chooses its GPU; 0 without torchrun."""
+    """Return the rank of this process on this machine; 0 without torchrun."""
     return _environment_number("LOCAL_RANK", 0)
 
 
 def is_restart() -> bool:
-    """Whether torchrun started this process again after another had died."""
+    """Return whether torchrun has restarted this process after a failure."""
     return _environment_number("TORCHELASTIC_RESTART_COUNT", 0) > 0
 
 
 def job_name() -> str:
-    """What tells this job of torchrun's from others: its name, its agent's process and port."""
+    """Return an identifier of this torchrun job, from its name, agent process and address."""
     names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
     return " ".join([str(os.getppid()), *(os.environ.get(name, "") for name in names)])
 
 
 def may_be_restarted() -> bool:
-    """Whether torchrun would start this process again."""
+    """Return whether torchrun restarts this process after a failure."""
     return _environment_number("TORCHELASTIC_MAX_RESTARTS", 0) > 0
 
 
 @contextmanager
 def joined_processes(device: torch.device) -> Iterator[Processes]:
-    """Join the processes that torchrun started, or be alone without it.
+    """Join the processes that torchrun started; a single process without torchrun.
+
+    Args:
+        device: the device of this process.
 
     Raises:
-        ConfigError: torchrun's environment is incomplete, or this torch cannot join processes.
-        LostProcessError: the others did not come.
+        ConfigError: torchrun's environment variables are incomplete, or this build of torch lacks
+            torch.distributed.
+        LostProcessError: the other processes cannot be reached.
     """
     if started_count() == 1:
         yield Processes(device=device)
         return
     if not distributed.is_available():
-        raise ConfigError("this build of torch cannot train in several processes")
+        raise ConfigError(
+            "this build of torch does not support several processes; start one process"
+        )
     if device.type == "cuda":
         torch.cuda.set_device(device)
     with peer_errors_translated():
@@ -198,22 +216,22 @@ def joined_processes(device: torch.device) -> Iterator[Processes]:
     try:
         yield Processes(distributed.get_rank(), distributed.get_world_size(), device)
     finally:
-        # What still holds the group (torch's engine, in cycles of references) must go before it.
+        # Objects that still reference the process group must be freed before it is destroyed.
         gc.collect()
         distributed.destroy_process_group()
 
 
-def _join(engine: str) -> None:
-    # Not to be had in every build of torch.
+def _join(backend: str) -> None:
+    # Imported here because some builds of torch lack these names.
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]
     from torch.distributed.rendezvous import rendezvous
 
     store, rank, count = next(rendezvous("env://"))
-    # torchrun keeps the store when it starts the processes again, and the dead ones' addresses are
-    # still in it.
+    # torchrun keeps the store when it restarts the processes. Without a prefix for each start, they
+    # would read the addresses of processes that have ended.
     start = _environment_number("TORCHELASTIC_RESTART_COUNT", 0)
-    fresh = PrefixStore(f"start-{start}", store)
-    distributed.init_process_group(engine, store=fresh, rank=rank, world_size=count)
+    prefixed = PrefixStore(f"start-{start}", store)
+    distributed.init_process_group(backend, store=prefixed, rank=rank, world_size=count)
 
 
 def _environment_number(name: str, default: int) -> int:
@@ -221,4 +239,6 @@ def _environment_number(name: str, default: int) -> int:
     try:
         return int(text) if text else default
     except ValueError as error:
-        raise ConfigError(f"the environment's {name} is {text!r}, not a whole number") from error
+        raise ConfigError(
+            f"environment variable {name} is {text!r}; it must be an integer"
+        ) from error

@@ -1,7 +1,8 @@
 """Handle SIGINT, SIGTERM and SIGHUP at a safe point between two training steps.
 
-Outside the training loop a signal stops the work at once. Inside, it is noted, and the loop obeys
-between two updates; while something is written, it waits. Knows nothing of what is interrupted.
+Outside the training loop a signal raises `TrainingInterrupted` at once. Inside, the signal is
+recorded, and the loop raises the exception between two steps. A signal that arrives after a grace
+period raises it during a step, but not while a checkpoint is being written.
 """
 
 from __future__ import annotations
@@ -18,16 +19,18 @@ from recurra.errors import TrainingInterrupted
 SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
-"""The signals that are obeyed; a closed terminal's is not Windows'."""
+"""The signals that are handled; Windows has no SIGHUP."""
 
 PATIENCE = 5.0
-"""Grace period in seconds; a later signal no longer waits for the end of a step."""
+"""Grace period in seconds; a signal that arrives later raises during the step."""
 
 
 class StopSignals:
-    """The signals that came, and what the next one does.
+    """The first signal that was received, and how the next one is handled.
 
-    Attributes: `received`, the number of the first signal, or None.
+    Attributes:
+        received: number of the first signal, or None.
+        on_first: called when the first signal is deferred.
     """
 
     def __init__(self) -> None:
@@ -40,38 +43,45 @@ class StopSignals:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, a signal is only noted; one that comes `PATIENCE` later raises at once."""
+        """Record signals inside the context, without raising.
+
+        A signal that arrives more than `PATIENCE` seconds after the first one raises at once.
+        """
         with self._set(deferred=True, protected=False):
             yield
 
     @contextmanager
     def protected(self) -> Iterator[None]:
-        """Inside, signals are noted however often they come."""
+        """Record signals inside the context, without raising, however many arrive."""
         with self._set(deferred=True, protected=True):
             yield
 
     @contextmanager
     def obeyed_at_once(self) -> Iterator[None]:
-        """Inside, a signal raises at once, and so does one that came before."""
+        """Raise at once for signals inside the context, and on entry for an earlier one."""
         with self._set(deferred=False, protected=False):
             self.obey()
             yield
 
     def obey(self) -> None:
-        """Raise if a signal was noted.
+        """Raise an exception if a signal was received.
 
         Raises:
-            TrainingInterrupted: with the signal's number.
+            TrainingInterrupted: with the number of the signal.
         """
         if self.received is not None:
             raise TrainingInterrupted(self.received)
 
     def close(self) -> None:
-        """Ignore signals from here on, because the work is ending already."""
+        """Ignore all further signals, because training is already ending."""
         self._closed = True
 
     def note(self, signum: int, frame: FrameType | None) -> None:
-        """Handle a signal."""
+        """Handle a signal; this is the handler that `signal.signal` receives.
+
+        Raises:
+            TrainingInterrupted: signals are not deferred, or the grace period is over.
+        """
         if self._closed:
             return
         if self.received is None:
@@ -95,15 +105,16 @@ class StopSignals:
 
 @contextmanager
 def stop_signals() -> Iterator[StopSignals]:
-    """Handle the signals inside; a signal that was ignored before (nohup) stays ignored.
+    """Handle signals until the context ends.
 
-    Signals reach the main thread alone: in another one nothing is handled.
+    Signals that were ignored before, for example because of nohup, stay ignored. Python delivers
+    signals only to the main thread; in other threads nothing is handled.
     """
     signals = StopSignals()
     if threading.current_thread() is not threading.main_thread():
         yield signals
         return
-    # A handler that was not set from Python reads as None and could not be put back.
+    # A handler that was not installed from Python is None, and could not be restored.
     before = {
         number: handler
         for number in SIGNALS

@@ -1,8 +1,9 @@
 """Batch-size schedule: small batches and short windows first, doubled in stages.
 
-Smith et al. 2018, "Don't Decay the Learning Rate, Increase the Batch Size", for the rows; short
-windows first, for the steps, cost less while there is little to learn from what lies far back. The
-budget is cut into stages of equal shares; from one to the next, sizes double until all are full.
+The budget is divided into stages of equal length. From each stage to the next, the number of rows
+and of time steps double until they reach their full size. Increasing the number of rows follows
+Smith et al. 2018, "Don't Decay the Learning Rate, Increase the Batch Size". Short windows cost less
+and are sufficient early in training, when the model learns only short dependencies.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from recurra.runtime.distributed import Processes
 
 
 def num_stages(config: TrainingConfig) -> int:
-    """Into how many equal shares the budget is cut: 1 where nothing grows."""
+    """Return the number of stages; 1 if batch size and window length are constant."""
     return max(config.batch_growth, config.window_growth).bit_length()
 
 
 def stage_at(config: TrainingConfig, spent: float) -> int:
-    """The stage in which the share `spent` of the budget lies; the first is 0."""
+    """Return the stage, from 0, when the fraction `spent` of the budget is spent."""
     stages = num_stages(config)
     return min(int(spent * stages), stages - 1)
 
 
 def at_stage(config: TrainingConfig, stage: int) -> TrainingConfig:
-    """The settings with the sizes of this stage."""
+    """Return the configuration with the batch size and the window length of this stage."""
     return dataclasses.replace(
         config,
         batch_size=config.batch_size // max(config.batch_growth >> stage, 1),
@@ -40,24 +41,24 @@ def at_stage(config: TrainingConfig, stage: int) -> TrainingConfig:
 
 
 def tokens_per_step(config: TrainingConfig) -> float:
-    """Of an update, on average over a budget in steps."""
+    """Return the mean number of tokens per step over a budget in steps."""
     stages = [at_stage(config, stage) for stage in range(num_stages(config))]
     return statistics.fmean(stage.batch_size * stage.num_steps for stage in stages)
 
 
 class GrowingStream:
-    """The batches of a run from stage to stage; where in them it is stands in its `TrainState`.
+    """The batches of a run in all stages; the position in them is part of `TrainState`.
 
     Attributes:
-        now: the stream of the stage that was entered last.
+        now: the batches of the current stage.
 
     Args:
-        ids: the training part.
-        config: the sizes at the end, and by how much smaller they begin.
-        processes: those that share each batch.
+        ids: the training part of the text, (N,).
+        config: the full sizes, and the growth factors of batch size and window length.
+        processes: the processes that share each batch.
 
     Raises:
-        SourceError, ConfigError: as `BatchStream`.
+        SourceError, ConfigError: as in `BatchStream`.
     """
 
     def __init__(self, ids: Ids, config: TrainingConfig, processes: Processes) -> None:
@@ -65,11 +66,18 @@ class GrowingStream:
         self.enter(0)
 
     def enter(self, stage: int) -> None:
-        """Read in the sizes of this stage from here on."""
+        """Continue with the batch size and the window length of this stage."""
         self.now = BatchStream(self._ids, at_stage(self._config, stage), self._processes)
 
     def grow(self, state: TrainState, spent: float) -> bool:
-        """Enter the stage that the budget has come to; False when it is the same as before."""
+        """Enter the stage of the current progress if it is a later one; return whether it is.
+
+        An unfinished epoch is ended.
+
+        Args:
+            state: the position, which is updated.
+            spent: fraction of the budget that is spent.
+        """
         stage = stage_at(self._config, spent)
         if stage <= state.stage:
             return False
@@ -81,7 +89,10 @@ class GrowingStream:
         return True
 
     def batches(self, state: TrainState) -> Iterator[Batch | None]:
-        """All batches from here on in this stage's sizes; None at the end of an epoch."""
+        """Yield the batches of this stage from the position in `state`, and None after each epoch.
+
+        The iterator is infinite. Before it yields None, it advances `state` to the next epoch.
+        """
         while True:
             yield from self.now.epoch(state.epoch, state.position)
             state.epoch += 1

@@ -9,19 +9,21 @@ from recurra.config import TrainingConfig
 from recurra.runtime.clock import Clock
 
 DEFAULT_MINUTES = 2.0
+"""The budget in minutes if no budget is given."""
 
 
 @dataclass
 class Budget:
-    """The one budget of a run.
+    """The training budget of a run.
 
     Attributes:
-        config: where epochs, steps or minutes stand; none of them means `DEFAULT_MINUTES`.
-        epoch_length: batches in an epoch.
-        clock: measures the minutes.
-        reserve: seconds kept for the last evaluation and save; the trainer learns it as it goes.
-        began: when the first update was due, in seconds of the clock. What passed before is not
-            spent, only no longer there: a learning rate that warms up must begin at its beginning.
+        config: the configuration, with a budget in epochs, steps or minutes; without one, the
+            budget is `DEFAULT_MINUTES`.
+        epoch_length: number of batches in an epoch.
+        clock: the clock of the run.
+        reserve: seconds reserved for the last evaluation and checkpoint; updated after each report.
+        began: time of the first step, in seconds of the clock. Progress through a time budget is 0
+            at this time, so that the warm-up of the learning rate starts with the first step.
     """
 
     config: TrainingConfig
@@ -32,40 +34,57 @@ class Budget:
 
     @property
     def minutes(self) -> float | None:
-        """The budget in minutes, if it is one."""
+        """The budget in minutes, or None if it is in epochs or steps."""
         if self.config.epochs is None and self.config.steps is None:
             return self.config.minutes or DEFAULT_MINUTES
         return None
 
     def spent(self, step: int, epochs: float) -> float:
-        """The share spent after `step` updates, which read the text so often (0 to 1)."""
+        """Return the fraction of the budget that is spent; it can exceed 1.
+
+        Args:
+            step: number of steps so far.
+            epochs: number of epochs so far, which can be fractional.
+        """
         if self.minutes is not None:
             available = self.minutes * 60 - self.reserve - self.began
-            share = (self.clock.seconds() - self.began) / max(available, 1e-9)
-            most = self.config.max_epochs
-            return share if most is None else max(share, epochs / most)
+            fraction = (self.clock.seconds() - self.began) / max(available, 1e-9)
+            max_epochs = self.config.max_epochs
+            return fraction if max_epochs is None else max(fraction, epochs / max_epochs)
         if self.config.steps is not None:
             return step / self.config.steps
         assert self.config.epochs is not None
         return epochs / self.config.epochs
 
     def seconds_left(self, spent: float) -> float:
-        """How long it will still take, by the share that is spent; infinite before the start."""
+        """Estimate the remaining time in seconds; infinite if `spent` is 0.
+
+        Args:
+            spent: fraction of the budget that is spent.
+        """
         seconds = self.clock.seconds()
         left = seconds / spent * (1.0 - spent) if spent > 0 else math.inf
         return left if self.minutes is None else min(left, self.minutes * 60 - seconds)
 
     def total_seconds(self, seconds_per_step: float) -> float:
-        """How long all of it will take, an estimate."""
-        learning = self.total_steps(seconds_per_step) * seconds_per_step
+        """Estimate the duration of the whole training in seconds.
+
+        Args:
+            seconds_per_step: duration of a step.
+        """
+        training = self.total_steps(seconds_per_step) * seconds_per_step
         if self.minutes is None:
-            return learning
-        whole = self.minutes * 60
-        limited = self.config.max_epochs is not None
-        return min(whole, self.clock.seconds() + learning) if limited else whole
+            return training
+        available = self.minutes * 60
+        is_limited = self.config.max_epochs is not None
+        return min(available, self.clock.seconds() + training) if is_limited else available
 
     def total_steps(self, seconds_per_step: float) -> int:
-        """Updates that the budget buys, an estimate where it is in minutes."""
+        """Return the number of steps of the whole training, an estimate for a time budget.
+
+        Args:
+            seconds_per_step: duration of a step.
+        """
         if self.minutes is not None:
             left = self.minutes * 60 - self.clock.seconds()
             steps = left / max(seconds_per_step, 1e-9)

@@ -1,4 +1,4 @@
-"""The context of a run: progress callbacks, clock, processes and stop signals."""
+"""The context of a training run: progress display, clock, processes and stop signals."""
 
 from __future__ import annotations
 

@@ -25,19 +25,27 @@ MAX_TRIAL_STEPS = 512
 """Largest number of time steps of a timed batch. A batch of full BPTT can be longer; its time is
 extrapolated."""
 TRIAL_SECONDS = 0.2
-"""Time for which a pass is repeated."""
+"""Minimum duration of the measurement in seconds."""
 MAX_REPEATED_SECONDS = 1.0
-"""Duration from which a pass is not repeated."""
+"""Duration in seconds of a first pass from which the measurement is not repeated."""
 
 
 def seconds_per_step(
     model: RecurrentLM, stream: BatchStream, processes: Processes = SINGLE_PROCESS
 ) -> float:
-    """Return the seconds of a forward and backward pass of this process's rows.
+    """Measure a forward and backward pass of this process's rows with the code that trains.
 
-    The engine is the one that training uses. Weights, gradients and random generators are left
-    unchanged. With several processes, the exchange of the gradients is not included, because the
-    number of repetitions differs between processes.
+    Weights and random generators are unchanged, and all gradients are set to None. With several
+    processes, the time to sum the gradients is not included, because each process repeats the
+    measurement a different number of times.
+
+    Args:
+        model: the model, on its device.
+        stream: the batches of the training.
+        processes: the processes that share each batch.
+
+    Returns:
+        Seconds per batch.
     """
     batch = stream.typical_batch(MAX_TRIAL_STEPS)
     ids = torch.from_numpy(batch.ids).to(model.device)
@@ -47,7 +55,7 @@ def seconds_per_step(
     def pass_once() -> None:
         gradients.compute(ids, targets, recurrent_gradient_scale=scale)
 
-    with _untouched(model):
+    with _restored(model):
         # The first pass allocates memory and builds code that the later ones reuse.
         mean = _mean_seconds(pass_once, 0.0)
         if mean < MAX_REPEATED_SECONDS:
@@ -77,7 +85,10 @@ class SpeedTrial:
 
 
 def flops_per_token(model: ModelConfig) -> float:
-    """Return the operations of the matrix products of a training step; a lookup has none."""
+    """Return the operations of all matrix products in a training step, per token.
+
+    The lookup of token embeddings is not a matrix product.
+    """
     shapes = parameter_shapes(model)
     looked_up = "embedding" if model.embedding_size else "weight_ih_l0"
     products = [
@@ -87,21 +98,22 @@ def flops_per_token(model: ModelConfig) -> float:
     return 6.0 * (sum(products) + tied)
 
 
-def _mean_seconds(work: Callable[[], object], at_least: float) -> float:
-    """Return the mean duration of as many calls as take this many seconds, of at least one.
+def _mean_seconds(work: Callable[[], object], min_seconds: float) -> float:
+    """Repeat `work` for at least `min_seconds`, and return the mean duration of a call.
 
-    The mean is used instead of the minimum, because training beside other programs does not reach
-    the minimum.
+    The mean, unlike the minimum, includes the load of other processes, which training will share
+    the machine with.
     """
     started, count = time.perf_counter(), 0
-    while (passed := time.perf_counter() - started) < at_least or count == 0:
+    while (elapsed := time.perf_counter() - started) < min_seconds or count == 0:
         work()
         count += 1
-    return passed / count
+    return elapsed / count
 
 
 @contextmanager
-def _untouched(model: RecurrentLM) -> Iterator[None]:
+def _restored(model: RecurrentLM) -> Iterator[None]:
+    """Restore the random generators and remove the gradients when the context ends."""
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         yield
@@ -109,11 +121,17 @@ def _untouched(model: RecurrentLM) -> Iterator[None]:
 
 
 def memory_bytes(model: ModelConfig, training: TrainingConfig, num_steps: int, weights: int) -> int:
-    """Return roughly how many bytes of memory a training step needs.
+    """Estimate the memory of a training step in bytes.
 
-    They hold the weights, the gradients and the averages of the optimizer, and for each token of a
-    batch what BPTT saves: the gates, their derivatives and the states of each layer, and the
-    logits twice.
+    The estimate includes the weights, their gradients and the optimizer state. For each token of a
+    batch it includes the gates, their derivatives and the states of each layer, and the logits
+    twice.
+
+    Args:
+        model: the configuration of the model.
+        training: the batch size and the optimizer.
+        num_steps: number of time steps in a batch.
+        weights: number of parameters.
     """
     slots = len(OPTIMIZERS[training.optimizer].slots_with(training))
     gates = find_cell(model.cell).num_gates
@@ -128,13 +146,18 @@ def announce_plan(session: TrainingSession) -> None:
     seconds = seconds_per_step(session.model, session.stream, processes)
     # A forward pass takes a third of a training step. The first evaluation replaces this estimate.
     num_val = len(session.dataset.val)
-    share = num_val / (session.config.batch_size * session.stream.num_steps)
-    budget.reserve = seconds * min(share, MAX_VALIDATION_TOKENS) / 3 + 0.5
+    num_batches = num_val / (session.config.batch_size * session.stream.num_steps)
+    budget.reserve = seconds * min(num_batches, MAX_VALIDATION_TOKENS) / 3 + 0.5
     session.context.progress.plan(describe_plan(session, seconds))
 
 
 def describe_plan(session: TrainingSession, step_seconds: float) -> list[str]:
-    """Return three lines: the model, the text and the cost."""
+    """Return three lines of text: the model, the text and the estimated cost.
+
+    Args:
+        session: the training.
+        step_seconds: duration of a step in seconds.
+    """
     model, stream, budget = session.model, session.stream, session.budget
     num_val_tokens, num_processes = len(session.dataset.val), session.context.processes.count
     config, training = model.config, stream.config
@@ -151,8 +174,8 @@ def describe_plan(session: TrainingSession, step_seconds: float) -> list[str]:
         f"model     {config.cell}, {layers} of {config.hidden_size} units, {width},"
         f" vocabulary {config.vocab_size:,}: {model.num_parameters:,} parameters"
         f" ({session.backend} on {model.device}, {config.precision})",
-        f"text      {len(stream.ids):,} tokens to learn from, {num_val_tokens:,} to validate on",
-        f"training  about {steps:,} updates of {training.batch_size} x {stream.num_steps} tokens"
-        f"{at_first}{shared}, {format_count(rate)} tokens/s, {format_seconds(duration)} in all,"
+        f"text      {len(stream.ids):,} tokens for training, {num_val_tokens:,} for validation",
+        f"training  about {steps:,} steps of {training.batch_size} x {stream.num_steps} tokens"
+        f"{at_first}{shared}, {format_count(rate)} tokens/s, {format_seconds(duration)} in total,"
         f" {memory / 2**20:,.0f} MB",
     ]

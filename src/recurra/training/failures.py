@@ -7,18 +7,20 @@ from typing import Any
 from recurra.training.session import StepFailedError, TrainingSession
 
 SHOWN_ROWS, SHOWN_TOKENS = 64, 80
-"""Rows and tokens of the batch that are written as text; the start of every row is written."""
+"""Maximum number of rows, and of tokens per row, that are recorded as text."""
 
 
 def describe_failure(
     failure: StepFailedError, session: TrainingSession, rollbacks: int
 ) -> dict[str, Any]:
-    """Return a line of failures.jsonl.
+    """Return a record for failures.jsonl.
+
+    The start of every row is recorded, and the text of at most `SHOWN_ROWS` rows.
 
     Args:
-        failure: the step, with where training stood before it.
-        session: the training, with the text in which the rows of the batch are.
-        rollbacks: earlier returns to a checkpoint.
+        failure: the error of the failed step.
+        session: the training, whose dataset contains the rows of the batch.
+        rollbacks: number of earlier rollbacks.
     """
     pending = failure.pending
     record: dict[str, Any] = {

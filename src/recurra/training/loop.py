@@ -1,7 +1,7 @@
 """The training loop: steps, and callbacks between them, until the budget is spent.
 
-Everything random is drawn from the seed, and everything that decides how training continues is in
-`session.state` and in the engine, so that a checkpoint can hold it.
+All random numbers depend on the seed. The state that determines the rest of the training is in
+`session.state` and in the engine, and every checkpoint contains both.
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ from recurra.training.session import PendingStep, StepFailedError, TrainingSessi
 
 
 class TrainingLoop:
-    """Train one model on one dataset.
+    """The training of one model on one dataset.
 
     Args:
-        model: the model, already on its device; trained in place, and left with the best weights.
+        model: the model, already on its device; it is trained in place and has the best weights at
+            the end.
         dataset: the tokens.
-        config: how to train.
-        identity: what a checkpoint must have in common with this run, see `compatibility.py`.
-        directory: where reports, weights and checkpoints are written.
+        config: the training configuration.
+        identity: the properties that a checkpoint must share with this run, see `compatibility.py`.
+        directory: the run directory for metrics, weights and checkpoints.
         context: clock, processes, signals and progress display.
-        prompts: prompts of the samples, prepared as the text was.
+        prompts: prompts of the samples, preprocessed like the text.
 
     Raises:
         SourceError: the text does not fill one batch.
@@ -97,11 +98,12 @@ class TrainingLoop:
         """Train until the budget is spent, early stopping ends it, or a signal arrives.
 
         Returns:
-            All lines of metrics.jsonl. The model has the best weights.
+            All records of metrics.jsonl. The model has the best weights.
 
         Raises:
-            TrainingInterrupted: after a signal, when everything is saved.
-            NonFiniteError, DivergenceError: training failed; the last good checkpoint and the best
+            TrainingInterrupted: a signal arrived. A checkpoint is saved unless a step was in
+                progress.
+            NonFiniteError, DivergenceError: training failed; the last checkpoint and the best
                 weights so far are on disk.
             LostProcessError: another process has ended; the last checkpoint is on disk.
         """
@@ -120,7 +122,7 @@ class TrainingLoop:
                 raise LostProcessError(f"{error}; {self._how_to_resume()}") from error
 
     def is_done(self) -> bool:
-        """Return whether no further step is to be made. There is at least one."""
+        """Return whether training is done; it has at least one step."""
         session = self.session
         if session.state.step == 0:
             return False
@@ -145,13 +147,13 @@ class TrainingLoop:
         session = self.session
         if session.context.processes.is_first:
             session.directory.remove_histories()
-        # A disk that is too small fails now instead of after the first report.
+        # If the disk is full, training fails now instead of after the first report.
         self.checkpointing.save(session)
         session.budget.began = session.timing.began = session.budget.clock.seconds()
         session.agree()
 
     def _train(self) -> bool:
-        """Train until the budget is spent; return False after a failure with recovery."""
+        """Train until the budget is spent; return False after recovery from a failed step."""
         session = self.session
         try:
             while self._may_step():
@@ -182,7 +184,7 @@ class TrainingLoop:
         """Let the callbacks recover from a step that failed.
 
         Raises:
-            NonFiniteError: none can.
+            NonFiniteError: no callback can recover.
         """
         recovered = False
         for callback in self.callbacks:
@@ -192,20 +194,20 @@ class TrainingLoop:
 
     def _finish(self) -> list[dict[str, Any]]:
         session = self.session
-        # The other processes read what the first one wrote.
+        # Barrier: the first process must have written the weights that all processes load.
         session.context.processes.sum([0.0])
         if session.directory.model.is_file():
             load_weights(session.directory.model, session.model)
         session.model.eval()
         records = session.directory.read_metrics()
         self.checkpointing.show_cost(session.budget.clock.seconds())
-        if (memorised := describe_overfitting(records)) is not None:
-            session.context.progress.message(memorised)
+        if (overfitting := describe_overfitting(records)) is not None:
+            session.context.progress.message(overfitting)
         session.context.progress.finished(records)
         return records
 
     def _leave(self, stop: TrainingInterrupted) -> NoReturn:
-        """Save, unless a step is unfinished, and say how to resume.
+        """Save a checkpoint unless a step is in progress, and raise with instructions to resume.
 
         Raises:
             TrainingInterrupted: always.
@@ -213,25 +215,25 @@ class TrainingLoop:
         session = self.session
         if not session.is_between_steps:
             raise TrainingInterrupted(
-                stop.signum, f"in the middle of an update; {self._how_to_resume()}"
+                stop.signum, f"stopped during an update; {self._how_to_resume()}"
             ) from None
         self.checkpointing.save(session)
         if session.context.processes.is_first and session.state.best_loss is None:
-            # Stopped before the first report: the current weights are the best there are.
+            # There was no report yet, so the current weights are saved as the best ones.
             record = {"step": session.state.step, "nats": None}
             with session.engine.averaged_weights():
                 save_weights(session.directory.model, session.model, record)
-        # Wait until it is on disk: torchrun ends the remaining processes when one exits.
+        # Barrier: torchrun ends all processes when one exits, even while the first one is writing.
         session.context.processes.sum([0.0])
         raise TrainingInterrupted(
             stop.signum, f"saved in {session.directory.path}; {self._how_to_resume()}"
         ) from None
 
     def _deferred_signals(self) -> AbstractContextManager[None]:
-        # Of several processes none may leave alone, however many signals arrive.
+        # With several processes, all must stop at the same step, however many signals arrive.
         context = self.session.context
-        alone = context.processes.count == 1
-        return context.signals.deferred() if alone else context.signals.protected()
+        is_single = context.processes.count == 1
+        return context.signals.deferred() if is_single else context.signals.protected()
 
     def _how_to_resume(self) -> str:
         step = f"step {self.checkpointing.last_step:,}"

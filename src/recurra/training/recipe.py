@@ -1,8 +1,8 @@
 """Choose unspecified settings from the text, the time budget and the measured throughput.
 
-A budget in minutes buys a number of tokens that depends on the size of the model, and how often the
-text is read decides how much regularization is needed. Every number here was
-chosen by measurement: docs/results/quality.md.
+The size of the model determines how many tokens can be processed in the time budget. The number of
+epochs determines how much regularization is needed. All constants are based on measurements; see
+docs/results/quality.md.
 """
 
 from __future__ import annotations
@@ -26,31 +26,33 @@ from recurra.training.context import RunContext
 from recurra.training.estimate import flops_per_token
 
 SIZES = (64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
-"""Numbers of units to choose among."""
+"""Hidden sizes to choose from."""
 TOKENS_PER_WEIGHT = 5.0
-"""Smallest number of tokens to learn from, repetitions included, for each weight."""
+"""Minimum number of training tokens per weight; a token counts once in every epoch."""
 MAX_WEIGHTS, WEIGHTS_PER_TOKEN = 3e6, 3.0
-"""Largest number of weights: the first, or the second for each token of a longer text. Larger
-models were not measured."""
+"""The maximum number of weights is `MAX_WEIGHTS`, or `WEIGHTS_PER_TOKEN` times the length of the
+text if that is larger. Larger models were not measured."""
 MAX_EPOCHS = 100.0
 """Maximum number of epochs; further epochs overfit."""
 LARGEST_ONE_HOT = 256
-"""Vocabulary up to which the first layer reads tokens without an embedding."""
+"""Maximum vocabulary size for which the first layer reads tokens without an embedding."""
 NARROW_EMBEDDING = 64
-"""Width of an embedding where the cell cannot do without one."""
+"""Embedding size with a small vocabulary, for cells that need an embedding."""
 BATCH_SIZE, NUM_STEPS = 16, 64
 UNITS_TIMES_LR, MAX_LR = 384 * 1.2e-2, 1.6e-2
-"""The learning rate is inversely proportional to the number of units, up to the maximum."""
+"""The learning rate is `UNITS_TIMES_LR` divided by the hidden size, and at most `MAX_LR`."""
 DECAY_TIMES_COUNT, MAX_DECAY = 12.0, 0.5
-"""The weight decay is inversely proportional to the mean count of a symbol, up to the maximum."""
+"""The weight decay is `DECAY_TIMES_COUNT` divided by the mean number of occurrences of a token, and
+at most `MAX_DECAY`."""
 RESIDUAL_LR_FACTOR = 1 / 4
-"""Learning rate of residual blocks relative to that of the LSTM; `CellTraits` has that of cells."""
+"""Learning rate with residual blocks, relative to the LSTM; for the cells, see
+`CellTraits.lr_factor`."""
 WARMUP, CLIP_NORM = 0.1, 0.25
 """Warm-up is long and the clipping threshold low because the learning rates are high: training
 does not recover from early divergence."""
 LEARNING_SHARE = 0.93
-"""Share of a budget in minutes that is learning; reports, samples and checkpoints take the rest."""
-_TRIED_SIZE = 256
+"""Fraction of a time budget for training steps; evaluation and checkpoints take the rest."""
+_FIRST_SIZE = 256
 
 Trial = Callable[[RunConfig], float]
 """Returns the floating-point operations of matrix products in a second of training."""
@@ -58,20 +60,23 @@ Trial = Callable[[RunConfig], float]
 
 @dataclass(frozen=True)
 class Recipe:
-    """The configuration of a run, and three lines that give the reasons."""
+    """A complete configuration, with three lines that explain the choice."""
 
     config: RunConfig
     reasons: list[str]
 
 
 def resolve(options: RunOptions, num_ids: int, trial: Trial, context: RunContext) -> RunConfig:
-    """Return the configuration of a run; with a budget in minutes, choose what was not given.
+    """Return the complete configuration of a run.
+
+    With a time budget, settings that were not given are chosen by `choose`; without one, they have
+    their defaults.
 
     Args:
-        options: the settings that were given, with the size of the vocabulary.
-        num_ids: number of tokens in the training part.
+        options: the settings that were given, and the vocabulary size.
+        num_ids: number of tokens in the training part of the text.
         trial: measures the speed of training, such as `SpeedTrial`.
-        context: the context of the run; its progress receives the reasons of the choice.
+        context: the context of the run; its `progress` receives the reasons.
 
     Raises:
         SourceError: the text does not fill one batch.
@@ -88,11 +93,21 @@ def resolve(options: RunOptions, num_ids: int, trial: Trial, context: RunContext
 def choose(
     options: RunOptions, num_ids: int, device: torch.device, trial: Trial, seconds: float
 ) -> Recipe:
-    """Choose all settings that were not given, for this many seconds of learning."""
+    """Choose all settings that were not given.
+
+    Args:
+        options: the settings that were given, and the vocabulary size.
+        num_ids: number of tokens in the training part of the text.
+        device: the device that trains.
+        trial: measures the speed of training.
+        seconds: available time for training steps.
+
+    Raises:
+        SourceError: the text does not fill one batch.
+    """
     basics = options.filled(**_basics(options.config, num_ids, device))
-    sized = _with_size(basics, _TRIED_SIZE)
-    # The speed of products depends on their size, so the second trial has the size that the first
-    # one led to.
+    sized = _with_size(basics, _FIRST_SIZE)
+    # The throughput depends on the size, so it is measured again with the first choice.
     for _ in range(2):
         speed = trial(sized.config)
         sized = _with_size(basics, _choose_size(basics, num_ids, speed * seconds))
@@ -104,7 +119,7 @@ def choose(
 
 
 def _basics(config: RunConfig, num_ids: int, device: torch.device) -> dict[str, Any]:
-    """Return the settings that depend on neither speed nor size."""
+    """Return the settings that depend on neither the throughput nor the hidden size."""
     training = config.training
     batch_size = min(BATCH_SIZE, num_ids // (4 * NUM_STEPS))
     num_steps = min(NUM_STEPS, max(2, num_ids // 4))
@@ -119,13 +134,13 @@ def _basics(config: RunConfig, num_ids: int, device: torch.device) -> dict[str, 
         "warmup": WARMUP,
         "final_lr": 0.0,
         "clip_norm": OPTIMIZERS[training.optimizer].default_clip_norm or CLIP_NORM,
-        # An epoch of full BPTT is one update.
+        # With full BPTT an epoch is a single step.
         "max_epochs": None if training.bptt == "full" else MAX_EPOCHS,
     }
 
 
 def _multiple_of(unit: int, size: int) -> int:
-    """Return the largest multiple up to `size`, or the unit itself."""
+    """Return the largest multiple of `unit` that is at most `size`, but at least `unit`."""
     return max(unit, size - size % unit)
 
 
@@ -134,7 +149,7 @@ def _takes_forget_bias(model: ModelConfig) -> bool:
 
 
 def _with_size(options: RunOptions, size: int) -> RunOptions:
-    """Return options with this number of units, and an embedding that fits."""
+    """Return options with this hidden size and an embedding of matching size."""
     model = options.config.model
     is_bound = options.is_given("embedding_size") and (model.tie_weights or model.residual)
     if options.is_given("hidden_size") or is_bound:
@@ -151,7 +166,7 @@ def _with_size(options: RunOptions, size: int) -> RunOptions:
 
 
 def _rates(config: RunConfig, epochs: float) -> dict[str, Any]:
-    """Return the learning rate, and dropout by the number of epochs."""
+    """Return the learning rate, and dropout rates that increase with the number of epochs."""
     model, doublings = config.model, math.log2(1.0 + epochs)
     outputs = round(min(0.6, max(0.0, 0.1 * (doublings - 0.9))), 2)
     weights = round(min(0.5, max(0.0, 0.1 * (doublings - 1.9))), 2)
@@ -169,15 +184,15 @@ def _learning_rate(model: ModelConfig) -> float:
 
 
 def _weight_decay(config: RunConfig, num_ids: int) -> float:
-    """Return the weight decay, which limits the weights of rare symbols."""
+    """Return the weight decay, which limits the weights of rare tokens."""
     if not OPTIMIZERS[config.training.optimizer].decouples_weight_decay:
-        return 0.0  # Through the gradient it would act differently.
+        return 0.0  # The constants hold only for decoupled weight decay.
     decay = min(MAX_DECAY, DECAY_TIMES_COUNT * config.model.vocab_size / num_ids)
     return float(f"{decay:.1g}")
 
 
 def _choose_size(options: RunOptions, num_ids: int, operations: float) -> int:
-    """Return the largest size with enough tokens per weight."""
+    """Return the largest of `SIZES` with enough tokens per weight, or the smallest one."""
     chosen, max_weights = SIZES[0], max(MAX_WEIGHTS, WEIGHTS_PER_TOKEN * num_ids)
     for size in SIZES:
         config = _with_size(options, size).config
@@ -190,27 +205,27 @@ def _choose_size(options: RunOptions, num_ids: int, operations: float) -> int:
 
 
 def _num_tokens(config: RunConfig, num_ids: int, operations: float) -> float:
-    """Return the number of tokens to learn from, repetitions included."""
-    most = config.training.max_epochs
+    """Return the number of training tokens; a token counts once in every epoch."""
+    max_epochs = config.training.max_epochs
     tokens = operations / flops_per_token(config.model)
-    return tokens if most is None else min(tokens, most * num_ids)
+    return tokens if max_epochs is None else min(tokens, max_epochs * num_ids)
 
 
 def _reasons(
     config: RunConfig, tokens: float, num_ids: int, needed: float, seconds: float
 ) -> list[str]:
     model, training = config.model, config.training
-    most = training.max_epochs
+    max_epochs = training.max_epochs
     window = "the whole text" if training.bptt == "full" else training.num_steps
-    is_enough = f" (limited to {most:g} epochs)" if most and needed < 0.9 * seconds else ""
+    is_limited = max_epochs and needed < 0.9 * seconds
+    limit = f" (limited to {max_epochs:g} epochs)" if is_limited else ""
     return [
-        f"size      {model.hidden_size} units: {needed:,.0f} s of learning are about"
-        f" {format_count(tokens)} tokens with it, and the text has {format_count(num_ids)}"
-        f"{is_enough}",
-        f"speed     batches of {training.batch_size} x {window}, learning rate"
-        f" {training.lr:g}, weight decay {training.weight_decay:g}, products in {model.precision}",
-        f"dropout   {model.output_dropout:g} of the outputs, {model.weight_dropout:g} of the"
-        f" recurrent weights: each token will be read about {tokens / num_ids:.3g} times",
+        f"size      {model.hidden_size} units: about {format_count(tokens)} tokens in"
+        f" {needed:,.0f} s of training, {format_count(num_ids)} tokens in the text{limit}",
+        f"optimizer batch size {training.batch_size} x {window}, learning rate"
+        f" {training.lr:g}, weight decay {training.weight_decay:g}, precision {model.precision}",
+        f"dropout   {model.output_dropout:g} for outputs, {model.weight_dropout:g} for"
+        f" recurrent weights: training takes about {tokens / num_ids:.3g} epochs",
     ]
 
 

@@ -1,4 +1,4 @@
-"""What the training loop and its callbacks share: the model, where it stands, and how it learns."""
+"""The state of a training run that the training loop and its callbacks share."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from recurra.training.schedules import learning_rate
 
 @dataclass(frozen=True)
 class PendingStep:
-    """A step whose result was not read yet.
+    """A step whose result has not been read yet.
 
     Attributes:
-        batch: its batch; None where the evaluation after a step failed.
-        step, epoch, position: where training stood before it.
-        lr: its learning rate.
+        batch: the batch; None if the evaluation after a step failed instead of a step.
+        step, epoch, position: the position in training before the step, as in `TrainState`.
+        lr: the learning rate.
     """
 
     batch: Batch | None
@@ -39,7 +39,11 @@ class PendingStep:
 
 
 class StepFailedError(NonFiniteError):
-    """A loss or a gradient is NaN or infinite; `pending` is the step that changed nothing."""
+    """The loss or a gradient of a step is NaN or infinite; the step changed no weights.
+
+    Attributes:
+        pending: the step.
+    """
 
     def __init__(self, reason: str, pending: PendingStep) -> None:
         super().__init__(reason)
@@ -48,17 +52,21 @@ class StepFailedError(NonFiniteError):
 
 @dataclass
 class TrainingSession:
-    """One training in this process.
+    """A training run in this process.
 
     Attributes:
-        model, dataset, config, engine, context: what trains, on what, and how.
-        directory: where reports, weights and checkpoints are written.
-        data: the batches, stage by stage.
-        budget: how long training lasts.
-        state, timing: the state that checkpoints hold.
-        fraction: progress through the budget, 0 to 1, the same in all processes.
-        stop_signal: the number of a signal that any process received, or 0.
-        is_between_steps: whether no step is unfinished, so that the state may be saved.
+        model: the model, which is trained in place.
+        dataset: the tokens.
+        config: the training configuration.
+        engine: executes the steps.
+        context: clock, processes, signals and progress display.
+        directory: the run directory for metrics, weights and checkpoints.
+        data: the batches of all stages.
+        budget: the training budget.
+        state, timing: the part of the state that is saved in checkpoints.
+        fraction: fraction of the budget that is spent, the same in all processes.
+        stop_signal: number of a signal that a process has received, or 0.
+        is_between_steps: whether no step is in progress, so that a checkpoint can be saved.
     """
 
     model: RecurrentLM
@@ -91,7 +99,7 @@ class TrainingSession:
 
     @property
     def has_unreported_steps(self) -> bool:
-        """Whether there was a step since the last report."""
+        """Whether there were steps since the last report."""
         return bool(self._pending or self.state.since_report.tokens)
 
     def learning_rate(self) -> float:
@@ -99,15 +107,26 @@ class TrainingSession:
         return learning_rate(self.config, self.fraction) * self.state.lr_scale
 
     def decide(self, name: str, rule: Callable[[], bool]) -> None:
-        """Let the first process decide something after every step, for all processes."""
+        """Register a decision that the first process makes after every step for all processes.
+
+        Args:
+            name: the name for `is_decided`.
+            rule: returns the decision; only the result of the first process counts.
+        """
         self._decisions[name] = rule
 
     def is_decided(self, name: str) -> bool:
-        """Return what the first process decided after the last step."""
+        """Return the decision of the first process after the last step; False if there is none."""
         return self._decided.get(name, False)
 
     def agree(self) -> None:
-        """Share the first process's progress and decisions, and all signals, in one message."""
+        """Share progress and decisions of the first process, and the signals of all processes.
+
+        A single all-reduce is used for all of them.
+
+        Raises:
+            LostProcessError: another process has ended.
+        """
         state, is_first = self.state, self.context.processes.is_first
         fraction = self.budget.spent(state.step, state.epochs(self.budget.epoch_length))
         own = [fraction, *(float(rule()) for rule in self._decisions.values())]
@@ -125,15 +144,16 @@ class TrainingSession:
         self.stop_signal = int(received[0]) if received else 0
 
     def restart_batches(self) -> None:
-        """Read batches from the position in `state` on, in the sizes of the current stage."""
+        """Restart the iterator of batches at the position in `state`, in the current stage."""
         self.budget.epoch_length = self.stream.epoch_length()
         self._batches = self.data.batches(self.state)
 
     def step(self) -> None:
-        """Train on the next batch, or begin the next epoch.
+        """Train on the next batch, or start the next epoch.
 
         Raises:
-            StepFailedError: the loss or a gradient of this or of a pending step is not finite.
+            StepFailedError: the loss or a gradient of this or a pending step is NaN or infinite.
+            LostProcessError: another process has ended.
         """
         batch = next(self._batches)
         if batch is None:
@@ -158,7 +178,7 @@ class TrainingSession:
         """Read the results of all pending steps.
 
         Raises:
-            StepFailedError: the loss or a gradient of one of them is not finite.
+            StepFailedError: the loss or a gradient of one of them is NaN or infinite.
         """
         pending, self._pending = self._pending, []
         for step, result in zip(pending, self.engine.synchronize(), strict=True):
@@ -167,7 +187,7 @@ class TrainingSession:
             self.state.since_report.add(result.nats, result.num_tokens, result.grad_norm, step.lr)
 
     def discard_pending(self) -> None:
-        """Forget the steps whose results were not read, before an earlier state is loaded."""
+        """Discard the results of all pending steps, before an earlier state is loaded."""
         self.engine.synchronize()
         self._pending = []
 
@@ -177,5 +197,5 @@ class TrainingSession:
             return
         speed = mean.tokens / max(self.timing.updates, 1e-9)
         left = self.budget.seconds_left(self.fraction)
-        moment = StepMetrics(self.fraction, self.state.step, mean.mean_nats, speed, left)
-        self.context.progress.moment(moment)
+        metrics = StepMetrics(self.fraction, self.state.step, mean.mean_nats, speed, left)
+        self.context.progress.step(metrics)

@@ -1,1 +1,1 @@
-"""What happens between two training steps: evaluation, checkpoints, signals, larger batches."""
+"""Callbacks of the training loop: evaluation, checkpoints, signals and batch growth."""

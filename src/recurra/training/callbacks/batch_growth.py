@@ -7,9 +7,9 @@ from recurra.training.session import TrainingSession
 
 
 class BatchGrowth(Callback):
-    """Read larger batches from here on when a new stage begins; see `batch_schedule`."""
+    """Callback that continues with larger batches when a new stage begins; see `batch_schedule`."""
 
     def before_step(self, session: TrainingSession) -> None:
-        """Enter the stage of the progress through the budget."""
+        """Enter the stage of the current progress if it is a new one."""
         if session.data.grow(session.state, session.fraction):
             session.restart_batches()

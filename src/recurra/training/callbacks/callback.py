@@ -6,24 +6,24 @@ from recurra.training.session import StepFailedError, TrainingSession
 
 
 class Callback:
-    """Something that the training loop does between two steps; by default nothing.
+    """Base class of callbacks, whose methods do nothing by default.
 
-    The loop calls its callbacks in a fixed order, and asks between any two of them whether training
-    is done. With several processes every one calls the same methods at the same step.
+    The loop calls its callbacks in a fixed order, and checks before each of them whether training
+    is done. With several processes, all of them call the same methods at the same step.
     """
 
     def start(self, session: TrainingSession) -> None:
-        """Act before the first step of this process, after a checkpoint was loaded."""
+        """Act before the first step of this process, after any checkpoint has been loaded."""
 
     def before_step(self, session: TrainingSession) -> None:
-        """Act before a step, if it is time to."""
+        """Act before a step."""
 
     def should_stop(self, session: TrainingSession) -> bool:
-        """Return whether training is done although the budget is not spent."""
+        """Return whether to stop training before the budget is spent."""
         return False
 
     def recover(self, session: TrainingSession, failure: StepFailedError) -> bool:
-        """Act after a step that failed; return whether training can continue."""
+        """Act after a failed step, and return whether training can continue."""
         return False
 
     def finish(self, session: TrainingSession) -> None:

@@ -1,6 +1,6 @@
 """Decide when a checkpoint is due, write it, and restore training from it.
 
-The first process writes; all of them read.
+The first process writes checkpoints; all processes read them.
 """
 
 from __future__ import annotations
@@ -27,32 +27,37 @@ from recurra.training.context import RunContext
 from recurra.training.session import TrainingSession
 
 SECONDS_BETWEEN = 30.0
-"""Seconds between two checkpoints, unless there is a report."""
+"""Minimum number of seconds between two checkpoints, except after a report."""
 LARGEST_SHARE = 0.01
-"""The share of the time that checkpoints may take."""
+"""Maximum fraction of the time that is spent on writing checkpoints."""
 KEPT = 2
-"""Checkpoints to keep: the newest, and the previous one in case of disk errors."""
+"""Number of checkpoints to keep: the newest, and the one before it in case of disk errors."""
 DECISION = "checkpoint"
 
 
 @dataclass
 class BestWeights:
-    """The bytes of the file of the best weights; None before the first report."""
+    """The contents of the best weights file.
+
+    Attributes:
+        data: the bytes of the file; None before the first report.
+    """
 
     data: bytes | None = None
 
 
 class Checkpointing(Callback):
-    """Save a training, and restore it.
+    """Callback that saves checkpoints and restores training from them.
 
     Attributes:
         last_step: the step of the newest checkpoint.
-        best_weights: the best weights, which evaluation keeps and every checkpoint contains.
+        best_weights: the best weights, set by evaluation and saved in every checkpoint.
 
     Args:
-        directory: the run's.
-        config: how to train.
-        identity: what a checkpoint must have in common with the run, see `compatibility.identity`.
+        directory: the run directory.
+        config: the training configuration.
+        identity: the properties that a checkpoint must share with the run, see
+            `compatibility.identity`.
         context: clock, processes and progress display.
     """
 
@@ -74,19 +79,19 @@ class Checkpointing(Callback):
         self._has_shown_size = False
 
     def start(self, session: TrainingSession) -> None:
-        """Let the first process decide after every step whether a checkpoint is due."""
+        """Register the decision whether a checkpoint is due, made by the first process."""
         session.decide(DECISION, lambda: self._is_due(session.state))
 
     def before_step(self, session: TrainingSession) -> None:
-        """Save if a checkpoint is due."""
+        """Save a checkpoint if one is due."""
         if session.is_decided(DECISION):
             self.save(session)
 
     def finish(self, session: TrainingSession) -> None:
-        """Save the end of the training.
+        """Save the final checkpoints.
 
-        Every run ends with two checkpoints of the same step: one to go back to, and one that
-        records the end.
+        Every run ends with two checkpoints of the same step. The second one records that training
+        has finished.
         """
         if session.state.finished:
             return
@@ -96,10 +101,12 @@ class Checkpointing(Callback):
         self.save(session)
 
     def save(self, session: TrainingSession) -> None:
-        """Write a checkpoint and delete superseded ones; signals wait meanwhile.
+        """Write a checkpoint and delete superseded ones; signals are deferred.
 
         Raises:
-            OSError: the disk is full or fails; the older checkpoints are unchanged.
+            OSError: writing failed, for example because the disk is full; older checkpoints are
+                unchanged.
+            StepFailedError: the loss or a gradient of a pending step is NaN or infinite.
         """
         session.collect()
         session.timing.seconds = session.budget.clock.seconds()
@@ -114,7 +121,7 @@ class Checkpointing(Callback):
         """Load the newest intact checkpoint, and report newer ones that are damaged.
 
         Raises:
-            RunError: none is intact, or it belongs to another text or other settings.
+            RunError: no checkpoint is intact, or it belongs to another text or other settings.
         """
         processes = self.context.processes
         name = processes.run_on_first(lambda: self._newest_intact(self.checkpoints.names()))
@@ -122,30 +129,37 @@ class Checkpointing(Callback):
         self._restore_files(name, [*self.directory.histories()])
 
     def roll_back(self, session: TrainingSession) -> None:
-        """Load the checkpoint of the last report; those after it are removed.
+        """Load the newest intact checkpoint up to the last report, and delete later ones.
 
         Raises:
-            RunError: neither that one nor an older one is intact.
+            RunError: none of these checkpoints is intact.
         """
         last = session.state.last_report
         names = [n for n in self.checkpoints.names() if step_of(n) <= last]
         name = self.context.processes.run_on_first(lambda: self._newest_intact(names))
         self._load(name, session)
-        # Failures stay on record.
+        # failures.jsonl is not restored, so that it keeps the failed step.
         self._restore_files(name, [self.directory.metrics, self.directory.samples])
 
     def show_cost(self, seconds: float) -> None:
-        """Show which share of a training of so many seconds the checkpoints took."""
+        """Report number, size and writing time of the checkpoints.
+
+        Args:
+            seconds: duration of the training.
+        """
         if self._costs:
             total = sum(cost.seconds for cost in self._costs)
             self.context.progress.saving(
-                f"saved     {len(self._costs):,} checkpoints of {self._size()} in {total:.2f} s,"
-                f" {total / max(seconds, 1e-9):.2%} of the training"
+                f"checkpoints: {len(self._costs):,} of {self._size()} written in {total:.2f} s,"
+                f" {total / max(seconds, 1e-9):.2%} of the training time"
             )
 
     def _is_due(self, state: TrainState) -> bool:
-        """Return whether to save now: by the number of updates or by the clock, and always after a
-        report that a rollback may return to."""
+        """Return whether a checkpoint is due, by the number of steps or by the time.
+
+        A checkpoint is always due after a report if rollbacks are enabled, because they return to
+        it.
+        """
         if self._saved == state:
             return False
         at_report = state.step == state.last_report
@@ -172,7 +186,7 @@ class Checkpointing(Callback):
         name = name_of(state.step, final=state.finished)
         self._costs.append(self.checkpoints.write(name, files))
         self._remove_superseded(self.checkpoints.names(), state)
-        # The one before the first update is small: it has no optimizer state yet.
+        # The checkpoint before the first step is smaller, because it has no optimizer state.
         if state.step > 0 and not self._has_shown_size:
             self._show_size()
 
@@ -181,29 +195,33 @@ class Checkpointing(Callback):
         every = self.config.checkpoint_every
         seconds = self._costs[-1].seconds
         pause = max(seconds / LARGEST_SHARE, SECONDS_BETWEEN)
-        then = f"{every:,} updates" if every else f"{format_seconds(pause)} and at reports"
+        interval = f"{every:,} steps" if every else f"{format_seconds(pause)} and after reports"
         self.context.progress.saving(
-            f"saving    {self._size()} in {seconds:.2f} s, again every {then}"
+            f"checkpoint: {self._size()} written in {seconds:.2f} s, repeated every {interval}"
         )
 
     def _size(self) -> str:
         return f"{self._costs[-1].num_bytes / 1e6:.1f} MB"
 
     def _remove_superseded(self, names: list[str], state: TrainState) -> None:
-        """Keep the last of these names, and the one that a rollback would go to."""
+        """Keep the last `KEPT` of these checkpoints, and the one that a rollback returns to."""
         kept = set(names[-KEPT:])
         if self.config.on_nan == "rollback":
             kept.add(name_of(state.last_report))
         self.checkpoints.keep_only(kept)
 
     def _newest_intact(self, names: list[str]) -> str:
-        """The last of these whose bytes are what was written and whose record can be read."""
+        """Return the last of these checkpoints whose checksums and record are valid.
+
+        Raises:
+            RunError: none is valid, or the last valid one belongs to another run.
+        """
         damage: list[str] = []
         for name in reversed(names):
-            place = self.checkpoints.folder / name
+            path = self.checkpoints.folder / name
             try:
                 self.checkpoints.verify(name)
-                self._refuse_other_run(CheckpointRecord.read(place), place)
+                self._refuse_other_run(CheckpointRecord.read(path), path)
                 return self._report_damage(name, damage)
             except _OtherRunError as error:
                 raise RunError(str(error)) from None
@@ -214,31 +232,31 @@ class Checkpointing(Callback):
         raise RunError(f"{self.checkpoints.folder} has no checkpoint")
 
     def _report_damage(self, name: str, damage: list[str]) -> str:
-        for sentence in damage:
+        for message in damage:
             self.context.progress.message(
-                f"{sentence}; resuming from {self.checkpoints.folder / name}"
+                f"{message}; resuming from {self.checkpoints.folder / name}"
             )
         return name
 
-    def _refuse_other_run(self, record: CheckpointRecord, place: Path) -> None:
+    def _refuse_other_run(self, record: CheckpointRecord, path: Path) -> None:
         found = differences(record.identity, self._identity)
         if found:
             raise _OtherRunError(
-                f"{place} belongs to another text or other settings: {'; '.join(found)}"
+                f"{path} belongs to another text or other settings: {'; '.join(found)}"
             )
 
     def _load(self, name: str, session: TrainingSession) -> None:
-        place = self.checkpoints.folder / name
-        record = CheckpointRecord.read(place)
+        path = self.checkpoints.folder / name
+        record = CheckpointRecord.read(path)
         state = record.state
         rows = at_stage(self.config, state.stage).batch_size if state.step > 0 else None
         specs = session.engine.state_specs(rows)
-        tensors, _ = read_tensor_file(place / STATE, specs, optional=OPTIONAL)
+        tensors, _ = read_tensor_file(path / STATE, specs, optional=OPTIONAL)
         try:
             session.engine.load_state_dict(tensors, state.step)
         except ConfigError as error:
-            raise RunError(f"{place / STATE} is damaged: {error}") from error
-        best = place / BEST
+            raise RunError(f"{path / STATE} is damaged: {error}") from error
+        best = path / BEST
         self.best_weights.data = best.read_bytes() if best.is_file() else None
         self._show_changes(record, session.backend)
         self.last_step = state.step
@@ -258,19 +276,19 @@ class Checkpointing(Callback):
             )
 
     def _restore_files(self, name: str, histories: list[Path]) -> None:
-        """Put the best weights and the histories where they were when this was saved."""
+        """Restore the best weights and these files to the contents saved in the checkpoint."""
         if not self.context.processes.is_first:
             return
-        place = self.checkpoints.folder / name
+        path = self.checkpoints.folder / name
         for file in histories:
-            saved = place / file.name
+            saved = path / file.name
             if saved.is_file():
                 replace_bytes(file, saved.read_bytes())
             else:
                 file.unlink(missing_ok=True)
-        if (place / BEST).is_file():
-            self.directory.write_weights((place / BEST).read_bytes())
+        if (path / BEST).is_file():
+            self.directory.write_weights((path / BEST).read_bytes())
 
 
 class _OtherRunError(RunError):
-    """The checkpoint is whole, but not this run's: an older one would be no better."""
+    """The checkpoint is intact, but belongs to another run, as older ones do; none is tried."""

@@ -7,7 +7,7 @@ from recurra.training.session import TrainingSession
 
 
 class EarlyStopping(Callback):
-    """Stop after `patience` reports in a row without a better validation loss.
+    """Callback that stops training after `patience` consecutive reports without improvement.
 
     Args:
         patience: number of reports; None never stops.
@@ -17,5 +17,5 @@ class EarlyStopping(Callback):
         self._patience = patience
 
     def should_stop(self, session: TrainingSession) -> bool:
-        """Return whether the last `patience` reports brought no improvement."""
+        """Return whether the loss has not improved in the last `patience` reports."""
         return self._patience is not None and session.state.reports_since_best >= self._patience

@@ -1,6 +1,6 @@
 """Periodic evaluation: validation loss, best weights and generated samples.
 
-A report is first computed, which changes nothing and may be interrupted, and then published.
+A report is computed first, which changes no state and can be interrupted, and published afterwards.
 """
 
 from __future__ import annotations
@@ -24,34 +24,35 @@ from recurra.training.context import RunContext
 from recurra.training.session import TrainingSession
 
 REPORTS_PER_RUN = 20
+"""Number of reports in a run, at equal distances, unless `report_every` is set."""
 LEARNING_PER_REPORT = 20.0
-"""With a budget in minutes, learning takes this many times as long as reports."""
+"""With a time budget, minimum ratio of the time between two reports to the duration of a report."""
 MAX_VALIDATION_TOKENS = 2**18
-"""Reports validate on this many tokens at most; `recurra eval` evaluates the whole part."""
+"""Maximum number of validation tokens in a report; `recurra eval` uses all of them."""
 HOPELESS = 10.0
-"""Training counts as diverged when the loss exceeds this multiple of log(vocab_size)."""
+"""Training has diverged if the loss exceeds this multiple of log(vocab_size)."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """A line of metrics.jsonl, and those of samples.jsonl that go with it."""
+    """A record of metrics.jsonl with its records of samples.jsonl."""
 
     record: dict[str, Any]
     samples: list[dict[str, Any]]
 
     @property
     def nats(self) -> float:
-        """What the weights are chosen by: the validation loss, or the training loss without one."""
+        """The loss that selects the best weights: validation loss, or training loss without one."""
         validated = self.record["val_nats"]
         return float(self.record["train_nats"] if validated is None else validated)
 
 
 class Evaluation(Callback):
-    """Compute and publish the reports of one run.
+    """Callback that computes and publishes the reports of a run.
 
     Args:
-        prompts: prompts of the samples, prepared as the text was; () samples from nothing.
-        checkpointing: saves after a report, whose cost includes it.
+        prompts: prompts of the samples, preprocessed like the text; () is an empty prompt.
+        checkpointing: saves after a report; the duration of a report includes the checkpoint.
     """
 
     def __init__(self, prompts: tuple[str, ...], checkpointing: Checkpointing) -> None:
@@ -59,23 +60,28 @@ class Evaluation(Callback):
         self._checkpointing = checkpointing
 
     def before_step(self, session: TrainingSession) -> None:
-        """Report if a report is due.
+        """Compute and publish a report if one is due.
 
         Raises:
-            DivergenceError: the training loss is far above that of a uniform guess.
-            NonFiniteError: the model's predictions are not finite.
+            DivergenceError: the training loss exceeds `HOPELESS` times log(vocab_size).
+            NonFiniteError: the model's logits are NaN or infinite.
         """
         if self._is_due(session):
             since = session.state.step - session.state.last_sample
             self.report(session, with_samples=since >= (session.config.sample_every or 1))
 
     def finish(self, session: TrainingSession) -> None:
-        """Report on the last steps; raises as `before_step`."""
+        """Report on the steps since the last report; raises the same errors as `before_step`."""
         if session.has_unreported_steps:
             self.report(session, with_samples=True)
 
     def report(self, session: TrainingSession, *, with_samples: bool) -> None:
-        """Validate, keep the best weights, and write a line of metrics; raises as `before_step`."""
+        """Compute and publish a report; raises the same errors as `before_step`.
+
+        Args:
+            session: the training.
+            with_samples: whether to generate samples.
+        """
         state, timing, clock = session.state, session.timing, session.budget.clock
         started = clock.seconds()
         timing.seconds = started
@@ -90,7 +96,7 @@ class Evaluation(Callback):
         state.reports = int(session.fraction * REPORTS_PER_RUN)
         timing.updates = 0.0
         self._checkpointing.before_step(session)
-        # Time must be left for one more report when the budget ends.
+        # Reserve time for one more report at the end of the budget.
         cost = clock.seconds() - started
         session.budget.reserve = timing.reserve = 1.2 * cost + 0.2
         timing.next_report = clock.seconds() + LEARNING_PER_REPORT * cost
@@ -111,16 +117,16 @@ class Evaluation(Callback):
         return not processes.sum([float(waiting and processes.is_first)])[0]
 
     def _compute(self, session: TrainingSession, *, with_samples: bool) -> Report:
-        """Validate and generate samples; changes nothing and may be interrupted."""
+        """Validate and generate samples, without a change of state; can be interrupted."""
         _check_loss(session)
         evaluation = _validate(session)
         record = _record(session, evaluation)
-        # Only the first process writes them.
-        wanted = with_samples and session.context.processes.is_first
-        return Report(record, self._samples(session) if wanted else [])
+        # Only the first process writes samples.
+        generates = with_samples and session.context.processes.is_first
+        return Report(record, self._samples(session) if generates else [])
 
     def _publish(self, report: Report, session: TrainingSession) -> None:
-        """Keep the weights if they are the best, write the lines, and count the report."""
+        """Keep the weights if they are the best, write the records, and update the state."""
         self._keep_if_best(report, session)
         if session.context.processes.is_first:
             session.directory.append_metrics(report.record)
@@ -133,7 +139,7 @@ class Evaluation(Callback):
         session.state.last_report = session.state.step
 
     def _keep_if_best(self, report: Report, session: TrainingSession) -> None:
-        # Without a validation part there is nothing to choose by, and the latest is the best.
+        # Without a validation loss, the latest weights count as the best.
         state = session.state
         unvalidated = report.record["val_nats"] is None
         if not unvalidated and state.best_loss is not None and report.nats >= state.best_loss:
@@ -142,7 +148,7 @@ class Evaluation(Callback):
         state.best_loss, state.best_step = report.nats, state.step
         state.reports_since_best = 0
         if session.context.processes.is_first:
-            # No times in the file: equal runs write equal bytes.
+            # The file contains no times, so that equal runs write equal bytes.
             record = {"step": state.step, "nats": report.nats}
             best = weights_to_bytes(session.model, record)
             self._checkpointing.best_weights.data = best
@@ -162,9 +168,9 @@ class Evaluation(Callback):
 
 
 def _interruptible(context: RunContext) -> AbstractContextManager[None]:
-    # A process that left alone would leave the others waiting for it.
-    alone = context.processes.count == 1
-    return context.signals.obeyed_at_once() if alone else context.signals.protected()
+    # If one of several processes stopped here, the others would wait for it forever.
+    is_single = context.processes.count == 1
+    return context.signals.obeyed_at_once() if is_single else context.signals.protected()
 
 
 def _check_loss(session: TrainingSession) -> None:
@@ -172,8 +178,9 @@ def _check_loss(session: TrainingSession) -> None:
     nats = session.state.since_report.mean_nats
     if nats > HOPELESS * max(uniform, 1.0):
         raise DivergenceError(
-            f"training diverged by update {session.state.step}: {nats:.1f} nats per token, where"
-            f" a uniform guess has {uniform:.1f}; try a smaller --lr (it is {session.config.lr:g})"
+            f"training diverged by step {session.state.step}: the loss is {nats:.1f} nats per"
+            f" token, and that of uniform predictions {uniform:.1f}; try a smaller --lr (it is"
+            f" {session.config.lr:g})"
         )
 
 
@@ -195,20 +202,20 @@ def _validate(session: TrainingSession) -> EvaluationResult | None:
 
 def _record(session: TrainingSession, evaluation: EvaluationResult | None) -> dict[str, Any]:
     state, timing = session.state, session.timing
-    tally = state.since_report
-    nats = evaluation.nats_per_token if evaluation else tally.mean_nats
+    training = state.since_report
+    nats = evaluation.nats_per_token if evaluation else training.mean_nats
     known = perplexity(nats)
     return {
         "step": state.step,
         "epoch": round(state.epochs(session.stream.epoch_length()), 4),
         "tokens": state.tokens,
         "seconds": round(timing.seconds, 3),
-        "train_nats": tally.mean_nats,
+        "train_nats": training.mean_nats,
         "val_nats": evaluation.nats_per_token if evaluation else None,
-        # Not known where no character is completed.
+        # None if the validation part completes no character.
         "bits_per_char": evaluation.to_dict()["bits_per_char"] if evaluation else None,
         "perplexity": known if math.isfinite(known) else None,
-        "lr": tally.lr,
-        "grad_norm": tally.grad_norm,
-        "tokens_per_second": round(tally.tokens / max(timing.updates, 1e-9), 1),
+        "lr": training.lr,
+        "grad_norm": training.grad_norm,
+        "tokens_per_second": round(training.tokens / max(timing.updates, 1e-9), 1),
     }

@@ -1,4 +1,4 @@
-"""Record a step that failed, and return to the checkpoint of the last report if that is wanted."""
+"""Record a failed step, and return to the checkpoint of the last report if `on_nan` is rollback."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ MAX_ROLLBACKS = 3
 
 
 class Rollback(Callback):
-    """Return to the last report with half the learning rate, three times at most.
+    """Callback that returns to the last report with half the learning rate.
+
+    It does so at most `MAX_ROLLBACKS` times in a run.
 
     Args:
         checkpointing: the checkpoints to return to.
@@ -22,32 +24,35 @@ class Rollback(Callback):
         self._checkpointing = checkpointing
 
     def recover(self, session: TrainingSession, failure: StepFailedError) -> bool:
-        """Record the batch of a failed step, and roll back if `on_nan` asks for it.
+        """Record the batch of a failed step, and roll back if `on_nan` is rollback.
+
+        Returns:
+            True.
 
         Raises:
-            NonFiniteError: it does not, or three rollbacks did not help.
+            NonFiniteError: `on_nan` is not rollback, or there were `MAX_ROLLBACKS` rollbacks.
         """
         rollbacks, pending = session.state.rollbacks, failure.pending
         record = describe_failure(failure, session, rollbacks)
         where = f"after update {pending.step}"
         if pending.batch is not None:
             where = f"before update {pending.step + 1}"
-        what = f"{where}: {failure}"
-        again = session.config.on_nan == "rollback" and rollbacks < MAX_ROLLBACKS
-        if again:
-            self._roll_back(session, what)
+        description = f"{where}: {failure}"
+        rolls_back = session.config.on_nan == "rollback" and rollbacks < MAX_ROLLBACKS
+        if rolls_back:
+            self._roll_back(session, description)
         if session.context.processes.is_first:
             session.directory.append_failure(record)
-        if not again:
+        if not rolls_back:
             tried = f" after {rollbacks} rollbacks" if rollbacks else ""
             raise NonFiniteError(
-                f"training stopped{tried} {what}; try a smaller --lr (it is {pending.lr:g});"
+                f"training stopped{tried} {description}; try a smaller --lr (it is {pending.lr:g});"
                 f" the batch is recorded in {session.directory.failures}"
             ) from failure
         session.is_between_steps = True
         return True
 
-    def _roll_back(self, session: TrainingSession, what: str) -> None:
+    def _roll_back(self, session: TrainingSession, description: str) -> None:
         state, seconds = session.state, session.budget.clock.seconds()
         rollbacks, scale = state.rollbacks + 1, state.lr_scale / 2
         session.discard_pending()
@@ -59,6 +64,6 @@ class Rollback(Callback):
         session.timing.seconds, session.timing.began = seconds, session.budget.began
         session.agree()
         session.context.progress.message(
-            f"{what}; back to step {state.step:,} with half the learning rate"
+            f"{description}; back to step {state.step:,} with half the learning rate"
             f" ({session.learning_rate():.3g} now), rollback {rollbacks} of {MAX_ROLLBACKS}"
         )

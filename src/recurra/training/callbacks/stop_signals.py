@@ -9,19 +9,20 @@ from recurra.training.session import TrainingSession
 
 
 class SignalHandling(Callback):
-    """Raise `TrainingInterrupted` before the next step when a signal is pending."""
+    """Callback that raises `TrainingInterrupted` before the next step if a signal is pending."""
 
     def start(self, session: TrainingSession) -> None:
-        """Tell the user what happens when a signal arrives."""
+        """Register a message that is shown when the first signal arrives."""
         session.context.signals.on_first = lambda: session.context.progress.message(
-            f"finishing this step, then saving (again after {PATIENCE:.0f} s: stop at once)"
+            "a checkpoint will be saved after this step; to stop at once, send the signal again"
+            f" after {PATIENCE:.0f} s"
         )
 
     def before_step(self, session: TrainingSession) -> None:
-        """Obey a pending signal.
+        """Raise an exception if a signal is pending in any process.
 
         Raises:
-            TrainingInterrupted: there is one.
+            TrainingInterrupted: a signal is pending.
         """
         if session.context.processes.count == 1:
             session.context.signals.obey()
