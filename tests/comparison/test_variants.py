@@ -25,19 +25,19 @@ def test_compare_every_variant_trains_each_seed_on_equal_tokens(compare, tmp_pat
     assert (tmp_path / "all" / "wide-rnn-6" / "model.safetensors").is_file()
 
 
-def test_equal_tokens_whatever_the_batch(compare):
+def test_compare_batch_sizes_train_on_equal_tokens(compare):
     wide = {"narrow": {"batch_size": 2}, "wide": {"batch_size": 8}}
     for row in compare(wide, seeds=1).rows:
         assert {r.tokens for r in row.results} == {640}
 
 
-def test_equal_tokens_where_batches_or_windows_grow(compare):
+def test_compare_growth_trains_on_about_equal_tokens(compare):
     growing = {"rows": {"batch_growth": 4}, "steps": {"window_growth": 2}, "neither": {}}
     for row in compare(growing, seeds=1, num_tokens=64 * 84).rows:
         assert row.mean_of("tokens") == pytest.approx(64 * 84, rel=0.02)
 
 
-def test_with_minutes_what_was_not_given_is_chosen_for_each(compare):
+def test_compare_minutes_applies_recipe_per_variant(compare):
     options = {"num_tokens": None, "minutes": 0.05, "seeds": 1, "hidden_size": 8}
     result = compare({"lstm": {}, "gru": {"cell": "gru"}}, **options)
     for r in (row.results[0] for row in result.rows):
@@ -46,7 +46,7 @@ def test_with_minutes_what_was_not_given_is_chosen_for_each(compare):
         assert training.lr == SMALL["lr"]
 
 
-def test_what_is_chosen_is_chosen_once_for_all_seeds(compare, monkeypatch):
+def test_compare_recipe_is_chosen_once_for_all_seeds(compare, monkeypatch):
     speeds = iter([1e6, 1e6, 1e12, 1e12])
     monkeypatch.setattr(recipe, "_measure_speed", lambda *_: next(speeds))
     options = {"num_tokens": None, "minutes": 0.03, "seeds": 2, "max_epochs": 1e9}
@@ -56,7 +56,7 @@ def test_what_is_chosen_is_chosen_once_for_all_seeds(compare, monkeypatch):
     assert dataclasses.replace(second.training, seed=1) == first.training
 
 
-def test_a_failed_run_is_counted_and_the_others_go_on(compare):
+def test_compare_diverged_run_is_counted_others_continue(compare):
     wild = {"cell": "rnn-relu", "lr": 1e9, "clip_norm": 0, "optimizer": "sgd", "warmup": 0.0}
     good, bad = compare({"wild": wild, "gru": {"cell": "gru"}}, num_tokens=6400).rows
     assert good.variant.name == "gru"
@@ -65,7 +65,7 @@ def test_a_failed_run_is_counted_and_the_others_go_on(compare):
     assert [r.nats_per_token for r in bad.results] == [None, None]
 
 
-def test_what_a_run_says_is_told_with_its_name(compare, listener):
+def test_compare_messages_name_their_run(compare, listener):
     progress = listener()
     variants = {"deep": {"dropout": 0.5}}
     compare(variants, seeds=1, progress=progress)
@@ -75,7 +75,7 @@ def test_what_a_run_says_is_told_with_its_name(compare, listener):
     assert not any("saving" in line for line in progress.messages)
 
 
-def test_a_long_name_has_a_short_folder(compare):
+def test_compare_long_name_gets_short_directory(compare):
     names = ["long " * 60 + "1", "long " * 60 + "2", "\U00020000" * 60]
     rows = compare({name: {} for name in names}, seeds=1).rows
     folders = {result.folder.name for row in rows for result in row.results}
@@ -110,7 +110,7 @@ def test_a_long_name_has_a_short_folder(compare):
         (["gru"], {"hiden_size": 3}, "hidden_size"),
     ],
 )
-def test_what_is_no_comparison_is_refused_before_anything_is_written(
+def test_compare_invalid_arguments_raise_before_writing(
     compare, tmp_path, variants, options, words
 ):
     with pytest.raises(ConfigError, match=words):
@@ -118,12 +118,12 @@ def test_what_is_no_comparison_is_refused_before_anything_is_written(
     assert not (tmp_path / "all").exists()
 
 
-def test_standard_input_is_refused_since_it_can_be_read_once(compare):
+def test_compare_standard_input_is_rejected(compare):
     with pytest.raises(ConfigError, match="into a file"):
         recurra.compare("-", ["gru"], **SMALL)
 
 
-def test_several_processes_are_refused(compare, monkeypatch):
+def test_compare_several_processes_are_rejected(compare, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="without torchrun"):
         compare()

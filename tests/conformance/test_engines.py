@@ -108,7 +108,7 @@ def test_engine_batches_of_random_length_equal_autograd(kind, backend, cell):
 
 
 @pytest.mark.parametrize(("kind", "backend"), [(AutogradEngine, "reference"), *FASTER[:2]])
-def test_engine_gradients_equal_autograd_and_update_nothing(kind, backend):
+def test_engine_gradients_equal_autograd_without_update(kind, backend):
     config = TrainingConfig(steps=1)
     found = []
     for engine in (
@@ -127,7 +127,7 @@ def test_engine_gradients_equal_autograd_and_update_nothing(kind, backend):
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize(("kind", "backend"), [(AutogradEngine, "reference"), *FASTER])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_engine_step_not_finite_changes_nothing(kind, backend, optimizer, bad):
+def test_engine_non_finite_step_changes_nothing(kind, backend, optimizer, bad):
     config = TrainingConfig(
         steps=1, optimizer=optimizer, weight_averaging=0.9, weight_decay=0.1, clip_norm=1.0
     )
@@ -147,7 +147,7 @@ def test_engine_step_not_finite_changes_nothing(kind, backend, optimizer, bad):
 
 
 @pytest.mark.parametrize(("kind", "backend"), [(AutogradEngine, "reference"), *FASTER])
-def test_engine_constructed_draws_no_random_number(kind, backend):
+def test_engine_construction_draws_no_random_number(kind, backend):
     model = make_model(backend=backend)
     before = torch.get_rng_state()
     kind(model, TrainingConfig(steps=1, weight_averaging=0.5))
@@ -179,13 +179,13 @@ def test_engine_loaded_state_continues_exactly(kind, backend, optimizer):
         assert torch.equal(ends[1][name], tensor), name
 
 
-def test_recorded_engine_repeats_what_it_recorded_once():
+def test_recorded_engine_records_once_then_repeats():
     engine = RecordedEngine(make_model(backend="bptt"), TrainingConfig(steps=1))
     train(engine, [make_batch(number) for number in range(8)])
     assert (engine.num_recorded, engine.num_repeated) == (1, 6)
 
 
-def test_recorded_engine_notices_a_value_that_is_not_computed_anew():
+def test_recorded_engine_missing_operation_gives_nan():
     """The poison is there: an operation left out of the repetition makes the results NaN."""
     engine = RecordedEngine(make_model(backend="reference"), TrainingConfig(steps=1))
     train(engine, [make_batch(number) for number in range(2)])
@@ -212,7 +212,7 @@ class ThreadProcesses(Processes):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_data_parallel_engine_equals_autograd_on_the_whole_batch(optimizer):
+def test_data_parallel_engine_equals_autograd_on_whole_batch(optimizer):
     config = TrainingConfig(steps=1, optimizer=optimizer, weight_averaging=0.9, batch_size=ROWS)
     expected = train(
         AutogradEngine(make_model(backend="reference"), config, SINGLE_PROCESS),

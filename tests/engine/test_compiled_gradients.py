@@ -82,7 +82,7 @@ def compiled(model, weight, scale):
     return loss, list(after), [p.grad for p in parameters]
 
 
-def test_it_follows_parameters_and_gradients_that_move():
+def test_compiled_gradients_use_reallocated_parameters():
     model = make("lstm", "native")
     ids, targets, _ = batch(model)
     compiled = CompiledGradients(model)
@@ -97,7 +97,7 @@ def test_it_follows_parameters_and_gradients_that_move():
 
 @pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("cell", ["rnn", "rnn-relu", "gru", "lstm"])
-def test_compiled_equals_autograd(cell, options):
+def test_compiled_gradients_equal_autograd(cell, options):
     expected = by_autograd(make(cell, "reference", **options), 0.7, 0.8)
     actual = compiled(make(cell, "native", **options), 0.7, 0.8)
     assert actual[0] == pytest.approx(expected[0], rel=1e-5)
@@ -106,7 +106,7 @@ def test_compiled_equals_autograd(cell, options):
 
 
 @pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
-def test_bf16_stays_near_fp32(options):
+def test_compiled_gradients_bf16_are_close_to_fp32(options):
     expected = by_autograd(make("lstm", "reference", **options), 1.0, 1.0)
     actual = compiled(make("lstm", "native", precision="bf16", **options), 1.0, 1.0)
     assert actual[0] == pytest.approx(expected[0], rel=1e-2)
@@ -114,7 +114,7 @@ def test_bf16_stays_near_fp32(options):
         assert float((one - other).abs().max()) <= 0.1 * float(other.abs().max())
 
 
-def test_windows_of_many_lengths_keep_no_more_than_the_longest_needs():
+def test_compiled_gradients_shorter_windows_reuse_buffers():
     model = make("lstm", "native", num_layers=2)
     ids, targets, _ = batch(model)
     compiled = CompiledGradients(model)
@@ -126,7 +126,7 @@ def test_windows_of_many_lengths_keep_no_more_than_the_longest_needs():
     assert len(set(sizes)) == 1
 
 
-def test_ids_outside_the_vocabulary_are_refused():
+def test_compiled_gradients_id_out_of_range_raises():
     model = make("gru", "native")
     ids, targets, _ = batch(model)
     for wrong in (-1, 17):
@@ -135,7 +135,7 @@ def test_ids_outside_the_vocabulary_are_refused():
             CompiledGradients(model).compute(ids, targets)
 
 
-def test_narrow_ids_are_read_right_and_too_few_targets_refused():
+def test_compiled_gradients_accept_int32_reject_short_targets():
     model = make("gru", "native")
     ids, targets, _ = batch(model)
     loss, _ = CompiledGradients(model).compute(ids, targets)
@@ -146,7 +146,7 @@ def test_narrow_ids_are_read_right_and_too_few_targets_refused():
             CompiledGradients(model).compute(ids, few)
 
 
-def test_other_models_are_left_to_autograd():
+def test_compiled_gradients_unsupported_model_gives_reason():
     assert CompiledGradients.unsupported(make("gru", "native")) is None
     assert CompiledGradients.unsupported(make("gru", "bptt")) is not None
     assert CompiledGradients.unsupported(make("none", "native")) is not None

@@ -27,14 +27,14 @@ def ids(length: int, seed: int = 0) -> Any:
     return np.random.default_rng(seed).integers(9, size=length)
 
 
-def test_without_learning_it_is_plain_evaluation() -> None:
+def test_evaluate_dynamically_zero_lr_equals_evaluate() -> None:
     model, text = make(), ids(333)
     config = DynamicConfig(lr=0.0, decay=0.0, segment=7)
     nats = evaluate_dynamically(model, text, ids(500), config)
     assert nats == pytest.approx(evaluate(model, text).total_nats, rel=1e-5)
 
 
-def test_a_text_that_repeats_itself_is_learned_and_the_model_left_as_it_was() -> None:
+def test_evaluate_dynamically_adapts_and_restores_model() -> None:
     model, text = make().train(), np.tile(ids(10), 60)
     before = [p.detach().clone() for p in model.parameters()]
     model.head_bias.grad = torch.ones(9)
@@ -46,7 +46,7 @@ def test_a_text_that_repeats_itself_is_learned_and_the_model_left_as_it_was() ->
     assert model.embedding.grad is None
 
 
-def test_what_comes_later_changes_nothing_before() -> None:
+def test_evaluate_dynamically_ignores_later_text() -> None:
     text = ids(200)
     other = np.concatenate([text[:101], ids(99, seed=5)])
     config = DynamicConfig(segment=10, lr=2e-3)
@@ -55,7 +55,7 @@ def test_what_comes_later_changes_nothing_before() -> None:
 
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
-def test_with_and_without_the_kernels(cell: str) -> None:
+def test_evaluate_dynamically_backends_agree(cell: str) -> None:
     config = DynamicConfig(segment=6, lr=1e-3)
     results = [
         evaluate_dynamically(make(backend, cell=cell, num_layers=2), ids(80), ids(300), config)
@@ -64,7 +64,7 @@ def test_with_and_without_the_kernels(cell: str) -> None:
     assert results[0] == pytest.approx(results[1], rel=1e-3)
 
 
-def test_the_first_step_is_the_rule_s() -> None:
+def test_evaluate_dynamically_step_follows_update_rule() -> None:
     """Two segments: the second is predicted by weights that are worked out here by hand."""
     model, text, train = make("reference"), ids(13), ids(400)
     config = DynamicConfig(segment=6, lr=3e-3, decay=0.5)
@@ -91,7 +91,7 @@ def test_the_first_step_is_the_rule_s() -> None:
     assert nats == pytest.approx(6 * float(loss.detach()) + 6 * float(after), rel=1e-5)
 
 
-def test_rude_settings() -> None:
+def test_evaluate_dynamically_invalid_input_raises() -> None:
     model = make()
     with pytest.raises(SourceError, match="at least 2"):
         evaluate_dynamically(model, ids(1), ids(50), DynamicConfig())
@@ -105,7 +105,7 @@ def test_rude_settings() -> None:
         evaluate_dynamically(model, ids(500), ids(50), DynamicConfig())
 
 
-def test_a_run_without_a_validation_part_reads_other_texts(tmp_path: Path) -> None:
+def test_evaluate_dynamically_without_validation_text(tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
     file.write_text("what was, was; what is, is. " * 40, "utf-8")
     settings: dict[str, Any] = {"hidden_size": 8, "batch_size": 4, "num_steps": 16, "steps": 2}
@@ -117,6 +117,6 @@ def test_a_run_without_a_validation_part_reads_other_texts(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("settings", [{"lr": "a"}, {"segment": 2.5}, {"decay": None}])
-def test_settings_of_another_type_are_refused(settings: Any) -> None:
+def test_dynamic_config_wrong_type_raises(settings: Any) -> None:
     with pytest.raises(ConfigError):
         DynamicConfig(**settings)

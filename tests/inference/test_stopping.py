@@ -24,7 +24,7 @@ stops = st.lists(st.text("ab", min_size=1, max_size=5), max_size=3)
 
 
 @given(st.lists(st.text("ab", max_size=6), max_size=10), stops)
-def test_pieces_give_what_the_whole_text_gives(pieces: list[str], stop: list[str]) -> None:
+def test_stop_scanner_pieces_equal_whole_text(pieces: list[str], stop: list[str]) -> None:
     scanner = StopScanner(stop)
     got = "".join(map(scanner.push, pieces)) + scanner.finish()
     text = "".join(pieces)
@@ -33,7 +33,7 @@ def test_pieces_give_what_the_whole_text_gives(pieces: list[str], stop: list[str
 
 
 @given(letters, stops)
-def test_only_what_may_become_a_stop_string_is_held_back(text: str, stop: list[str]) -> None:
+def test_stop_scanner_holds_back_only_possible_stops(text: str, stop: list[str]) -> None:
     scanner = StopScanner(stop)
     out = ""
     for position, character in enumerate(text):
@@ -49,17 +49,17 @@ def test_only_what_may_become_a_stop_string_is_held_back(text: str, stop: list[s
         )
 
 
-def test_the_stop_string_that_is_complete_first_wins() -> None:
+def test_stop_scanner_first_complete_string_wins() -> None:
     scanner = StopScanner(["abc", "b"])
     assert scanner.push("xabc") == "xa"
     assert scanner.stopped
 
 
-def test_of_two_that_end_together_the_longer_is_left_out() -> None:
+def test_stop_scanner_longer_of_two_equal_ends_wins() -> None:
     assert StopScanner(["b", "ab"]).push("xab y") == "x"
 
 
-def test_a_near_miss_is_released() -> None:
+def test_stop_scanner_partial_match_is_released() -> None:
     scanner = StopScanner(["END"])
     assert [scanner.push(c) for c in "aENx"] == ["a", "", "", "ENx"]
     assert [scanner.push(c) for c in "EN"] == ["", ""]
@@ -68,12 +68,12 @@ def test_a_near_miss_is_released() -> None:
 
 
 @pytest.mark.parametrize("pieces", [["END", "more"], ["E", "N", "Dmore", "END"]])
-def test_nothing_follows_a_stop(pieces: list[str]) -> None:
+def test_stop_scanner_returns_nothing_after_stop(pieces: list[str]) -> None:
     scanner = StopScanner(["END"])
     assert [scanner.push(piece) for piece in pieces] == [""] * len(pieces)
     assert scanner.finish() == ""
 
 
-def test_without_stop_strings_everything_passes_at_once() -> None:
+def test_stop_scanner_without_strings_passes_text() -> None:
     scanner = StopScanner([])
     assert [scanner.push("ab"), scanner.push(""), scanner.finish()] == ["ab", "", ""]

@@ -10,7 +10,7 @@ import pytest
 
 import recurra
 from recurra.report.progress import Progress
-from security.attacks import TEXT
+from security.corruption import TEXT
 
 SIZES = {"cell": "rnn", "hidden_size": 2, "embedding_size": 0, "batch_size": 2, "num_steps": 4}
 

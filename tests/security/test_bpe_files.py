@@ -30,7 +30,7 @@ def merges(values: dict[str, Any]) -> list[Any]:
     return pairs
 
 
-BPE_ATTACKS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+BPE_CORRUPTIONS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no model": (lambda v: v["tokenizer"].pop("model"), "tokenizer' has no model"),
     "no names": (lambda v: v["tokenizer"]["model"].pop("vocab"), "vocab' must have 256 to"),
     "few names": (
@@ -76,16 +76,18 @@ BPE_ATTACKS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", BPE_ATTACKS)
-def test_an_attack_on_a_bpe_vocabulary_is_one_error(bpe_values: dict[str, Any], name: str) -> None:
+@pytest.mark.parametrize("name", BPE_CORRUPTIONS)
+def test_bpe_vocabulary_corrupted_field_raises_config_error(
+    bpe_values: dict[str, Any], name: str
+) -> None:
     values = json.loads(json.dumps(bpe_values))
-    change, message = BPE_ATTACKS[name]
+    change, message = BPE_CORRUPTIONS[name]
     change(values)
     with pytest.raises(ConfigError, match=f"^vocabulary field '.*{message}"):
         vocabulary_from_dict(values)
 
 
-def test_nothing_else_of_a_tokenizer_takes_effect(bpe_values: dict[str, Any]) -> None:
+def test_bpe_vocabulary_ignores_other_tokenizer_fields(bpe_values: dict[str, Any]) -> None:
     """Neither its other parts, on some of which the library aborts, nor other fields."""
     honest = vocabulary_from_dict(bpe_values)
     values = json.loads(json.dumps(bpe_values))

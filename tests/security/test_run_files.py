@@ -18,25 +18,25 @@ import torch
 from recurra.config import MAX_LAYERS, MAX_UNITS, MAX_VOCABULARY
 from recurra.io.files import MAX_JSON_BYTES
 from recurra.io.tensors import to_bytes
-from security.attacks import (
+from security.corruption import (
     CONFIG,
     MEGABYTES,
     MODEL,
     SECONDS,
     VOCABULARY,
-    Attack,
-    deep,
+    Corruption,
+    assert_command_fails,
+    assert_load_fails,
     edit,
-    fails,
     grow,
-    refused,
-    words,
+    nested,
+    word_vocabulary,
     write,
 )
 
 
-def both(*attacks: Attack) -> Attack:
-    return lambda run: [attack(run) for attack in attacks]
+def both(*corruptions: Corruption) -> Corruption:
+    return lambda run: [corrupt(run) for corrupt in corruptions]
 
 
 def repeated(item: str, *, size: int = MAX_JSON_BYTES) -> Callable[[], bytes]:
@@ -71,7 +71,7 @@ def weights(value: float, rows: int = 13) -> Callable[[], bytes]:
 SIZE = ("model", "hidden_size")
 
 
-ATTACKS: dict[str, tuple[Attack, str]] = {
+CORRUPTIONS: dict[str, tuple[Corruption, str]] = {
     "hidden size 1e9": (edit(CONFIG, *SIZE, value=10**9), "hidden_size must be at most 65,536"),
     "hidden size 1e9 as a float": (edit(CONFIG, *SIZE, value=1e9), "hidden_size is 1000000000.0"),
     "hidden size 10**4000": (edit(CONFIG, *SIZE, value=10**4000), "number '1000.* is too large"),
@@ -113,13 +113,13 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
         write(VOCABULARY, lambda: many_keys() + b', "1": 0}'),
         f"{VOCABULARY} is damaged: the key '1' stands twice",
     ),
-    "a config 10,000 deep": (write(CONFIG, deep(10_000)), f"{CONFIG} is damaged: .* too deeply"),
-    "a vocabulary 10,000 deep": (write(VOCABULARY, deep(10_000)), f"{VOCABULARY} .* too deeply"),
+    "a config 10,000 deep": (write(CONFIG, nested(10_000)), f"{CONFIG} is damaged: .* too deeply"),
+    "a vocabulary 10,000 deep": (write(VOCABULARY, nested(10_000)), f"{VOCABULARY} .* too deeply"),
     "a vocabulary 5 million deep": (
-        write(VOCABULARY, lambda: deep(5_000_000)),
+        write(VOCABULARY, lambda: nested(5_000_000)),
         f"{VOCABULARY} is too large: its values",
     ),
-    "a config 900 deep": (write(CONFIG, deep(900)), f"{CONFIG} is damaged: .* too deeply"),
+    "a config 900 deep": (write(CONFIG, nested(900)), f"{CONFIG} is damaged: .* too deeply"),
     "a value that is deep": (
         lambda run: replace(run / CONFIG, b'"char"', b"[" * 900 + b"]" * 900),
         f"{CONFIG} is damaged: it is nested too deeply",
@@ -182,9 +182,12 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
         ),
         f"{VOCABULARY} has byte tokens, but .*{CONFIG} says char",
     ),
-    "too many words": (write(VOCABULARY, words(MAX_VOCABULARY)), "'tokens' must be a list of 2 to"),
+    "too many words": (
+        write(VOCABULARY, word_vocabulary(MAX_VOCABULARY)),
+        "'tokens' must be a list of 2 to",
+    ),
     "many words, one of them twice": (
-        write(VOCABULARY, lambda: words(700_000)()[:-2] + b', " 1"]}'),
+        write(VOCABULARY, lambda: word_vocabulary(700_000)()[:-2] + b', " 1"]}'),
         "'tokens' has one of its tokens twice",
     ),
     "half a character": (
@@ -213,13 +216,15 @@ def replace(file: Path, old: bytes, new: bytes) -> None:
     file.write_bytes(data.replace(old, new, 1))
 
 
-@pytest.mark.parametrize("name", ATTACKS)
-def test_an_attack_is_one_error(run: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    attack, message = ATTACKS[name]
-    attack(run)
-    text = refused(run, message)
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_load_corrupted_run_raises_one_run_error(
+    run: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corrupt, message = CORRUPTIONS[name]
+    corrupt(run)
+    text = assert_load_fails(run, message)
     assert str(run) in text
-    fails(capsys, ["generate", run], text)
+    assert_command_fails(capsys, ["generate", run], text)
 
 
 MEASURED = """
@@ -251,16 +256,16 @@ for folder in sys.argv[2:]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measures by Linux's /proc")
-def test_no_attack_takes_memory_or_time(honest_run: Path, tmp_path: Path) -> None:
+def test_load_corrupted_run_needs_little_memory_and_time(honest_run: Path, tmp_path: Path) -> None:
     folders = []
-    for number, (attack, _) in enumerate(ATTACKS.values()):
+    for number, (corrupt, _) in enumerate(CORRUPTIONS.values()):
         folders.append(str(shutil.copytree(honest_run, tmp_path / str(number))))
-        attack(tmp_path / str(number))
+        corrupt(tmp_path / str(number))
     command = [sys.executable, "-c", MEASURED, str(honest_run), *folders]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     figures = [json.loads(line) for line in done.stdout.splitlines()]
     assert [folder for folder, *_ in figures] == folders
-    for name, (_, kind, seconds, megabytes) in zip(ATTACKS, figures, strict=True):
+    for name, (_, kind, seconds, megabytes) in zip(CORRUPTIONS, figures, strict=True):
         assert kind == "RunError", name
         assert seconds < SECONDS, name
         assert megabytes < MEGABYTES, name
@@ -276,7 +281,7 @@ class Payload:
 
 
 @pytest.mark.parametrize("form", ["zip", "plain", "old", "numpy", "safetensors"])
-def test_no_pickle_is_read(
+def test_load_never_unpickles(
     run: Path, tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import pickle
@@ -289,8 +294,8 @@ def test_no_pickle_is_read(
     else:
         before = {"numpy": b"\x93NUMPY\x01\0v\0", "safetensors": b"\x40\0\0\0\0\0\0\0"}
         model.write_bytes(before.get(form, b"") + payload + bytes(100))
-    text = refused(run, "looks like a pickle" if form in ("zip", "plain") else MODEL)
-    fails(capsys, ["generate", run], text)
+    text = assert_load_fails(run, "looks like a pickle" if form in ("zip", "plain") else MODEL)
+    assert_command_fails(capsys, ["generate", run], text)
     assert not (tmp_path / "marker").exists()
     pickle.loads(payload)
     assert (tmp_path / "marker").exists()

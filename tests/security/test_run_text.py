@@ -13,17 +13,17 @@ import recurra
 from recurra.data.token_file import load_token_file
 from recurra.errors import RunError
 from recurra.io.files import MAX_LINES_BYTES
-from security.attacks import (
+from security.corruption import (
     SECONDS,
-    Attack,
-    deep,
+    Corruption,
+    assert_command_fails,
     edit,
-    fails,
     grow,
+    nested,
     write,
 )
 
-TOKEN_ATTACKS: dict[str, tuple[Attack, str]] = {
+TOKEN_CORRUPTIONS: dict[str, tuple[Corruption, str]] = {
     "objects": (edit("tokens.json", "dtype", value="object"), "dtype is 'object'"),
     "signed": (edit("tokens.json", "dtype", value="int8"), "dtype is 'int8'"),
     "no dtype": (edit("tokens.json", "dtype", value=None), "dtype is None"),
@@ -43,26 +43,26 @@ TOKEN_ATTACKS: dict[str, tuple[Attack, str]] = {
     "complete": (edit("tokens.json", "source_complete", value=3), "source_complete is 3"),
     "other ids": (lambda run: (run / "tokens.bin").write_bytes(b"\xff" * 480), "has the id 255"),
     "a cut": (lambda run: os.truncate(run / "tokens.bin", 479), "has 479 bytes instead of 480"),
-    "deep": (write("tokens.json", deep(100_000)), "is damaged: it is nested too deeply"),
+    "deep": (write("tokens.json", nested(100_000)), "is damaged: it is nested too deeply"),
     "a key twice": (write("tokens.json", b'{"version": 1, "version": 1}'), "stands twice"),
     "a gigabyte": (grow("tokens.json", 1 << 30), "is too large"),
 }
 
 
-@pytest.mark.parametrize("name", TOKEN_ATTACKS)
-def test_an_attack_on_the_text_is_one_error(
+@pytest.mark.parametrize("name", TOKEN_CORRUPTIONS)
+def test_validate_corrupted_token_file_raises_run_error(
     run: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    attack, message = TOKEN_ATTACKS[name]
-    attack(run)
+    corrupt, message = TOKEN_CORRUPTIONS[name]
+    corrupt(run)
     started = time.process_time()
     with pytest.raises(RunError, match=rf"tokens\.(json|bin) .*{message}") as caught:
         recurra.load(run).validate()
     assert time.process_time() - started < SECONDS
-    fails(capsys, ["eval", run], str(caught.value))
+    assert_command_fails(capsys, ["eval", run], str(caught.value))
 
 
-def test_other_ids_are_noticed_by_their_digest(run: Path) -> None:
+def test_token_file_verify_detects_changed_ids(run: Path) -> None:
     tokens = load_token_file(run)
     tokens.verify()
     data = bytearray((run / "tokens.bin").read_bytes())
@@ -93,7 +93,7 @@ LINES: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", LINES)
-def test_an_attack_on_the_metrics_is_one_error(run: Path, name: str) -> None:
+def test_read_metrics_corrupted_lines_raise_run_error(run: Path, name: str) -> None:
     from recurra.runs.directory import RunDirectory
 
     data, message = LINES[name]
@@ -102,7 +102,7 @@ def test_an_attack_on_the_metrics_is_one_error(run: Path, name: str) -> None:
         RunDirectory(run).read_metrics()
 
 
-def test_endless_metrics_are_not_read_to_their_end(run: Path) -> None:
+def test_read_lines_oversized_file_raises(run: Path) -> None:
     from recurra.io.files import read_lines
 
     line = json.dumps({"step": 1, "x": "x" * 1_000_000}).encode() + b"\n"

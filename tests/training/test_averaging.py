@@ -15,7 +15,7 @@ from recurra.model import RecurrentLM
 from recurra.training.schedules import learning_rate
 
 
-def test_the_mean_forgets_as_the_equation_says():
+def test_weight_average_add_follows_ema_equation():
     model = nn.Linear(2, 3).double()
     average = WeightAverage(model, 0.5)
     expected = model.weight.detach().clone()
@@ -27,7 +27,7 @@ def test_the_mean_forgets_as_the_equation_says():
     torch.testing.assert_close(average.tensors["weight"], expected)
 
 
-def test_it_takes_the_weights_place_and_leaves_it():
+def test_weight_average_in_place_swaps_and_restores_weights():
     model = nn.Linear(2, 3)
     average = WeightAverage(model, 0.9)
     mean = average.tensors["weight"].clone()
@@ -39,7 +39,7 @@ def test_it_takes_the_weights_place_and_leaves_it():
     assert torch.equal(average.tensors["weight"], mean)
 
 
-def test_what_is_saved_is_the_average_and_what_learns_is_not(run, tmp_path):
+def test_train_weight_averaging_saves_the_average(run, tmp_path):
     options = {"steps": 9, "report_every": 4, "schedule": "constant", "hidden_size": 8}
     plain = run(tmp_path / "plain", **options)
     averaged = run(tmp_path / "averaged", **options, weight_averaging=0.7)
@@ -58,7 +58,7 @@ def test_what_is_saved_is_the_average_and_what_learns_is_not(run, tmp_path):
         torch.testing.assert_close(averaged.model.get_parameter(name), average.tensors[name])
 
 
-def test_the_average_is_kept_also_before_the_first_report(run, tmp_path, listener):
+def test_train_interrupted_before_report_saves_average(run, tmp_path, listener):
     options = {"steps": 50, "report_every": 40, "weight_averaging": 0.9}
     with pytest.raises(TrainingInterrupted):
         run(tmp_path / "run", progress=listener(stop_at=20), **options)
@@ -70,6 +70,6 @@ def test_the_average_is_kept_also_before_the_first_report(run, tmp_path, listene
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])
-def test_a_decay_that_is_none_is_refused(decay):
+def test_config_weight_averaging_out_of_range_raises(decay):
     with pytest.raises(Exception, match="weight_averaging"):
         RunConfig.from_options(weight_averaging=decay)

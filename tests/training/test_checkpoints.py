@@ -23,7 +23,7 @@ def contents(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_what_was_written_is_there_with_a_manifest_that_sha256sum_reads(store):
+def test_checkpoint_store_write_makes_valid_sha256_manifest(store):
     cost = store.write(name_of(7), FILES)
     place = store.folder / "step-00000007"
     assert cost.num_bytes == sum(map(len, FILES.values()))
@@ -33,7 +33,7 @@ def test_what_was_written_is_there_with_a_manifest_that_sha256sum_reads(store):
     subprocess.run(["sha256sum", "--check", "--strict", MANIFEST], cwd=place, check=True)
 
 
-def test_names_sort_by_step_and_the_final_one_last(store):
+def test_checkpoint_store_names_are_sorted_by_step(store):
     for name in (name_of(100_000_000), name_of(20, final=True), name_of(3), name_of(20)):
         store.write(name, FILES)
     (store.folder / "step-x").mkdir()
@@ -44,7 +44,7 @@ def test_names_sort_by_step_and_the_final_one_last(store):
     assert [step_of(name) for name in store.names()] == [3, 20, 20, 100_000_000]
 
 
-def test_every_flipped_byte_and_every_truncation_is_found(store):
+def test_checkpoint_store_verify_detects_every_corruption(store):
     name = name_of(1)
     store.write(name, FILES)
     place = store.folder / name
@@ -73,7 +73,7 @@ def test_every_flipped_byte_and_every_truncation_is_found(store):
         store.verify(name)
 
 
-def test_special_files_are_refused_and_not_waited_for(store):
+def test_checkpoint_store_verify_rejects_fifo_without_blocking(store):
     store.write(name_of(1), FILES)
     place = store.folder / name_of(1)
     (place / "empty").unlink()
@@ -92,7 +92,9 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("again", [False, True], ids=["new", "same step"])
-def test_whatever_call_fails_the_older_checkpoint_stays(store, monkeypatch, fail_at, kind, again):
+def test_checkpoint_store_failed_write_keeps_older_checkpoint(
+    store, monkeypatch, fail_at, kind, again
+):
     """For every k: the k-th write, fsync, rename or mkdir of a save fails, until none does."""
     store.write(name_of(1), FILES)
     if again:
@@ -121,7 +123,7 @@ def test_whatever_call_fails_the_older_checkpoint_stays(store, monkeypatch, fail
     assert (store.folder / name_of(2) / "training.json").read_bytes() == b"[]\n"
 
 
-def test_a_disk_that_gives_back_other_bytes_is_noticed(store, monkeypatch):
+def test_checkpoint_store_write_detects_changed_file(store, monkeypatch):
     store.write(name_of(1), FILES)
     original = os.rename
 
@@ -136,7 +138,7 @@ def test_a_disk_that_gives_back_other_bytes_is_noticed(store, monkeypatch):
     assert store.names() == [name_of(1)]
 
 
-def test_what_a_killed_process_left_is_removed_and_what_it_moved_aside_comes_back(store):
+def test_checkpoint_store_remove_unfinished_recovers_after_kill(store):
     store.write(name_of(1), FILES)
     store.write(name_of(2), FILES)
     (store.folder / name_of(2)).rename(store.folder / f".{name_of(2)}.old.tmp")
@@ -148,7 +150,7 @@ def test_what_a_killed_process_left_is_removed_and_what_it_moved_aside_comes_bac
     store.verify(name_of(2))
 
 
-def test_only_the_named_ones_are_kept(store):
+def test_checkpoint_store_keep_only_deletes_other_names(store):
     for step in (1, 2, 3):
         store.write(name_of(step), FILES)
     store.keep_only({name_of(1), name_of(3)})

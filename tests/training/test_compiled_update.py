@@ -35,7 +35,7 @@ def set_gradients(model, step):
 
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("options", RULES, ids=str)
-def test_it_is_torchs(options, threads):
+def test_compiled_update_equals_torch_optimizer(options, threads):
     torch.set_num_threads(threads)
     config = TrainingConfig(steps=1, **options)
     ours, theirs = make(), make()
@@ -64,7 +64,7 @@ def test_it_is_torchs(options, threads):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 3e38])
-def test_the_norm_shows_what_is_not_finite(bad):
+def test_compiled_update_bad_gradient_gives_non_finite_norm(bad):
     model = make()
     set_gradients(model, 0)
     model.head_weight.grad[-1, -1] = bad

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no 
 
 
 @pytest.mark.slow
-def test_killed_runs_end_like_undisturbed_ones(crash, tmp_path):
+def test_train_repeatedly_killed_equals_uninterrupted_run(crash, tmp_path):
     found = crash.crash(kills=3, steps=150, seed=3, folder=tmp_path)
     assert found.keys() == {"sequential", "random"}
     for counts in found.values():

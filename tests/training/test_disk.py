@@ -48,9 +48,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_full_disk_leaves_a_run_that_goes_on_when_there_is_room(
-    source, tmp_path, small_disk, crash
-):
+def test_train_full_disk_leaves_resumable_run(source, tmp_path, small_disk, crash):
     whole = tmp_path / "whole"
     assert recurra("train", source, "--out", whole, *OPTIONS).returncode == 0
     failed = 0
@@ -77,7 +75,7 @@ def test_a_full_disk_leaves_a_run_that_goes_on_when_there_is_room(
 
 
 @pytest.mark.slow
-def test_a_limit_on_the_size_of_files_is_a_full_disk(source, tmp_path, crash):
+def test_train_file_size_limit_leaves_resumable_run(source, tmp_path, crash):
     whole = tmp_path / "whole"
     assert recurra("train", source, "--out", whole, *OPTIONS).returncode == 0
     state = next(whole.glob("checkpoints/*-final/state.safetensors"))

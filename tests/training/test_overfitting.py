@@ -16,14 +16,14 @@ def records(*losses):
     ]
 
 
-def test_a_validation_loss_that_rises_while_the_other_falls_is_told_with_both():
+def test_describe_overfitting_rising_val_loss_reports_losses():
     said = describe_overfitting(records((2.0, 2.1), (1.5, 1.9), (0.6, 2.4)))
     assert said is not None
     for part in ("step 20", "1.50 to 0.60", "1.90 to 2.40"):
         assert part in said
 
 
-def test_a_large_gap_at_the_best_step_is_told():
+def test_describe_overfitting_large_gap_is_reported():
     said = describe_overfitting(records((2.0, 2.1), (0.9, 1.9)))
     assert said is not None
     assert "0.90" in said
@@ -40,11 +40,11 @@ def test_a_large_gap_at_the_best_step_is_told():
         [],
     ],
 )
-def test_nothing_is_said_where_nothing_was_learned_by_heart(losses):
+def test_describe_overfitting_normal_training_returns_none(losses):
     assert describe_overfitting(records(*losses)) is None
 
 
-def test_a_text_without_any_rule_can_only_be_memorised(tmp_path, listener):
+def test_train_random_text_reports_overfitting(tmp_path, listener):
     letters = random.Random(0)
     file = tmp_path / "noise.txt"
     file.write_text("".join(letters.choice("abcdefgh") for _ in range(2000)), "utf-8")

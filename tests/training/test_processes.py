@@ -89,7 +89,7 @@ def metrics(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sampling", ["sequential", "random"])
-def test_two_processes_give_the_result_of_one(source, tmp_path, sampling):
+def test_train_two_processes_equal_one_process(source, tmp_path, sampling):
     one_process(source, tmp_path / "one", "--sampling", sampling)
     options = [*OPTIONS, "--sampling", sampling, "--json", "--quiet"]
     out, _ = two_processes("train", source, "--out", tmp_path / "two", *options)
@@ -101,9 +101,7 @@ def test_two_processes_give_the_result_of_one(source, tmp_path, sampling):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_when_one_is_killed_the_job_restarts_and_ends_as_if_undisturbed(
-    source, tmp_path, crash, victim
-):
+def test_torchrun_killed_process_restarts_to_same_result(source, tmp_path, crash, victim):
     two_processes("train", source, "--out", tmp_path / "whole", *OPTIONS, "--steps", "160")
     job = start(
         "train", source, "--out", tmp_path / "parts", *OPTIONS, "--steps", "160", restarts=2
@@ -140,7 +138,7 @@ def process_of_rank(rank, folder):
 
 
 @pytest.mark.slow
-def test_another_number_of_processes_goes_on_with_the_same_data(source, tmp_path, run, listener):
+def test_resume_other_process_count_uses_same_data(source, tmp_path, run, listener):
     one_process(source, tmp_path / "one")
     job = start("train", source, "--out", tmp_path / "parts", *OPTIONS, "--steps", "40")
     wait_for(tmp_path / "parts" / "checkpoints" / "step-00000016")
@@ -153,7 +151,7 @@ def test_another_number_of_processes_goes_on_with_the_same_data(source, tmp_path
     assert_the_same_but_for_rounding(tmp_path / "parts", tmp_path / "one")
 
 
-def test_what_is_wrong_is_said_once_and_leaves_nothing(tmp_path):
+def test_torchrun_missing_source_is_reported_once(tmp_path):
     code, _, err = finish(start("train", tmp_path / "no.txt", "--out", tmp_path / "runs" / "new"))
     assert code == 1
     assert err.count("recurra: ") == 1
@@ -161,7 +159,7 @@ def test_what_is_wrong_is_said_once_and_leaves_nothing(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_restarted_job_goes_on_with_its_own_run_alone(source, tmp_path, run, monkeypatch):
+def test_train_restarted_job_resumes_only_its_own_run(source, tmp_path, run, monkeypatch):
     run(tmp_path / "keep", steps=2)
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "2")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
@@ -174,7 +172,7 @@ def test_a_restarted_job_goes_on_with_its_own_run_alone(source, tmp_path, run, m
         run(tmp_path / "own", steps=2)
 
 
-def test_a_job_that_may_restart_needs_the_name_of_its_folder(monkeypatch, run):
+def test_train_restartable_job_requires_out(monkeypatch, run):
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
     with pytest.raises(ConfigError, match="--out"):
         run(None)
@@ -184,14 +182,14 @@ def test_a_job_that_may_restart_needs_the_name_of_its_folder(monkeypatch, run):
 
 
 @pytest.mark.parametrize(("total", "count"), [(9, 2), (8, 3), (5, 5), (2, 4)])
-def test_every_stream_has_one_process(total, count):
+def test_processes_share_assigns_each_row_once(total, count):
     rows = list(range(total))
     shares = [rows[Processes(rank, count).share(total)] for rank in range(count)]
     assert [row for share in shares for row in share] == rows
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_the_shares_of_a_batch_are_the_batch():
+def test_batch_stream_shares_join_to_whole_batch():
     ids = torch.arange(500).numpy()
     for sampling in ("sequential", "random"):
         config = TrainingConfig(batch_size=5, num_steps=7, sampling=sampling)
@@ -204,7 +202,7 @@ def test_the_shares_of_a_batch_are_the_batch():
         BatchStream(ids, config, Processes(0, 6))
 
 
-def test_rows_of_a_batch_are_dropped_as_the_batch_would_be():
+def test_model_hidden_rows_use_dropout_of_whole_batch():
     model = RecurrentLM(ModelConfig(hidden_size=8, vocab_size=5, num_layers=3, dropout=0.5))
     ids = torch.randint(0, 5, (5, 6))
     torch.manual_seed(3)
@@ -215,7 +213,7 @@ def test_rows_of_a_batch_are_dropped_as_the_batch_would_be():
         torch.testing.assert_close(part, whole[:, rows])
 
 
-def test_alone_nothing_is_sent():
+def test_processes_single_process_returns_input():
     alone = Processes()
     assert alone.sum([1.0, 2.0]) == [1.0, 2.0]
     assert alone.run_on_first(lambda: "done") == "done"

@@ -7,7 +7,7 @@ from rich.console import Console
 from recurra.report.progress import ConsoleProgress
 
 
-def test_a_sample_cannot_move_the_cursor():
+def test_console_progress_sample_escapes_control_characters():
     shown = io.StringIO()
     console = Console(file=shown, width=80, highlight=False)
     ConsoleProgress(console).sample("a\n", "b\x1b[2Jc\x00d\x9be\tf")

@@ -24,7 +24,7 @@ def completed(seconds=160.0, length=1_000_000, vocab_size=65, **options):
     return recipe.choose(given, ids, SINGLE_PROCESS, seconds)
 
 
-def test_more_time_and_more_text_give_larger_models():
+def test_recipe_longer_time_and_text_give_larger_model():
     sizes = [completed(seconds).config.model.hidden_size for seconds in (5, 50, 160, 850)]
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[-1]
@@ -32,21 +32,21 @@ def test_more_time_and_more_text_give_larger_models():
     assert few.hidden_size < sizes[-1]
 
 
-def test_a_text_that_is_read_often_gets_more_dropout():
+def test_recipe_shorter_text_gets_more_dropout():
     rates = [completed(160, length=n).config.model.output_dropout for n in (10**8, 10**6, 10**4)]
     assert rates == sorted(rates)
     assert rates[0] < 0.05
     assert 0.5 < rates[-1] <= 0.6
 
 
-def test_a_small_text_is_not_read_forever():
+def test_recipe_small_text_limits_epochs():
     small = completed(850, length=18_000).config
     assert small.training.max_epochs == recipe.MAX_EPOCHS
     assert small.model.hidden_size < completed(850, length=10**6).config.model.hidden_size
     assert completed(850, length=18_000, max_epochs=9).config.training.max_epochs == 9
 
 
-def test_what_has_no_kernels_computes_in_fp32(monkeypatch):
+def test_recipe_model_without_kernels_uses_fp32(monkeypatch):
     kernels = SimpleNamespace(recurra_best_kind=lambda: 2)
     monkeypatch.setattr(library, "is_available", lambda: True)
     monkeypatch.setattr(library, "load", lambda: kernels)
@@ -59,7 +59,7 @@ def test_what_has_no_kernels_computes_in_fp32(monkeypatch):
         assert completed(**options).config.model.precision == "fp32"
 
 
-def test_other_cells_learn_more_slowly():
+def test_recipe_learning_rate_depends_on_cell():
     rates = [
         completed(cell=cell, hidden_size=256).config.training.lr for cell in ("lstm", "gru", "rnn")
     ]
@@ -68,7 +68,7 @@ def test_other_cells_learn_more_slowly():
     assert completed(**linear).config.training.lr == rates[0] / 4
 
 
-def test_rare_symbols_get_weight_decay():
+def test_recipe_shorter_text_gets_more_weight_decay():
     decays = [
         completed(160, length=n, vocab_size=2000).config.training.weight_decay
         for n in (10**8, 10**6, 10**5, 10**4)
@@ -78,7 +78,7 @@ def test_rare_symbols_get_weight_decay():
     assert decays[-1] == recipe.MAX_DECAY
 
 
-def test_what_was_given_stays():
+def test_recipe_given_settings_are_kept():
     given = {
         "hidden_size": 100, "embedding_size": 7, "batch_size": 5, "num_steps": 9, "lr": 0.1,
         "output_dropout": 0.0, "weight_dropout": 0.01, "precision": "fp32", "init": "uniform",
@@ -91,7 +91,7 @@ def test_what_was_given_stays():
     assert config.model.dropout > 0.0
 
 
-def test_a_wide_vocabulary_is_embedded_and_tied():
+def test_recipe_large_vocabulary_is_embedded_and_tied():
     model = completed(vocab_size=3000).config.model
     assert model.tie_weights
     assert model.embedding_size == model.hidden_size
@@ -103,13 +103,13 @@ def test_a_wide_vocabulary_is_embedded_and_tied():
 
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "none"])
-def test_other_cells_get_what_they_can_use(cell):
+def test_recipe_skips_unsupported_settings_per_cell(cell):
     model = completed(cell=cell).config.model
     assert model.forget_bias == 0.0
     assert (model.weight_dropout == 0.0) == (cell == "none")
 
 
-def test_a_model_leaves_itself_five_tokens_a_weight():
+def test_recipe_model_size_keeps_five_tokens_per_weight():
     def tokens_per_weight(units, operations=2e11 * 160, vocab=65):
         weights = 4 * units * (vocab + units + 2) + vocab * (units + 1)
         per_token = 6 * (4 * units * units + vocab * units)
@@ -120,12 +120,12 @@ def test_a_model_leaves_itself_five_tokens_a_weight():
     assert tokens_per_weight(size) >= 5.0 > tokens_per_weight(larger)
 
 
-def test_however_long_the_time_a_model_fits_its_text():
+def test_recipe_model_size_is_limited_by_text():
     assert completed(1e6, length=1_003_854).config.model.hidden_size == 768
     assert completed(1e6, length=10**8).config.model.hidden_size == recipe.SIZES[-1]
 
 
-def test_what_depends_on_nothing():
+def test_recipe_fixed_settings_have_expected_values():
     config = completed().config
     training, model = config.training, config.model
     assert (training.schedule, training.warmup, training.final_lr) == ("linear", 0.1, 0.0)
@@ -133,7 +133,7 @@ def test_what_depends_on_nothing():
     assert (model.init, model.forget_bias, model.locked_dropout) == ("orthogonal", 1.0, True)
 
 
-def test_the_trial_says_what_the_machine_does(monkeypatch):
+def test_recipe_measure_speed_counts_operations_per_second(monkeypatch):
     monkeypatch.undo()
     config = RunConfig.from_options(hidden_size=64, embedding_size=0, batch_size=8)
     ids = np.zeros(10_000, dtype=np.uint16)
@@ -143,7 +143,7 @@ def test_the_trial_says_what_the_machine_does(monkeypatch):
     assert recipe._measure_speed(config, ids, SINGLE_PROCESS) == pytest.approx(products / 0.01)
 
 
-def test_the_second_trial_is_of_the_size_that_the_first_one_found(monkeypatch):
+def test_recipe_second_trial_measures_first_estimate(monkeypatch):
     sizes = []
 
     def slower_when_larger(config, *_):
@@ -156,7 +156,7 @@ def test_the_second_trial_is_of_the_size_that_the_first_one_found(monkeypatch):
     assert found < sizes[1]
 
 
-def test_what_is_tied_or_residual_has_its_size_chosen_as_well():
+def test_recipe_tied_or_residual_model_gets_chosen_size():
     for settings in ({"tie_weights": True}, {"residual": True, "cell": "mingru"}):
         models = [completed(seconds, **settings).config.model for seconds in (5, 850)]
         assert models[0].hidden_size < models[1].hidden_size
@@ -165,7 +165,7 @@ def test_what_is_tied_or_residual_has_its_size_chosen_as_well():
     assert completed(5, tie_weights=False, residual=False).config == plain
 
 
-def test_sizes_can_grow():
+def test_recipe_growth_divides_batch_and_window():
     for growth in (4, 32):
         training = completed(batch_growth=growth, window_growth=growth, length=3000).config.training
         assert training.batch_size % growth == training.num_steps % growth == 0
@@ -173,35 +173,35 @@ def test_sizes_can_grow():
     assert training.num_steps == 128
 
 
-def test_full_bptt_is_not_cut_short():
+def test_recipe_full_bptt_has_no_epoch_limit():
     recipe_ = completed(bptt="full")
     assert recipe_.config.training.max_epochs is None
     assert "the whole text" in recipe_.reasons[1]
 
 
-def test_sgd_has_the_rate_of_the_book():
+def test_recipe_sgd_uses_d2l_learning_rate():
     training = completed(optimizer="sgd", vocab_size=2000).config.training
     assert (training.lr, training.clip_norm, training.weight_decay) == (1.0, 1.0, 0.0)
 
 
-def test_a_tiny_text_has_short_windows():
+def test_recipe_tiny_text_gets_short_windows():
     training = completed(length=45).config.training
     assert (training.batch_size, training.num_steps) == (1, 11)
 
 
-def test_that_the_text_is_read_often_enough_is_said():
+def test_recipe_epoch_limit_is_reported():
     (size, *_) = completed(850, length=18_000).reasons
     assert "limited to 100 epochs" in size
     assert "enough" not in completed(160).reasons[0]
 
 
-def test_three_lines_say_why():
+def test_recipe_reasons_are_three_short_lines():
     lines = completed().reasons
     assert len(lines) == 3
     assert all(len(line) <= 110 for line in lines)
 
 
-def test_a_budget_in_steps_changes_no_default(tmp_path):
+def test_train_step_budget_does_not_apply_recipe(tmp_path):
     file = tmp_path / "text.txt"
     file.write_text("a quick brown fox jumps over the lazy dog\n" * 100, "utf-8")
     lm = recurra.train(file, out=tmp_path / "run", steps=2, progress=Progress())

@@ -40,7 +40,7 @@ def metrics(folder):
     return records
 
 
-def test_training_recorded_engine_equals_plain(run, tmp_path, monkeypatch, recorded):
+def test_recorded_engine_training_equals_autograd(run, tmp_path, monkeypatch, recorded):
     with monkeypatch.context() as patch:
         patch.setattr(select, "ENGINES", (AutogradEngine,))
         run(tmp_path / "plain", **OPTIONS)
@@ -53,7 +53,7 @@ def test_training_recorded_engine_equals_plain(run, tmp_path, monkeypatch, recor
         assert found == pytest.approx(plain, rel=1e-5)
 
 
-def test_training_recorded_engine_resumes_exactly(run, tmp_path, listener, recorded):
+def test_recorded_engine_resumed_equals_uninterrupted(run, tmp_path, listener, recorded):
     run(tmp_path / "whole", **OPTIONS)
     with pytest.raises(TrainingInterrupted):
         run(tmp_path / "parts", listener(stop_at=11), **OPTIONS)
@@ -64,7 +64,9 @@ def test_training_recorded_engine_resumes_exactly(run, tmp_path, listener, recor
 
 
 @pytest.mark.parametrize("on_nan", ["stop", "rollback"])
-def test_training_late_failure_names_the_right_batch(run, tmp_path, monkeypatch, recorded, on_nan):
+def test_recorded_engine_late_failure_names_failed_batch(
+    run, tmp_path, monkeypatch, recorded, on_nan
+):
     """Step 15 fails; the engine says so when step 17 was started."""
     original, failed = RecordedEngine.step, []
 

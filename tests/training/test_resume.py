@@ -45,7 +45,7 @@ def edit(file, change):
 @pytest.mark.parametrize("sampling", ["sequential", "random"])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("step", [1, 6, 17])
-def test_every_file_of_a_resumed_run_is_that_of_an_undisturbed_one(
+def test_resume_interrupted_run_has_identical_files(
     run, tmp_path, listener, crash, sampling, optimizer, step
 ):
     options = {"sampling": sampling, "optimizer": optimizer, "momentum": 0.5}
@@ -56,7 +56,7 @@ def test_every_file_of_a_resumed_run_is_that_of_an_undisturbed_one(
     assert crash.differences(tmp_path / "whole", tmp_path / "parts") == []
 
 
-def test_two_runs_of_one_seed_have_the_same_files(run, tmp_path, crash):
+def test_train_equal_seeds_give_equal_files(run, tmp_path, crash):
     run(tmp_path / "a", **OPTIONS)
     run(tmp_path / "b", **OPTIONS)
     assert crash.differences(tmp_path / "a", tmp_path / "b") == []
@@ -69,7 +69,7 @@ def test_two_runs_of_one_seed_have_the_same_files(run, tmp_path, crash):
     [("training", "lr", 0.5), ("training", "seed", 9), ("training", "steps", 31),
      ("model", "hidden_size", 25), ("text", "min_freq", 2), ("training", "lr_milestones", [0.1])],
 )  # fmt: skip
-def test_other_settings_are_refused_by_name(run, tmp_path, listener, section, name, value):
+def test_resume_changed_setting_error_names_field(run, tmp_path, listener, section, name, value):
     stop(run, listener, tmp_path / "run", 9)
     config = tmp_path / "run" / "config.json"
     was = json.loads(config.read_text("utf-8"))[section][name]
@@ -80,7 +80,7 @@ def test_other_settings_are_refused_by_name(run, tmp_path, listener, section, na
     assert expected in str(refused.value)
 
 
-def test_settings_that_change_no_result_may_change(run, tmp_path, listener, crash):
+def test_resume_accepts_settings_without_effect_on_result(run, tmp_path, listener, crash):
     run(tmp_path / "whole", **OPTIONS)
     stop(run, listener, tmp_path / "parts", 9)
     free = {"on_nan": "rollback", "device": "cpu", "plot": True}
@@ -92,7 +92,7 @@ def test_settings_that_change_no_result_may_change(run, tmp_path, listener, cras
         resume(tmp_path / "parts", options=RunOptions.of(**free, lr=0.25))
 
 
-def test_another_text_or_vocabulary_is_refused(run, tmp_path, listener):
+def test_resume_changed_text_or_vocabulary_is_rejected(run, tmp_path, listener):
     stop(run, listener, tmp_path / "run", 9)
     tokens, vocabulary = tmp_path / "run" / "tokens.bin", tmp_path / "run" / "vocabulary.json"
     whole = tokens.read_bytes()
@@ -107,7 +107,7 @@ def test_another_text_or_vocabulary_is_refused(run, tmp_path, listener):
         resume(tmp_path / "run")
 
 
-def test_another_text_with_a_record_to_match_is_refused_by_the_checkpoint(run, tmp_path, listener):
+def test_resume_checkpoint_of_other_text_is_rejected(run, tmp_path, listener):
     stop(run, listener, tmp_path / "run", 9)
     (tmp_path / "text.txt").write_text(
         "the dog sat on the mat and the cat sat on the log. " * 39, "utf-8"
@@ -119,7 +119,7 @@ def test_another_text_with_a_record_to_match_is_refused_by_the_checkpoint(run, t
         resume(tmp_path / "run")
 
 
-def test_another_machine_is_told_and_not_refused(run, tmp_path, listener, monkeypatch):
+def test_resume_on_other_machine_warns(run, tmp_path, listener, monkeypatch):
     stop(run, listener, tmp_path / "run", 9)
     monkeypatch.setattr(compatibility, "processor_name", lambda: "Z80")
     monkeypatch.setattr(torch, "__version__", "9.9.9")
@@ -132,7 +132,7 @@ def test_another_machine_is_told_and_not_refused(run, tmp_path, listener, monkey
     assert "last bits" in warnings
 
 
-def test_without_changes_nothing_is_told(run, tmp_path, listener):
+def test_resume_same_machine_does_not_warn(run, tmp_path, listener):
     stop(run, listener, tmp_path / "run", 9)
     told = listener()
     resume(tmp_path / "run", told)
@@ -141,9 +141,7 @@ def test_without_changes_nothing_is_told(run, tmp_path, listener):
 
 @pytest.mark.parametrize("file", ["state.safetensors", "training.json", "best.safetensors"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "missing"])
-def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(
-    run, tmp_path, listener, crash, file, damage
-):
+def test_resume_damaged_checkpoint_uses_previous_one(run, tmp_path, listener, crash, file, damage):
     run(tmp_path / "whole", **OPTIONS)
     stop(run, listener, tmp_path / "parts", 14)
     newest = tmp_path / "parts" / "checkpoints" / "step-00000014"
@@ -160,7 +158,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(
 
 
 @pytest.mark.slow
-def test_every_byte_of_a_checkpoint_flipped_or_cut_off_is_noticed(run, tmp_path, listener):
+def test_resume_detects_every_damaged_byte(run, tmp_path, listener):
     """Each file of the newest checkpoint, at every offset; the run resumes from the one before."""
     tiny = {"hidden_size": 2, "embedding_size": 2, "batch_size": 1, "num_layers": 1, "dropout": 0.0}
     stop(run, listener, tmp_path / "run", 10, **tiny)
@@ -207,7 +205,7 @@ def _taken(folder, progress):
     return checkpointing._newest_intact(checkpointing.checkpoints.names())
 
 
-def test_when_all_are_damaged_it_is_one_error(run, tmp_path, listener):
+def test_resume_all_checkpoints_damaged_raises(run, tmp_path, listener):
     stop(run, listener, tmp_path / "run", 14)
     for file in (tmp_path / "run" / "checkpoints").glob("*/state.safetensors"):
         os.truncate(file, 10)
@@ -215,9 +213,7 @@ def test_when_all_are_damaged_it_is_one_error(run, tmp_path, listener):
         resume(tmp_path / "run")
 
 
-def test_best_weights_and_histories_come_back_with_the_checkpoint(
-    run, tmp_path, listener, crash, lines
-):
+def test_resume_restores_best_weights_and_records(run, tmp_path, listener, crash, lines):
     run(tmp_path / "whole", **OPTIONS)
     stop(run, listener, tmp_path / "parts", 14)
     (tmp_path / "parts" / "model.safetensors").write_bytes(b"gone")
@@ -228,7 +224,7 @@ def test_best_weights_and_histories_come_back_with_the_checkpoint(
     assert crash.differences(tmp_path / "whole", tmp_path / "parts") == []
 
 
-def test_damaged_weights_of_a_finished_run_come_back_from_its_checkpoint(run, tmp_path):
+def test_resume_restores_damaged_weights_of_finished_run(run, tmp_path):
     run(tmp_path / "run", steps=6)
     model = tmp_path / "run" / "model.safetensors"
     whole = model.read_bytes()
@@ -239,7 +235,7 @@ def test_damaged_weights_of_a_finished_run_come_back_from_its_checkpoint(run, tm
     assert model.read_bytes() == whole
 
 
-def test_only_one_trains_in_a_folder(run, tmp_path, listener):
+def test_run_directory_lock_rejects_second_training(run, tmp_path, listener):
     stop(run, listener, tmp_path / "run", 9)
     with RunDirectory(tmp_path / "run").locked():
         with pytest.raises(RunError, match="in use: another process trains in it"):
@@ -249,7 +245,7 @@ def test_only_one_trains_in_a_folder(run, tmp_path, listener):
     resume(tmp_path / "run")
 
 
-def test_a_dead_process_holds_no_lock(run, tmp_path, listener):
+def test_run_directory_lock_is_released_by_dead_process(run, tmp_path, listener):
     stop(run, listener, tmp_path / "run", 9)
     program = (
         "import sys, time; from recurra.runs.directory import RunDirectory\n"
@@ -271,7 +267,7 @@ def test_a_dead_process_holds_no_lock(run, tmp_path, listener):
 @pytest.mark.parametrize(
     ("umask", "file", "folder"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700)]
 )
-def test_modes_follow_the_umask(run, tmp_path, umask, file, folder):
+def test_train_file_modes_follow_umask(run, tmp_path, umask, file, folder):
     before = os.umask(umask)
     try:
         run(tmp_path / "run", steps=4, report_every=2)
@@ -282,7 +278,7 @@ def test_modes_follow_the_umask(run, tmp_path, umask, file, folder):
         assert stat.S_IMODE(path.stat().st_mode) == wanted, path
 
 
-def test_what_a_killed_start_left_beside_the_run_goes_at_the_next(run, tmp_path):
+def test_train_removes_abandoned_staging_directories(run, tmp_path):
     abandoned, busy = tmp_path / ".run-abcdefgh.tmp", tmp_path / ".run-a_345678.tmp"
     # Another run's, which was moved aside when its process was killed.
     other = tmp_path / ".run-2.old.tmp"
@@ -298,7 +294,7 @@ def test_what_a_killed_start_left_beside_the_run_goes_at_the_next(run, tmp_path)
     assert (tmp_path / ".run-mine").exists()
 
 
-def test_a_run_that_was_moved_aside_when_the_process_died_comes_back(run, tmp_path):
+def test_train_restores_run_moved_aside_by_killed_process(run, tmp_path):
     run(tmp_path / "run", steps=1)
     (tmp_path / "run").rename(tmp_path / ".run.old.tmp")
     with pytest.raises(RunError, match="exists already"):
@@ -313,7 +309,7 @@ def test_a_run_that_was_moved_aside_when_the_process_died_comes_back(run, tmp_pa
     [(["write"], errno.ENOSPC), (["fsync"], errno.EIO), (["rename", "replace"], errno.EIO)],
     ids=["write", "fsync", "rename"],
 )
-def test_whatever_call_fails_the_last_checkpoint_stays_and_the_run_goes_on(
+def test_resume_after_any_failed_call_is_exact(
     run, tmp_path, crash, monkeypatch, fail_at, names, code
 ):
     """For every k: the k-th call of a training fails, until none does; then it is resumed."""
@@ -366,14 +362,14 @@ def _remembering(kept, folder):
     return save
 
 
-def test_checkpoints_come_when_asked_for_and_cost_is_told(run, tmp_path, listener):
+def test_train_reports_checkpoint_size_and_cost(run, tmp_path, listener):
     told = listener()
     run(tmp_path / "run", told, steps=30, report_every=10)
     assert any(m.startswith("saving") and "MB in" in m for m in told.messages)
     assert any(m.startswith("saved") and "% of the training" in m for m in told.messages)
 
 
-def test_the_clock_goes_on_where_it_stopped(run, tmp_path, listener, lines):
+def test_resume_continues_elapsed_time(run, tmp_path, listener, lines):
     with pytest.raises(TrainingInterrupted):
         run(tmp_path / "run", listener(stop_at=9), minutes=0.05)
     *_, newest = CheckpointStore(tmp_path / "run" / "checkpoints").names()
@@ -387,7 +383,7 @@ def test_the_clock_goes_on_where_it_stopped(run, tmp_path, listener, lines):
     assert seconds[-1] < 6.0
 
 
-def test_signals_have_their_exit_codes_in_the_error(run, tmp_path, listener):
+def test_training_interrupted_has_signal_number(run, tmp_path, listener):
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         with pytest.raises(TrainingInterrupted) as stopped:
             run(tmp_path / f"run-{signum}", listener(stop_at=3, signum=signum), steps=9)

@@ -46,7 +46,7 @@ def poisoned(monkeypatch):
     return poison
 
 
-def test_it_stops_before_the_update_and_keeps_what_was_good(run, tmp_path, lines, poisoned):
+def test_train_non_finite_gradient_keeps_valid_checkpoints(run, tmp_path, lines, poisoned):
     poisoned(15, times=99)
     with pytest.raises(NonFiniteError, match=r"before update 15: .*head_weight.*failures\.jsonl"):
         run(tmp_path / "run", **OPTIONS, checkpoint_every=4)
@@ -59,7 +59,7 @@ def test_it_stops_before_the_update_and_keeps_what_was_good(run, tmp_path, lines
         checkpoints.verify(name)
 
 
-def test_the_record_is_the_batch(run, tmp_path, lines, poisoned):
+def test_train_failure_record_identifies_batch(run, tmp_path, lines, poisoned):
     poisoned(15, times=99)
     with pytest.raises(NonFiniteError):
         run(tmp_path / "run", **OPTIONS)
@@ -74,7 +74,7 @@ def test_the_record_is_the_batch(run, tmp_path, lines, poisoned):
     assert np.array_equal(rows, batch.ids)
 
 
-def test_rollback_halves_the_learning_rate_and_says_so(
+def test_rollback_halves_learning_rate_and_reports_it(
     run, tmp_path, lines, listener, poisoned, crash
 ):
     poisoned(15)
@@ -92,7 +92,7 @@ def test_rollback_halves_the_learning_rate_and_says_so(
     assert (memory["rollbacks"], memory["lr_scale"]) == (1, 0.5)
 
 
-def test_rollback_happens_three_times_at_most(run, tmp_path, lines, listener, poisoned):
+def test_rollback_is_limited_to_three(run, tmp_path, lines, listener, poisoned):
     poisoned(15, times=99)
     told = listener()
     with pytest.raises(NonFiniteError, match="stopped after 3 rollbacks before update 15"):
@@ -103,7 +103,7 @@ def test_rollback_happens_three_times_at_most(run, tmp_path, lines, listener, po
     assert [f["lr"] for f in failures] == [1e-2, 5e-3, 2.5e-3, 1.25e-3]
 
 
-def test_a_rollback_does_not_depend_on_when_checkpoints_were_made(run, tmp_path, poisoned, crash):
+def test_rollback_is_independent_of_checkpoint_interval(run, tmp_path, poisoned, crash):
     """It goes to the last report, whatever was saved since."""
     poisoned(15)
     run(tmp_path / "a", **OPTIONS, on_nan="rollback", checkpoint_every=14)
@@ -114,7 +114,7 @@ def test_a_rollback_does_not_depend_on_when_checkpoints_were_made(run, tmp_path,
 
 
 @pytest.mark.parametrize("stop", [13, 14, 16, 20])
-def test_a_run_stopped_around_a_rollback_ends_the_same(
+def test_rollback_interrupted_run_resumes_exactly(
     run, tmp_path, listener, monkeypatch, crash, stop
 ):
     def diverge_at_full_rate(self):
@@ -134,7 +134,7 @@ def test_a_run_stopped_around_a_rollback_ends_the_same(
     assert crash.differences(tmp_path / "whole", tmp_path / "parts") == []
 
 
-def test_a_damaged_target_is_told_and_an_older_one_taken(
+def test_rollback_damaged_checkpoint_uses_older_one(
     run, tmp_path, lines, listener, poisoned, monkeypatch
 ):
     poisoned(15)
@@ -154,7 +154,7 @@ def test_a_damaged_target_is_told_and_an_older_one_taken(
     assert [m["step"] for m in lines(tmp_path / "run")] == [6, 12, 18, 24]
 
 
-def test_a_real_explosion_is_survived(run, tmp_path, listener):
+def test_rollback_diverging_relu_run_completes(run, tmp_path, listener):
     """A ReLU recurrence with a learning rate that is too large by a factor of a few."""
     options = {"cell": "rnn-relu", "optimizer": "sgd", "clip_norm": 0, "schedule": "constant"}
     options |= {"steps": 300, "warmup": 0.0, "lr": 3.0, "report_every": 10}
@@ -166,7 +166,7 @@ def test_a_real_explosion_is_survived(run, tmp_path, listener):
     assert any("half the learning rate" in m for m in told.messages)
 
 
-def test_the_last_report_is_gone_back_from_too(run, tmp_path, lines, listener):
+def test_rollback_applies_to_last_report(run, tmp_path, lines, listener):
     options = {"steps": 1, "report_every": 1, "lr": 3e38, "warmup": 0.0, "schedule": "constant"}
     options |= {"optimizer": "sgd", "clip_norm": 0}
     told = listener()

@@ -61,7 +61,7 @@ class Training:
         ([signal.SIGTERM] * 30, 143),
     ],
 )
-def test_a_signal_saves_and_more_of_them_do_no_harm(source, tmp_path, signals, code):
+def test_train_signal_saves_checkpoint_and_sets_exit_code(source, tmp_path, signals, code):
     training = Training(source, tmp_path / "run")
     returned, err = training.send(*signals)
     assert returned == code
@@ -70,7 +70,7 @@ def test_a_signal_saves_and_more_of_them_do_no_harm(source, tmp_path, signals, c
     assert training.is_whole()
 
 
-def test_the_exit_code_is_right_when_nobody_reads_the_errors(source, tmp_path):
+def test_train_signal_with_closed_stderr_keeps_exit_code(source, tmp_path):
     training = Training(source, tmp_path / "run")
     training.process.stderr.close()
     training.process.send_signal(signal.SIGTERM)
@@ -79,7 +79,7 @@ def test_the_exit_code_is_right_when_nobody_reads_the_errors(source, tmp_path):
     assert training.is_whole()
 
 
-def test_a_signal_that_was_ignored_stays_ignored(source, tmp_path):
+def test_train_ignored_signal_stays_ignored(source, tmp_path):
     training = Training(source, tmp_path / "run", prefix=["nohup"])
     training.process.send_signal(signal.SIGHUP)
     metrics = tmp_path / "run" / "metrics.jsonl"
@@ -93,7 +93,7 @@ def test_a_signal_that_was_ignored_stays_ignored(source, tmp_path):
     assert training.send(signal.SIGTERM)[0] == 143
 
 
-def test_a_signal_before_the_training_leaves_nothing(tmp_path):
+def test_train_signal_before_start_leaves_no_files(tmp_path):
     folder = tmp_path / "runs" / "new"
     process = subprocess.Popen(
         [sys.executable, "-m", "recurra", "train", "-", "--out", str(folder)],
@@ -111,7 +111,7 @@ def test_a_signal_before_the_training_leaves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("quiet", [[], ["--quiet"]])
-def test_a_closed_terminal_saves_too(source, tmp_path, quiet):
+def test_train_closed_terminal_saves_checkpoint(source, tmp_path, quiet):
     """The kernel sends SIGHUP, and every write to the terminal fails from then on."""
     pty = pytest.importorskip("pty")
     folder = tmp_path / "run"

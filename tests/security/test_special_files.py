@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from security.attacks import (
+from security.corruption import (
     CONFIG,
     MODEL,
     VOCABULARY,
-    fails,
-    refused,
+    assert_command_fails,
+    assert_load_fails,
 )
 
 FILES = [CONFIG, VOCABULARY, MODEL]
@@ -40,36 +40,36 @@ KINDS = ["fifo", "folder", "socket", "device", "terminal", "loop"]
 @pytest.mark.skipif(os.name == "nt", reason="POSIX files")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", FILES)
-def test_what_is_no_file_is_not_waited_for(
+def test_load_special_file_is_rejected_without_blocking(
     run: Path, name: str, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     become(kind, run / name)
-    text = refused(run, str(run))
-    fails(capsys, ["generate", run], text)
+    text = assert_load_fails(run, str(run))
+    assert_command_fails(capsys, ["generate", run], text)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX files")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["tokens.json", "tokens.bin"])
-def test_the_text_is_no_file(
+def test_eval_special_token_file_is_rejected(
     run: Path, name: str, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     become(kind, run / name)
-    fails(capsys, ["eval", run], name)
+    assert_command_fails(capsys, ["eval", run], name)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX files")
-def test_refusing_what_is_no_file_leaves_nothing_open(run: Path) -> None:
+def test_load_rejected_directory_leaves_no_open_file(run: Path) -> None:
     become("folder", run / MODEL)
-    refused(run, MODEL)
+    assert_load_fails(run, MODEL)
     before = len(os.listdir("/dev/fd"))
     for _ in range(5):
-        refused(run, "is no regular file")
+        assert_load_fails(run, "is no regular file")
     assert len(os.listdir("/dev/fd")) == before
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may read every file")
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_that_may_not_be_read(run: Path, name: str) -> None:
+def test_load_unreadable_file_raises_run_error(run: Path, name: str) -> None:
     (run / name).chmod(0)
-    refused(run, f"cannot read .*{name}")
+    assert_load_fails(run, f"cannot read .*{name}")

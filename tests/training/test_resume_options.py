@@ -30,13 +30,13 @@ def resumes(run, tmp_path, listener, crash):
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "none"])
 @pytest.mark.parametrize("bptt", ["full", "randomized"])
-def test_cells_of_the_book_by_every_kind_of_bptt(resumes, cell, bptt):
+def test_resume_d2l_cells_and_bptt_modes_is_exact(resumes, cell, bptt):
     resumes(13, cell=cell, bptt=bptt)
 
 
 @pytest.mark.parametrize("cell", ["lstm-ln", "mogrifier", "mingru", "minlstm", "sru", "rglru"])
 @pytest.mark.parametrize("residual", [False, True])
-def test_cells_beyond_the_book_and_residual_blocks(resumes, cell, residual):
+def test_resume_other_cells_and_residual_blocks_is_exact(resumes, cell, residual):
     lm, loaded = resumes(
         13, cell=cell, residual=residual, hidden_size=16, embedding_size=16, num_layers=2,
         dropout=0.1, output_dropout=0.1, weight_dropout=0.1,
@@ -47,14 +47,14 @@ def test_cells_beyond_the_book_and_residual_blocks(resumes, cell, residual):
 
 @pytest.mark.parametrize("step", [3, 10, 11, 23])
 @pytest.mark.parametrize("sampling", ["sequential", "random"])
-def test_batches_that_grow(resumes, step, sampling):
+def test_resume_growing_batches_is_exact(resumes, step, sampling):
     resumes(step, batch_growth=4, window_growth=2, sampling=sampling)
 
 
-def test_zoneout(resumes):
+def test_resume_zoneout_is_exact(resumes):
     resumes(13, zoneout=0.2)
 
 
 @pytest.mark.parametrize("step", [1, 17])
-def test_averaged_weights(resumes, step):
+def test_resume_weight_averaging_is_exact(resumes, step):
     resumes(step, weight_averaging=0.9)

@@ -77,7 +77,7 @@ def cut_by_hand(text: str, stop: tuple[str, ...]) -> str:
     options=SETTINGS,
     own_stop=st.integers(0, 24),
 )
-def test_streamed_is_unstreamed(
+def test_stream_joined_pieces_equal_generate(
     kind: str, cell: str, fluent: bool, prompt: str, options: dict[str, Any], own_stop: int
 ) -> None:
     model, vocabulary = model_of(kind, cell, fluent), VOCABULARIES[kind]

@@ -16,7 +16,7 @@ from recurra.config import MAX_VOCABULARY
 from recurra.data.token_file import build_token_file, load_token_file
 from recurra.errors import ConfigError, RecurraError, RunError, SourceError
 from recurra.text.vocabulary import CharVocabulary, WordVocabulary
-from security.attacks import (
+from security.corruption import (
     CONFIG,
     MODEL,
     TEXT,
@@ -26,7 +26,7 @@ from security.attacks import (
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [CONFIG, VOCABULARY, "tokens.json"])
-def test_every_truncation_and_many_flips_of_a_json_file(run: Path, name: str) -> None:
+def test_load_damaged_json_is_valid_or_raises(run: Path, name: str) -> None:
     """Either a typed error, or a file that says something else and still is one."""
     file = run / name
     whole = file.read_bytes()
@@ -57,7 +57,7 @@ def read_again(run: Path, name: str) -> None:
         load_token_file(run).check_ids(13)
 
 
-def test_every_truncation_and_every_flip_of_the_weights(run: Path) -> None:
+def test_load_model_damaged_weights_are_finite_or_raise(run: Path) -> None:
     from recurra.config import RunConfig
     from recurra.runs.weights import load_model
 
@@ -77,7 +77,7 @@ def test_every_truncation_and_every_flip_of_the_weights(run: Path) -> None:
                 assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
-def test_a_text_of_too_many_words_says_what_to_do(tmp_path: Path) -> None:
+def test_word_vocabulary_too_many_tokens_error_names_options(tmp_path: Path) -> None:
     from collections import Counter
 
     counts = Counter({f" {number:x}": 1 for number in range(MAX_VOCABULARY)})
@@ -88,7 +88,7 @@ def test_a_text_of_too_many_words_says_what_to_do(tmp_path: Path) -> None:
     assert len(WordVocabulary.from_counts(counts, vocab_size=100)) == 100
 
 
-def test_a_vocabulary_that_could_not_be_read_again_is_not_written(
+def test_build_token_file_too_large_vocabulary_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from recurra.config import TextConfig
@@ -101,7 +101,7 @@ def test_a_vocabulary_that_could_not_be_read_again_is_not_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_vocabulary_of_the_largest_size_comes_back(tmp_path: Path) -> None:
+def test_load_vocabulary_of_maximum_size_succeeds(tmp_path: Path) -> None:
     from recurra.data.token_file import load_vocabulary
     from recurra.io.files import write_json
 
@@ -114,14 +114,14 @@ def test_a_vocabulary_of_the_largest_size_comes_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["batch_size", "num_steps", "sample_length"])
-def test_sizes_have_limits(name: str) -> None:
+def test_config_size_above_limit_error_names_field(name: str) -> None:
     from recurra.config import RunConfig
 
     with pytest.raises(ConfigError, match=f"{name} must be at most 16,777,216"):
         RunConfig.from_options(**{name: 2**24 + 1})
 
 
-def test_no_source_file_reads_pickles() -> None:
+def test_package_source_reads_no_pickles() -> None:
     forbidden = re.compile(
         r"^\s*(?:import|from) (?:pickle|shelve|marshal|dill|joblib)\b|torch\.load\b|np\.load\b"
         r"|numpy\.load\b|broadcast_object_list|all_gather_object|allow_pickle",

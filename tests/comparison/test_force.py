@@ -12,7 +12,7 @@ from recurra.report.progress import Progress
 from recurra.runs.directory import RunDirectory
 
 
-def test_a_folder_of_something_else_is_left_alone(compare, tmp_path):
+def test_compare_other_directory_is_left_unchanged(compare, tmp_path):
     compare(seeds=1)
     with pytest.raises(RunError, match="other settings"):
         compare(seeds=2)
@@ -26,7 +26,7 @@ def test_a_folder_of_something_else_is_left_alone(compare, tmp_path):
             compare(out=tmp_path / "mine", force=force)
 
 
-def test_force_leaves_no_run_of_the_older_comparison(compare, listener):
+def test_compare_force_leaves_no_older_run(compare, listener):
     compare()
     with pytest.raises(TrainingInterrupted):
         compare(lr=2e-2, force=True, progress=listener(stop_at=1))
@@ -35,7 +35,7 @@ def test_force_leaves_no_run_of_the_older_comparison(compare, listener):
             assert recurra.load(result.folder).config.training.lr == 2e-2
 
 
-def test_force_removes_no_run_that_is_not_of_the_comparison(source, compare, tmp_path):
+def test_compare_force_keeps_unrelated_runs(source, compare, tmp_path):
     compare(seeds=1)
     for name in ("all/other-1", "all/gru-notes"):
         recurra.train(source, out=tmp_path / name, steps=1, progress=Progress(), **SMALL)
@@ -44,7 +44,7 @@ def test_force_removes_no_run_that_is_not_of_the_comparison(source, compare, tmp
         assert recurra.load(tmp_path / name).config.training.lr == SMALL["lr"]
 
 
-def test_force_writes_over_nothing_that_is_not_of_the_comparison(source, compare, tmp_path):
+def test_compare_force_does_not_overwrite_unrelated_run(source, compare, tmp_path):
     compare({"gru": {"cell": "gru"}}, seeds=1)
     own = tmp_path / "all" / "rnn-1"
     recurra.train(source, out=own, steps=1, progress=Progress(), **SMALL | {"lr": 3e-3})
@@ -55,7 +55,7 @@ def test_force_writes_over_nothing_that_is_not_of_the_comparison(source, compare
 
 
 @pytest.mark.parametrize("fault", ["text", "setting"])
-def test_force_removes_nothing_before_the_new_comparison_is_ready(source, compare, tmp_path, fault):
+def test_compare_force_invalid_variant_removes_nothing(source, compare, tmp_path, fault):
     before = compare()
     if fault == "text":
         source.unlink()
@@ -70,7 +70,7 @@ def test_force_removes_nothing_before_the_new_comparison_is_ready(source, compar
             assert found == pytest.approx(result.bits_per_char)
 
 
-def test_force_removes_nothing_when_one_of_the_runs_cannot_go(compare, tmp_path):
+def test_compare_force_unremovable_run_removes_nothing(compare, tmp_path):
     compare()
     letter = tmp_path / "all" / "wide-rnn-2" / "letter.txt"
     letter.touch()
@@ -85,9 +85,7 @@ def test_force_removes_nothing_when_one_of_the_runs_cannot_go(compare, tmp_path)
 
 
 @pytest.mark.parametrize("killed_at", range(1, 9))
-def test_killed_while_runs_are_exchanged_it_is_the_old_comparison_or_the_new_one(
-    compare, tmp_path, monkeypatch, killed_at
-):
+def test_compare_force_killed_during_swap_is_consistent(compare, tmp_path, monkeypatch, killed_at):
     """From the chosen renaming on nothing works any more, as for a process that was killed."""
     compare(seeds=1)
     rename, count = Path.rename, 0

@@ -14,7 +14,7 @@ def sizes(config, spent):
     return settings.batch_size, settings.num_steps
 
 
-def test_sizes_double_in_equal_shares_until_all_are_full():
+def test_batch_schedule_sizes_double_in_equal_stages():
     config = TrainingConfig(batch_size=32, num_steps=64, batch_growth=4, window_growth=2)
     assert sizes(config, 0.0) == (8, 32)
     assert sizes(config, 0.33) == (8, 32)
@@ -23,13 +23,13 @@ def test_sizes_double_in_equal_shares_until_all_are_full():
     assert sizes(config, 1.5) == (32, 64)
 
 
-def test_without_growth_there_is_one_stage():
+def test_batch_schedule_without_growth_has_one_stage():
     config = TrainingConfig()
     assert stage_at(config, 0.99) == 0
     assert at_stage(config, 0) == config
 
 
-def test_every_update_has_the_size_of_its_stage(run, tmp_path, monkeypatch):
+def test_train_growth_batches_have_size_of_their_stage(run, tmp_path, monkeypatch):
     seen = []
 
     for engine in (CompiledEngine, AutogradEngine):
@@ -43,7 +43,7 @@ def test_every_update_has_the_size_of_its_stage(run, tmp_path, monkeypatch):
     assert seen == [(1, 8)] * 3 + [(2, 16)] * 3 + [(4, 16)] * 3
 
 
-def test_what_is_left_out_when_a_stage_begins_was_not_read(run, tmp_path, lines):
+def test_train_growth_epoch_counts_only_read_tokens(run, tmp_path, lines):
     run(tmp_path / "run", steps=9, batch_growth=4, window_growth=2, report_every=1)
     records = lines(tmp_path / "run")
     length = 2040 * 9 // 10
@@ -62,6 +62,6 @@ def test_what_is_left_out_when_a_stage_begins_was_not_read(run, tmp_path, lines)
         ({"window_growth": 2, "bptt": "full"}, "bptt full"),
     ],
 )
-def test_what_cannot_grow_is_refused(options, words):
+def test_config_invalid_growth_raises(options, words):
     with pytest.raises(ConfigError, match=words):
         TrainingConfig(**options)

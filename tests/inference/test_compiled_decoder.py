@@ -63,7 +63,7 @@ def assert_same(options: dict[str, Any], settings: dict[str, Any], prompt: list[
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-def test_every_setting(settings: dict[str, Any]) -> None:
+def test_compiled_decoder_every_setting_equals_plain(settings: dict[str, Any]) -> None:
     assert_same({"cell": "lstm"}, settings | {"num_samples": 3}, [1, 7, 4])
 
 
@@ -71,7 +71,7 @@ def test_every_setting(settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize("samples", [1, 2, 19])
 @pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("cell", ["rnn", "rnn-relu", "gru", "lstm"])
-def test_every_model(
+def test_compiled_decoder_every_model_equals_plain(
     monkeypatch: pytest.MonkeyPatch, cell: str, options: dict[str, Any], samples: int, threads: int
 ) -> None:
     monkeypatch.setattr(compiled_decoder, "NUMBERS_PER_THREAD", 1)
@@ -79,14 +79,14 @@ def test_every_model(
     assert_same({"cell": cell} | options, {"num_samples": samples, "top_p": 0.9}, [])
 
 
-def test_an_embedding_too_large_to_be_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_decoder_unfolded_embedding_equals_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled_decoder, "MOST_FOLDED", 22)
     for width in (5, 16):
         assert_same({"cell": "gru", "embedding_size": width}, {"num_samples": 3}, [4])
 
 
 @pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
-def test_bf16_writes_what_its_plain_loop_writes(options: dict[str, Any]) -> None:
+def test_compiled_decoder_bf16_equals_plain(options: dict[str, Any]) -> None:
     # A sum rounded in another order may round a state to the other side, and the texts part.
     results = [
         written(make(backend, cell="lstm", precision="bf16", **options), [1, 2], [], greedy=True)
@@ -95,7 +95,7 @@ def test_bf16_writes_what_its_plain_loop_writes(options: dict[str, Any]) -> None
     assert results[0][:20] == results[1][:20]
 
 
-def test_it_goes_on_with_weights_that_were_changed_meanwhile() -> None:
+def test_compiled_decoder_repacks_weights_after_update() -> None:
     model = make("native", cell="gru")
     config = GenerationConfig(max_new_tokens=60, greedy=True)
     plain = list(itertools.chain(*generate_ids(model, [1], config)))
@@ -108,7 +108,7 @@ def test_it_goes_on_with_weights_that_were_changed_meanwhile() -> None:
     assert changed[-1] == 7
 
 
-def test_tokens_before_a_damaged_one_are_written_and_then_it_says_so() -> None:
+def test_compiled_decoder_yields_tokens_before_nan_then_raises() -> None:
     model = make("native", cell="rnn", embedding_size=0)
     config = GenerationConfig(max_new_tokens=60, seed=0)
     plain = [int(token[0]) for token in generate_ids(model, [1], config)]
@@ -122,7 +122,7 @@ def test_tokens_before_a_damaged_one_are_written_and_then_it_says_so() -> None:
         next(tokens)
 
 
-def test_threads_of_other_samples_end_too_where_one_is_damaged(
+def test_compiled_decoder_nan_in_one_sample_stops_all_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(compiled_decoder, "NUMBERS_PER_THREAD", 1)
