@@ -1,4 +1,4 @@
-"""What stands where a file should and is none: pipes, devices, sockets, what may not be read."""
+"""Run files that are pipes, directories, sockets, devices, or unreadable: rejected at once."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from security.corruption import (
 FILES = [CONFIG, VOCABULARY, MODEL]
 
 
-def become(kind: str, file: Path) -> None:
+def replace_by(kind: str, file: Path) -> None:
+    """Replace a file by a special one."""
     file.unlink()
     if kind == "fifo":
         os.mkfifo(file)
-    elif kind == "folder":
+    elif kind == "directory":
         file.mkdir()
     elif kind == "socket":
         import socket
@@ -34,7 +35,7 @@ def become(kind: str, file: Path) -> None:
         file.symlink_to({"device": "/dev/zero", "terminal": "/dev/tty", "loop": file.name}[kind])
 
 
-KINDS = ["fifo", "folder", "socket", "device", "terminal", "loop"]
+KINDS = ["fifo", "directory", "socket", "device", "terminal", "loop"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX files")
@@ -43,7 +44,7 @@ KINDS = ["fifo", "folder", "socket", "device", "terminal", "loop"]
 def test_load_special_file_is_rejected_without_blocking(
     run: Path, name: str, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    become(kind, run / name)
+    replace_by(kind, run / name)
     text = assert_load_fails(run, str(run))
     assert_command_fails(capsys, ["generate", run], text)
 
@@ -54,21 +55,21 @@ def test_load_special_file_is_rejected_without_blocking(
 def test_eval_special_token_file_is_rejected(
     run: Path, name: str, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    become(kind, run / name)
+    replace_by(kind, run / name)
     assert_command_fails(capsys, ["eval", run], name)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX files")
 def test_load_rejected_directory_leaves_no_open_file(run: Path) -> None:
-    become("folder", run / MODEL)
+    replace_by("directory", run / MODEL)
     assert_load_fails(run, MODEL)
     before = len(os.listdir("/dev/fd"))
     for _ in range(5):
-        assert_load_fails(run, "is no regular file")
+        assert_load_fails(run, "regular file")
     assert len(os.listdir("/dev/fd")) == before
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may read every file")
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root can read every file")
 @pytest.mark.parametrize("name", FILES)
 def test_load_unreadable_file_raises_run_error(run: Path, name: str) -> None:
     (run / name).chmod(0)
