@@ -1,4 +1,4 @@
-"""Every decoder generates what the plain decoder generates, and continues from any state."""
+"""Every decoder is compared with the plain decoder and with the model."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Every engine computes what the autograd engine computes: losses, weights, states, averages."""
+"""Every engine is compared with AutogradEngine: losses, weights, states and averages."""
 
 import math
 import threading
@@ -58,7 +58,7 @@ def make_batch(number, *, rows=slice(None), steps=STEPS, **options):
 
 
 def train(engine, batches):
-    """Execute steps; return everything that they change, and their results."""
+    """Execute one step per batch; return the results and the final state of the engine."""
     torch.manual_seed(1)
     results = []
     for number, batch in enumerate(batches, start=1):
@@ -139,7 +139,7 @@ def test_engine_non_finite_step_changes_nothing(kind, backend, optimizer, bad):
     (result,) = engine.synchronize()
     assert result.failure is not None
     after = engine.state_dict()
-    # A state is saved as it was, too, although the batch would have reset it.
+    # The hidden state is unchanged as well, although the batch asks for a reset.
     for name, tensor in before.items():
         if not name.startswith(("random.", "model.head_bias")):
             assert torch.equal(after[name], tensor), name
@@ -186,7 +186,7 @@ def test_recorded_engine_records_once_then_repeats():
 
 
 def test_recorded_engine_missing_operation_gives_nan():
-    """The poison is there: an operation left out of the repetition makes the results NaN."""
+    """Removing one operation from a recording shows that repetitions start from NaN."""
     engine = RecordedEngine(make_model(backend="reference"), TrainingConfig(steps=1))
     train(engine, [make_batch(number) for number in range(2)])
     ((recording, _),) = engine._recordings.values()
@@ -198,7 +198,7 @@ def test_recorded_engine_missing_operation_gives_nan():
 
 
 class ThreadProcesses(Processes):
-    """Two threads in place of two processes."""
+    """Two threads that represent two processes."""
 
     barrier = threading.Barrier(2, timeout=20)
     parts: ClassVar[dict[int, torch.Tensor]] = {}
@@ -222,12 +222,12 @@ def test_data_parallel_engine_equals_autograd_on_whole_batch(optimizer):
         DataParallelEngine(make_model(backend="reference"), config, ThreadProcesses(rank, 2))
         for rank in range(2)
     ]
-    # An uneven share of the rows.
+    # The processes have different numbers of rows.
     shares = [slice(0, 1), slice(1, ROWS)]
     found = [None, None]
 
     def work(rank):
-        # The hidden state is gathered by equal shares, so it is left out here.
+        # The hidden state is gathered only for equal shares, so it is not compared.
         engine, results = engines[rank], []
         for number in range(1, 7):
             engine.step(make_batch(number - 1, rows=shares[rank]), 0.02 / number)
