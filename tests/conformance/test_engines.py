@@ -19,7 +19,7 @@ from recurra.runtime.distributed import SINGLE_PROCESS, Processes
 from support.recorded import RecordedEngine
 
 VOCAB, ROWS, STEPS = 13, 4, 7
-FASTER = [
+ENGINES = [
     pytest.param(
         CompiledEngine,
         "native",
@@ -82,7 +82,7 @@ def assert_same(found, expected, tolerance=2e-5):
         )
 
 
-@pytest.mark.parametrize(("kind", "backend"), FASTER)
+@pytest.mark.parametrize(("kind", "backend"), ENGINES)
 @pytest.mark.parametrize("name", SETTINGS)
 def test_engine_steps_equal_autograd_steps(kind, backend, name):
     options, settings = SETTINGS[name]
@@ -95,7 +95,7 @@ def test_engine_steps_equal_autograd_steps(kind, backend, name):
     assert_same(train(engine, [make_batch(number) for number in range(9)]), expected)
 
 
-@pytest.mark.parametrize(("kind", "backend"), [FASTER[0], (RecordedEngine, "bptt")])
+@pytest.mark.parametrize(("kind", "backend"), [ENGINES[0], (RecordedEngine, "bptt")])
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
 def test_engine_batches_of_random_length_equal_autograd(kind, backend, cell):
     config = TrainingConfig(steps=1)
@@ -107,7 +107,7 @@ def test_engine_batches_of_random_length_equal_autograd(kind, backend, cell):
     assert_same(train(kind(make_model(cell, backend), config), batches), expected)
 
 
-@pytest.mark.parametrize(("kind", "backend"), [(AutogradEngine, "reference"), *FASTER[:2]])
+@pytest.mark.parametrize(("kind", "backend"), [(AutogradEngine, "reference"), *ENGINES[:2]])
 def test_engine_gradients_equal_autograd_without_update(kind, backend):
     config = TrainingConfig(steps=1)
     found = []
@@ -125,7 +125,7 @@ def test_engine_gradients_equal_autograd_without_update(kind, backend):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize(("kind", "backend"), [(AutogradEngine, "reference"), *FASTER])
+@pytest.mark.parametrize(("kind", "backend"), [(AutogradEngine, "reference"), *ENGINES])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_engine_non_finite_step_changes_nothing(kind, backend, optimizer, bad):
     config = TrainingConfig(
@@ -146,7 +146,7 @@ def test_engine_non_finite_step_changes_nothing(kind, backend, optimizer, bad):
     assert engine.num_updates == count
 
 
-@pytest.mark.parametrize(("kind", "backend"), [(AutogradEngine, "reference"), *FASTER])
+@pytest.mark.parametrize(("kind", "backend"), [(AutogradEngine, "reference"), *ENGINES])
 def test_engine_construction_draws_no_random_number(kind, backend):
     model = make_model(backend=backend)
     before = torch.get_rng_state()
@@ -154,7 +154,7 @@ def test_engine_construction_draws_no_random_number(kind, backend):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize(("kind", "backend"), [(AutogradEngine, "reference"), *FASTER])
+@pytest.mark.parametrize(("kind", "backend"), [(AutogradEngine, "reference"), *ENGINES])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_engine_loaded_state_continues_exactly(kind, backend, optimizer):
     momentum = 0.9 if optimizer == "sgd" else 0.0
@@ -227,7 +227,8 @@ def test_data_parallel_engine_equals_autograd_on_whole_batch(optimizer):
     found = [None, None]
 
     def work(rank):
-        # The hidden state is gathered only for equal shares, so it is not compared.
+        # `state_dict` gathers the hidden state by `Processes.share`, which is not this division of
+        # the rows: the state is not compared.
         engine, results = engines[rank], []
         for number in range(1, 7):
             engine.step(make_batch(number - 1, rows=shares[rank]), 0.02 / number)

@@ -1,4 +1,4 @@
-"""The compiled loop against the plain one: the same tokens for the same seed."""
+"""CompiledDecoder generates the tokens of PlainDecoder for the same seed."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ def make(backend: str, **options: Any) -> RecurrentLM:
     model = RecurrentLM(ModelConfig(backend=backend, **sizes))
     with torch.no_grad():
         for parameter in model.parameters():
-            # Small enough for rounding to die away, and for the head large enough to matter.
+            # Small weights let rounding errors decay; a larger head keeps predictions distinct.
             parameter.uniform_(-0.25, 0.25)
         model.output_weight.mul_(4)
     return model.eval()
 
 
-def written(model: RecurrentLM, prompt: list[int], banned: list[int], **options: Any) -> Any:
+def generated(model: RecurrentLM, prompt: list[int], banned: list[int], **options: Any) -> Any:
     config = GenerationConfig(**{"max_new_tokens": 120, "seed": 5} | options)
     return np.stack(list(generate_ids(model, prompt, config, banned))).tolist()
 
 
 def assert_same(options: dict[str, Any], settings: dict[str, Any], prompt: list[int]) -> None:
     results = [
-        written(make(backend, **options), prompt, [2], **settings)
+        generated(make(backend, **options), prompt, [2], **settings)
         for backend in ("reference", "native")
     ]
     assert results[0] == results[1]
@@ -87,9 +87,9 @@ def test_compiled_decoder_unfolded_embedding_equals_plain(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
 def test_compiled_decoder_bf16_equals_plain(options: dict[str, Any]) -> None:
-    # A sum rounded in another order may round a state to the other side, and the texts part.
+    # Sums in another order may round a state differently, and then the later tokens differ.
     results = [
-        written(make(backend, cell="lstm", precision="bf16", **options), [1, 2], [], greedy=True)
+        generated(make(backend, cell="lstm", precision="bf16", **options), [1, 2], [], greedy=True)
         for backend in ("reference", "native")
     ]
     assert results[0][:20] == results[1][:20]
@@ -116,9 +116,9 @@ def test_compiled_decoder_yields_tokens_before_nan_then_raises() -> None:
     with torch.no_grad():
         model.weight_ih_l0[:, victim] = math.nan
     tokens = generate_ids(model, [1], config)
-    place = plain.index(victim)
-    assert [int(next(tokens)[0]) for _ in range(place + 1)] == plain[: place + 1]
-    with pytest.raises(NonFiniteError, match="damaged"):
+    position = plain.index(victim)
+    assert [int(next(tokens)[0]) for _ in range(position + 1)] == plain[: position + 1]
+    with pytest.raises(NonFiniteError, match="NaN"):
         next(tokens)
 
 
@@ -126,7 +126,7 @@ def test_compiled_decoder_nan_in_one_sample_stops_all_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(compiled_decoder, "NUMBERS_PER_THREAD", 1)
-    torch.set_num_threads(4)  # two that share four or five of the samples, twice
+    torch.set_num_threads(4)  # two groups of two threads, each with four or five samples
     model = make("native", cell="lstm", embedding_size=0)
     config = GenerationConfig(max_new_tokens=200, num_samples=9, seed=5)
     plain = np.stack(list(generate_ids(model, [1], config)))
@@ -135,7 +135,7 @@ def test_compiled_decoder_nan_in_one_sample_stops_all_threads(
             kept = model.weight_ih_l0[:, victim].clone()
             model.weight_ih_l0[:, victim] = math.nan
         tokens: list[Any] = []
-        with pytest.raises(NonFiniteError, match="damaged"):
+        with pytest.raises(NonFiniteError, match="NaN"):
             tokens.extend(generate_ids(model, [1], config))
         assert np.array_equal(tokens, plain[: len(tokens)])
         with torch.no_grad():

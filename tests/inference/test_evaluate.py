@@ -1,4 +1,4 @@
-"""evaluate: every figure against a plain loop, one token at a time."""
+"""evaluate: every result is compared with a plain loop over single tokens."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def random_ids(count: int, vocab_size: int = 9, seed: int = 0) -> np.ndarray:
 
 @torch.no_grad()
 def nats_by_hand(model: RecurrentLM, ids: np.ndarray, restarts: set[int]) -> float:
-    """Token by token, from the zero state again before each input position in `restarts`."""
+    """Return the total loss token by token; the state is reset before positions in `restarts`."""
     total, state = 0.0, model.zero_state(1)
     for position in range(len(ids) - 1):
         if position in restarts:
@@ -70,7 +70,7 @@ def test_evaluate_windows_in_several_batches_equal_plain_loop(make_model: MakeMo
 @pytest.mark.parametrize("num_streams", [2, 4, 7, 99, 400])
 def test_evaluate_streams_cover_every_target(make_model: MakeModel, num_streams: int) -> None:
     model, ids = make_model(9), random_ids(100)
-    # numpy cuts in the same way: the longer parts first, by one at most.
+    # np.array_split divides in the same way: longer parts first, by at most one element.
     restarts = {int(part[0]) for part in np.array_split(np.arange(99), min(num_streams, 99))}
     result = evaluate(model, ids, num_streams=num_streams, chunk=5)
     assert result.num_tokens == 99
@@ -193,7 +193,7 @@ def test_evaluate_document_unknown_counted_or_rejected(
 
 @pytest.mark.parametrize("ids", [[], [3]])
 def test_evaluate_too_few_ids_raises(make_model: MakeModel, ids: list[int]) -> None:
-    with pytest.raises(SourceError, match="at least 2"):
+    with pytest.raises(SourceError, match=r"\b2\b"):
         evaluate(make_model(9), ids)
 
 
@@ -210,12 +210,12 @@ def test_evaluate_float_or_2d_ids_raise(make_model: MakeModel) -> None:
 def test_evaluate_size_below_one_error_names_option(
     make_model: MakeModel, options: dict[str, int]
 ) -> None:
-    with pytest.raises(ConfigError, match=f"{next(iter(options))} must be at least 1"):
+    with pytest.raises(ConfigError, match=rf"{next(iter(options))} .*\b1\b"):
         evaluate(make_model(9), [1, 2, 3], **options)
 
 
 def test_evaluate_window_with_num_streams_raises(make_model: MakeModel) -> None:
-    with pytest.raises(ConfigError, match="choose one"):
+    with pytest.raises(ConfigError, match="num_streams"):
         evaluate(make_model(9), [1, 2, 3], window=2, num_streams=2)
 
 

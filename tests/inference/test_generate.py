@@ -1,4 +1,4 @@
-"""generate and stream, with a plain loop as the truth."""
+"""generate and stream are compared with a plain loop."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def vocabulary(characters: Any) -> Vocabulary:
 
 @torch.no_grad()
 def greedy_by_hand(model: RecurrentLM, prompt: list[int], count: int) -> list[int]:
-    """Reads everything again for every token."""
+    """Return greedy tokens; the model reads the whole sequence again for every token."""
     ids = list(prompt)
     for _ in range(count):
         logits = model(torch.tensor([ids]))[0][0, -1] if ids else model.initial_logits()[0]
@@ -71,7 +71,7 @@ def test_generate_ids_reads_prompt_once_then_one_step_each(make_model: MakeModel
     model.hidden = counted  # type: ignore[method-assign]
     list(generate_ids(model, [1, 2, 3, 4], config(num_samples=3)))
     assert calls == [(1, 4)] + [(3, 1)] * 29
-    assert len(set(states[1:])) == 1  # what is carried does not grow
+    assert len(set(states[1:])) == 1  # the carried state does not grow
 
 
 def test_generate_output_depends_on_seed(make_model: MakeModel, vocabulary: Vocabulary) -> None:
@@ -94,7 +94,7 @@ def test_generate_frequencies_follow_model(make_model: MakeModel, vocabulary: Vo
     expected = logits.softmax(-1).numpy()
     for letter in LETTERS:
         p = float(expected[vocabulary.encode(letter)[0]])
-        # Six standard deviations of a share among 20,000.
+        # Six standard deviations of the frequency in 20,000 samples.
         assert abs(texts.count(letter) / 20_000 - p) < 6 * math.sqrt(p * (1 - p) / 20_000) + 1e-4
 
 
@@ -115,7 +115,7 @@ def test_generate_ends_with_last_sample(make_model: MakeModel, vocabulary: Vocab
     model.register_forward_hook(lambda *_: calls.append(1))
     endless = config(num_samples=3, max_new_tokens=10**9, stop=tuple(LETTERS))
     assert generate(model, vocabulary, "a", endless) == ["", "", ""]
-    assert calls == []  # the first token comes from the prompt; no other was needed
+    assert calls == []  # the prompt's logits are enough for the first token
 
 
 @pytest.mark.parametrize("stop", [(), ("fgha",), ("hab", "ef", "zz"), ("a", "habcd")])
@@ -136,10 +136,10 @@ def test_stream_joined_pieces_equal_generate(
 def test_stream_stop_string_across_tokens_is_excluded(
     make_periodic_model: MakeModel, vocabulary: Vocabulary
 ) -> None:
-    # Here id 8 ("h") leads to id 0, which is <unk> and banned: so the alphabet is written once.
+    # Id 0 follows id 8 ("h"). It is <unk>, which is banned, so the alphabet is generated once.
     model = make_periodic_model(9)
     pieces = stream(model, vocabulary, "a", config(stop=("efg", "cx")))
-    assert list(pieces) == ["b", "cd"]  # "c" waits for "d"; "ef" waits for "g" and is never shown
+    assert list(pieces) == ["b", "cd"]  # "c" is held back until "d"; "ef" is never yielded
     assert generate(model, vocabulary, "a", config(stop=("fgx",), max_new_tokens=6)) == ["bcdefg"]
 
 
@@ -163,7 +163,7 @@ def test_generate_unknown_in_prompt_raises_or_is_replaced(
 ) -> None:
     model = make_model(9)
     with pytest.raises(UnknownTokenError) as caught:
-        stream(model, vocabulary, "ab?", config())  # at once, not when first read
+        stream(model, vocabulary, "ab?", config())  # on the call, before the first next()
     assert (caught.value.symbol, caught.value.position) == ("?", 2)
     text = generate(model, vocabulary, "ab?", config(greedy=True), unknown="replace")[0]
     expected = greedy_by_hand(model, [*vocabulary.encode("ab").tolist(), 0], 30)
@@ -174,14 +174,14 @@ def test_stream_multibyte_character_is_yielded_whole(
     make_periodic_model: MakeModel, byte_vocabulary: Vocabulary
 ) -> None:
     model = make_periodic_model(256)
-    order = "é水a".encode()
+    data = "é水a".encode()
     with torch.no_grad():
         model.head_weight.zero_()
-        for now, then in zip(order, order[1:] + order[:1], strict=True):
-            model.head_weight[then, now] = 40.0
+        for byte, next_byte in zip(data, data[1:] + data[:1], strict=True):
+            model.head_weight[next_byte, byte] = 40.0
     got = list(stream(model, byte_vocabulary, "a", config(max_new_tokens=8)))
     assert got == ["é", "水", "a", "é"]
-    # Cut in the middle of a character: the half is dropped.
+    # An incomplete character at the end is dropped.
     assert generate(model, byte_vocabulary, "a", config(max_new_tokens=4)) == ["é"]
     assert generate(model, byte_vocabulary, "a", config(stop=("水",))) == ["é"]
 
@@ -193,7 +193,7 @@ def test_generate_ids_restores_model_when_abandoned(make_model: MakeModel) -> No
     tokens = generate_ids(model, [1, 2], config())
     got = []
     for chosen in tokens:
-        # Training may continue between two tokens, too.
+        # Training can continue between two tokens.
         assert model.training
         assert torch.is_grad_enabled()
         got.append(chosen)

@@ -1,4 +1,4 @@
-"""The choice of the next token, against an independent reimplementation with plain Python lists."""
+"""Sampling of the next token, compared with an independent implementation on Python lists."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def probabilities_by_hand(
     top_p: float | None,
     min_p: float | None,
 ) -> list[float]:
-    """One row, in the order that Hugging Face applies them, written without any array."""
+    """Return the probabilities of one row; filters are applied in the order of Hugging Face."""
     row = [
         (x / penalty if x > 0 else x * penalty) if i in seen else x for i, x in enumerate(logits)
     ]
@@ -55,7 +55,7 @@ def probabilities_by_hand(
     return softmax_by_hand(row)
 
 
-# The odd figures keep sums of probabilities away from the thresholds themselves.
+# These numbers keep sums of probabilities away from the thresholds, where rounding decides.
 @pytest.mark.parametrize("penalty", [1.0, 1.37, 0.8])
 @pytest.mark.parametrize("temperature", [0.61, 1.0, 2.3])
 def test_warp_equals_plain_python(penalty: float, temperature: float) -> None:

@@ -1,4 +1,4 @@
-"""score_document and score_html: bits of characters and lines."""
+"""score_document and score_html: bits per character and per line."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_score_document_invalid_input_raises(make_model: MakeModel, characters: 
 
 
 class _Page(HTMLParser):
-    """Collects what a reader of the page would see."""
+    """Collects the visible characters of a page, with their shades and titles."""
 
     def __init__(self, page: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""StopScanner, against a search that looks at the whole text character by character."""
+"""StopScanner is compared with a search through the whole text, character by character."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from recurra.inference.stopping import StopScanner
 
 
 def cut_by_hand(text: str, stop: list[str]) -> str:
-    """The text before the stop string that is complete first (the longest of several)."""
+    """Return the text before the stop string that ends first (the longest of several)."""
     for end in range(1, len(text) + 1):
         lengths = [len(s) for s in stop if text[:end].endswith(s)]
         if lengths:
@@ -18,7 +18,7 @@ def cut_by_hand(text: str, stop: list[str]) -> str:
     return text
 
 
-# Two letters make overlaps, and stop strings within stop strings, frequent.
+# With two letters, overlapping and nested stop strings are frequent.
 letters = st.text("ab", max_size=30)
 stops = st.lists(st.text("ab", min_size=1, max_size=5), max_size=3)
 
@@ -42,7 +42,7 @@ def test_stop_scanner_holds_back_only_possible_stops(text: str, stop: list[str])
             break
         held = text[: position + 1].removeprefix(out)
         assert out + held == text[: position + 1]
-        # Held back means: it begins a stop string. Released means: no longer ending does.
+        # Text is held back if and only if it is the beginning of a stop string.
         assert held == "" or any(s.startswith(held) and s != held for s in stop)
         assert not any(
             s.startswith(text[start : position + 1]) for s in stop for start in range(len(out))
