@@ -1,4 +1,4 @@
-"""The statistics of a comparison and their presentation."""
+"""The statistics of a comparison, its table, its plot and the command."""
 
 import json
 import statistics
@@ -28,13 +28,13 @@ def test_compare_mean_and_spread_equal_statistics(compare):
 def test_as_good_as_the_best_returns_rows_within_noise():
     best, near, far = row("a", 1.0, 1.2), row("b", 1.1, 1.3), row("c", 2.0, 2.1)
     alone = row("d", 1.1)
-    told = Comparison(Path(), [best, near, alone, far]).as_good_as_the_best()
-    assert [r.variant.name for r in told] == ["b"]
+    rows = Comparison(Path(), [best, near, alone, far]).as_good_as_the_best()
+    assert [r.variant.name for r in rows] == ["b"]
 
 
 def test_as_good_as_the_best_depends_on_seed_count():
-    # Both means differ by 3.5 standard errors: with two seeds chance does that, with six it does
-    # not.
+    # Both pairs of means differ by 3.5 standard errors, which is significant with six seeds but
+    # not with two.
     few = [row("a", 0.0, 1.0), row("b", 2.475, 3.475)]
     many = [row("a", *[0.0, 1.0] * 3), row("b", *[1.108, 2.108] * 3)]
     assert len(Comparison(Path(), few).as_good_as_the_best()) == 1
@@ -43,9 +43,10 @@ def test_as_good_as_the_best_depends_on_seed_count():
 
 def test_compare_unknown_tokens_are_reported(source, compare):
     source.write_text(" ".join(f"w{i % 97} v{i}" for i in range(1500)), "utf-8")
-    told = str(compare({"words": {"tokens": "word"}, "letters": {}}, seeds=1))
-    assert "of what words predicts is <unk>" in told
-    assert "of what letters" not in told
+    table = str(compare({"words": {"tokens": "word"}, "letters": {}}, seeds=1))
+    (note,) = [line for line in table.splitlines() if "<unk>" in line]
+    assert "words" in note
+    assert "letters" not in note
 
 
 def test_compare_results_file_equals_result(compare, tmp_path):
