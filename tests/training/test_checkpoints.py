@@ -1,4 +1,4 @@
-"""CheckpointStore on disk: whole or not there, whatever fails, whatever is damaged."""
+"""CheckpointStore: atomic writes, verification, recovery and deletion."""
 
 import errno
 import hashlib
@@ -25,12 +25,12 @@ def contents(folder):
 
 def test_checkpoint_store_write_makes_valid_sha256_manifest(store):
     cost = store.write(name_of(7), FILES)
-    place = store.folder / "step-00000007"
+    path = store.folder / "step-00000007"
     assert cost.num_bytes == sum(map(len, FILES.values()))
-    assert {p.name: p.read_bytes() for p in place.iterdir() if p.name != MANIFEST} == FILES
-    lines = (place / MANIFEST).read_text().splitlines()
+    assert {p.name: p.read_bytes() for p in path.iterdir() if p.name != MANIFEST} == FILES
+    lines = (path / MANIFEST).read_text().splitlines()
     assert lines == [f"{hashlib.sha256(FILES[n]).hexdigest()}  {n}" for n in sorted(FILES)]
-    subprocess.run(["sha256sum", "--check", "--strict", MANIFEST], cwd=place, check=True)
+    subprocess.run(["sha256sum", "--check", "--strict", MANIFEST], cwd=path, check=True)
 
 
 def test_checkpoint_store_names_are_sorted_by_step(store):
@@ -47,42 +47,42 @@ def test_checkpoint_store_names_are_sorted_by_step(store):
 def test_checkpoint_store_verify_detects_every_corruption(store):
     name = name_of(1)
     store.write(name, FILES)
-    place = store.folder / name
+    path = store.folder / name
     for file in [*FILES, MANIFEST]:
-        whole = (place / file).read_bytes()
-        for position in range(len(whole)):
+        intact = (path / file).read_bytes()
+        for position in range(len(intact)):
             for bit in (0x01, 0x80):
-                damaged = bytearray(whole)
+                damaged = bytearray(intact)
                 damaged[position] ^= bit
-                (place / file).write_bytes(damaged)
+                (path / file).write_bytes(damaged)
                 with pytest.raises(RunError, match="damaged"):
                     store.verify(name)
-            (place / file).write_bytes(whole[:position])
+            (path / file).write_bytes(intact[:position])
             with pytest.raises(RunError, match="damaged"):
                 store.verify(name)
-        (place / file).write_bytes(whole + b"\n")
+        (path / file).write_bytes(intact + b"\n")
         with pytest.raises(RunError, match="damaged"):
             store.verify(name)
-        (place / file).unlink()
+        (path / file).unlink()
         with pytest.raises(RunError):
             store.verify(name)
-        (place / file).write_bytes(whole)
+        (path / file).write_bytes(intact)
     store.verify(name)
-    (place / "more").touch()
+    (path / "more").touch()
     with pytest.raises(RunError, match="damaged"):
         store.verify(name)
 
 
 def test_checkpoint_store_verify_rejects_fifo_without_blocking(store):
     store.write(name_of(1), FILES)
-    place = store.folder / name_of(1)
-    (place / "empty").unlink()
-    os.mkfifo(place / "empty")
-    with pytest.raises(RunError, match="not a file"):
+    path = store.folder / name_of(1)
+    (path / "empty").unlink()
+    os.mkfifo(path / "empty")
+    with pytest.raises(RunError, match="empty"):
         store.verify(name_of(1))
 
 
-KINDS = {
+CALLS = {
     "write": (["write"], errno.ENOSPC),
     "fsync": (["fsync"], errno.EIO),
     "rename": (["rename", "replace"], errno.EIO),
@@ -90,19 +90,19 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("again", [False, True], ids=["new", "same step"])
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("replaces", [False, True], ids=["new", "same step"])
 def test_checkpoint_store_failed_write_keeps_older_checkpoint(
-    store, monkeypatch, fail_at, kind, again
+    store, monkeypatch, fail_at, call, replaces
 ):
-    """For every k: the k-th write, fsync, rename or mkdir of a save fails, until none does."""
+    """The k-th call of a write fails, for k = 1, 2, ... until a write needs fewer calls."""
     store.write(name_of(1), FILES)
-    if again:
+    if replaces:
         store.write(name_of(2), FILES)
     before = contents(store.folder)
     new = {**FILES, "training.json": b"[]\n"}
     for k in itertools.count(1):
-        names, code = KINDS[kind]
+        names, code = CALLS[call]
         with monkeypatch.context() as patch:
             fault = fail_at(patch, names, k, code)
             failure = None
@@ -142,9 +142,9 @@ def test_checkpoint_store_remove_unfinished_recovers_after_kill(store):
     store.write(name_of(1), FILES)
     store.write(name_of(2), FILES)
     (store.folder / name_of(2)).rename(store.folder / f".{name_of(2)}.old.tmp")
-    half = store.folder / f".{name_of(3)}.new.tmp"
-    half.mkdir()
-    (half / "state.safetensors").write_bytes(b"half")
+    unfinished = store.folder / f".{name_of(3)}.new.tmp"
+    unfinished.mkdir()
+    (unfinished / "state.safetensors").write_bytes(b"half")
     store.remove_unfinished()
     assert {p.name for p in store.folder.iterdir()} == {name_of(1), name_of(2)}
     store.verify(name_of(2))

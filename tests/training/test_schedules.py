@@ -1,4 +1,4 @@
-"""Learning rates against the share of the budget that is spent."""
+"""learning_rate: the rate of each schedule as a function of the progress in [0, 1]."""
 
 import math
 
@@ -33,8 +33,8 @@ def test_learning_rate_cosine_schedule_ends_at_final_lr():
     assert learning_rate(config, 0.2) == pytest.approx(4.0)
     assert learning_rate(config, 1.0) == pytest.approx(0.4)
     assert learning_rate(config, 1.5) == pytest.approx(0.4)
-    share = (0.5 - 0.2) / 0.8
-    expected = 4.0 * (0.1 + 0.9 * (1 + math.cos(math.pi * share)) / 2)
+    progress = (0.5 - 0.2) / 0.8
+    expected = 4.0 * (0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2)
     assert learning_rate(config, 0.5) == pytest.approx(expected)
 
 
