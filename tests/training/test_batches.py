@@ -1,4 +1,4 @@
-"""Batches: the book's windows, epoch lengths, and that a position is enough to resume."""
+"""Batches: windows and epoch lengths of d2l, and resuming an epoch at any batch."""
 
 import itertools
 
@@ -13,7 +13,7 @@ from recurra.errors import SourceError
 def test_sequential_windows_rows_are_contiguous():
     batches = list(sequential_windows(np.arange(35), 2, itertools.repeat(5), offset=1))
     assert [b.reset_state for b in batches] == [True, False, False]
-    # 33 tokens can be inputs: two rows of 16, from 1 and from 17.
+    # 33 tokens can be inputs: two rows of 16 tokens, which start at 1 and 17.
     assert batches[0].ids.tolist() == [[1, 2, 3, 4, 5], [17, 18, 19, 20, 21]]
     assert batches[2].ids.tolist() == [[11, 12, 13, 14, 15], [27, 28, 29, 30, 31]]
     for batch in batches:
@@ -59,11 +59,11 @@ def test_batch_stream_epoch_length_equals_d2l(sampling, size):
 def test_batch_stream_epoch_resumes_at_any_batch(sampling, bptt):
     config = TrainingConfig(batch_size=3, num_steps=7, sampling=sampling, bptt=bptt, seed=9)
     stream = BatchStream(np.arange(400), config)
-    whole = list(stream.epoch(2))
-    for start in range(len(whole) + 1):
+    batches = list(stream.epoch(2))
+    for start in range(len(batches) + 1):
         rest = list(stream.epoch(2, start))
-        assert len(rest) == len(whole) - start
-        for a, b in zip(rest, whole[start:], strict=True):
+        assert len(rest) == len(batches) - start
+        for a, b in zip(rest, batches[start:], strict=True):
             assert np.array_equal(a.ids, b.ids)
             assert a.reset_state == b.reset_state
 
@@ -107,7 +107,7 @@ def test_batch_stream_accepts_memory_mapped_ids(tmp_path, dtype):
 
 
 def test_batch_stream_short_text_error_names_sizes():
-    with pytest.raises(SourceError, match=r"has 50 tokens, and one batch needs 65 \(8 x 8"):
+    with pytest.raises(SourceError, match=r"\b50\b.*\b65\b.*8 x 8"):
         BatchStream(np.zeros(50), TrainingConfig(batch_size=8, num_steps=8))
     assert sum(
         1 for _ in BatchStream(np.zeros(65), TrainingConfig(batch_size=8, num_steps=8)).epoch(0)

@@ -1,4 +1,4 @@
-"""Clipping: by value first, then by norm; non-finite gradients stop it and are named."""
+"""clip_gradients: clipping by value, then by norm; errors name non-finite gradients."""
 
 import math
 
@@ -36,21 +36,21 @@ def test_clip_gradients_clips_value_before_norm():
     assert clip_gradients(parameters, max_norm=1.0, max_value=3.0) == pytest.approx(
         math.hypot(3, 40)
     )
-    # By value: (3, -3); then by norm. The other way round it would be (0.07, -1).
+    # Clipped by value to (3, -3), then by norm. The reverse order would give (0.07, -1).
     assert parameters[0][1].grad.tolist() == pytest.approx([0.70711, -0.70711], abs=1e-5)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_clip_gradients_non_finite_gradient_names_parameter(bad):
     parameters = named(weight_hh_l0=[1.0, bad, bad], head_bias=[bad])
-    with pytest.raises(NonFiniteError, match=r"weight_hh_l0 is not finite in 2 of 3 entries"):
+    with pytest.raises(NonFiniteError, match=r"weight_hh_l0 .*2 of 3"):
         clip_gradients(parameters, max_norm=1.0)
     assert parameters[0][1].grad[0] == 1.0
 
 
 def test_clip_gradients_norm_overflow_names_parameter():
     parameters = named(a=[1e30], b=[3e38, 3e38])
-    with pytest.raises(NonFiniteError, match="overflow together; the largest is that of b"):
+    with pytest.raises(NonFiniteError, match=r"overflow.*\bb\b"):
         clip_gradients(parameters, max_norm=1.0)
 
 

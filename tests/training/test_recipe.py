@@ -1,4 +1,4 @@
-"""The settings that the recipe chooses."""
+"""recipe.choose: hyperparameters for a text, a time budget and a measured speed."""
 
 from types import SimpleNamespace
 
@@ -14,63 +14,63 @@ from recurra.training import recipe
 
 
 @pytest.fixture(autouse=True)
-def _known_speed(monkeypatch):
+def _fixed_speed(monkeypatch):
     monkeypatch.setattr(recipe, "_measure_speed", lambda *_: 2e11)
 
 
-def completed(seconds=160.0, length=1_000_000, vocab_size=65, **options):
+def choose(seconds=160.0, length=1_000_000, vocab_size=65, **options):
     given = RunOptions.of(**options).with_vocab_size(vocab_size)
     ids = np.zeros(length, dtype=np.uint16)
     return recipe.choose(given, ids, SINGLE_PROCESS, seconds)
 
 
 def test_recipe_longer_time_and_text_give_larger_model():
-    sizes = [completed(seconds).config.model.hidden_size for seconds in (5, 50, 160, 850)]
+    sizes = [choose(seconds).config.model.hidden_size for seconds in (5, 50, 160, 850)]
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[-1]
-    few = completed(850, length=18_000).config.model
-    assert few.hidden_size < sizes[-1]
+    of_short_text = choose(850, length=18_000).config.model
+    assert of_short_text.hidden_size < sizes[-1]
 
 
 def test_recipe_shorter_text_gets_more_dropout():
-    rates = [completed(160, length=n).config.model.output_dropout for n in (10**8, 10**6, 10**4)]
+    rates = [choose(160, length=n).config.model.output_dropout for n in (10**8, 10**6, 10**4)]
     assert rates == sorted(rates)
     assert rates[0] < 0.05
     assert 0.5 < rates[-1] <= 0.6
 
 
 def test_recipe_small_text_limits_epochs():
-    small = completed(850, length=18_000).config
+    small = choose(850, length=18_000).config
     assert small.training.max_epochs == recipe.MAX_EPOCHS
-    assert small.model.hidden_size < completed(850, length=10**6).config.model.hidden_size
-    assert completed(850, length=18_000, max_epochs=9).config.training.max_epochs == 9
+    assert small.model.hidden_size < choose(850, length=10**6).config.model.hidden_size
+    assert choose(850, length=18_000, max_epochs=9).config.training.max_epochs == 9
 
 
 def test_recipe_model_without_kernels_uses_fp32(monkeypatch):
     kernels = SimpleNamespace(recurra_best_kind=lambda: 2)
     monkeypatch.setattr(library, "is_available", lambda: True)
     monkeypatch.setattr(library, "load", lambda: kernels)
-    assert completed(cell="gru").config.model.precision == "bf16"
+    assert choose(cell="gru").config.model.precision == "bf16"
     for options in (
         {"cell": "sru"},
         {"zoneout": 0.1},
         {"residual": True, "hidden_size": 64, "embedding_size": 64},
     ):
-        assert completed(**options).config.model.precision == "fp32"
+        assert choose(**options).config.model.precision == "fp32"
 
 
 def test_recipe_learning_rate_depends_on_cell():
     rates = [
-        completed(cell=cell, hidden_size=256).config.training.lr for cell in ("lstm", "gru", "rnn")
+        choose(cell=cell, hidden_size=256).config.training.lr for cell in ("lstm", "gru", "rnn")
     ]
     assert rates == sorted(rates, reverse=True)
     linear = {"cell": "mingru", "residual": True, "hidden_size": 256, "embedding_size": 256}
-    assert completed(**linear).config.training.lr == rates[0] / 4
+    assert choose(**linear).config.training.lr == rates[0] / 4
 
 
 def test_recipe_shorter_text_gets_more_weight_decay():
     decays = [
-        completed(160, length=n, vocab_size=2000).config.training.weight_decay
+        choose(160, length=n, vocab_size=2000).config.training.weight_decay
         for n in (10**8, 10**6, 10**5, 10**4)
     ]
     assert decays == sorted(decays)
@@ -84,7 +84,7 @@ def test_recipe_given_settings_are_kept():
         "output_dropout": 0.0, "weight_dropout": 0.01, "precision": "fp32", "init": "uniform",
         "forget_bias": 0.5, "cell": "lstm", "num_layers": 3, "final_lr": 0.3,
     }  # fmt: skip
-    config = completed(**given).config
+    config = choose(**given).config
     for name, value in given.items():
         section = config.model if hasattr(config.model, name) else config.training
         assert getattr(section, name) == value, name
@@ -92,19 +92,19 @@ def test_recipe_given_settings_are_kept():
 
 
 def test_recipe_large_vocabulary_is_embedded_and_tied():
-    model = completed(vocab_size=3000).config.model
+    model = choose(vocab_size=3000).config.model
     assert model.tie_weights
     assert model.embedding_size == model.hidden_size
-    assert not completed(vocab_size=3000, embedding_size=20).config.model.tie_weights
-    narrow = completed(vocab_size=65).config.model
+    assert not choose(vocab_size=3000, embedding_size=20).config.model.tie_weights
+    narrow = choose(vocab_size=65).config.model
     assert (narrow.embedding_size, narrow.tie_weights) == (0, False)
-    tied = completed(tie_weights=True, embedding_size=256).config.model
+    tied = choose(tie_weights=True, embedding_size=256).config.model
     assert (tied.hidden_size, tied.embedding_size, tied.tie_weights) == (256, 256, True)
 
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "none"])
 def test_recipe_skips_unsupported_settings_per_cell(cell):
-    model = completed(cell=cell).config.model
+    model = choose(cell=cell).config.model
     assert model.forget_bias == 0.0
     assert (model.weight_dropout == 0.0) == (cell == "none")
 
@@ -115,18 +115,18 @@ def test_recipe_model_size_keeps_five_tokens_per_weight():
         per_token = 6 * (4 * units * units + vocab * units)
         return operations / per_token / weights
 
-    size = completed(160).config.model.hidden_size
+    size = choose(160).config.model.hidden_size
     larger = recipe.SIZES[recipe.SIZES.index(size) + 1]
     assert tokens_per_weight(size) >= 5.0 > tokens_per_weight(larger)
 
 
 def test_recipe_model_size_is_limited_by_text():
-    assert completed(1e6, length=1_003_854).config.model.hidden_size == 768
-    assert completed(1e6, length=10**8).config.model.hidden_size == recipe.SIZES[-1]
+    assert choose(1e6, length=1_003_854).config.model.hidden_size == 768
+    assert choose(1e6, length=10**8).config.model.hidden_size == recipe.SIZES[-1]
 
 
 def test_recipe_fixed_settings_have_expected_values():
-    config = completed().config
+    config = choose().config
     training, model = config.training, config.model
     assert (training.schedule, training.warmup, training.final_lr) == ("linear", 0.1, 0.0)
     assert (training.clip_norm, training.batch_size, training.num_steps) == (0.25, 16, 64)
@@ -137,66 +137,65 @@ def test_recipe_measure_speed_counts_operations_per_second(monkeypatch):
     monkeypatch.undo()
     config = RunConfig.from_options(hidden_size=64, embedding_size=0, batch_size=8)
     ids = np.zeros(10_000, dtype=np.uint16)
-    counted = []
-    monkeypatch.setattr(recipe, "seconds_per_step", lambda *_: counted.append(1) or 0.01)
-    products = 6 * (4 * 64 * 64 + 2 * 64) * 8 * 64
-    assert recipe._measure_speed(config, ids, SINGLE_PROCESS) == pytest.approx(products / 0.01)
+    monkeypatch.setattr(recipe, "seconds_per_step", lambda *_: 0.01)
+    operations = 6 * (4 * 64 * 64 + 2 * 64) * 8 * 64
+    assert recipe._measure_speed(config, ids, SINGLE_PROCESS) == pytest.approx(operations / 0.01)
 
 
 def test_recipe_second_trial_measures_first_estimate(monkeypatch):
     sizes = []
 
-    def slower_when_larger(config, *_):
+    def slower_for_large_models(config, *_):
         sizes.append(config.model.hidden_size)
         return 2e11 if config.model.hidden_size <= 256 else 5e10
 
-    monkeypatch.setattr(recipe, "_measure_speed", slower_when_larger)
-    found = completed(160).config.model.hidden_size
+    monkeypatch.setattr(recipe, "_measure_speed", slower_for_large_models)
+    found = choose(160).config.model.hidden_size
     assert sizes[0] == 256 < sizes[1]
     assert found < sizes[1]
 
 
 def test_recipe_tied_or_residual_model_gets_chosen_size():
     for settings in ({"tie_weights": True}, {"residual": True, "cell": "mingru"}):
-        models = [completed(seconds, **settings).config.model for seconds in (5, 850)]
+        models = [choose(seconds, **settings).config.model for seconds in (5, 850)]
         assert models[0].hidden_size < models[1].hidden_size
         assert all(model.embedding_size == model.hidden_size for model in models)
-    plain = completed(5).config
-    assert completed(5, tie_weights=False, residual=False).config == plain
+    plain = choose(5).config
+    assert choose(5, tie_weights=False, residual=False).config == plain
 
 
 def test_recipe_growth_divides_batch_and_window():
     for growth in (4, 32):
-        training = completed(batch_growth=growth, window_growth=growth, length=3000).config.training
+        training = choose(batch_growth=growth, window_growth=growth, length=3000).config.training
         assert training.batch_size % growth == training.num_steps % growth == 0
-    training = completed(window_growth=128, num_steps=128).config.training
+    training = choose(window_growth=128, num_steps=128).config.training
     assert training.num_steps == 128
 
 
 def test_recipe_full_bptt_has_no_epoch_limit():
-    recipe_ = completed(bptt="full")
-    assert recipe_.config.training.max_epochs is None
-    assert "the whole text" in recipe_.reasons[1]
+    chosen = choose(bptt="full")
+    assert chosen.config.training.max_epochs is None
+    assert "the whole text" in chosen.reasons[1]
 
 
 def test_recipe_sgd_uses_d2l_learning_rate():
-    training = completed(optimizer="sgd", vocab_size=2000).config.training
+    training = choose(optimizer="sgd", vocab_size=2000).config.training
     assert (training.lr, training.clip_norm, training.weight_decay) == (1.0, 1.0, 0.0)
 
 
 def test_recipe_tiny_text_gets_short_windows():
-    training = completed(length=45).config.training
+    training = choose(length=45).config.training
     assert (training.batch_size, training.num_steps) == (1, 11)
 
 
 def test_recipe_epoch_limit_is_reported():
-    (size, *_) = completed(850, length=18_000).reasons
-    assert "limited to 100 epochs" in size
-    assert "enough" not in completed(160).reasons[0]
+    (size, *_) = choose(850, length=18_000).reasons
+    assert "100 epochs" in size
+    assert "100 epochs" not in choose(160).reasons[0]
 
 
 def test_recipe_reasons_are_three_short_lines():
-    lines = completed().reasons
+    lines = choose().reasons
     assert len(lines) == 3
     assert all(len(line) <= 110 for line in lines)
 
