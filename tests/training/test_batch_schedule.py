@@ -1,4 +1,4 @@
-"""Batches that grow: sizes by the share of the budget that is spent."""
+"""Growing batches and windows: their sizes as a function of the progress in [0, 1]."""
 
 import pytest
 
@@ -9,8 +9,8 @@ from recurra.errors import ConfigError
 from recurra.training.batch_schedule import at_stage, stage_at
 
 
-def sizes(config, spent):
-    settings = at_stage(config, stage_at(config, spent))
+def sizes(config, progress):
+    settings = at_stage(config, stage_at(config, progress))
     return settings.batch_size, settings.num_steps
 
 
@@ -30,17 +30,17 @@ def test_batch_schedule_without_growth_has_one_stage():
 
 
 def test_train_growth_batches_have_size_of_their_stage(run, tmp_path, monkeypatch):
-    seen = []
+    shapes = []
 
     for engine in (CompiledEngine, AutogradEngine):
 
-        def watched(self, batch, lr, original=engine.step):
-            seen.append(batch.ids.shape)
+        def record_shape(self, batch, lr, original=engine.step):
+            shapes.append(batch.ids.shape)
             original(self, batch, lr)
 
-        monkeypatch.setattr(engine, "step", watched)
+        monkeypatch.setattr(engine, "step", record_shape)
     run(tmp_path / "run", steps=9, batch_growth=4, window_growth=2)
-    assert seen == [(1, 8)] * 3 + [(2, 16)] * 3 + [(4, 16)] * 3
+    assert shapes == [(1, 8)] * 3 + [(2, 16)] * 3 + [(4, 16)] * 3
 
 
 def test_train_growth_epoch_counts_only_read_tokens(run, tmp_path, lines):
@@ -53,15 +53,15 @@ def test_train_growth_epoch_counts_only_read_tokens(run, tmp_path, lines):
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         ({"batch_growth": 3}, "2, 4, 8"),
         ({"window_growth": 0}, "2, 4, 8"),
-        ({"batch_growth": 64}, "cannot be divided"),
-        ({"batch_growth": 2, "epochs": 3.0}, "budget in minutes"),
-        ({"window_growth": 2, "bptt": "full"}, "bptt full"),
+        ({"batch_growth": 64}, "batch_size"),
+        ({"batch_growth": 2, "epochs": 3.0}, "minutes"),
+        ({"window_growth": 2, "bptt": "full"}, "bptt"),
     ],
 )
-def test_config_invalid_growth_raises(options, words):
-    with pytest.raises(ConfigError, match=words):
+def test_config_invalid_growth_raises(options, message):
+    with pytest.raises(ConfigError, match=message):
         TrainingConfig(**options)

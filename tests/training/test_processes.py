@@ -102,7 +102,7 @@ def test_train_two_processes_equal_one_process(source, tmp_path, sampling):
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_torchrun_killed_process_restarts_to_same_result(source, tmp_path, crash, victim):
-    two_processes("train", source, "--out", tmp_path / "whole", *OPTIONS, "--steps", "160")
+    two_processes("train", source, "--out", tmp_path / "uninterrupted", *OPTIONS, "--steps", "160")
     job = start(
         "train", source, "--out", tmp_path / "parts", *OPTIONS, "--steps", "160", restarts=2
     )
@@ -112,7 +112,7 @@ def test_torchrun_killed_process_restarts_to_same_result(source, tmp_path, crash
     assert code == 0, err
     assert "another process" in err
     assert "continues from step" in err
-    assert crash.differences(tmp_path / "whole", tmp_path / "parts") == []
+    assert crash.differences(tmp_path / "uninterrupted", tmp_path / "parts") == []
 
 
 def wait_for(path):

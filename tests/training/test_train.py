@@ -1,4 +1,4 @@
-"""The loop: it learns, reports, saves, stops when told, and resumes bit for bit."""
+"""The training loop: learning, reports, budgets, interruption and exact resumption."""
 
 import itertools
 import json
@@ -102,7 +102,7 @@ def test_load_returns_best_weights(source, tmp_path):
 
 
 class StopAt(Progress):
-    """Presses Ctrl-C after a number of updates."""
+    """Sends SIGINT to this process after step `step`."""
 
     def __init__(self, step):
         self.step = step
@@ -118,15 +118,17 @@ def test_resume_interrupted_run_is_bit_identical(source, tmp_path, sampling, sto
     options = {
         "steps": 40, "num_layers": 2, "dropout": 0.3, "sampling": sampling, "report_every": 6,
     }  # fmt: skip
-    run(source, tmp_path / "whole", **options)
+    run(source, tmp_path / "uninterrupted", **options)
     with pytest.raises(KeyboardInterrupt):
         run(source, tmp_path / "parts", StopAt(stop), **options)
     api.load(tmp_path / "parts")
     run_module.resume_run(tmp_path / "parts", Progress(), Clock())
     for name in ("model.safetensors", "samples.jsonl", "config.json"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+        assert (tmp_path / "uninterrupted" / name).read_bytes() == (
+            tmp_path / "parts" / name
+        ).read_bytes()
     timed = ("seconds", "tokens_per_second")
-    for a, b in zip(lines(tmp_path / "whole"), lines(tmp_path / "parts"), strict=True):
+    for a, b in zip(lines(tmp_path / "uninterrupted"), lines(tmp_path / "parts"), strict=True):
         assert {k: v for k, v in a.items() if k not in timed} == {
             k: v for k, v in b.items() if k not in timed
         }
@@ -169,7 +171,7 @@ def test_train_max_epochs_ends_time_budget_early(source, tmp_path):
     assert clock.seconds() < 20.0
     last = lines(tmp_path / "run")[-1]
     assert last["epoch"] == pytest.approx(2.0)
-    # The schedule has come to its end, too.
+    # The schedule has reached its end.
     assert last["lr"] < 1e-3
 
 
@@ -180,19 +182,19 @@ def test_train_warm_up_starts_at_first_update(source, tmp_path):
     run_module.start_run([source], given, tmp_path / "run", Progress(), Clock(started))
     rates = [line["lr"] for line in lines(tmp_path / "run")]
     assert rates[0] < SMALL["lr"] / 4
-    # What is kept for the last report is learned as it goes; the share may fall back by a hair.
+    # The time reserved for the last report is estimated, so the progress can decrease slightly.
     assert all(later > 0.98 * earlier for earlier, later in itertools.pairwise(rates))
 
 
 def test_train_diverging_lr_raises_divergence_error(source, tmp_path):
     options = {"cell": "rnn-relu", "optimizer": "sgd", "clip_norm": 0, "schedule": "constant"}
-    with pytest.raises(DivergenceError, match=r"try a smaller --lr \(it is 1e\+06\)"):
+    with pytest.raises(DivergenceError, match=r"--lr .*1e\+06"):
         run(source, tmp_path / "run", lr=1e6, steps=200, warmup=0.0, **options)
 
 
 def test_train_non_finite_gradient_raises_before_update(source, tmp_path, monkeypatch):
     monkeypatch.setattr(RecurrentLM, "reset_parameters", lambda self: _fill(self, 1e30))
-    with pytest.raises(NonFiniteError, match="before update 1"):
+    with pytest.raises(NonFiniteError, match=r"\bupdate 1\b"):
         run(source, tmp_path / "run", steps=5, cell="rnn-relu")
     (failure,) = lines(tmp_path / "run", "failures.jsonl")
     assert (failure["step"], failure["epoch"], failure["batch"]) == (0, 0, 0)
@@ -215,7 +217,7 @@ def test_train_full_bptt_has_one_update_per_epoch(source, tmp_path):
 
 @pytest.mark.slow
 def test_randomized_bptt_gradient_is_unbiased():
-    """Its mean gradient over many draws is that of full BPTT, within four standard errors."""
+    """The mean gradient of many draws is within four standard errors of full BPTT."""
     torch.manual_seed(0)
     ids = np.random.default_rng(0).integers(0, 5, size=41)
     model = RecurrentLM(ModelConfig(cell="rnn", hidden_size=4, vocab_size=5)).double()
@@ -224,7 +226,7 @@ def test_randomized_bptt_gradient_is_unbiased():
     def gradient(seed, **settings):
         config = RunConfig.from_options(**options, **settings, seed=seed).training
         stream = BatchStream(ids, config)
-        # Every epoch begins at the same token, so that only the truncation differs.
+        # Every epoch starts at the same token, so that only the truncation differs.
         stream._max_offset = 0
         model.zero_grad()
         state, tokens = None, 0
@@ -251,19 +253,19 @@ def test_randomized_bptt_gradient_is_unbiased():
 
 @pytest.mark.parametrize("backend", ["auto", "bptt"])
 def test_engine_state_is_detached_and_carried(source, tmp_path, monkeypatch, backend):
-    seen = []
+    states = []
 
     for engine in (CompiledEngine, AutogradEngine):
 
-        def spy(self, batch, lr, original=engine.step):
+        def record_states(self, batch, lr, original=engine.step):
             before = self.state and [part.clone() for part in self.state]
             original(self, batch, lr)
-            seen.append((before, [part.clone() for part in self.state]))
+            states.append((before, [part.clone() for part in self.state]))
 
-        monkeypatch.setattr(engine, "step", spy)
+        monkeypatch.setattr(engine, "step", record_states)
     run(source, tmp_path / "run", steps=4, report_every=100, cell="lstm", backend=backend)
-    assert seen[0][0] is None
-    for (_, after), (before, _) in itertools.pairwise(seen):
+    assert states[0][0] is None
+    for (_, after), (before, _) in itertools.pairwise(states):
         assert all(
             torch.equal(a, b) and not b.requires_grad for a, b in zip(after, before, strict=True)
         )
@@ -298,7 +300,7 @@ def test_train_other_tokens_load_and_generate(source, tmp_path, tokens, extra):
 
 
 def test_bits_per_char_counts_characters_of_unknown_tokens(tmp_path):
-    """Rare words are read as <unk>, but the characters they stand for are still there."""
+    """Rare words become <unk>, but their characters still count."""
     file = tmp_path / "text.txt"
     words = ["alpha", "beta", "gamma", "delta"]
     file.write_text(" ".join(words[n % 4] if n % 5 else f"rare{n}" for n in range(900)), "utf-8")
@@ -308,7 +310,7 @@ def test_bits_per_char_counts_characters_of_unknown_tokens(tmp_path):
     expected, found = lm.evaluate(val), lm.validate()
     assert found.num_unknown > 10
     assert found.total_nats == pytest.approx(expected.total_nats, rel=1e-4)
-    # The first token, which is only read, counts as one character where it is unknown.
+    # The first token is not predicted; if it is unknown, it counts as one character.
     assert found.bits_per_char == pytest.approx(expected.bits_per_char, rel=0.02)
     assert lines(folder)[-1]["bits_per_char"] == pytest.approx(found.bits_per_char, rel=0.02)
 
@@ -323,12 +325,14 @@ def test_resume_interrupt_at_report_keeps_all_reports(source, tmp_path, stop):
 
 
 def test_resume_without_checkpoints_starts_over(source, tmp_path):
-    run(source, tmp_path / "whole", steps=8)
+    run(source, tmp_path / "uninterrupted", steps=8)
     run(source, tmp_path / "cut", steps=8)
     (tmp_path / "cut" / "model.safetensors").unlink()
     shutil.rmtree(tmp_path / "cut" / "checkpoints")
     run_module.resume_run(tmp_path / "cut", Progress(), Clock())
-    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut")]
+    files = [
+        (tmp_path / name / "model.safetensors").read_bytes() for name in ("uninterrupted", "cut")
+    ]
     assert files[0] == files[1]
     assert [m["step"] for m in lines(tmp_path / "cut")] == list(range(1, 9))
 
@@ -359,11 +363,11 @@ def test_train_force_replaces_only_run_files(source, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     run(source, folder, steps=2)
     (folder / "notes.txt").write_text("mine", "utf-8")
-    with pytest.raises(RunError, match=r"notes\.txt, which no run wrote"):
+    with pytest.raises(RunError, match=r"notes\.txt"):
         run(source, folder, steps=2, force=True)
     (folder / "notes.txt").unlink()
     monkeypatch.chdir(folder)
-    with pytest.raises(RunError, match="the folder you are in"):
+    with pytest.raises(RunError, match=r"(folder|directory).*--out"):
         run(source, ".", steps=2, force=True)
     api.load(folder)
     monkeypatch.chdir(tmp_path)
@@ -372,13 +376,13 @@ def test_train_force_replaces_only_run_files(source, tmp_path, monkeypatch):
     for name in (".notes", "checkpoints/mine/thesis.txt"):
         (tmp_path / "run" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "run" / name).write_text("mine", "utf-8")
-        with pytest.raises(RunError, match="which no run wrote"):
+        with pytest.raises(RunError, match=name):
             run(source, "run", steps=3, force=True)
         (tmp_path / "run" / name).unlink()
     foreign = tmp_path / "other"
     foreign.mkdir()
     (foreign / "config.json").write_text('{"architectures": []}', "utf-8")
-    with pytest.raises(RunError, match="not a run"):
+    with pytest.raises(RunError, match=r"run.*--out"):
         run(source, foreign, steps=2, force=True)
 
 
@@ -390,5 +394,5 @@ def test_train_early_failure_keeps_record_and_checkpoint(source, tmp_path):
         )  # fmt: skip
     assert lines(tmp_path / "run", "failures.jsonl")
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000000"]
-    with pytest.raises(RunError, match="stopped before it had learned anything"):
+    with pytest.raises(RunError, match=r"model\.safetensors is missing"):
         api.load(tmp_path / "run")
