@@ -1,4 +1,4 @@
-"""Fixtures that several packages share."""
+"""Fixtures and the test order that all test directories share."""
 
 import os
 import signal
@@ -13,13 +13,13 @@ LONG_FILES = (
     "test_processes.py", "test_disk.py", "test_crash.py", "test_resume.py", "test_builder.py",
     "test_signals.py", "test_streams.py", "test_golden.py",
 )  # fmt: skip
-"""They start processes or damage files, and run first; the longest comes first."""
+"""Slow files, which start processes or damage files: the slowest first."""
 
 TEXT = "the cat sat on the mat and the dog sat on the log. " * 40
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start the long tests first, so that no process ends with one of them alone."""
+    """Order the slow files first, so that parallel workers finish at about the same time."""
     for item in items:
         if item.path.name == "test_processes.py" or "two_processes" in item.name:
             item.add_marker(pytest.mark.torchrun)
@@ -36,20 +36,23 @@ def _devices() -> list[str]:
 
 @pytest.fixture(params=_devices())
 def device(request: pytest.FixtureRequest) -> str:
-    """Each device of this machine that computes in float64: the CPU, and a CUDA GPU if any."""
+    """Each available device that supports float64: the CPU, and a CUDA GPU if there is one."""
     return request.param
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """Models this small gain nothing from a second thread, and lose much on a busy machine."""
+    """Use one thread: a second one does not speed up these small models."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _no_signal_is_ignored() -> None:
-    """nohup, and a shell that starts the tests in the background, ignore signals for all children;
-    trainings that receive a signal would never end."""
+def _default_signal_handlers() -> None:
+    """Restore the default signal handlers.
+
+    A process that nohup or a background shell started ignores signals, and so do its children: a
+    training that waits for a signal would never end.
+    """
     for number in SIGNALS:
         if signal.getsignal(number) is signal.SIG_IGN:
             is_ctrl_c = number == signal.SIGINT
@@ -58,13 +61,14 @@ def _no_signal_is_ignored() -> None:
 
 @pytest.fixture
 def source(tmp_path):
+    """A text file of 2,040 characters."""
     file = tmp_path / "text.txt"
     file.write_text(TEXT, encoding="utf-8")
     return file
 
 
 class Listener(Progress):
-    """Records the messages of a training, and sends a signal to this process after a step."""
+    """Records progress messages, and sends a signal to this process after step `stop_at`."""
 
     def __init__(self, stop_at=None, signum=signal.SIGINT):
         self.messages, self.plans = [], []
@@ -86,4 +90,5 @@ class Listener(Progress):
 
 @pytest.fixture
 def listener():
+    """The class `Listener`."""
     return Listener

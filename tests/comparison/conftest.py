@@ -1,4 +1,4 @@
-"""A comparison of two small models, two seeds each, in a folder `all`."""
+"""A comparison of two small models with two seeds each, in the directory `all`."""
 
 import pytest
 
@@ -9,6 +9,8 @@ from recurra.report.progress import Progress
 
 @pytest.fixture
 def compare(source, tmp_path):
+    """A function that calls `recurra.compare` with small models and budgets."""
+
     def call(variants=VARIANTS, **options):
         settings = {"num_tokens": 640, "seeds": 2, "out": tmp_path / "all", "progress": Progress()}
         return recurra.compare(source, variants, **SMALL | settings | options)

@@ -1,4 +1,4 @@
-"""The statistics of a comparison and their presentation."""
+"""The statistics of a comparison, its table, its plot and the command."""
 
 import json
 import statistics
@@ -17,7 +17,7 @@ def row(name, *scores):
     return Row(Variant(name, RunOptions.of()), results)
 
 
-def test_mean_and_spread_are_those_of_the_seeds(compare):
+def test_compare_mean_and_spread_equal_statistics(compare):
     for row in compare(seeds=3).rows:
         scores = [r.bits_per_char for r in row.results]
         assert row.mean == pytest.approx(statistics.fmean(scores))
@@ -28,27 +28,28 @@ def test_mean_and_spread_are_those_of_the_seeds(compare):
 def test_as_good_as_the_best_returns_rows_within_noise():
     best, near, far = row("a", 1.0, 1.2), row("b", 1.1, 1.3), row("c", 2.0, 2.1)
     alone = row("d", 1.1)
-    told = Comparison(Path(), [best, near, alone, far]).as_good_as_the_best()
-    assert [r.variant.name for r in told] == ["b"]
+    rows = Comparison(Path(), [best, near, alone, far]).as_good_as_the_best()
+    assert [r.variant.name for r in rows] == ["b"]
 
 
-def test_what_is_too_close_follows_from_the_number_of_seeds():
-    # Both means differ by 3.5 standard errors: with two seeds chance does that, with six it does
-    # not.
+def test_as_good_as_the_best_depends_on_seed_count():
+    # Both pairs of means differ by 3.5 standard errors, which is significant with six seeds but
+    # not with two.
     few = [row("a", 0.0, 1.0), row("b", 2.475, 3.475)]
     many = [row("a", *[0.0, 1.0] * 3), row("b", *[1.108, 2.108] * 3)]
     assert len(Comparison(Path(), few).as_good_as_the_best()) == 1
     assert Comparison(Path(), many).as_good_as_the_best() == []
 
 
-def test_unknown_tokens_are_told(source, compare):
+def test_compare_unknown_tokens_are_reported(source, compare):
     source.write_text(" ".join(f"w{i % 97} v{i}" for i in range(1500)), "utf-8")
-    told = str(compare({"words": {"tokens": "word"}, "letters": {}}, seeds=1))
-    assert "of what words predicts is <unk>" in told
-    assert "of what letters" not in told
+    table = str(compare({"words": {"tokens": "word"}, "letters": {}}, seeds=1))
+    (note,) = [line for line in table.splitlines() if "<unk>" in line]
+    assert "words" in note
+    assert "letters" not in note
 
 
-def test_the_figures_stay_beside_the_runs(compare, tmp_path):
+def test_compare_results_file_equals_result(compare, tmp_path):
     result = compare()
     stored = json.loads((tmp_path / "all" / "results.json").read_text("utf-8"))["runs"]
     assert [run["bits_per_char"] for run in stored] == [
@@ -56,13 +57,13 @@ def test_the_figures_stay_beside_the_runs(compare, tmp_path):
     ]
 
 
-def test_printed_it_is_a_table(compare):
+def test_comparison_str_is_markdown_table(compare):
     lines = str(compare(seeds=1)).splitlines()
     assert lines[0].startswith("| variant")
     assert "one seed each" in lines[-2]
 
 
-def test_the_command_prints_a_table_and_draws(source, tmp_path, capsys):
+def test_compare_command_prints_table_and_writes_plot(source, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     small = ["--batch-size", "4", "--num-steps", "16", "--sample-length", "5", "--num-tokens=640"]
     variants = ["--variant", "gru", "--variant", "--cell rnn --hidden-size 9"]
@@ -88,6 +89,6 @@ def test_the_command_prints_a_table_and_draws(source, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["lstn", "--cell lstn", '--cell "lstm', "--cel gru", "", "gru 5"])
-def test_compare_malformed_variant_is_refused_by_name(source, capsys, name):
+def test_compare_malformed_variant_error_names_option(source, capsys, name):
     assert main(["compare", str(source), "--variant", name, "--num-tokens", "640"]) == 2
     assert "variant" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Every decoder generates what the plain decoder generates, and continues from any state."""
+"""Every decoder is compared with the plain decoder and with the model."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def test_decoder_equals_plain_decoder(kind, cell, settings):
 
 
 @pytest.mark.parametrize("kind", DECODERS)
-def test_decoder_step_equals_the_model(kind):
+def test_decoder_step_equals_model(kind):
     model = make_model()
     decoder = kind(model, 1)
     found = [decoder.prefill(PROMPT[:2]), *(decoder.step(PROMPT[i : i + 1]) for i in (2, 3, 4))]
@@ -54,7 +54,7 @@ def test_decoder_step_equals_the_model(kind):
 
 
 @pytest.mark.parametrize("kind", DECODERS)
-def test_decoder_state_set_back_repeats_exactly(kind):
+def test_decoder_restored_state_repeats_exactly(kind):
     decoder = kind(make_model(), 2)
     decoder.prefill(PROMPT)
     kept = tuple(part.clone() for part in decoder.state)
@@ -67,7 +67,7 @@ def test_decoder_state_set_back_repeats_exactly(kind):
 
 
 @pytest.mark.parametrize("kind", DECODERS)
-def test_decoder_without_prompt_begins_at_zero_state(kind):
+def test_decoder_empty_prompt_starts_at_zero_state(kind):
     model = make_model()
     decoder = kind(model, 2)
     decoder.prefill(PROMPT)

@@ -1,4 +1,4 @@
-"""Every engine computes what the autograd engine computes: losses, weights, states, averages."""
+"""Every engine is compared with AutogradEngine: losses, weights, states and averages."""
 
 import math
 import threading
@@ -19,7 +19,7 @@ from recurra.runtime.distributed import SINGLE_PROCESS, Processes
 from support.recorded import RecordedEngine
 
 VOCAB, ROWS, STEPS = 13, 4, 7
-FASTER = [
+ENGINES = [
     pytest.param(
         CompiledEngine,
         "native",
@@ -58,7 +58,7 @@ def make_batch(number, *, rows=slice(None), steps=STEPS, **options):
 
 
 def train(engine, batches):
-    """Execute steps; return everything that they change, and their results."""
+    """Execute one step per batch; return the results and the final state of the engine."""
     torch.manual_seed(1)
     results = []
     for number, batch in enumerate(batches, start=1):
@@ -82,7 +82,7 @@ def assert_same(found, expected, tolerance=2e-5):
         )
 
 
-@pytest.mark.parametrize(("kind", "backend"), FASTER)
+@pytest.mark.parametrize(("kind", "backend"), ENGINES)
 @pytest.mark.parametrize("name", SETTINGS)
 def test_engine_steps_equal_autograd_steps(kind, backend, name):
     options, settings = SETTINGS[name]
@@ -95,7 +95,7 @@ def test_engine_steps_equal_autograd_steps(kind, backend, name):
     assert_same(train(engine, [make_batch(number) for number in range(9)]), expected)
 
 
-@pytest.mark.parametrize(("kind", "backend"), [FASTER[0], (RecordedEngine, "bptt")])
+@pytest.mark.parametrize(("kind", "backend"), [ENGINES[0], (RecordedEngine, "bptt")])
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
 def test_engine_batches_of_random_length_equal_autograd(kind, backend, cell):
     config = TrainingConfig(steps=1)
@@ -107,8 +107,8 @@ def test_engine_batches_of_random_length_equal_autograd(kind, backend, cell):
     assert_same(train(kind(make_model(cell, backend), config), batches), expected)
 
 
-@pytest.mark.parametrize(("kind", "backend"), [(AutogradEngine, "reference"), *FASTER[:2]])
-def test_engine_gradients_equal_autograd_and_update_nothing(kind, backend):
+@pytest.mark.parametrize(("kind", "backend"), [(AutogradEngine, "reference"), *ENGINES[:2]])
+def test_engine_gradients_equal_autograd_without_update(kind, backend):
     config = TrainingConfig(steps=1)
     found = []
     for engine in (
@@ -125,9 +125,9 @@ def test_engine_gradients_equal_autograd_and_update_nothing(kind, backend):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize(("kind", "backend"), [(AutogradEngine, "reference"), *FASTER])
+@pytest.mark.parametrize(("kind", "backend"), [(AutogradEngine, "reference"), *ENGINES])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_engine_step_not_finite_changes_nothing(kind, backend, optimizer, bad):
+def test_engine_non_finite_step_changes_nothing(kind, backend, optimizer, bad):
     config = TrainingConfig(
         steps=1, optimizer=optimizer, weight_averaging=0.9, weight_decay=0.1, clip_norm=1.0
     )
@@ -139,22 +139,22 @@ def test_engine_step_not_finite_changes_nothing(kind, backend, optimizer, bad):
     (result,) = engine.synchronize()
     assert result.failure is not None
     after = engine.state_dict()
-    # A state is saved as it was, too, although the batch would have reset it.
+    # The hidden state is unchanged as well, although the batch asks for a reset.
     for name, tensor in before.items():
         if not name.startswith(("random.", "model.head_bias")):
             assert torch.equal(after[name], tensor), name
     assert engine.num_updates == count
 
 
-@pytest.mark.parametrize(("kind", "backend"), [(AutogradEngine, "reference"), *FASTER])
-def test_engine_constructed_draws_no_random_number(kind, backend):
+@pytest.mark.parametrize(("kind", "backend"), [(AutogradEngine, "reference"), *ENGINES])
+def test_engine_construction_draws_no_random_number(kind, backend):
     model = make_model(backend=backend)
     before = torch.get_rng_state()
     kind(model, TrainingConfig(steps=1, weight_averaging=0.5))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize(("kind", "backend"), [(AutogradEngine, "reference"), *FASTER])
+@pytest.mark.parametrize(("kind", "backend"), [(AutogradEngine, "reference"), *ENGINES])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_engine_loaded_state_continues_exactly(kind, backend, optimizer):
     momentum = 0.9 if optimizer == "sgd" else 0.0
@@ -179,14 +179,14 @@ def test_engine_loaded_state_continues_exactly(kind, backend, optimizer):
         assert torch.equal(ends[1][name], tensor), name
 
 
-def test_recorded_engine_repeats_what_it_recorded_once():
+def test_recorded_engine_records_once_then_repeats():
     engine = RecordedEngine(make_model(backend="bptt"), TrainingConfig(steps=1))
     train(engine, [make_batch(number) for number in range(8)])
     assert (engine.num_recorded, engine.num_repeated) == (1, 6)
 
 
-def test_recorded_engine_notices_a_value_that_is_not_computed_anew():
-    """The poison is there: an operation left out of the repetition makes the results NaN."""
+def test_recorded_engine_missing_operation_gives_nan():
+    """Removing one operation from a recording shows that repetitions start from NaN."""
     engine = RecordedEngine(make_model(backend="reference"), TrainingConfig(steps=1))
     train(engine, [make_batch(number) for number in range(2)])
     ((recording, _),) = engine._recordings.values()
@@ -198,7 +198,7 @@ def test_recorded_engine_notices_a_value_that_is_not_computed_anew():
 
 
 class ThreadProcesses(Processes):
-    """Two threads in place of two processes."""
+    """Two threads that represent two processes."""
 
     barrier = threading.Barrier(2, timeout=20)
     parts: ClassVar[dict[int, torch.Tensor]] = {}
@@ -212,7 +212,7 @@ class ThreadProcesses(Processes):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_data_parallel_engine_equals_autograd_on_the_whole_batch(optimizer):
+def test_data_parallel_engine_equals_autograd_on_whole_batch(optimizer):
     config = TrainingConfig(steps=1, optimizer=optimizer, weight_averaging=0.9, batch_size=ROWS)
     expected = train(
         AutogradEngine(make_model(backend="reference"), config, SINGLE_PROCESS),
@@ -222,12 +222,13 @@ def test_data_parallel_engine_equals_autograd_on_the_whole_batch(optimizer):
         DataParallelEngine(make_model(backend="reference"), config, ThreadProcesses(rank, 2))
         for rank in range(2)
     ]
-    # An uneven share of the rows.
+    # The processes have different numbers of rows.
     shares = [slice(0, 1), slice(1, ROWS)]
     found = [None, None]
 
     def work(rank):
-        # The hidden state is gathered by equal shares, so it is left out here.
+        # `state_dict` gathers the hidden state by `Processes.share`, which is not this division of
+        # the rows: the state is not compared.
         engine, results = engines[rank], []
         for number in range(1, 7):
             engine.step(make_batch(number - 1, rows=shares[rank]), 0.02 / number)

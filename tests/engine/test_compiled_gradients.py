@@ -1,4 +1,4 @@
-"""The compiled loss and gradients of a whole model against autograd over the plain equations."""
+"""CompiledGradients: loss and gradients of a whole model, compared with autograd."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ MODELS = {
     "large vocabulary": {"embedding_size": 6, "vocab_size": 90},
     "layers": {"num_layers": 3, "embedding_size": 7},
     "dropout": {"num_layers": 2, "dropout": 0.4},
-    "dropout at the end": {"output_dropout": 0.3},
+    "output dropout": {"output_dropout": 0.3},
     "locked dropout": {
         "num_layers": 2,
         "dropout": 0.4,
@@ -50,13 +50,14 @@ def batch(model):
 
 
 def poison(compiled):
-    """What was kept from the last batch must not show in the next."""
-    for kept in (compiled._buffers, *compiled._layer_buffers):
-        for tensor in kept.buffers.values():
+    """Fill all buffers with invalid values, so that a value of an earlier batch is detected."""
+    for pool in (compiled._buffers, *compiled._layer_buffers):
+        for tensor in pool.buffers.values():
             tensor.fill_(float("nan") if tensor.is_floating_point() else -1)
 
 
 def by_autograd(model, weight, scale):
+    """Return loss, final state and gradients of `batch`, computed by autograd."""
     ids, targets, state = batch(model)
     torch.manual_seed(2)
     loss, after = model.loss(ids, targets, state, recurrent_gradient_scale=scale)
@@ -65,7 +66,10 @@ def by_autograd(model, weight, scale):
 
 
 def compiled(model, weight, scale):
-    """The second batch's, after one with other tokens, another state and other weights."""
+    """Return loss, final state and gradients of `batch`, computed after other batches.
+
+    The earlier batches have other tokens, another state and other weights.
+    """
     ids, targets, state = batch(model)
     compiled = CompiledGradients(model)
     parameters = list(model.parameters())
@@ -82,7 +86,7 @@ def compiled(model, weight, scale):
     return loss, list(after), [p.grad for p in parameters]
 
 
-def test_it_follows_parameters_and_gradients_that_move():
+def test_compiled_gradients_use_reallocated_parameters():
     model = make("lstm", "native")
     ids, targets, _ = batch(model)
     compiled = CompiledGradients(model)
@@ -97,56 +101,56 @@ def test_it_follows_parameters_and_gradients_that_move():
 
 @pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("cell", ["rnn", "rnn-relu", "gru", "lstm"])
-def test_compiled_equals_autograd(cell, options):
+def test_compiled_gradients_equal_autograd(cell, options):
     expected = by_autograd(make(cell, "reference", **options), 0.7, 0.8)
     actual = compiled(make(cell, "native", **options), 0.7, 0.8)
     assert actual[0] == pytest.approx(expected[0], rel=1e-5)
-    for one, other in zip(actual[1] + actual[2], expected[1] + expected[2], strict=True):
-        assert float((one - other).abs().max()) <= 1e-5 * float(other.abs().max())
+    for found, wanted in zip(actual[1] + actual[2], expected[1] + expected[2], strict=True):
+        assert float((found - wanted).abs().max()) <= 1e-5 * float(wanted.abs().max())
 
 
 @pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
-def test_bf16_stays_near_fp32(options):
+def test_compiled_gradients_bf16_are_close_to_fp32(options):
     expected = by_autograd(make("lstm", "reference", **options), 1.0, 1.0)
     actual = compiled(make("lstm", "native", precision="bf16", **options), 1.0, 1.0)
     assert actual[0] == pytest.approx(expected[0], rel=1e-2)
-    for one, other in zip(actual[1] + actual[2], expected[1] + expected[2], strict=True):
-        assert float((one - other).abs().max()) <= 0.1 * float(other.abs().max())
+    for found, wanted in zip(actual[1] + actual[2], expected[1] + expected[2], strict=True):
+        assert float((found - wanted).abs().max()) <= 0.1 * float(wanted.abs().max())
 
 
-def test_windows_of_many_lengths_keep_no_more_than_the_longest_needs():
+def test_compiled_gradients_shorter_windows_reuse_buffers():
     model = make("lstm", "native", num_layers=2)
     ids, targets, _ = batch(model)
     compiled = CompiledGradients(model)
     sizes = []
     for steps in (STEPS, 1, 4, STEPS, 7):
         compiled.compute(ids[:, :steps], targets[:, :steps])
-        kept = (compiled._buffers, *compiled._layer_buffers)
-        sizes.append(sum(b.nbytes for k in kept for b in k.buffers.values()))
+        pools = (compiled._buffers, *compiled._layer_buffers)
+        sizes.append(sum(b.nbytes for pool in pools for b in pool.buffers.values()))
     assert len(set(sizes)) == 1
 
 
-def test_ids_outside_the_vocabulary_are_refused():
+def test_compiled_gradients_id_out_of_range_raises():
     model = make("gru", "native")
     ids, targets, _ = batch(model)
-    for wrong in (-1, 17):
-        ids[2, 3] = wrong
-        with pytest.raises(IndexError, match="between 0 and 16"):
+    for invalid in (-1, 17):
+        ids[2, 3] = invalid
+        with pytest.raises(IndexError, match=r"\b16\b"):
             CompiledGradients(model).compute(ids, targets)
 
 
-def test_narrow_ids_are_read_right_and_too_few_targets_refused():
+def test_compiled_gradients_accept_int32_reject_short_targets():
     model = make("gru", "native")
     ids, targets, _ = batch(model)
     loss, _ = CompiledGradients(model).compute(ids, targets)
     narrow, _ = CompiledGradients(model).compute(ids.to(torch.int32), targets.to(torch.int32))
     assert narrow == loss
     for few in (targets[1:], targets[:, 1:]):
-        with pytest.raises(ConfigError, match="must have the shape of ids"):
+        with pytest.raises(ConfigError, match="targets"):
             CompiledGradients(model).compute(ids, few)
 
 
-def test_other_models_are_left_to_autograd():
+def test_compiled_gradients_unsupported_model_gives_reason():
     assert CompiledGradients.unsupported(make("gru", "native")) is None
     assert CompiledGradients.unsupported(make("gru", "bptt")) is not None
     assert CompiledGradients.unsupported(make("none", "native")) is not None

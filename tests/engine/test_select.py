@@ -1,4 +1,4 @@
-"""The choice of an engine: compiled where it can, autograd elsewhere, with the reason logged."""
+"""select_gradients: compiled gradients for supported models, autograd and a log otherwise."""
 
 import logging
 

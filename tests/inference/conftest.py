@@ -1,4 +1,4 @@
-"""Models and vocabularies that the tests of this folder share."""
+"""Models and vocabularies that the tests in this directory share."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from recurra.text.vocabulary import ByteVocabulary, CharVocabulary, Vocabulary
 
 @pytest.fixture
 def characters() -> Callable[[str], Vocabulary]:
-    """Makes a char vocabulary of the characters of a text, in order, `<unk>` first."""
+    """A function that builds a char vocabulary of a text: `<unk>`, then the sorted characters."""
     return lambda text: CharVocabulary(sorted(set(text)))
 
 
 @pytest.fixture
 def byte_vocabulary() -> Vocabulary:
-    """The vocabulary of the 256 bytes."""
+    """A vocabulary of the 256 bytes."""
     return ByteVocabulary()
 
 
 @pytest.fixture
 def make_model() -> Callable[..., RecurrentLM]:
-    """Makes a small model whose weights are wide enough for its predictions to differ."""
+    """A function that builds a small model with large weights, so that predictions differ."""
 
     def make(vocab_size: int, cell: Any = "gru", seed: int = 1, **options: Any) -> RecurrentLM:
         torch.manual_seed(seed)
@@ -45,7 +45,7 @@ def make_model() -> Callable[..., RecurrentLM]:
 
 @pytest.fixture
 def make_periodic_model() -> Callable[..., RecurrentLM]:
-    """Makes a model that is all but certain that id + 1 follows id, and id 0 the last one."""
+    """A function that builds a model that predicts id + 1 after id, and 0 after the last id."""
 
     def make(vocab_size: int, sharpness: float = 40.0) -> RecurrentLM:
         config = ModelConfig(

@@ -15,7 +15,7 @@ CONFIG = TextConfig(tokens="byte")
 
 
 @given(st.binary(min_size=1, max_size=60))
-def test_document_any_bytes_cover_text_and_round_trip(data):
+def test_document_arbitrary_bytes_round_trip(data):
     document = encode_document(data, BYTES, CONFIG)
     assert len(document.char_sizes) == len(document.text)
     assert document.char_sizes.sum() == document.token_sizes.sum() == len(data)
@@ -23,7 +23,7 @@ def test_document_any_bytes_cover_text_and_round_trip(data):
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30))
-def test_document_valid_bytes_equal_their_text(text):
+def test_document_utf8_bytes_equal_their_text(text):
     from_text = encode_document(text, BYTES, CONFIG)
     from_bytes = encode_document(text.encode(), BYTES, CONFIG)
     assert from_bytes.text == from_text.text == text
@@ -49,12 +49,12 @@ def test_document_extent_agrees_with_extent_of_first(text):
         (b"\xff\xfe", "\ufffd\ufffd", [1, 1]),
     ],
 )
-def test_document_invalid_bytes_are_shown_as_replacement(data, text, sizes):
+def test_document_invalid_bytes_become_replacement_character(data, text, sizes):
     document = encode_document(data, BYTES, CONFIG)
     assert document.text == text
     assert document.char_sizes.tolist() == sizes
 
 
-def test_document_bytes_for_characters_are_rejected():
-    with pytest.raises(ConfigError, match="char tokens, not bytes"):
+def test_document_bytes_with_char_vocabulary_are_rejected():
+    with pytest.raises(ConfigError, match="char"):
         encode_document(b"a", CharVocabulary.from_text("ab"), TextConfig())

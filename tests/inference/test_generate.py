@@ -1,4 +1,4 @@
-"""generate and stream, with a plain loop as the truth."""
+"""generate and stream are compared with a plain loop."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def vocabulary(characters: Any) -> Vocabulary:
 
 @torch.no_grad()
 def greedy_by_hand(model: RecurrentLM, prompt: list[int], count: int) -> list[int]:
-    """Reads everything again for every token."""
+    """Return greedy tokens; the model reads the whole sequence again for every token."""
     ids = list(prompt)
     for _ in range(count):
         logits = model(torch.tensor([ids]))[0][0, -1] if ids else model.initial_logits()[0]
@@ -43,7 +43,7 @@ def greedy_by_hand(model: RecurrentLM, prompt: list[int], count: int) -> list[in
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm", "none"])
 @pytest.mark.parametrize("prompt", [[], [3], [1, 2, 3, 4, 5, 6, 7]])
 @pytest.mark.parametrize("chunk", [2, 1024])
-def test_greedy_is_the_plain_loop(
+def test_generate_ids_greedy_equals_plain_loop(
     make_model: MakeModel,
     monkeypatch: pytest.MonkeyPatch,
     cell: str,
@@ -57,7 +57,7 @@ def test_greedy_is_the_plain_loop(
     assert got.tolist() == [greedy_by_hand(model, prompt, 30)] * 2
 
 
-def test_the_prompt_is_read_once_and_each_token_costs_one_step(make_model: MakeModel) -> None:
+def test_generate_ids_reads_prompt_once_then_one_step_each(make_model: MakeModel) -> None:
     model = make_model(9, backend="bptt")
     calls: list[tuple[int, ...]] = []
     states: list[tuple[int, ...]] = []
@@ -71,12 +71,10 @@ def test_the_prompt_is_read_once_and_each_token_costs_one_step(make_model: MakeM
     model.hidden = counted  # type: ignore[method-assign]
     list(generate_ids(model, [1, 2, 3, 4], config(num_samples=3)))
     assert calls == [(1, 4)] + [(3, 1)] * 29
-    assert len(set(states[1:])) == 1  # what is carried does not grow
+    assert len(set(states[1:])) == 1  # the carried state does not grow
 
 
-def test_same_seed_same_text_other_seed_another(
-    make_model: MakeModel, vocabulary: Vocabulary
-) -> None:
+def test_generate_output_depends_on_seed(make_model: MakeModel, vocabulary: Vocabulary) -> None:
     model = make_model(9)
     first = generate(model, vocabulary, "abc", config(num_samples=3))
     assert generate(model, vocabulary, "abc", config(num_samples=3)) == first
@@ -86,7 +84,7 @@ def test_same_seed_same_text_other_seed_another(
     assert generate(model, vocabulary, "a", unseeded) != generate(model, vocabulary, "a", unseeded)
 
 
-def test_sampling_follows_the_model(make_model: MakeModel, vocabulary: Vocabulary) -> None:
+def test_generate_frequencies_follow_model(make_model: MakeModel, vocabulary: Vocabulary) -> None:
     model = make_model(9)
     many = config(num_samples=20_000, max_new_tokens=1)
     texts = generate(model, vocabulary, "bad", many)
@@ -96,11 +94,11 @@ def test_sampling_follows_the_model(make_model: MakeModel, vocabulary: Vocabular
     expected = logits.softmax(-1).numpy()
     for letter in LETTERS:
         p = float(expected[vocabulary.encode(letter)[0]])
-        # Six standard deviations of a share among 20,000.
+        # Six standard deviations of the frequency in 20,000 samples.
         assert abs(texts.count(letter) / 20_000 - p) < 6 * math.sqrt(p * (1 - p) / 20_000) + 1e-4
 
 
-def test_a_sample_that_ends_does_not_change_the_others(
+def test_generate_finished_sample_does_not_change_others(
     make_model: MakeModel, vocabulary: Vocabulary
 ) -> None:
     model = make_model(9)
@@ -111,18 +109,18 @@ def test_a_sample_that_ends_does_not_change_the_others(
     assert len(cut[0]) <= 10
 
 
-def test_the_batch_ends_with_its_last_sample(make_model: MakeModel, vocabulary: Vocabulary) -> None:
+def test_generate_ends_with_last_sample(make_model: MakeModel, vocabulary: Vocabulary) -> None:
     model = make_model(9)
     calls: list[int] = []
     model.register_forward_hook(lambda *_: calls.append(1))
     endless = config(num_samples=3, max_new_tokens=10**9, stop=tuple(LETTERS))
     assert generate(model, vocabulary, "a", endless) == ["", "", ""]
-    assert calls == []  # the first token comes from the prompt; no other was needed
+    assert calls == []  # the prompt's logits are enough for the first token
 
 
 @pytest.mark.parametrize("stop", [(), ("fgha",), ("hab", "ef", "zz"), ("a", "habcd")])
 @pytest.mark.parametrize("prompt", ["", "a", "gh"])
-def test_joined_pieces_are_the_generated_text(
+def test_stream_joined_pieces_equal_generate(
     make_periodic_model: MakeModel,
     make_model: MakeModel,
     vocabulary: Vocabulary,
@@ -135,17 +133,19 @@ def test_joined_pieces_are_the_generated_text(
         assert ["".join(pieces)] == generate(model, vocabulary, prompt, config(stop=stop))
 
 
-def test_a_stop_string_across_tokens_is_left_out_whole(
+def test_stream_stop_string_across_tokens_is_excluded(
     make_periodic_model: MakeModel, vocabulary: Vocabulary
 ) -> None:
-    # Here id 8 ("h") leads to id 0, which is <unk> and banned: so the alphabet is written once.
+    # Id 0 follows id 8 ("h"). It is <unk>, which is banned, so the alphabet is generated once.
     model = make_periodic_model(9)
     pieces = stream(model, vocabulary, "a", config(stop=("efg", "cx")))
-    assert list(pieces) == ["b", "cd"]  # "c" waits for "d"; "ef" waits for "g" and is never shown
+    assert list(pieces) == ["b", "cd"]  # "c" is held back until "d"; "ef" is never yielded
     assert generate(model, vocabulary, "a", config(stop=("fgx",), max_new_tokens=6)) == ["bcdefg"]
 
 
-def test_unknown_is_never_written(make_periodic_model: MakeModel, vocabulary: Vocabulary) -> None:
+def test_generate_never_writes_unknown_token(
+    make_periodic_model: MakeModel, vocabulary: Vocabulary
+) -> None:
     model = make_periodic_model(9)
     assert greedy_first(model, vocabulary.encode("h")) == 0
     text = generate(model, vocabulary, "h", config(max_new_tokens=200, temperature=3.0))[0]
@@ -158,40 +158,42 @@ def greedy_first(model: RecurrentLM, ids: np.ndarray) -> int:
     return int(model(torch.from_numpy(ids)[None])[0][0, -1].argmax())
 
 
-def test_unknown_in_the_prompt(make_model: MakeModel, vocabulary: Vocabulary) -> None:
+def test_generate_unknown_in_prompt_raises_or_is_replaced(
+    make_model: MakeModel, vocabulary: Vocabulary
+) -> None:
     model = make_model(9)
     with pytest.raises(UnknownTokenError) as caught:
-        stream(model, vocabulary, "ab?", config())  # at once, not when first read
+        stream(model, vocabulary, "ab?", config())  # on the call, before the first next()
     assert (caught.value.symbol, caught.value.position) == ("?", 2)
     text = generate(model, vocabulary, "ab?", config(greedy=True), unknown="replace")[0]
     expected = greedy_by_hand(model, [*vocabulary.encode("ab").tolist(), 0], 30)
     assert text == vocabulary.decode(expected)
 
 
-def test_a_character_of_several_bytes_arrives_whole(
+def test_stream_multibyte_character_is_yielded_whole(
     make_periodic_model: MakeModel, byte_vocabulary: Vocabulary
 ) -> None:
     model = make_periodic_model(256)
-    order = "é水a".encode()
+    data = "é水a".encode()
     with torch.no_grad():
         model.head_weight.zero_()
-        for now, then in zip(order, order[1:] + order[:1], strict=True):
-            model.head_weight[then, now] = 40.0
+        for byte, next_byte in zip(data, data[1:] + data[:1], strict=True):
+            model.head_weight[next_byte, byte] = 40.0
     got = list(stream(model, byte_vocabulary, "a", config(max_new_tokens=8)))
     assert got == ["é", "水", "a", "é"]
-    # Cut in the middle of a character: the half is dropped.
+    # An incomplete character at the end is dropped.
     assert generate(model, byte_vocabulary, "a", config(max_new_tokens=4)) == ["é"]
     assert generate(model, byte_vocabulary, "a", config(stop=("水",))) == ["é"]
 
 
-def test_the_model_is_left_as_it_was_even_when_the_consumer_stops(make_model: MakeModel) -> None:
+def test_generate_ids_restores_model_when_abandoned(make_model: MakeModel) -> None:
     model = make_model(9, num_layers=2, dropout=0.5)
     expected = list(generate_ids(model, [1, 2], config()))
     model.train()
     tokens = generate_ids(model, [1, 2], config())
     got = []
     for chosen in tokens:
-        # Training may continue between two tokens, too.
+        # Training can continue between two tokens.
         assert model.training
         assert torch.is_grad_enabled()
         got.append(chosen)
@@ -203,7 +205,7 @@ def test_the_model_is_left_as_it_was_even_when_the_consumer_stops(make_model: Ma
     assert got == expected[:5]
 
 
-def test_every_device_writes_the_same(
+def test_generate_on_device_equals_cpu(
     make_model: MakeModel, vocabulary: Vocabulary, device: str
 ) -> None:
     model = make_model(9)
@@ -211,22 +213,20 @@ def test_every_device_writes_the_same(
     assert generate(model.to(device), vocabulary, "abc", config(num_samples=2)) == expected
 
 
-def test_two_streams_of_one_model_do_not_meet(
-    make_model: MakeModel, vocabulary: Vocabulary
-) -> None:
+def test_stream_two_streams_are_independent(make_model: MakeModel, vocabulary: Vocabulary) -> None:
     model = make_model(9)
     alone = [generate(model, vocabulary, prompt, config())[0] for prompt in "ab"]
     pairs = zip(*(stream(model, vocabulary, p, config()) for p in "ab"), strict=True)
     assert ["".join(pieces) for pieces in zip(*pairs, strict=True)] == alone
 
 
-def test_a_stream_is_one_text(make_model: MakeModel, vocabulary: Vocabulary) -> None:
+def test_stream_several_samples_raise(make_model: MakeModel, vocabulary: Vocabulary) -> None:
     with pytest.raises(ConfigError, match="num_samples"):
         stream(make_model(9), vocabulary, "a", config(num_samples=2))
 
 
 @pytest.mark.parametrize("greedy", [False, True])
-def test_damaged_weights_are_reported(
+def test_generate_nan_weights_raise(
     make_model: MakeModel, vocabulary: Vocabulary, greedy: bool
 ) -> None:
     model = make_model(9)

@@ -1,4 +1,4 @@
-"""The choice of the next token, against an independent reimplementation with plain Python lists."""
+"""Sampling of the next token, compared with an independent implementation on Python lists."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def probabilities_by_hand(
     top_p: float | None,
     min_p: float | None,
 ) -> list[float]:
-    """One row, in the order that Hugging Face applies them, written without any array."""
+    """Return the probabilities of one row; filters are applied in the order of Hugging Face."""
     row = [
         (x / penalty if x > 0 else x * penalty) if i in seen else x for i, x in enumerate(logits)
     ]
@@ -55,10 +55,10 @@ def probabilities_by_hand(
     return softmax_by_hand(row)
 
 
-# The odd figures keep sums of probabilities away from the thresholds themselves.
+# These numbers keep sums of probabilities away from the thresholds, where rounding decides.
 @pytest.mark.parametrize("penalty", [1.0, 1.37, 0.8])
 @pytest.mark.parametrize("temperature", [0.61, 1.0, 2.3])
-def test_warping_agrees_with_the_plain_form(penalty: float, temperature: float) -> None:
+def test_warp_equals_plain_python(penalty: float, temperature: float) -> None:
     rows = np.random.default_rng(3).normal(0, 2, (3, 11))
     seen = np.random.default_rng(4).random((3, 11)) < 0.4
     penalized = penalize(rows, seen, penalty)
@@ -75,29 +75,29 @@ def test_warping_agrees_with_the_plain_form(penalty: float, temperature: float) 
             assert got[row] == pytest.approx(expected, abs=1e-12), config
 
 
-def test_top_k_keeps_equals_of_the_last() -> None:
+def test_warp_top_k_keeps_ties() -> None:
     got = warp(np.array([[1.0, 3.0, 1.0, 0.0]]), GenerationConfig(top_k=2))
     assert np.isfinite(got).tolist() == [[True, True, True, False]]
 
 
 @pytest.mark.parametrize("top_p", [1e-9, 0.5])
-def test_top_p_keeps_at_least_one(top_p: float) -> None:
+def test_warp_top_p_keeps_at_least_one_token(top_p: float) -> None:
     got = warp(np.array([[0.0, 5.0, 1.0], [0.0, 0.0, 0.0]]), GenerationConfig(top_p=top_p))
     assert np.isfinite(got[0]).tolist() == [False, True, False]
     assert np.isfinite(got[1]).tolist() == [True, top_p > 1 / 3, False]
 
 
-def test_top_p_stops_when_the_mass_is_reached_exactly() -> None:
+def test_warp_top_p_reached_exactly_excludes_the_rest() -> None:
     got = warp(np.array([[0.0, 0.0]]), GenerationConfig(top_p=0.5))
     assert got.tolist() == [[0.0, -INFINITY]]
 
 
-def test_a_tiny_temperature_is_greedy_and_finite() -> None:
+def test_warp_tiny_temperature_is_greedy_and_finite() -> None:
     got = softmax(warp(np.array([[-1e4, 2.0, 1.0]]), GenerationConfig(temperature=1e-320)))
     assert got.tolist() == [[0.0, 1.0, 0.0]]
 
 
-def test_frequencies_follow_the_probabilities() -> None:
+def test_draw_frequencies_equal_probabilities() -> None:
     logits = np.log(np.array([0.5, 0.0625, 0.1875, 0.25]))
     uniforms = (np.arange(1600) + 0.5) / 1600
     drawn = draw(np.tile(logits, (1600, 1)), uniforms)
@@ -110,13 +110,13 @@ def test_frequencies_follow_the_probabilities() -> None:
     ),
     st.one_of(st.floats(0, 1, exclude_max=True), st.just(float(np.nextafter(1.0, 0.0)))),
 )
-def test_a_token_without_probability_is_never_drawn(row: list[float], uniform: float) -> None:
+def test_draw_never_returns_zero_probability_token(row: list[float], uniform: float) -> None:
     logits = np.array([row])
     chosen = int(draw(logits, np.array([uniform]))[0])
     assert softmax(logits)[0, chosen] > 0
 
 
-def test_penalty_counts_the_prompt_and_the_output_of_each_sample() -> None:
+def test_sampler_penalty_counts_prompt_and_own_output() -> None:
     config = GenerationConfig(num_samples=2, repetition_penalty=2.0, greedy=True)
     sampler = Sampler(config, 4, prompt_ids=[3, 3])
     first = np.array([[1.0, 0.9, -1.0, 1.9], [0.0, 0.96, -1.0, 1.9]])
@@ -127,12 +127,12 @@ def test_penalty_counts_the_prompt_and_the_output_of_each_sample() -> None:
 
 
 @pytest.mark.parametrize("options", [{"greedy": True}, {"temperature": 0.0}])
-def test_greedy_takes_the_first_of_equals(options: dict[str, Any]) -> None:
+def test_sampler_greedy_tie_chooses_first_token(options: dict[str, Any]) -> None:
     sampler = Sampler(GenerationConfig(**options), 4)
     assert sampler.choose(np.array([[0.0, 2.0, 1.0, 2.0]])).tolist() == [1]
 
 
-def test_banned_tokens_are_never_chosen() -> None:
+def test_sampler_banned_tokens_are_never_chosen() -> None:
     sampler = Sampler(GenerationConfig(seed=1), 3, banned_ids=[1])
     drawn = {int(sampler.choose(np.array([[0.0, 30.0, 0.0]]))[0]) for _ in range(50)}
     assert drawn == {0, 2}
@@ -142,7 +142,7 @@ def test_banned_tokens_are_never_chosen() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, INFINITY])
 @pytest.mark.parametrize("greedy", [False, True])
-def test_damaged_logits_are_reported(bad: float, greedy: bool) -> None:
+def test_sampler_non_finite_logits_raise(bad: float, greedy: bool) -> None:
     with pytest.raises(NonFiniteError):
         Sampler(GenerationConfig(greedy=greedy), 3).choose(np.array([[0.0, bad, 1.0]]))
 
@@ -166,12 +166,12 @@ def test_damaged_logits_are_reported(bad: float, greedy: bool) -> None:
         ("seed", 2**63),
     ],
 )
-def test_nonsense_is_refused_by_name(name: str, value: float) -> None:
+def test_generation_config_invalid_value_error_names_field(name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=name):
         GenerationConfig(**{name: value})
 
 
-def test_stop_may_be_one_string_or_a_list() -> None:
+def test_generation_config_stop_accepts_string_or_list() -> None:
     assert GenerationConfig(stop="ab").stop == ("ab",)  # type: ignore[arg-type]
     assert GenerationConfig(stop=["a", "b"]).stop == ("a", "b")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="empty"):

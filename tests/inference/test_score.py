@@ -1,4 +1,4 @@
-"""score_document and score_html: bits of characters and lines."""
+"""score_document and score_html: bits per character and per line."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def first_bits(model: RecurrentLM, token: int) -> float:
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 512])
-def test_bits_of_characters_are_those_of_a_plain_loop(
+def test_score_document_surprisal_equals_plain_loop(
     make_model: MakeModel, characters: Any, chunk: int
 ) -> None:
     vocabulary = characters(TEXT)
@@ -51,7 +51,7 @@ def test_bits_of_characters_are_those_of_a_plain_loop(
     assert score.total_bits == pytest.approx(sum(expected), rel=1e-6)
 
 
-def test_the_sum_is_the_evaluation_plus_the_first_token(
+def test_score_document_total_equals_evaluation_plus_first(
     make_model: MakeModel, characters: Any, byte_vocabulary: Any
 ) -> None:
     for vocabulary in (characters(TEXT), byte_vocabulary, WordVocabulary.from_text(TEXT)):
@@ -65,7 +65,9 @@ def test_the_sum_is_the_evaluation_plus_the_first_token(
         assert score.total_bits == pytest.approx(first + rest, rel=1e-9)
 
 
-def test_bytes_of_one_character_are_summed(make_model: MakeModel, byte_vocabulary: Any) -> None:
+def test_score_document_sums_bytes_of_a_character(
+    make_model: MakeModel, byte_vocabulary: Any
+) -> None:
     model = make_model(256)
     score = score_document(model, encode_document("a水b", byte_vocabulary, TextConfig()))
     single = score_document(model, encode_document("a水b", byte_vocabulary, TextConfig()), chunk=1)
@@ -78,7 +80,7 @@ def test_bytes_of_one_character_are_summed(make_model: MakeModel, byte_vocabular
     assert single.surprisal == pytest.approx(score.surprisal, rel=1e-6)
 
 
-def test_bits_of_a_long_token_are_spread_over_its_bytes() -> None:
+def test_spread_over_characters_splits_by_bytes() -> None:
     sizes = character_sizes("aé水b")
     assert sizes.tolist() == [1, 2, 3, 1]
     # Tokens: "a" with half of "é", the other half with all of "水", "b".
@@ -87,7 +89,7 @@ def test_bits_of_a_long_token_are_spread_over_its_bytes() -> None:
 
 
 @given(st.text(min_size=1), st.data())
-def test_sizes_are_those_of_utf8_and_ranges_add_up(text: str, data: st.DataObject) -> None:
+def test_character_sizes_equal_utf8_and_ranges_add_up(text: str, data: st.DataObject) -> None:
     sizes = character_sizes(text)
     assert sizes.tolist() == [len(c.encode("utf-8", "surrogatepass")) for c in text]
     end = int(sizes.sum())
@@ -97,7 +99,7 @@ def test_sizes_are_those_of_utf8_and_ranges_add_up(text: str, data: st.DataObjec
     assert before + characters_completed(sizes, middle, end) == len(text)
 
 
-def test_lines_hold_their_newline() -> None:
+def test_score_lines_include_their_newline() -> None:
     score = Score(text="ab\n\ncde\nf", surprisal=np.arange(1.0, 10.0))
     found = [(n.number, n.text, n.bits, n.bits_per_char, n.surprisal.tolist()) for n in score.lines]
     assert found == [
@@ -114,13 +116,13 @@ def test_lines_hold_their_newline() -> None:
     ("text", "lines"),
     [("a\n", ["a"]), ("\n", [""]), ("\n\n", ["", ""]), ("a\nb", ["a", "b"]), ("a", ["a"])],
 )
-def test_a_newline_at_the_end_begins_no_line(text: str, lines: list[str]) -> None:
+def test_score_final_newline_starts_no_line(text: str, lines: list[str]) -> None:
     score = Score(text=text, surprisal=np.ones(len(text)))
     assert [line.text for line in score.lines] == lines
     assert [line.bits_per_char for line in score.lines] == [1.0] * len(lines)
 
 
-def test_top_lines_by_bits_per_character_ties_in_order() -> None:
+def test_score_top_sorts_lines_by_bits_per_char() -> None:
     score = Score(text="aa\nb\nc\nddd", surprisal=np.array([2, 2, 2, 5, 5, 5, 5, 1, 1, 1.0]))
     assert [line.number for line in score.top(3)] == [2, 3, 1]
     assert [line.number for line in score.top(99)] == [2, 3, 1, 4]
@@ -129,7 +131,7 @@ def test_top_lines_by_bits_per_character_ties_in_order() -> None:
         score.top(-1)
 
 
-def test_unknown_symbols_are_counted_or_refused(make_model: MakeModel, characters: Any) -> None:
+def test_score_document_unknown_counted_or_rejected(make_model: MakeModel, characters: Any) -> None:
     vocabulary = characters("abc")
     model = make_model(len(vocabulary))
     score = score_document(model, encode_document("?a?", vocabulary, TextConfig()))
@@ -139,7 +141,7 @@ def test_unknown_symbols_are_counted_or_refused(make_model: MakeModel, character
         score_document(model, encode_document("?a?", vocabulary, TextConfig(), unknown="error"))
 
 
-def test_what_cannot_be_scored(make_model: MakeModel, characters: Any) -> None:
+def test_score_document_invalid_input_raises(make_model: MakeModel, characters: Any) -> None:
     vocabulary = characters("abc")
     model = make_model(len(vocabulary))
     with pytest.raises(SourceError, match="empty"):
@@ -153,7 +155,7 @@ def test_what_cannot_be_scored(make_model: MakeModel, characters: Any) -> None:
 
 
 class _Page(HTMLParser):
-    """Collects what a reader of the page would see."""
+    """Collects the visible characters of a page, with their shades and titles."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -182,7 +184,7 @@ class _Page(HTMLParser):
             self.characters[-1] = (shade, title, text + data)
 
 
-def test_the_page_shows_every_character_with_its_bits() -> None:
+def test_score_html_shows_every_character_with_bits() -> None:
     text = 'a<b>&"\n\t\x00é'
     bits = np.array([0.0, 0.26, 1.0, 7.9, 8.0, 31.0, 2.5, 3.0, 0.1, 4.004])
     page = score_html(Score(text=text, surprisal=bits), "a <title> & more")
@@ -199,7 +201,7 @@ def test_the_page_shows_every_character_with_its_bits() -> None:
     assert "10 characters · 57.8 bits · 5.776 bits per character" in page
 
 
-def test_the_page_lists_the_lines_and_stops_at_its_limit() -> None:
+def test_score_html_lists_lines_up_to_max_chars() -> None:
     score = Score(text="ab\ncd\nef", surprisal=np.arange(8.0), num_unknown=3)
     rows = r'<td class="n">(\d+)</td><td class="n">([\d.]+)</td><td class="n">([\d.]+)</td>'
     expected = [("1", "3.0", "1.00"), ("2", "12.0", "4.00"), ("3", "13.0", "6.50")]

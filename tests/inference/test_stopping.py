@@ -1,4 +1,4 @@
-"""StopScanner, against a search that looks at the whole text character by character."""
+"""StopScanner is compared with a search through the whole text, character by character."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from recurra.inference.stopping import StopScanner
 
 
 def cut_by_hand(text: str, stop: list[str]) -> str:
-    """The text before the stop string that is complete first (the longest of several)."""
+    """Return the text before the stop string that ends first (the longest of several)."""
     for end in range(1, len(text) + 1):
         lengths = [len(s) for s in stop if text[:end].endswith(s)]
         if lengths:
@@ -18,13 +18,13 @@ def cut_by_hand(text: str, stop: list[str]) -> str:
     return text
 
 
-# Two letters make overlaps, and stop strings within stop strings, frequent.
+# With two letters, overlapping and nested stop strings are frequent.
 letters = st.text("ab", max_size=30)
 stops = st.lists(st.text("ab", min_size=1, max_size=5), max_size=3)
 
 
 @given(st.lists(st.text("ab", max_size=6), max_size=10), stops)
-def test_pieces_give_what_the_whole_text_gives(pieces: list[str], stop: list[str]) -> None:
+def test_stop_scanner_pieces_equal_whole_text(pieces: list[str], stop: list[str]) -> None:
     scanner = StopScanner(stop)
     got = "".join(map(scanner.push, pieces)) + scanner.finish()
     text = "".join(pieces)
@@ -33,7 +33,7 @@ def test_pieces_give_what_the_whole_text_gives(pieces: list[str], stop: list[str
 
 
 @given(letters, stops)
-def test_only_what_may_become_a_stop_string_is_held_back(text: str, stop: list[str]) -> None:
+def test_stop_scanner_holds_back_only_possible_stops(text: str, stop: list[str]) -> None:
     scanner = StopScanner(stop)
     out = ""
     for position, character in enumerate(text):
@@ -42,24 +42,24 @@ def test_only_what_may_become_a_stop_string_is_held_back(text: str, stop: list[s
             break
         held = text[: position + 1].removeprefix(out)
         assert out + held == text[: position + 1]
-        # Held back means: it begins a stop string. Released means: no longer ending does.
+        # Text is held back if and only if it is the beginning of a stop string.
         assert held == "" or any(s.startswith(held) and s != held for s in stop)
         assert not any(
             s.startswith(text[start : position + 1]) for s in stop for start in range(len(out))
         )
 
 
-def test_the_stop_string_that_is_complete_first_wins() -> None:
+def test_stop_scanner_first_complete_string_wins() -> None:
     scanner = StopScanner(["abc", "b"])
     assert scanner.push("xabc") == "xa"
     assert scanner.stopped
 
 
-def test_of_two_that_end_together_the_longer_is_left_out() -> None:
+def test_stop_scanner_longer_of_two_equal_ends_wins() -> None:
     assert StopScanner(["b", "ab"]).push("xab y") == "x"
 
 
-def test_a_near_miss_is_released() -> None:
+def test_stop_scanner_partial_match_is_released() -> None:
     scanner = StopScanner(["END"])
     assert [scanner.push(c) for c in "aENx"] == ["a", "", "", "ENx"]
     assert [scanner.push(c) for c in "EN"] == ["", ""]
@@ -68,12 +68,12 @@ def test_a_near_miss_is_released() -> None:
 
 
 @pytest.mark.parametrize("pieces", [["END", "more"], ["E", "N", "Dmore", "END"]])
-def test_nothing_follows_a_stop(pieces: list[str]) -> None:
+def test_stop_scanner_returns_nothing_after_stop(pieces: list[str]) -> None:
     scanner = StopScanner(["END"])
     assert [scanner.push(piece) for piece in pieces] == [""] * len(pieces)
     assert scanner.finish() == ""
 
 
-def test_without_stop_strings_everything_passes_at_once() -> None:
+def test_stop_scanner_without_strings_passes_text() -> None:
     scanner = StopScanner([])
     assert [scanner.push("ab"), scanner.push(""), scanner.finish()] == ["ab", "", ""]

@@ -1,4 +1,4 @@
-"""An untrusted BPE vocabulary: one typed error, and no other effect."""
+"""Untrusted BPE vocabularies raise a ConfigError; other tokenizer fields are ignored."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def bpe_values() -> dict[str, Any]:
 
 
 def vocab(values: dict[str, Any]) -> dict[str, int]:
-    names: dict[str, int] = values["tokenizer"]["model"]["vocab"]
-    return names
+    ids: dict[str, int] = values["tokenizer"]["model"]["vocab"]
+    return ids
 
 
 def merges(values: dict[str, Any]) -> list[Any]:
@@ -30,23 +30,23 @@ def merges(values: dict[str, Any]) -> list[Any]:
     return pairs
 
 
-BPE_ATTACKS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "no model": (lambda v: v["tokenizer"].pop("model"), "tokenizer' must be an object"),
-    "no names": (lambda v: v["tokenizer"]["model"].pop("vocab"), "vocab' must have 256 to"),
-    "few names": (
+BPE_CORRUPTIONS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "no model": (lambda v: v["tokenizer"].pop("model"), "tokenizer' has no model"),
+    "no vocab": (lambda v: v["tokenizer"]["model"].pop("vocab"), "vocab' must have 256 to"),
+    "one token": (
         lambda v: v["tokenizer"]["model"].update(vocab={"a": 0}),
         "vocab' must have 256 to",
     ),
-    "another letter": (
+    "a token outside the byte alphabet": (
         lambda v: vocab(v).update({"中": 262}),
         "byte-level",
     ),
-    "no letter": (lambda v: vocab(v).update({"": 262}), "not byte-level"),
-    "a byte without a name": (
+    "an empty token": (lambda v: vocab(v).update({"": 262}), "not byte-level"),
+    "a byte without a token": (
         lambda v: vocab(v).update(zz=vocab(v).pop("z")),
         "lacks the byte 122",
     ),
-    "the same id": (lambda v: vocab(v).update({"at": 3}), "the id 3; the ids must be"),
+    "a duplicate id": (lambda v: vocab(v).update({"at": 3}), "the id 3, and"),
     "an id too large": (
         lambda v: vocab(v).update({"at": 2**40}),
         "'at' the id 1099511627776",
@@ -57,37 +57,39 @@ BPE_ATTACKS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     ),
     "a negative id": (lambda v: vocab(v).update({"at": -1}), "the id -1"),
     "no merges": (lambda v: v["tokenizer"]["model"].pop("merges"), "merges' is not a list"),
-    "a merge of one": (
+    "a merge of one token": (
         lambda v: merges(v).append(["a"]),
         r"merges' has \['a'\], which is not a pair",
     ),
-    "a merge of text": (
+    "a merge that is a string": (
         lambda v: merges(v).append("a t"),
         "merges' has 'a t', which is not a pair",
     ),
-    "an unknown merge": (
+    "a merge of an unknown token": (
         lambda v: merges(v).append(["a", "zzz"]),
         "which is not a pair",
     ),
-    "a merge without a name": (
+    "a merge without a token": (
         lambda v: merges(v).append(["z", "z"]),
         "is not a token",
     ),
 }
 
 
-@pytest.mark.parametrize("name", BPE_ATTACKS)
-def test_an_attack_on_a_bpe_vocabulary_is_one_error(bpe_values: dict[str, Any], name: str) -> None:
+@pytest.mark.parametrize("name", BPE_CORRUPTIONS)
+def test_bpe_vocabulary_corrupted_field_raises_config_error(
+    bpe_values: dict[str, Any], name: str
+) -> None:
     values = json.loads(json.dumps(bpe_values))
-    change, message = BPE_ATTACKS[name]
+    change, message = BPE_CORRUPTIONS[name]
     change(values)
     with pytest.raises(ConfigError, match=f"^vocabulary field '.*{message}"):
         vocabulary_from_dict(values)
 
 
-def test_nothing_else_of_a_tokenizer_takes_effect(bpe_values: dict[str, Any]) -> None:
-    """Neither its other parts, on some of which the library aborts, nor other fields."""
-    honest = vocabulary_from_dict(bpe_values)
+def test_bpe_vocabulary_ignores_other_tokenizer_fields(bpe_values: dict[str, Any]) -> None:
+    """The library aborts on some of these fields, so they must not reach it."""
+    expected = vocabulary_from_dict(bpe_values)
     values = json.loads(json.dumps(bpe_values))
     values["tokenizer"] |= {
         "normalizer": {"type": "Replace", "pattern": {"Regex": "("}, "content": "x"},
@@ -97,6 +99,6 @@ def test_nothing_else_of_a_tokenizer_takes_effect(bpe_values: dict[str, Any]) ->
     }
     values["tokenizer"]["model"] |= {"dropout": 0.9, "unk_token": "zz", "byte_fallback": True}
     again = vocabulary_from_dict(values)
-    assert again == honest
+    assert again == expected
     assert again.to_dict() == bpe_values
-    assert again.encode("the cat sat").tolist() == honest.encode("the cat sat").tolist()
+    assert again.encode("the cat sat").tolist() == expected.encode("the cat sat").tolist()

@@ -1,4 +1,4 @@
-"""Untrusted run files: one typed error, in little time and memory."""
+"""Untrusted run files raise one RunError and need little time and memory."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ import torch
 from recurra.config import MAX_LAYERS, MAX_UNITS, MAX_VOCABULARY
 from recurra.io.files import MAX_JSON_BYTES
 from recurra.io.tensors import to_bytes
-from security.attacks import (
+from security.corruption import (
     CONFIG,
     MEGABYTES,
     MODEL,
     SECONDS,
     VOCABULARY,
-    Attack,
-    deep,
+    Corruption,
+    assert_command_fails,
+    assert_load_fails,
     edit,
-    fails,
     grow,
-    refused,
-    words,
+    nested,
+    word_vocabulary,
     write,
 )
 
 
-def both(*attacks: Attack) -> Attack:
-    return lambda run: [attack(run) for attack in attacks]
+def both(*corruptions: Corruption) -> Corruption:
+    return lambda run: [corrupt(run) for corrupt in corruptions]
 
 
 def repeated(item: str, *, size: int = MAX_JSON_BYTES) -> Callable[[], bytes]:
-    """A list of as many items as fit."""
+    """Return JSON of a char vocabulary with as many items as fit into `size` bytes."""
     before, after = '{"kind": "char", "tokens": [', '""]}'
     available = size - len((before + after).encode())
     count = available // len(f"{item},".encode())
@@ -71,139 +71,172 @@ def weights(value: float, rows: int = 13) -> Callable[[], bytes]:
 SIZE = ("model", "hidden_size")
 
 
-ATTACKS: dict[str, tuple[Attack, str]] = {
+CORRUPTIONS: dict[str, tuple[Corruption, str]] = {
     "hidden size 1e9": (edit(CONFIG, *SIZE, value=10**9), "hidden_size must be at most 65,536"),
     "hidden size 1e9 as a float": (edit(CONFIG, *SIZE, value=1e9), "hidden_size is 1000000000.0"),
     "hidden size 10**4000": (edit(CONFIG, *SIZE, value=10**4000), "number '1000.* is too large"),
-    "the largest model of all": (
+    "largest sizes with all layers": (
         both(
             edit(CONFIG, *SIZE, value=MAX_UNITS),
             edit(CONFIG, "model", "num_layers", value=MAX_LAYERS),
         ),
         f"{MODEL} does not match its config.json: .* missing",
     ),
-    "a larger model than its file": (
+    "hidden size larger than the weights": (
         edit(CONFIG, *SIZE, value=MAX_UNITS),
         r"shape of tensor 'bias_hh_l0' is \[2\] instead of \[65536\]",
     ),
-    "257 layers": (edit(CONFIG, "model", "num_layers", value=257), "num_layers must be at most"),
-    "layers of -1": (edit(CONFIG, "model", "num_layers", value=-1), "num_layers must be at least"),
-    "layers of true": (edit(CONFIG, "model", "num_layers", value=True), "num_layers is True"),
-    "embedding 1e9": (edit(CONFIG, "model", "embedding_size", value=10**9), "embedding_size must"),
-    "vocabulary 1e9": (edit(CONFIG, "model", "vocab_size", value=10**9), "vocab_size must be at"),
-    "batch 1e9": (edit(CONFIG, "training", "batch_size", value=10**9), "batch_size must be at"),
-    "lr of 1e999": (
+    "num_layers 257": (
+        edit(CONFIG, "model", "num_layers", value=257),
+        "num_layers must be at most",
+    ),
+    "num_layers -1": (edit(CONFIG, "model", "num_layers", value=-1), "num_layers must be at least"),
+    "num_layers true": (edit(CONFIG, "model", "num_layers", value=True), "num_layers is True"),
+    "embedding_size 1e9": (
+        edit(CONFIG, "model", "embedding_size", value=10**9),
+        "embedding_size must",
+    ),
+    "vocab_size 1e9": (edit(CONFIG, "model", "vocab_size", value=10**9), "vocab_size must be at"),
+    "batch_size 1e9": (
+        edit(CONFIG, "training", "batch_size", value=10**9),
+        "batch_size must be at",
+    ),
+    "lr 1e999": (
         lambda run: replace(run / CONFIG, b"0.004", b"1e999"),
         f"{CONFIG} is damaged: the number '1e999' is too large",
     ),
-    "dropout of NaN": (
+    "dropout NaN": (
         lambda run: replace(run / CONFIG, b'"dropout": 0.0', b'"dropout": NaN'),
         f"{CONFIG} is damaged: NaN",
     ),
-    "forget bias": (edit(CONFIG, "model", "forget_bias", value=10**400), "is too large"),
-    "a key twice in the config": (
+    "forget_bias 10**400": (edit(CONFIG, "model", "forget_bias", value=10**400), "is too large"),
+    "duplicate key in the config": (
         lambda run: replace(run / CONFIG, b'"hidden_size": 2', b'"hidden_size": 2,"hidden_size":2'),
-        f"{CONFIG} is damaged: the key 'hidden_size' is repeated",
+        f"{CONFIG} is damaged: the key 'hidden_size' .*twice",
     ),
-    "a key twice in the vocabulary": (
+    "duplicate key in the vocabulary": (
         write(VOCABULARY, b'{"kind": "char", "kind": "byte"}'),
-        f"{VOCABULARY} is damaged: the key 'kind' is repeated",
+        f"{VOCABULARY} is damaged: the key 'kind' .*twice",
     ),
-    "the last of many keys twice": (
+    "duplicate key after many keys": (
         write(VOCABULARY, lambda: many_keys() + b', "1": 0}'),
-        f"{VOCABULARY} is damaged: the key '1' is repeated",
+        f"{VOCABULARY} is damaged: the key '1' .*twice",
     ),
-    "a config 10,000 deep": (write(CONFIG, deep(10_000)), f"{CONFIG} is damaged: .* too deeply"),
-    "a vocabulary 10,000 deep": (write(VOCABULARY, deep(10_000)), f"{VOCABULARY} .* too deeply"),
-    "a vocabulary 5 million deep": (
-        write(VOCABULARY, lambda: deep(5_000_000)),
+    "config nested 10,000 deep": (
+        write(CONFIG, nested(10_000)),
+        f"{CONFIG} is damaged: .* too deeply",
+    ),
+    "vocabulary nested 10,000 deep": (
+        write(VOCABULARY, nested(10_000)),
+        f"{VOCABULARY} .* too deeply",
+    ),
+    "vocabulary nested 5,000,000 deep": (
+        write(VOCABULARY, lambda: nested(5_000_000)),
         f"{VOCABULARY} is too large: its values",
     ),
-    "a config 900 deep": (write(CONFIG, deep(900)), f"{CONFIG} is damaged: .* too deeply"),
-    "a value that is deep": (
+    "config nested 900 deep": (write(CONFIG, nested(900)), f"{CONFIG} is damaged: .* too deeply"),
+    "value nested 900 deep": (
         lambda run: replace(run / CONFIG, b'"char"', b"[" * 900 + b"]" * 900),
         f"{CONFIG} is damaged: it is nested too deeply",
     ),
-    "a gigabyte of config": (grow(CONFIG, 1 << 30), f"{CONFIG} is too large"),
-    "a gigabyte of vocabulary": (grow(VOCABULARY, 1 << 30), f"{VOCABULARY} is too large"),
-    "a terabyte of weights": (grow(MODEL, 1 << 40), f"{MODEL} is damaged: it has 1,099,"),
-    "nothing but lists": (write(VOCABULARY, repeated("[]")), "its values would take"),
-    "nothing but nested lists": (
+    "config of 1 GiB": (grow(CONFIG, 1 << 30), f"{CONFIG} is too large"),
+    "vocabulary of 1 GiB": (grow(VOCABULARY, 1 << 30), f"{VOCABULARY} is too large"),
+    "weights of 1 TiB": (grow(MODEL, 1 << 40), f"{MODEL} is damaged: it has 1,099,"),
+    "lists only": (write(VOCABULARY, repeated("[]")), "its values would take"),
+    "nested lists only": (
         write(VOCABULARY, repeated("[[[[[[[[]]]]]]]]")),
         "its values would take",
     ),
-    "nothing but objects": (write(VOCABULARY, repeated("{}")), "its values would take"),
-    "nothing but keys": (write(VOCABULARY, repeated('{"a":1,"b":2}')), "its values would take"),
-    "nothing but numbers": (write(VOCABULARY, repeated("1")), "its values would take"),
-    "as many lists as may be": (
+    "objects only": (write(VOCABULARY, repeated("{}")), "its values would take"),
+    "keys only": (write(VOCABULARY, repeated('{"a":1,"b":2}')), "its values would take"),
+    "numbers only": (write(VOCABULARY, repeated("1")), "its values would take"),
+    "lists below the memory limit": (
         write(VOCABULARY, repeated("[]", size=3_000_000)),
         "must begin with",
     ),
-    "as many objects as may be": (
+    "objects below the memory limit": (
         write(VOCABULARY, repeated("{}", size=3_000_000)),
         "must begin with",
     ),
-    "as many keys as may be": (write(VOCABULARY, lambda: many_keys() + b"}"), "field 'kind' is"),
-    "one long string": (write(VOCABULARY, long_string("x", 16_000_000)), "must be a list of"),
-    "one long wide string": (write(VOCABULARY, long_string("🙂", 5_000_000)), "must be a list of"),
-    "a string that one character makes wide": (
+    "keys below the memory limit": (
+        write(VOCABULARY, lambda: many_keys() + b"}"),
+        "field 'kind' is",
+    ),
+    "long string": (write(VOCABULARY, long_string("x", 16_000_000)), "must be a list of"),
+    "long string of wide characters": (
+        write(VOCABULARY, long_string("🙂", 5_000_000)),
+        "must be a list of",
+    ),
+    "long string with one wide character": (
         write(VOCABULARY, lambda: long_string("x", 16_000_000)().replace(b"x", "🙂".encode(), 1)),
         "must be a list of",
     ),
-    "the same by an escape": (
+    "long string with one wide escape": (
         write(
             VOCABULARY, lambda: long_string("x", 16_000_000)().replace(b"x", b"\\ud83d\\ude42", 1)
         ),
         "must be a list of",
     ),
-    "a long escaped string": (
+    "long string of wide escapes": (
         write(VOCABULARY, long_string("\\ud83d\\ude42", 8_000_000)),
         "must be a list of",
     ),
-    "a long kind": (edit(VOCABULARY, "kind", value="x" * 5_000_000), "field 'kind' is 'xxx"),
-    "not UTF-8": (write(CONFIG, b'{"format": "\xff"}'), f"{CONFIG} is damaged: .*utf-8"),
-    "not an object": (write(CONFIG, b"[1, 2]"), f"{CONFIG} is damaged: .* JSON object"),
-    "nothing": (write(CONFIG, b""), f"{CONFIG} is damaged"),
-    "another row": (
+    "long kind": (edit(VOCABULARY, "kind", value="x" * 5_000_000), "field 'kind' is 'xxx"),
+    "invalid UTF-8": (write(CONFIG, b'{"format": "\xff"}'), f"{CONFIG} is damaged: .*utf-8"),
+    "list in place of an object": (
+        write(CONFIG, b"[1, 2]"),
+        f"{CONFIG} is damaged: it should hold one JSON",
+    ),
+    "empty config": (write(CONFIG, b""), f"{CONFIG} is damaged"),
+    "vocabulary of 9 tokens": (
         edit(VOCABULARY, "tokens", value=["<unk>", *"abcdefgh"]),
         f"{VOCABULARY} has 9 tokens, but .*{CONFIG} says 13",
     ),
-    "other rows": (
+    "vocab_size 14": (
         edit(CONFIG, "model", "vocab_size", value=14),
         f"{VOCABULARY} has 13 tokens, but .*{CONFIG} says 14",
     ),
-    "rows of weights": (
+    "weights of 14 rows": (
         write(MODEL, weights(0.0, rows=14)),
         r"\[.*14.*\] instead of \[.*13.*\]",
     ),
-    "another kind": (
+    "vocabulary of another kind": (
         both(
             write(VOCABULARY, b'{"kind": "byte"}'), edit(CONFIG, "model", "vocab_size", value=256)
         ),
         f"{VOCABULARY} has byte tokens, but .*{CONFIG} says char",
     ),
-    "too many words": (write(VOCABULARY, words(MAX_VOCABULARY)), "'tokens' must be a list of 2 to"),
-    "many words, one of them twice": (
-        write(VOCABULARY, lambda: words(700_000)()[:-2] + b', " 1"]}'),
-        "'tokens' has a duplicate token",
+    "too many words": (
+        write(VOCABULARY, word_vocabulary(MAX_VOCABULARY)),
+        "'tokens' must be a list of 2 to",
     ),
-    "half a character": (
+    "many words with a duplicate": (
+        write(VOCABULARY, lambda: word_vocabulary(700_000)()[:-2] + b', " 1"]}'),
+        "'tokens' has one of its tokens twice",
+    ),
+    "lone surrogate": (
         edit(VOCABULARY, "tokens", value=["<unk>", "\ud800"]),
         r"'tokens' has '\\ud800', which is not a char",
     ),
-    "NaN": (write(MODEL, weights(float("nan"))), "'head_bias' has values that are not finite"),
-    "infinity": (write(MODEL, weights(float("inf"))), "'head_bias' has values that are not fin"),
-    "a header of 2**63 bytes": (write(MODEL, (2**63).to_bytes(8, "little")), f"{MODEL} is not a "),
-    "a million tensors": (write(MODEL, many_tensors), f"{MODEL} is not a safetensors file"),
-    "a missing vocabulary": (lambda run: (run / VOCABULARY).unlink(), f"{VOCABULARY} is missing"),
+    "NaN weights": (
+        write(MODEL, weights(float("nan"))),
+        "'head_bias' has numbers that are not finite",
+    ),
+    "infinite weights": (
+        write(MODEL, weights(float("inf"))),
+        "'head_bias' has numbers that are not fin",
+    ),
+    "header of 2**63 bytes": (write(MODEL, (2**63).to_bytes(8, "little")), f"{MODEL} is no safe"),
+    "1,000,000 tensors": (write(MODEL, many_tensors), f"{MODEL} is no safetensors file"),
+    "missing vocabulary": (lambda run: (run / VOCABULARY).unlink(), f"{VOCABULARY} is missing"),
     "missing weights": (lambda run: (run / MODEL).unlink(), f"{MODEL} is missing"),
-    "a missing config": (lambda run: (run / CONFIG).unlink(), "contains no run"),
-    "another format": (edit(CONFIG, "format", value=99), f"{CONFIG} has format 99"),
+    "missing config": (lambda run: (run / CONFIG).unlink(), "holds no run"),
+    "unknown format": (edit(CONFIG, "format", value=99), f"{CONFIG}: format 99"),
 }
 
 
 def many_keys() -> bytes:
-    """As many keys of one object as are let through."""
+    """Return the start of a JSON object with keys just below the memory limit."""
     return b"{" + b",".join(b'"%d": 0' % number for number in range(600_000))
 
 
@@ -213,13 +246,15 @@ def replace(file: Path, old: bytes, new: bytes) -> None:
     file.write_bytes(data.replace(old, new, 1))
 
 
-@pytest.mark.parametrize("name", ATTACKS)
-def test_an_attack_is_one_error(run: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    attack, message = ATTACKS[name]
-    attack(run)
-    text = refused(run, message)
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_load_corrupted_run_raises_one_run_error(
+    run: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corrupt, message = CORRUPTIONS[name]
+    corrupt(run)
+    text = assert_load_fails(run, message)
     assert str(run) in text
-    fails(capsys, ["generate", run], text)
+    assert_command_fails(capsys, ["generate", run], text)
 
 
 MEASURED = """
@@ -251,23 +286,24 @@ for folder in sys.argv[2:]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measures by Linux's /proc")
-def test_no_attack_takes_memory_or_time(honest_run: Path, tmp_path: Path) -> None:
+def test_load_corrupted_run_needs_little_memory_and_time(intact_run: Path, tmp_path: Path) -> None:
     folders = []
-    for number, (attack, _) in enumerate(ATTACKS.values()):
-        folders.append(str(shutil.copytree(honest_run, tmp_path / str(number))))
-        attack(tmp_path / str(number))
-    command = [sys.executable, "-c", MEASURED, str(honest_run), *folders]
+    for number, (corrupt, _) in enumerate(CORRUPTIONS.values()):
+        folders.append(str(shutil.copytree(intact_run, tmp_path / str(number))))
+        corrupt(tmp_path / str(number))
+    command = [sys.executable, "-c", MEASURED, str(intact_run), *folders]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     figures = [json.loads(line) for line in done.stdout.splitlines()]
     assert [folder for folder, *_ in figures] == folders
-    for name, (_, kind, seconds, megabytes) in zip(ATTACKS, figures, strict=True):
+    for name, (_, kind, seconds, megabytes) in zip(CORRUPTIONS, figures, strict=True):
         assert kind == "RunError", name
         assert seconds < SECONDS, name
         assert megabytes < MEGABYTES, name
 
 
-# What the folder would run if anything in it were read as a pickle.
 class Payload:
+    """Creates a directory when it is unpickled."""
+
     def __init__(self, marker: Path) -> None:
         self.marker = marker
 
@@ -276,7 +312,7 @@ class Payload:
 
 
 @pytest.mark.parametrize("form", ["zip", "plain", "old", "numpy", "safetensors"])
-def test_no_pickle_is_read(
+def test_load_never_unpickles(
     run: Path, tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import pickle
@@ -289,8 +325,8 @@ def test_no_pickle_is_read(
     else:
         before = {"numpy": b"\x93NUMPY\x01\0v\0", "safetensors": b"\x40\0\0\0\0\0\0\0"}
         model.write_bytes(before.get(form, b"") + payload + bytes(100))
-    text = refused(run, "PyTorch pickle" if form in ("zip", "plain") else MODEL)
-    fails(capsys, ["generate", run], text)
+    text = assert_load_fails(run, "looks like a pickle" if form in ("zip", "plain") else MODEL)
+    assert_command_fails(capsys, ["generate", run], text)
     assert not (tmp_path / "marker").exists()
     pickle.loads(payload)
     assert (tmp_path / "marker").exists()

@@ -1,4 +1,4 @@
-"""Untrusted token files and reports: one typed error each."""
+"""Untrusted token files and metrics raise one RunError each."""
 
 from __future__ import annotations
 
@@ -13,56 +13,80 @@ import recurra
 from recurra.data.token_file import load_token_file
 from recurra.errors import RunError
 from recurra.io.files import MAX_LINES_BYTES
-from security.attacks import (
+from security.corruption import (
     SECONDS,
-    Attack,
-    deep,
+    Corruption,
+    assert_command_fails,
     edit,
-    fails,
     grow,
+    nested,
     write,
 )
 
-TOKEN_ATTACKS: dict[str, tuple[Attack, str]] = {
-    "objects": (edit("tokens.json", "dtype", value="object"), "dtype is 'object'"),
-    "signed": (edit("tokens.json", "dtype", value="int8"), "dtype is 'int8'"),
+TOKEN_CORRUPTIONS: dict[str, tuple[Corruption, str]] = {
+    "dtype object": (edit("tokens.json", "dtype", value="object"), "dtype is 'object'"),
+    "signed dtype": (edit("tokens.json", "dtype", value="int8"), "dtype is 'int8'"),
     "no dtype": (edit("tokens.json", "dtype", value=None), "dtype is None"),
-    "negative": (edit("tokens.json", "num_tokens", value=-1), "num_tokens is -1"),
-    "a float": (edit("tokens.json", "num_tokens", value=480.0), "num_tokens is 480.0"),
-    "a text": (edit("tokens.json", "num_tokens", value="480"), "num_tokens is '480'"),
-    "2**63": (edit("tokens.json", "num_tokens", value=2**63), "num_tokens is 9223"),
-    "more": (edit("tokens.json", "num_tokens", value=481), "has 480 bytes instead of 481"),
-    "2**40": (edit("tokens.json", "num_tokens", value=2**40), "has 480 bytes instead of 1099"),
-    "more training": (edit("tokens.json", "num_train", value=481), "num_train is 481"),
-    "more characters": (edit("tokens.json", "val_chars", value=481), "val_chars is 481"),
-    "more characters than bytes": (edit("tokens.json", "num_chars", value=481), "num_chars is 481"),
-    "more bytes": (edit("tokens.json", "val_bytes", value=481), "val_bytes is 481"),
-    "sources": (edit("tokens.json", "sources", value=[1]), r"sources is \[1\]"),
-    "digest": (edit("tokens.json", "sha256", value="00"), "sha256 is '00'"),
-    "size": (edit("tokens.json", "source_bytes", value="1"), "source_bytes is '1'"),
-    "complete": (edit("tokens.json", "source_complete", value=3), "source_complete is 3"),
-    "other ids": (lambda run: (run / "tokens.bin").write_bytes(b"\xff" * 480), "has the id 255"),
-    "a cut": (lambda run: os.truncate(run / "tokens.bin", 479), "has 479 bytes instead of 480"),
-    "deep": (write("tokens.json", deep(100_000)), "is damaged: it is nested too deeply"),
-    "a key twice": (write("tokens.json", b'{"version": 1, "version": 1}'), "is repeated"),
-    "a gigabyte": (grow("tokens.json", 1 << 30), "is too large"),
+    "negative num_tokens": (edit("tokens.json", "num_tokens", value=-1), "num_tokens is -1"),
+    "num_tokens a float": (edit("tokens.json", "num_tokens", value=480.0), "num_tokens is 480.0"),
+    "num_tokens a string": (edit("tokens.json", "num_tokens", value="480"), "num_tokens is '480'"),
+    "num_tokens 2**63": (edit("tokens.json", "num_tokens", value=2**63), "num_tokens is 9223"),
+    "num_tokens one too large": (
+        edit("tokens.json", "num_tokens", value=481),
+        "has 480 bytes instead of 481",
+    ),
+    "num_tokens 2**40": (
+        edit("tokens.json", "num_tokens", value=2**40),
+        "has 480 bytes instead of 1099",
+    ),
+    "num_train too large": (edit("tokens.json", "num_train", value=481), "num_train is 481"),
+    "val_chars too large": (edit("tokens.json", "val_chars", value=481), "val_chars is 481"),
+    "num_chars larger than num_bytes": (
+        edit("tokens.json", "num_chars", value=481),
+        "num_chars is 481",
+    ),
+    "val_bytes too large": (edit("tokens.json", "val_bytes", value=481), "val_bytes is 481"),
+    "sources of another type": (edit("tokens.json", "sources", value=[1]), r"sources is \[1\]"),
+    "short sha256": (edit("tokens.json", "sha256", value="00"), "sha256 is '00'"),
+    "source_bytes a string": (
+        edit("tokens.json", "source_bytes", value="1"),
+        "source_bytes is '1'",
+    ),
+    "source_complete an integer": (
+        edit("tokens.json", "source_complete", value=3),
+        "source_complete is 3",
+    ),
+    "ids outside the vocabulary": (
+        lambda run: (run / "tokens.bin").write_bytes(b"\xff" * 480),
+        "has the id 255",
+    ),
+    "truncated ids": (
+        lambda run: os.truncate(run / "tokens.bin", 479),
+        "has 479 bytes instead of 480",
+    ),
+    "nested 100,000 deep": (
+        write("tokens.json", nested(100_000)),
+        "is damaged: it is nested too deeply",
+    ),
+    "duplicate key": (write("tokens.json", b'{"version": 1, "version": 1}'), "'version' .*twice"),
+    "1 GiB of JSON": (grow("tokens.json", 1 << 30), "is too large"),
 }
 
 
-@pytest.mark.parametrize("name", TOKEN_ATTACKS)
-def test_an_attack_on_the_text_is_one_error(
+@pytest.mark.parametrize("name", TOKEN_CORRUPTIONS)
+def test_validate_corrupted_token_file_raises_run_error(
     run: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    attack, message = TOKEN_ATTACKS[name]
-    attack(run)
+    corrupt, message = TOKEN_CORRUPTIONS[name]
+    corrupt(run)
     started = time.process_time()
     with pytest.raises(RunError, match=rf"tokens\.(json|bin) .*{message}") as caught:
         recurra.load(run).validate()
     assert time.process_time() - started < SECONDS
-    fails(capsys, ["eval", run], str(caught.value))
+    assert_command_fails(capsys, ["eval", run], str(caught.value))
 
 
-def test_other_ids_are_noticed_by_their_digest(run: Path) -> None:
+def test_token_file_verify_detects_changed_ids(run: Path) -> None:
     tokens = load_token_file(run)
     tokens.verify()
     data = bytearray((run / "tokens.bin").read_bytes())
@@ -72,37 +96,37 @@ def test_other_ids_are_noticed_by_their_digest(run: Path) -> None:
         tokens.verify()
 
 
-LINE = {"step": 1, "seconds": 1, "train_nats": 1, "tokens_per_second": 1, "val_nats": 1,
+RECORD = {"step": 1, "seconds": 1, "train_nats": 1, "tokens_per_second": 1, "val_nats": 1,
         "bits_per_char": 1, "perplexity": 1}  # fmt: skip
 
 
-LINES: dict[str, tuple[bytes, str]] = {
-    "a key twice": (b'{"step": 1, "step": 2}\n', "the key 'step' is repeated .*line 1"),
-    "deep": (b'{"step": ' + b"[" * 9999 + b"]" * 9999 + b"}\n", "too deeply"),
-    "a list": (b"[]\n", "a JSON object"),
-    "no step": (b"{}\n", "line 1 is damaged: step is None"),
-    "a field": (b'{"step": 1}\n', "seconds is"),
-    "NaN": (b'{"step": NaN}\n', "NaN is not a JSON number"),
+LINE_CORRUPTIONS: dict[str, tuple[bytes, str]] = {
+    "duplicate key": (b'{"step": 1, "step": 2}\n', "'step' .*twice .*line 1"),
+    "nested 9,999 deep": (b'{"step": ' + b"[" * 9999 + b"]" * 9999 + b"}\n", "too deeply"),
+    "a list": (b"[]\n", "one JSON object"),
+    "no step": (b"{}\n", "line 1 is damaged"),
+    "missing fields": (b'{"step": 1}\n', "seconds is"),
+    "NaN": (b'{"step": NaN}\n', "NaN is no number"),
     "not UTF-8": (b"\xff\n", "is damaged"),
     "a long line": (b" " * 5_000_000 + b"\n", "line 1 is too long"),
     "many lines": (
-        json.dumps(LINE).encode() + b"\n" + (b'{"step": 1}' + b" " * 900_000 + b"\n") * 80,
+        json.dumps(RECORD).encode() + b"\n" + (b'{"step": 1}' + b" " * 900_000 + b"\n") * 80,
         "is too large|is damaged",
     ),
 }
 
 
-@pytest.mark.parametrize("name", LINES)
-def test_an_attack_on_the_metrics_is_one_error(run: Path, name: str) -> None:
+@pytest.mark.parametrize("name", LINE_CORRUPTIONS)
+def test_read_metrics_corrupted_lines_raise_run_error(run: Path, name: str) -> None:
     from recurra.runs.directory import RunDirectory
 
-    data, message = LINES[name]
+    data, message = LINE_CORRUPTIONS[name]
     (run / "metrics.jsonl").write_bytes(data)
     with pytest.raises(RunError, match=rf"metrics\.jsonl.*{message}"):
         RunDirectory(run).read_metrics()
 
 
-def test_endless_metrics_are_not_read_to_their_end(run: Path) -> None:
+def test_read_lines_oversized_file_raises(run: Path) -> None:
     from recurra.io.files import read_lines
 
     line = json.dumps({"step": 1, "x": "x" * 1_000_000}).encode() + b"\n"

@@ -1,10 +1,10 @@
 """An engine that records the operations of a step once and repeats them, as a CUDA graph does.
 
-It stands in for an engine that runs asynchronously on another device. The operations are recorded
-below autograd, with the tensors that they read and write. A repetition calls each operation on the
-same tensors and writes its results to the same memory, after everything that the recording wrote
-was filled with NaN: a value that is not computed anew cannot pass. Results are read only when
-`synchronize` is called.
+It represents an engine that runs asynchronously on another device. The operations are recorded
+below autograd, with the tensors that they read and write. A repetition first fills everything that
+the recording wrote with NaN, so that a value that is not recomputed is detected. It then calls
+each operation on the same tensors and writes the results to the same memory. Results are read only
+when `synchronize` is called.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ POISON = {torch.bool: True, torch.uint8: 255, torch.int64: 2**62, torch.int32: 2
 
 
 class Recording(TorchDispatchMode):
-    """Write down every operation while the context lasts.
+    """Mode that records every operation executed inside it.
 
     Attributes:
-        operations: the function, its arguments and its results, in order.
-        written: results in new memory.
+        operations: function, arguments, keyword arguments, results and whether gradients were
+            enabled, in order of execution.
+        written: results in newly allocated memory.
     """
 
     def __init__(self) -> None:
@@ -50,28 +51,28 @@ class Recording(TorchDispatchMode):
             if isinstance(tensor, Tensor) and tensor.numel() and _memory(tensor) not in before
         ]
         if new or function._schema.is_mutable:
-            # Without what autograd knows of them: it refuses to compute again on the same tensors.
+            # Detached, since autograd does not allow to repeat operations on the same tensors.
             plain = tree_map_only(Tensor, torch.Tensor.detach, (args, kwargs, results))
-            # Some operations keep what their backward pass needs only where gradients are enabled.
+            # Some operations save tensors for their backward pass only if gradients are enabled.
             self.operations.append((function, *plain, torch.is_grad_enabled()))
         self.written += [tensor.detach() for tensor in new]
         return results
 
     def poison(self) -> None:
-        """Fill everything that the recorded operations wrote."""
+        """Overwrite the results of all recorded operations, floating-point ones with NaN."""
         for tensor in self.written:
             tensor.fill_(POISON.get(tensor.dtype, float("nan")))
 
     def repeat(self) -> None:
         """Execute the operations again on the same tensors."""
-        for function, args, kwargs, recorded, keeps_workspace in self.operations:
-            with torch.set_grad_enabled(keeps_workspace):
+        for function, args, kwargs, recorded, grad_enabled in self.operations:
+            with torch.set_grad_enabled(grad_enabled):
                 results = function(*args, **kwargs)
-            for place, tensor in zip(
+            for target, tensor in zip(
                 tree_flatten(recorded)[0], tree_flatten(results)[0], strict=True
             ):
-                if isinstance(place, Tensor) and _memory(place) != _memory(tensor):
-                    place.copy_(tensor)
+                if isinstance(target, Tensor) and _memory(target) != _memory(tensor):
+                    target.copy_(tensor)
 
 
 def _memory(tensor: Tensor) -> int:
@@ -79,7 +80,7 @@ def _memory(tensor: Tensor) -> int:
 
 
 class RecordedEngine(AutogradEngine):
-    """Train like `AutogradEngine`, from recordings; see `Engine` for arguments and methods."""
+    """Engine that repeats recordings of `AutogradEngine` steps; see `Engine` for the methods."""
 
     max_pending = 5
 
@@ -98,7 +99,7 @@ class RecordedEngine(AutogradEngine):
 
     def step(self, batch: Batch, lr: float) -> None:
         super().step(batch, lr)
-        # The buffers are those of the next step, too: results are copied, on the device.
+        # The next step overwrites the buffers, so the results are copied on the device.
         buffers, batch = self._steps.pop()
         copies = {name: getattr(buffers, name).clone() for name in ("nats", "grad_norm", "failed")}
         self._copies.append((buffers._replace(**copies), batch))
@@ -108,7 +109,7 @@ class RecordedEngine(AutogradEngine):
         return super().synchronize()
 
     def _execute(self, buffers: StepBuffers, batch: Batch) -> None:
-        # The first update makes the optimizer's state, so it is not repeated.
+        # The first update creates the optimizer's state, so it cannot be repeated.
         if not self.optimizer.state and is_capturable(self.optimizer):
             self._do_operations(buffers, batch)
             return
@@ -128,18 +129,18 @@ class RecordedEngine(AutogradEngine):
 
 
 class Seeds:
-    """The seeds of dropout masks, in tensors that a recording reads."""
+    """Seeds of dropout masks, stored in tensors that a recording reads."""
 
     def __init__(self) -> None:
-        self._places: list[Tensor] = []
+        self._seeds: list[Tensor] = []
 
     def draw_first(self) -> Tensor:
-        """Draw a seed as `dropout` does, in a new tensor."""
+        """Draw a seed in the way of `dropout`, and return it in a new tensor."""
         with torch.utils._python_dispatch._disable_current_modes():
-            self._places.append(torch.randint(2**63 - 1, ()))
-        return self._places[-1]
+            self._seeds.append(torch.randint(2**63 - 1, ()))
+        return self._seeds[-1]
 
     def draw_again(self) -> None:
-        """Draw all seeds anew, in the same order."""
-        for place in self._places:
-            place.copy_(torch.randint(2**63 - 1, ()))
+        """Draw all seeds again, in the same order, into the same tensors."""
+        for seed in self._seeds:
+            seed.copy_(torch.randint(2**63 - 1, ()))

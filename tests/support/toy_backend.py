@@ -1,4 +1,4 @@
-"""A backend added by the recipe of docs/architecture.md: Elman layers by a loop over transposes."""
+"""An example backend that follows docs/architecture.md: Elman layers in a Python loop."""
 
 import torch
 
@@ -15,7 +15,7 @@ def unsupported(needs):
 
 
 def run_layer(cell, inputs, state, parameters, *, dtype, recurrent_gradient_scale):
-    """Run one layer through time; arguments and result as in `layer.run`."""
+    """Compute one layer over all steps; arguments and results are those of `layer.run`."""
     (h,), weight = state, parameters.weight_hh
     outputs = []
     for projected in project(inputs, parameters, dtype):

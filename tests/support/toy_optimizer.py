@@ -1,10 +1,10 @@
-"""An optimizer made by the recipe of docs/architecture.md: one file, and one row of the table."""
+"""An example optimizer that follows docs/architecture.md."""
 
 import torch
 
 
 class SignMomentum(torch.optim.Optimizer):
-    """Move every weight by `lr` against the sign of its mean gradient."""
+    """Optimizer that moves every weight by `lr` against the sign of its mean gradient."""
 
     def __init__(self, params, lr, momentum=0.0):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": 0.0})

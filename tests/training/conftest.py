@@ -1,4 +1,4 @@
-"""A small text, a small model, and what the files of two runs have in common."""
+"""Fixtures that train a small model, compare the files of two runs, and inject OS errors."""
 
 import importlib.util
 import json
@@ -23,13 +23,13 @@ def _benchmark(name):
 
 @pytest.fixture(scope="session")
 def crash():
-    """benchmarks/crash.py, whose comparison of two runs the tests share."""
+    """The module benchmarks/crash.py, which compares the files of two runs."""
     return _benchmark("crash")
 
 
 @pytest.fixture
 def run(source):
-    """Train the small model into a folder."""
+    """A function that trains the small model and writes its run to a directory."""
 
     def train(folder, progress=None, **options):
         return api.train(source, out=folder, progress=progress or Progress(), **SMALL | options)
@@ -39,7 +39,7 @@ def run(source):
 
 @pytest.fixture
 def lines():
-    """The lines of a file of a run."""
+    """A function that reads the records of a JSON-lines file of a run."""
 
     def read(folder, name="metrics.jsonl"):
         return [json.loads(line) for line in (folder / name).read_text("utf-8").splitlines()]
@@ -48,20 +48,21 @@ def lines():
 
 
 class FailAt:
-    """Lets the k-th call of some functions of `os` fail, and the others pass.
+    """Makes the k-th call of the named functions of `os` raise OSError.
 
-    Attributes: `failed`, whether there was a k-th call.
+    Attributes:
+        failed: whether there was a k-th call.
     """
 
     def __init__(self, monkeypatch, names, k, code):
-        self.left, self.failed = k, False
+        self.calls_left, self.failed = k, False
         for name in names:
             monkeypatch.setattr(os, name, self._wrapped(getattr(os, name), code))
 
     def _wrapped(self, original, code):
         def call(*args, **kwargs):
-            self.left -= 1
-            if self.left == 0:
+            self.calls_left -= 1
+            if self.calls_left == 0:
                 self.failed = True
                 raise OSError(code, os.strerror(code))
             return original(*args, **kwargs)
@@ -71,4 +72,5 @@ class FailAt:
 
 @pytest.fixture
 def fail_at():
+    """The class `FailAt`."""
     return FailAt

@@ -1,4 +1,4 @@
-"""The moving average of the weights: its numbers, and that it is what is judged and kept."""
+"""The exponential moving average of the weights, in validation and in saved models."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from recurra.model import RecurrentLM
 from recurra.training.schedules import learning_rate
 
 
-def test_the_mean_forgets_as_the_equation_says():
+def test_weight_average_add_follows_ema_equation():
     model = nn.Linear(2, 3).double()
     average = WeightAverage(model, 0.5)
     expected = model.weight.detach().clone()
@@ -27,23 +27,23 @@ def test_the_mean_forgets_as_the_equation_says():
     torch.testing.assert_close(average.tensors["weight"], expected)
 
 
-def test_it_takes_the_weights_place_and_leaves_it():
+def test_weight_average_in_place_swaps_and_restores_weights():
     model = nn.Linear(2, 3)
     average = WeightAverage(model, 0.9)
     mean = average.tensors["weight"].clone()
-    own, place = model.weight.data.normal_().clone(), model.weight.data_ptr()
+    own, pointer = model.weight.data.normal_().clone(), model.weight.data_ptr()
     with average.in_place():
         assert torch.equal(model.weight, mean)
-        assert model.weight.data_ptr() == place
+        assert model.weight.data_ptr() == pointer
     assert torch.equal(model.weight, own)
     assert torch.equal(average.tensors["weight"], mean)
 
 
-def test_what_is_saved_is_the_average_and_what_learns_is_not(run, tmp_path):
+def test_train_weight_averaging_saves_the_average(run, tmp_path):
     options = {"steps": 9, "report_every": 4, "schedule": "constant", "hidden_size": 8}
     plain = run(tmp_path / "plain", **options)
     averaged = run(tmp_path / "averaged", **options, weight_averaging=0.7)
-    # The weights after each update, the same with and without an average.
+    # The updates of both runs, repeated here: averaging does not change them.
     config = averaged.config
     torch.manual_seed(config.training.seed)
     model = RecurrentLM(config.model)
@@ -58,18 +58,18 @@ def test_what_is_saved_is_the_average_and_what_learns_is_not(run, tmp_path):
         torch.testing.assert_close(averaged.model.get_parameter(name), average.tensors[name])
 
 
-def test_the_average_is_kept_also_before_the_first_report(run, tmp_path, listener):
+def test_train_interrupted_before_report_saves_average(run, tmp_path, listener):
     options = {"steps": 50, "report_every": 40, "weight_averaging": 0.9}
     with pytest.raises(TrainingInterrupted):
         run(tmp_path / "run", progress=listener(stop_at=20), **options)
     (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("step-*20*")
-    held = load_file(checkpoint / "state.safetensors")
-    kept = load_file(tmp_path / "run" / "model.safetensors")
-    for name, tensor in kept.items():
-        assert torch.equal(tensor, held[f"average.{name}"])
+    state = load_file(checkpoint / "state.safetensors")
+    saved = load_file(tmp_path / "run" / "model.safetensors")
+    for name, tensor in saved.items():
+        assert torch.equal(tensor, state[f"average.{name}"])
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])
-def test_a_decay_that_is_none_is_refused(decay):
+def test_config_weight_averaging_out_of_range_raises(decay):
     with pytest.raises(Exception, match="weight_averaging"):
         RunConfig.from_options(weight_averaging=decay)

@@ -1,4 +1,4 @@
-"""CheckpointStore on disk: whole or not there, whatever fails, whatever is damaged."""
+"""CheckpointStore: atomic writes, verification, recovery and deletion."""
 
 import errno
 import hashlib
@@ -23,17 +23,17 @@ def contents(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_what_was_written_is_there_with_a_manifest_that_sha256sum_reads(store):
+def test_checkpoint_store_write_makes_valid_sha256_manifest(store):
     cost = store.write(name_of(7), FILES)
-    place = store.folder / "step-00000007"
+    path = store.folder / "step-00000007"
     assert cost.num_bytes == sum(map(len, FILES.values()))
-    assert {p.name: p.read_bytes() for p in place.iterdir() if p.name != MANIFEST} == FILES
-    lines = (place / MANIFEST).read_text().splitlines()
+    assert {p.name: p.read_bytes() for p in path.iterdir() if p.name != MANIFEST} == FILES
+    lines = (path / MANIFEST).read_text().splitlines()
     assert lines == [f"{hashlib.sha256(FILES[n]).hexdigest()}  {n}" for n in sorted(FILES)]
-    subprocess.run(["sha256sum", "--check", "--strict", MANIFEST], cwd=place, check=True)
+    subprocess.run(["sha256sum", "--check", "--strict", MANIFEST], cwd=path, check=True)
 
 
-def test_names_sort_by_step_and_the_final_one_last(store):
+def test_checkpoint_store_names_are_sorted_by_step(store):
     for name in (name_of(100_000_000), name_of(20, final=True), name_of(3), name_of(20)):
         store.write(name, FILES)
     (store.folder / "step-x").mkdir()
@@ -44,45 +44,45 @@ def test_names_sort_by_step_and_the_final_one_last(store):
     assert [step_of(name) for name in store.names()] == [3, 20, 20, 100_000_000]
 
 
-def test_every_flipped_byte_and_every_truncation_is_found(store):
+def test_checkpoint_store_verify_detects_every_corruption(store):
     name = name_of(1)
     store.write(name, FILES)
-    place = store.folder / name
+    path = store.folder / name
     for file in [*FILES, MANIFEST]:
-        whole = (place / file).read_bytes()
-        for position in range(len(whole)):
+        intact = (path / file).read_bytes()
+        for position in range(len(intact)):
             for bit in (0x01, 0x80):
-                damaged = bytearray(whole)
+                damaged = bytearray(intact)
                 damaged[position] ^= bit
-                (place / file).write_bytes(damaged)
+                (path / file).write_bytes(damaged)
                 with pytest.raises(RunError, match="damaged"):
                     store.verify(name)
-            (place / file).write_bytes(whole[:position])
+            (path / file).write_bytes(intact[:position])
             with pytest.raises(RunError, match="damaged"):
                 store.verify(name)
-        (place / file).write_bytes(whole + b"\n")
+        (path / file).write_bytes(intact + b"\n")
         with pytest.raises(RunError, match="damaged"):
             store.verify(name)
-        (place / file).unlink()
+        (path / file).unlink()
         with pytest.raises(RunError):
             store.verify(name)
-        (place / file).write_bytes(whole)
+        (path / file).write_bytes(intact)
     store.verify(name)
-    (place / "more").touch()
+    (path / "more").touch()
     with pytest.raises(RunError, match="damaged"):
         store.verify(name)
 
 
-def test_special_files_are_refused_and_not_waited_for(store):
+def test_checkpoint_store_verify_rejects_fifo_without_blocking(store):
     store.write(name_of(1), FILES)
-    place = store.folder / name_of(1)
-    (place / "empty").unlink()
-    os.mkfifo(place / "empty")
-    with pytest.raises(RunError, match="not a regular file"):
+    path = store.folder / name_of(1)
+    (path / "empty").unlink()
+    os.mkfifo(path / "empty")
+    with pytest.raises(RunError, match="empty"):
         store.verify(name_of(1))
 
 
-KINDS = {
+CALLS = {
     "write": (["write"], errno.ENOSPC),
     "fsync": (["fsync"], errno.EIO),
     "rename": (["rename", "replace"], errno.EIO),
@@ -90,17 +90,19 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("again", [False, True], ids=["new", "same step"])
-def test_whatever_call_fails_the_older_checkpoint_stays(store, monkeypatch, fail_at, kind, again):
-    """For every k: the k-th write, fsync, rename or mkdir of a save fails, until none does."""
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("replaces", [False, True], ids=["new", "same step"])
+def test_checkpoint_store_failed_write_keeps_older_checkpoint(
+    store, monkeypatch, fail_at, call, replaces
+):
+    """The k-th call of a write fails, for k = 1, 2, ... until a write needs fewer calls."""
     store.write(name_of(1), FILES)
-    if again:
+    if replaces:
         store.write(name_of(2), FILES)
     before = contents(store.folder)
     new = {**FILES, "training.json": b"[]\n"}
     for k in itertools.count(1):
-        names, code = KINDS[kind]
+        names, code = CALLS[call]
         with monkeypatch.context() as patch:
             fault = fail_at(patch, names, k, code)
             failure = None
@@ -121,7 +123,7 @@ def test_whatever_call_fails_the_older_checkpoint_stays(store, monkeypatch, fail
     assert (store.folder / name_of(2) / "training.json").read_bytes() == b"[]\n"
 
 
-def test_a_disk_that_gives_back_other_bytes_is_noticed(store, monkeypatch):
+def test_checkpoint_store_write_detects_changed_file(store, monkeypatch):
     store.write(name_of(1), FILES)
     original = os.rename
 
@@ -136,19 +138,19 @@ def test_a_disk_that_gives_back_other_bytes_is_noticed(store, monkeypatch):
     assert store.names() == [name_of(1)]
 
 
-def test_what_a_killed_process_left_is_removed_and_what_it_moved_aside_comes_back(store):
+def test_checkpoint_store_remove_unfinished_recovers_after_kill(store):
     store.write(name_of(1), FILES)
     store.write(name_of(2), FILES)
     (store.folder / name_of(2)).rename(store.folder / f".{name_of(2)}.old.tmp")
-    half = store.folder / f".{name_of(3)}.new.tmp"
-    half.mkdir()
-    (half / "state.safetensors").write_bytes(b"half")
+    unfinished = store.folder / f".{name_of(3)}.new.tmp"
+    unfinished.mkdir()
+    (unfinished / "state.safetensors").write_bytes(b"half")
     store.remove_unfinished()
     assert {p.name for p in store.folder.iterdir()} == {name_of(1), name_of(2)}
     store.verify(name_of(2))
 
 
-def test_only_the_named_ones_are_kept(store):
+def test_checkpoint_store_keep_only_deletes_other_names(store):
     for step in (1, 2, 3):
         store.write(name_of(step), FILES)
     store.keep_only({name_of(1), name_of(3)})

@@ -1,4 +1,4 @@
-"""Clipping: by value first, then by norm; non-finite gradients stop it and are named."""
+"""clip_gradients: clipping by value, then by norm; errors name non-finite gradients."""
 
 import math
 
@@ -18,42 +18,42 @@ def named(**gradients):
     return parameters
 
 
-def test_norm_is_over_all_gradients_together():
+def test_clip_gradients_norm_covers_all_parameters():
     parameters = named(a=[3.0, 0.0], b=[4.0])
     assert clip_gradients(parameters, max_norm=1.0) == pytest.approx(5.0)
     assert parameters[0][1].grad.tolist() == pytest.approx([0.6, 0.0], abs=1e-6)
     assert parameters[1][1].grad.tolist() == pytest.approx([0.8], abs=1e-6)
 
 
-def test_small_gradients_stay_as_they_are():
+def test_clip_gradients_small_gradients_are_unchanged():
     parameters = named(a=[0.3, -0.4])
     assert clip_gradients(parameters, max_norm=1.0, max_value=1.0) == pytest.approx(0.5)
     assert torch.equal(parameters[0][1].grad, torch.tensor([0.3, -0.4]))
 
 
-def test_value_comes_before_norm():
+def test_clip_gradients_clips_value_before_norm():
     parameters = named(a=[3.0, -40.0])
     assert clip_gradients(parameters, max_norm=1.0, max_value=3.0) == pytest.approx(
         math.hypot(3, 40)
     )
-    # By value: (3, -3); then by norm. The other way round it would be (0.07, -1).
+    # Clipped by value to (3, -3), then by norm. The reverse order would give (0.07, -1).
     assert parameters[0][1].grad.tolist() == pytest.approx([0.70711, -0.70711], abs=1e-5)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_non_finite_gradient_stops_and_is_named(bad):
+def test_clip_gradients_non_finite_gradient_names_parameter(bad):
     parameters = named(weight_hh_l0=[1.0, bad, bad], head_bias=[bad])
-    with pytest.raises(NonFiniteError, match=r"weight_hh_l0 is not finite in 2 of 3 entries"):
+    with pytest.raises(NonFiniteError, match=r"weight_hh_l0 .*2 of 3"):
         clip_gradients(parameters, max_norm=1.0)
     assert parameters[0][1].grad[0] == 1.0
 
 
-def test_finite_gradients_whose_norm_overflows_are_named_too():
+def test_clip_gradients_norm_overflow_names_parameter():
     parameters = named(a=[1e30], b=[3e38, 3e38])
-    with pytest.raises(NonFiniteError, match="overflows; the largest gradient is that of b"):
+    with pytest.raises(NonFiniteError, match=r"overflow.*\bb\b"):
         clip_gradients(parameters, max_norm=1.0)
 
 
-def test_parameters_without_gradient_are_passed_over():
+def test_clip_gradients_skips_parameters_without_gradient():
     frozen = ("frozen", torch.zeros(3))
     assert clip_gradients([frozen, *named(a=[2.0])], max_norm=1.0) == pytest.approx(2.0)

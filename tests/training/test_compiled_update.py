@@ -1,4 +1,4 @@
-"""The compiled update against torch.optim: parameters and state, step by step."""
+"""CompiledUpdate: parameters and optimizer state are compared with torch.optim."""
 
 import math
 
@@ -14,7 +14,7 @@ from recurra.model import RecurrentLM
 
 pytestmark = pytest.mark.skipif(not library.is_available(), reason="no compiler for the kernels")
 
-RULES = [
+OPTIMIZER_OPTIONS = [
     {"optimizer": "sgd"},
     {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.1},
     {"optimizer": "adam", "weight_decay": 0.1},
@@ -34,13 +34,13 @@ def set_gradients(model, step):
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("options", RULES, ids=str)
-def test_it_is_torchs(options, threads):
+@pytest.mark.parametrize("options", OPTIMIZER_OPTIONS, ids=str)
+def test_compiled_update_equals_torch_optimizer(options, threads):
     torch.set_num_threads(threads)
     config = TrainingConfig(steps=1, **options)
     ours, theirs = make(), make()
-    own, other = build_optimizer(ours, config), build_optimizer(theirs, config)
-    update = CompiledUpdate(own, OPTIMIZERS[config.optimizer])
+    compiled, plain = build_optimizer(ours, config), build_optimizer(theirs, config)
+    update = CompiledUpdate(compiled, OPTIMIZERS[config.optimizer])
     for step in range(1, 6):
         for model in (ours, theirs):
             set_gradients(model, step)
@@ -49,22 +49,22 @@ def test_it_is_torchs(options, threads):
         assert norm == pytest.approx(float(expected), rel=1e-6)
         for parameter in theirs.parameters():
             parameter.grad.mul_(0.5)
-        for group in other.param_groups:
+        for group in plain.param_groups:
             group["lr"] = 0.1 / step
-        other.step()
+        plain.step()
         update.step(0.1 / step, 0.5)
         for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=2e-6, atol=2e-7)
-    slots, expected = own.state_dict()["state"], other.state_dict()["state"]
-    for index, names in expected.items():
-        for name, value in names.items():
+    found, expected = compiled.state_dict()["state"], plain.state_dict()["state"]
+    for index, state in expected.items():
+        for name, value in state.items():
             if value is None:
                 continue
-            torch.testing.assert_close(slots[index][name], value, rtol=2e-6, atol=2e-7)
+            torch.testing.assert_close(found[index][name], value, rtol=2e-6, atol=2e-7)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 3e38])
-def test_the_norm_shows_what_is_not_finite(bad):
+def test_compiled_update_bad_gradient_gives_non_finite_norm(bad):
     model = make()
     set_gradients(model, 0)
     model.head_weight.grad[-1, -1] = bad

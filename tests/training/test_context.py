@@ -1,4 +1,4 @@
-"""What a training leaves unchanged in its process."""
+"""State of the process that `train` restores: threads, random generator and signals."""
 
 import signal
 

@@ -1,4 +1,4 @@
-"""Real disks that end: a small file system, and a limit on the size of files."""
+"""Training on a full file system, and with a limit on the size of files."""
 
 import os
 import subprocess
@@ -18,9 +18,9 @@ OPTIONS = [
 
 def recurra(*arguments, limit=None):
     shell = "" if limit is None else f"ulimit -f {limit}; "
-    words = " ".join(str(a) for a in arguments)
+    options = " ".join(map(str, arguments))
     done = subprocess.run(
-        ["bash", "-c", f"{shell}exec {sys.executable} -m recurra {words}"],
+        ["bash", "-c", f"{shell}exec {sys.executable} -m recurra {options}"],
         capture_output=True, timeout=120,
     )  # fmt: skip
     assert b"Traceback" not in done.stderr, done.stderr
@@ -30,29 +30,27 @@ def recurra(*arguments, limit=None):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """Mounts a tmpfs of so many KiB; it goes with the test."""
-    mounted = []
+    """A function that mounts a tmpfs of a size in KiB, which is unmounted after the test."""
+    mount_points = []
 
     def mount(kilobytes):
-        place = tmp_path / f"disk-{kilobytes}"
-        place.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(place)]
+        mount_point = tmp_path / f"disk-{kilobytes}"
+        mount_point.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(mount_point)]
         if subprocess.run(command, capture_output=True, check=False).returncode:
-            pytest.skip("only root may mount a file system")
-        mounted.append(place)
-        return place
+            pytest.skip("only root can mount a file system")
+        mount_points.append(mount_point)
+        return mount_point
 
     yield mount
-    for place in mounted:
-        subprocess.run(["umount", str(place)], check=True)
+    for mount_point in mount_points:
+        subprocess.run(["umount", str(mount_point)], check=True)
 
 
 @pytest.mark.slow
-def test_a_full_disk_leaves_a_run_that_goes_on_when_there_is_room(
-    source, tmp_path, small_disk, crash
-):
-    whole = tmp_path / "whole"
-    assert recurra("train", source, "--out", whole, *OPTIONS).returncode == 0
+def test_train_full_disk_leaves_resumable_run(source, tmp_path, small_disk, crash):
+    expected = tmp_path / "expected"
+    assert recurra("train", source, "--out", expected, *OPTIONS).returncode == 0
     failed = 0
     for kilobytes in (16, 60, 100, 140):
         disk = small_disk(kilobytes)
@@ -71,22 +69,22 @@ def test_a_full_disk_leaves_a_run_that_goes_on_when_there_is_room(
             checkpoints.verify(name)
         subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
         assert recurra("train", "--resume", run, "--quiet").returncode == 0
-        assert crash.differences(whole, run) == []
+        assert crash.differences(expected, run) == []
         assert not [p for p in run.rglob(".*") if p.name != ".lock"]
     assert failed >= 2
 
 
 @pytest.mark.slow
-def test_a_limit_on_the_size_of_files_is_a_full_disk(source, tmp_path, crash):
-    whole = tmp_path / "whole"
-    assert recurra("train", source, "--out", whole, *OPTIONS).returncode == 0
-    state = next(whole.glob("checkpoints/*-final/state.safetensors"))
+def test_train_file_size_limit_leaves_resumable_run(source, tmp_path, crash):
+    expected = tmp_path / "expected"
+    assert recurra("train", source, "--out", expected, *OPTIONS).returncode == 0
+    state = next(expected.glob("checkpoints/*-final/state.safetensors"))
     run = tmp_path / "run"
-    # Large enough for the weights, and for a checkpoint without the optimiser's averages.
+    # Enough for the weights and for the first checkpoint, which has no optimizer state.
     limit = os.path.getsize(state) // 1024 - 8
     done = recurra("train", source, "--out", run, *OPTIONS, limit=limit)
     assert done.returncode == 1
     assert b"File too large" in done.stderr
     assert CheckpointStore(run / "checkpoints").names() == ["step-00000000"]
     assert recurra("train", "--resume", run, "--quiet").returncode == 0
-    assert crash.differences(whole, run) == []
+    assert crash.differences(expected, run) == []

@@ -1,4 +1,4 @@
-"""The progress display of a training."""
+"""ConsoleProgress."""
 
 import io
 
@@ -7,8 +7,8 @@ from rich.console import Console
 from recurra.report.progress import ConsoleProgress
 
 
-def test_a_sample_cannot_move_the_cursor():
-    shown = io.StringIO()
-    console = Console(file=shown, width=80, highlight=False)
+def test_console_progress_sample_escapes_control_characters():
+    stream = io.StringIO()
+    console = Console(file=stream, width=80, highlight=False)
     ConsoleProgress(console).sample("a\n", "b\x1b[2Jc\x00d\x9be\tf")
-    assert shown.getvalue().strip() == "a⏎b␛[2Jc␀d\N{REPLACEMENT CHARACTER}e␉f"
+    assert stream.getvalue().strip() == "a⏎b␛[2Jc␀d\N{REPLACEMENT CHARACTER}e␉f"

@@ -1,4 +1,4 @@
-"""The loop with an engine whose results arrive up to five steps late: the same run."""
+"""The training loop with an engine whose results are up to five steps late."""
 
 import json
 import math
@@ -21,7 +21,7 @@ OPTIONS = {
 
 @pytest.fixture
 def recorded(monkeypatch):
-    """Let trainings use the recorded engine; the list receives each engine that is built."""
+    """Use the recorded engine in training; return the list of engines that are built."""
     built = []
 
     class Engine(RecordedEngine):
@@ -40,7 +40,7 @@ def metrics(folder):
     return records
 
 
-def test_training_recorded_engine_equals_plain(run, tmp_path, monkeypatch, recorded):
+def test_recorded_engine_training_equals_autograd(run, tmp_path, monkeypatch, recorded):
     with monkeypatch.context() as patch:
         patch.setattr(select, "ENGINES", (AutogradEngine,))
         run(tmp_path / "plain", **OPTIONS)
@@ -53,19 +53,23 @@ def test_training_recorded_engine_equals_plain(run, tmp_path, monkeypatch, recor
         assert found == pytest.approx(plain, rel=1e-5)
 
 
-def test_training_recorded_engine_resumes_exactly(run, tmp_path, listener, recorded):
-    run(tmp_path / "whole", **OPTIONS)
+def test_recorded_engine_resumed_equals_uninterrupted(run, tmp_path, listener, recorded):
+    run(tmp_path / "uninterrupted", **OPTIONS)
     with pytest.raises(TrainingInterrupted):
         run(tmp_path / "parts", listener(stop_at=11), **OPTIONS)
     run_module.resume_run(tmp_path / "parts", Progress(), Clock())
     assert len(recorded) == 3
-    for whole, found in zip(metrics(tmp_path / "whole"), metrics(tmp_path / "parts"), strict=True):
-        assert found == pytest.approx(whole, rel=1e-6)
+    for expected, found in zip(
+        metrics(tmp_path / "uninterrupted"), metrics(tmp_path / "parts"), strict=True
+    ):
+        assert found == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("on_nan", ["stop", "rollback"])
-def test_training_late_failure_names_the_right_batch(run, tmp_path, monkeypatch, recorded, on_nan):
-    """Step 15 fails; the engine says so when step 17 was started."""
+def test_recorded_engine_late_failure_names_failed_batch(
+    run, tmp_path, monkeypatch, recorded, on_nan
+):
+    """Step 15 fails; the engine reports it after step 17 was started."""
     original, failed = RecordedEngine.step, []
 
     def step(self, batch, lr):
@@ -81,7 +85,7 @@ def test_training_late_failure_names_the_right_batch(run, tmp_path, monkeypatch,
 
     monkeypatch.setattr(RecordedEngine, "step", step)
     if on_nan == "stop":
-        with pytest.raises(NonFiniteError, match="before update 15"):
+        with pytest.raises(NonFiniteError, match=r"\bupdate 15\b"):
             run(tmp_path / "run", **OPTIONS)
     else:
         run(tmp_path / "run", **OPTIONS, on_nan="rollback")

@@ -1,4 +1,4 @@
-"""Numbers that are not finite: stopped before the update, recorded, or gone back from."""
+"""Non-finite losses and gradients: stop before the update, failure record, and rollback."""
 
 import json
 import math
@@ -24,15 +24,15 @@ OPTIONS = {"steps": 24, "report_every": 6, "num_layers": 2, "dropout": 0.2, "sch
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    """Makes a weight's gradient infinite in some updates, by their number in the whole run."""
+    """A function that makes the gradient of head_weight infinite in the given updates."""
 
     def poison(*numbers, times=1):
-        seen = {}
+        counts = {}
 
         def poisons(engine):
             number = engine.num_updates + 1
-            seen[number] = seen.get(number, 0) + 1
-            if number in numbers and seen[number] <= times:
+            counts[number] = counts.get(number, 0) + 1
+            if number in numbers and counts[number] <= times:
                 engine.model.head_weight.grad.add_(math.inf)
 
         def compiled(self, batch, state, original=CompiledEngine.gradients):
@@ -46,9 +46,9 @@ def poisoned(monkeypatch):
     return poison
 
 
-def test_it_stops_before_the_update_and_keeps_what_was_good(run, tmp_path, lines, poisoned):
+def test_train_non_finite_gradient_keeps_valid_checkpoints(run, tmp_path, lines, poisoned):
     poisoned(15, times=99)
-    with pytest.raises(NonFiniteError, match=r"before update 15: .*head_weight.*failures\.jsonl"):
+    with pytest.raises(NonFiniteError, match=r"\bupdate 15\b.*head_weight.*failures\.jsonl"):
         run(tmp_path / "run", **OPTIONS, checkpoint_every=4)
     (failure,) = lines(tmp_path / "run", "failures.jsonl")
     assert failure["step"] == 14
@@ -59,7 +59,7 @@ def test_it_stops_before_the_update_and_keeps_what_was_good(run, tmp_path, lines
         checkpoints.verify(name)
 
 
-def test_the_record_is_the_batch(run, tmp_path, lines, poisoned):
+def test_train_failure_record_identifies_batch(run, tmp_path, lines, poisoned):
     poisoned(15, times=99)
     with pytest.raises(NonFiniteError):
         run(tmp_path / "run", **OPTIONS)
@@ -74,15 +74,15 @@ def test_the_record_is_the_batch(run, tmp_path, lines, poisoned):
     assert np.array_equal(rows, batch.ids)
 
 
-def test_rollback_halves_the_learning_rate_and_says_so(
+def test_rollback_halves_learning_rate_and_reports_it(
     run, tmp_path, lines, listener, poisoned, crash
 ):
     poisoned(15)
-    told = listener()
-    run(tmp_path / "run", told, **OPTIONS, on_nan="rollback")
-    (message,) = [m for m in told.messages if "rollback 1 of 3" in m]
-    assert "before update 15" in message
-    assert "back to step 12" in message
+    progress = listener()
+    run(tmp_path / "run", progress, **OPTIONS, on_nan="rollback")
+    (message,) = [m for m in progress.messages if "rollback 1 of 3" in m]
+    assert "update 15" in message
+    assert "step 12" in message
     metrics = lines(tmp_path / "run")
     assert [m["step"] for m in metrics] == [6, 12, 18, 24]
     assert [m["lr"] for m in metrics] == [1e-2, 1e-2, 5e-3, 5e-3]
@@ -92,19 +92,19 @@ def test_rollback_halves_the_learning_rate_and_says_so(
     assert (memory["rollbacks"], memory["lr_scale"]) == (1, 0.5)
 
 
-def test_rollback_happens_three_times_at_most(run, tmp_path, lines, listener, poisoned):
+def test_rollback_is_limited_to_three(run, tmp_path, lines, listener, poisoned):
     poisoned(15, times=99)
-    told = listener()
-    with pytest.raises(NonFiniteError, match="stopped after 3 rollbacks before update 15"):
-        run(tmp_path / "run", told, **OPTIONS, on_nan="rollback")
-    assert sum("half the learning rate" in m for m in told.messages) == 3
+    progress = listener()
+    with pytest.raises(NonFiniteError, match=r"\b3 rollbacks.*\bupdate 15\b"):
+        run(tmp_path / "run", progress, **OPTIONS, on_nan="rollback")
+    assert sum("rollback" in m for m in progress.messages) == 3
     failures = lines(tmp_path / "run", "failures.jsonl")
     assert [f["rollbacks"] for f in failures] == [0, 1, 2, 3]
     assert [f["lr"] for f in failures] == [1e-2, 5e-3, 2.5e-3, 1.25e-3]
 
 
-def test_a_rollback_does_not_depend_on_when_checkpoints_were_made(run, tmp_path, poisoned, crash):
-    """It goes to the last report, whatever was saved since."""
+def test_rollback_is_independent_of_checkpoint_interval(run, tmp_path, poisoned, crash):
+    """A rollback returns to the last report, regardless of later checkpoints."""
     poisoned(15)
     run(tmp_path / "a", **OPTIONS, on_nan="rollback", checkpoint_every=14)
     poisoned(15)
@@ -114,11 +114,11 @@ def test_a_rollback_does_not_depend_on_when_checkpoints_were_made(run, tmp_path,
 
 
 @pytest.mark.parametrize("stop", [13, 14, 16, 20])
-def test_a_run_stopped_around_a_rollback_ends_the_same(
+def test_rollback_interrupted_run_resumes_exactly(
     run, tmp_path, listener, monkeypatch, crash, stop
 ):
     def diverge_at_full_rate(self):
-        # What makes it fail is in the checkpoint: step and learning rate.
+        # The failure depends only on values that the checkpoint holds.
         lr = self.learning_rate()
         if self.state.step == 14 and lr == 1e-2:
             raise StepFailedError("the loss is nan", PendingStep(None, 14, 0, 14, lr))
@@ -127,18 +127,18 @@ def test_a_run_stopped_around_a_rollback_ends_the_same(
     original = TrainingSession.step
     monkeypatch.setattr(TrainingSession, "step", diverge_at_full_rate)
     options = OPTIONS | {"on_nan": "rollback", "checkpoint_every": 1}
-    run(tmp_path / "whole", **options)
+    run(tmp_path / "uninterrupted", **options)
     with pytest.raises(TrainingInterrupted):
         run(tmp_path / "parts", listener(stop_at=stop), **options)
     run_module.resume_run(tmp_path / "parts", Progress(), Clock())
-    assert crash.differences(tmp_path / "whole", tmp_path / "parts") == []
+    assert crash.differences(tmp_path / "uninterrupted", tmp_path / "parts") == []
 
 
-def test_a_damaged_target_is_told_and_an_older_one_taken(
+def test_rollback_damaged_checkpoint_uses_older_one(
     run, tmp_path, lines, listener, poisoned, monkeypatch
 ):
     poisoned(15)
-    told = listener()
+    progress = listener()
     original = CheckpointStore.write
 
     def write(self, name, files):
@@ -148,28 +148,28 @@ def test_a_damaged_target_is_told_and_an_older_one_taken(
         return cost
 
     monkeypatch.setattr(CheckpointStore, "write", write)
-    run(tmp_path / "run", told, **OPTIONS, on_nan="rollback")
-    assert any("step-00000012" in m and "damaged" in m for m in told.messages)
-    assert any("back to step 6" in m for m in told.messages)
+    run(tmp_path / "run", progress, **OPTIONS, on_nan="rollback")
+    assert any("step-00000012" in m and "damaged" in m for m in progress.messages)
+    assert any("step 6" in m for m in progress.messages)
     assert [m["step"] for m in lines(tmp_path / "run")] == [6, 12, 18, 24]
 
 
-def test_a_real_explosion_is_survived(run, tmp_path, listener):
-    """A ReLU recurrence with a learning rate that is too large by a factor of a few."""
+def test_rollback_diverging_relu_run_completes(run, tmp_path, listener):
+    """The learning rate of a ReLU recurrence is several times too large."""
     options = {"cell": "rnn-relu", "optimizer": "sgd", "clip_norm": 0, "schedule": "constant"}
     options |= {"steps": 300, "warmup": 0.0, "lr": 3.0, "report_every": 10}
     torch.manual_seed(0)
     with pytest.raises(NonFiniteError):
         run(tmp_path / "stopped", **options)
-    told = listener()
-    run(tmp_path / "survived", told, **options, on_nan="rollback")
-    assert any("half the learning rate" in m for m in told.messages)
+    progress = listener()
+    run(tmp_path / "survived", progress, **options, on_nan="rollback")
+    assert any("rollback" in m for m in progress.messages)
 
 
-def test_the_last_report_is_gone_back_from_too(run, tmp_path, lines, listener):
+def test_rollback_applies_to_last_report(run, tmp_path, lines, listener):
     options = {"steps": 1, "report_every": 1, "lr": 3e38, "warmup": 0.0, "schedule": "constant"}
     options |= {"optimizer": "sgd", "clip_norm": 0}
-    told = listener()
-    with pytest.raises(NonFiniteError, match="stopped after 3 rollbacks after update 1"):
-        run(tmp_path / "run", told, **options, on_nan="rollback")
+    progress = listener()
+    with pytest.raises(NonFiniteError, match=r"\b3 rollbacks.*\bupdate 1\b"):
+        run(tmp_path / "run", progress, **options, on_nan="rollback")
     assert len(lines(tmp_path / "run", "failures.jsonl")) == 4

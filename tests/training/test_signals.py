@@ -1,4 +1,4 @@
-"""Signals from outside: the step is finished, everything saved, the exit code is the signal's."""
+"""Signals to a training process: it finishes the step, saves, and exits with 128 + signal."""
 
 import os
 import select
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no 
 
 
 class Training:
-    """`recurra train` in a separate process, once it has reported."""
+    """A process of `recurra train` that has written its first metrics."""
 
     def __init__(self, source, folder, *options, prefix=()):
         command = [sys.executable, "-m", "recurra", "train", str(source), "--out", str(folder)]
@@ -31,7 +31,7 @@ class Training:
         self.folder = folder
         deadline = time.monotonic() + 60
         while not (folder / "metrics.jsonl").is_file():
-            # Another process writes the file; there is nothing to wait on but the clock.
+            # Another process creates the file, so the constructor polls.
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
@@ -44,7 +44,7 @@ class Training:
         assert b"Traceback" not in err, err
         return self.process.returncode, err.decode()
 
-    def is_whole(self):
+    def has_intact_checkpoints(self):
         checkpoints = CheckpointStore(self.folder / "checkpoints")
         names = checkpoints.names()
         for name in names:
@@ -61,39 +61,39 @@ class Training:
         ([signal.SIGTERM] * 30, 143),
     ],
 )
-def test_a_signal_saves_and_more_of_them_do_no_harm(source, tmp_path, signals, code):
+def test_train_signal_saves_checkpoint_and_sets_exit_code(source, tmp_path, signals, code):
     training = Training(source, tmp_path / "run")
     returned, err = training.send(*signals)
     assert returned == code
-    assert "saved in" in err
+    assert "saved" in err
     assert f"--resume {tmp_path / 'run'}" in err
-    assert training.is_whole()
+    assert training.has_intact_checkpoints()
 
 
-def test_the_exit_code_is_right_when_nobody_reads_the_errors(source, tmp_path):
+def test_train_signal_with_closed_stderr_keeps_exit_code(source, tmp_path):
     training = Training(source, tmp_path / "run")
     training.process.stderr.close()
     training.process.send_signal(signal.SIGTERM)
     assert training.process.wait(timeout=60) == 143
     training.process.stdout.close()
-    assert training.is_whole()
+    assert training.has_intact_checkpoints()
 
 
-def test_a_signal_that_was_ignored_stays_ignored(source, tmp_path):
+def test_train_ignored_signal_stays_ignored(source, tmp_path):
     training = Training(source, tmp_path / "run", prefix=["nohup"])
     training.process.send_signal(signal.SIGHUP)
     metrics = tmp_path / "run" / "metrics.jsonl"
-    reported = len(metrics.read_bytes().splitlines())
+    num_reports = len(metrics.read_bytes().splitlines())
     deadline = time.monotonic() + 60
-    # It would have ended at the next update, and there are fifty between two reports.
-    while len(metrics.read_bytes().splitlines()) < reported + 3:
+    # A handled signal would end the run at the next update; reports are fifty updates apart.
+    while len(metrics.read_bytes().splitlines()) < num_reports + 3:
         assert training.process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert training.send(signal.SIGTERM)[0] == 143
 
 
-def test_a_signal_before_the_training_leaves_nothing(tmp_path):
+def test_train_signal_before_start_leaves_no_files(tmp_path):
     folder = tmp_path / "runs" / "new"
     process = subprocess.Popen(
         [sys.executable, "-m", "recurra", "train", "-", "--out", str(folder)],
@@ -111,8 +111,8 @@ def test_a_signal_before_the_training_leaves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("quiet", [[], ["--quiet"]])
-def test_a_closed_terminal_saves_too(source, tmp_path, quiet):
-    """The kernel sends SIGHUP, and every write to the terminal fails from then on."""
+def test_train_closed_terminal_saves_checkpoint(source, tmp_path, quiet):
+    """The kernel sends SIGHUP, and every later write to the terminal fails."""
     pty = pytest.importorskip("pty")
     folder = tmp_path / "run"
     command = ["train", str(source), "--out", str(folder), *LONG, *quiet]
@@ -122,7 +122,7 @@ def test_a_closed_terminal_saves_too(source, tmp_path, quiet):
     deadline = time.monotonic() + 60
     while not (folder / "metrics.jsonl").is_file():
         assert time.monotonic() < deadline
-        # The output must be read: when the terminal's buffer is full, the training waits.
+        # The training blocks when the terminal's buffer is full, so the test reads it.
         if select.select([terminal], [], [], 0.05)[0]:
             os.read(terminal, 1 << 16)
     os.close(terminal)

@@ -1,4 +1,4 @@
-"""Batches that grow: sizes by the share of the budget that is spent."""
+"""Growing batches and windows: their sizes as a function of the progress in [0, 1]."""
 
 import pytest
 
@@ -9,12 +9,12 @@ from recurra.errors import ConfigError
 from recurra.training.batch_schedule import at_stage, stage_at
 
 
-def sizes(config, spent):
-    settings = at_stage(config, stage_at(config, spent))
+def sizes(config, progress):
+    settings = at_stage(config, stage_at(config, progress))
     return settings.batch_size, settings.num_steps
 
 
-def test_sizes_double_in_equal_shares_until_all_are_full():
+def test_batch_schedule_sizes_double_in_equal_stages():
     config = TrainingConfig(batch_size=32, num_steps=64, batch_growth=4, window_growth=2)
     assert sizes(config, 0.0) == (8, 32)
     assert sizes(config, 0.33) == (8, 32)
@@ -23,27 +23,27 @@ def test_sizes_double_in_equal_shares_until_all_are_full():
     assert sizes(config, 1.5) == (32, 64)
 
 
-def test_without_growth_there_is_one_stage():
+def test_batch_schedule_without_growth_has_one_stage():
     config = TrainingConfig()
     assert stage_at(config, 0.99) == 0
     assert at_stage(config, 0) == config
 
 
-def test_every_update_has_the_size_of_its_stage(run, tmp_path, monkeypatch):
-    seen = []
+def test_train_growth_batches_have_size_of_their_stage(run, tmp_path, monkeypatch):
+    shapes = []
 
     for engine in (CompiledEngine, AutogradEngine):
 
-        def watched(self, batch, lr, original=engine.step):
-            seen.append(batch.ids.shape)
+        def record_shape(self, batch, lr, original=engine.step):
+            shapes.append(batch.ids.shape)
             original(self, batch, lr)
 
-        monkeypatch.setattr(engine, "step", watched)
+        monkeypatch.setattr(engine, "step", record_shape)
     run(tmp_path / "run", steps=9, batch_growth=4, window_growth=2)
-    assert seen == [(1, 8)] * 3 + [(2, 16)] * 3 + [(4, 16)] * 3
+    assert shapes == [(1, 8)] * 3 + [(2, 16)] * 3 + [(4, 16)] * 3
 
 
-def test_what_is_left_out_when_a_stage_begins_was_not_read(run, tmp_path, lines):
+def test_train_growth_epoch_counts_only_read_tokens(run, tmp_path, lines):
     run(tmp_path / "run", steps=9, batch_growth=4, window_growth=2, report_every=1)
     records = lines(tmp_path / "run")
     length = 2040 * 9 // 10
@@ -53,15 +53,15 @@ def test_what_is_left_out_when_a_stage_begins_was_not_read(run, tmp_path, lines)
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         ({"batch_growth": 3}, "2, 4, 8"),
         ({"window_growth": 0}, "2, 4, 8"),
-        ({"batch_growth": 64}, "cannot be divided"),
-        ({"batch_growth": 2, "epochs": 3.0}, "budget in minutes"),
-        ({"window_growth": 2, "bptt": "full"}, "bptt full"),
+        ({"batch_growth": 64}, "batch_size"),
+        ({"batch_growth": 2, "epochs": 3.0}, "minutes"),
+        ({"window_growth": 2, "bptt": "full"}, "bptt"),
     ],
 )
-def test_what_cannot_grow_is_refused(options, words):
-    with pytest.raises(ConfigError, match=words):
+def test_config_invalid_growth_raises(options, message):
+    with pytest.raises(ConfigError, match=message):
         TrainingConfig(**options)

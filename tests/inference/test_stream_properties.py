@@ -1,4 +1,4 @@
-"""Streamed text is the text, whatever the vocabulary, the prompt and the settings."""
+"""Property test: `stream` and `generate` return the same text for any prompt and settings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ VOCABULARIES: dict[str, Vocabulary] = {
 
 @functools.cache
 def model_of(kind: str, cell: Any, fluent: bool) -> RecurrentLM:
-    """A model with random weights; a fluent one mostly writes what the text is made of."""
+    """Return a model with random weights; a fluent one prefers the tokens of TEXT."""
     vocabulary = VOCABULARIES[kind]
     torch.manual_seed(7)
     model = RecurrentLM(
@@ -61,7 +61,7 @@ SETTINGS = st.fixed_dictionaries(
 
 
 def cut_by_hand(text: str, stop: tuple[str, ...]) -> str:
-    """The text before the stop string that is complete first, the longest of several."""
+    """Return the text before the stop string that ends first (the longest of several)."""
     for end in range(1, len(text) + 1):
         if lengths := [len(s) for s in stop if text[:end].endswith(s)]:
             return text[: end - max(lengths)]
@@ -75,10 +75,10 @@ def cut_by_hand(text: str, stop: tuple[str, ...]) -> str:
     fluent=st.booleans(),
     prompt=st.text(sorted(set(TEXT)), max_size=8),
     options=SETTINGS,
-    own_stop=st.integers(0, 24),
+    stop_at=st.integers(0, 24),
 )
-def test_streamed_is_unstreamed(
-    kind: str, cell: str, fluent: bool, prompt: str, options: dict[str, Any], own_stop: int
+def test_stream_joined_pieces_equal_generate(
+    kind: str, cell: str, fluent: bool, prompt: str, options: dict[str, Any], stop_at: int
 ) -> None:
     model, vocabulary = model_of(kind, cell, fluent), VOCABULARIES[kind]
     config = GenerationConfig(**options)
@@ -87,8 +87,8 @@ def test_streamed_is_unstreamed(
     ids = [int(chosen[0]) for chosen in steps]
     assert not set(ids) & set(banned)
     text = vocabulary.decode(ids)
-    # A stop string out of what will be written, across the tokens' borders.
-    if found := text[own_stop : own_stop + 3]:
+    # A part of the generated text, which may cross token boundaries, as a stop string.
+    if found := text[stop_at : stop_at + 3]:
         config = GenerationConfig(**options | {"stop": [*options["stop"], found]})
     pieces = list(stream(model, vocabulary, prompt, config, "replace"))
     assert ["".join(pieces)] == generate(model, vocabulary, prompt, config, "replace")

@@ -1,4 +1,4 @@
-"""Manipulations of the files of a run, and the errors that are expected."""
+"""Functions that corrupt the files of a run, and assertions about the resulting errors."""
 
 from __future__ import annotations
 
@@ -19,49 +19,54 @@ TEXT = "the cat sat on the mat.\n" * 20
 
 
 SECONDS, MEGABYTES = 10.0, 200.0
-"""Limits of one refusal. The largest attack takes 0.9 s of processor time on an idle machine and up
-to 2.3 s on a busy one; a reader whose work grew quadratically would need minutes."""
+"""Limits on the time and the memory that rejecting one corrupted run may take.
+
+The largest corruption takes 0.9 s of processor time on an idle machine and up to 2.3 s on a busy
+one. A reader with quadratic cost would need minutes.
+"""
 
 
 CONFIG, VOCABULARY, MODEL = "config.json", "vocabulary.json", "model.safetensors"
 
 
-Attack = Callable[[Path], object]
+Corruption = Callable[[Path], object]
 
 
-def edit(name: str, *path: str, value: Any) -> Attack:
-    """Set one field of a JSON file."""
+def edit(name: str, *path: str, value: Any) -> Corruption:
+    """Return a function that sets one field of a JSON file of a run."""
 
-    def attack(run: Path) -> None:
+    def corrupt(run: Path) -> None:
         record = json.loads((run / name).read_text("utf-8"))
-        place = record
+        section = record
         for key in path[:-1]:
-            place = place[key]
-        place[path[-1]] = value
+            section = section[key]
+        section[path[-1]] = value
         (run / name).write_text(json.dumps(record), "utf-8")
 
-    return attack
+    return corrupt
 
 
-def write(name: str, data: bytes | Callable[[], bytes]) -> Attack:
+def write(name: str, data: bytes | Callable[[], bytes]) -> Corruption:
+    """Return a function that replaces a file of a run by these bytes."""
     return lambda run: (run / name).write_bytes(data if isinstance(data, bytes) else data())
 
 
-def grow(name: str, size: int) -> Attack:
-    """Make a file huge that takes no place on the disk."""
+def grow(name: str, size: int) -> Corruption:
+    """Return a function that extends a file to `size` bytes without allocating disk space."""
     return lambda run: os.truncate(run / name, size)
 
 
-def deep(levels: int) -> bytes:
+def nested(levels: int) -> bytes:
     return b'{"text": ' + b"[" * levels + b"]" * levels + b"}"
 
 
-def words(count: int) -> Callable[[], bytes]:
+def word_vocabulary(count: int) -> Callable[[], bytes]:
     tokens = ["<unk>", *(f" {number:x}" for number in range(count))]
     return lambda: json.dumps({"kind": "word", "tokens": tokens}).encode()
 
 
-def refused(run: Path, message: str) -> str:
+def assert_load_fails(run: Path, message: str) -> str:
+    """Assert that loading the run raises one short RunError in time; return its message."""
     started = time.process_time()
     with pytest.raises(RunError, match=message) as caught:
         recurra.load(run)
@@ -72,8 +77,10 @@ def refused(run: Path, message: str) -> str:
     return text
 
 
-def fails(capsys: pytest.CaptureFixture[str], arguments: list[str | Path], *expected: str) -> None:
-    """The command leaves with 1 and one line on stderr that has these words."""
+def assert_command_fails(
+    capsys: pytest.CaptureFixture[str], arguments: list[str | Path], *expected: str
+) -> None:
+    """Assert that a command exits with 1 and prints one line with these words to stderr."""
     assert main(list(map(str, arguments))) == 1
     out, err = capsys.readouterr()
     assert out == ""

@@ -1,4 +1,4 @@
-"""What stands where a file should and is none: pipes, devices, sockets, what may not be read."""
+"""Run files that are pipes, directories, sockets, devices, or unreadable: rejected at once."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from security.attacks import (
+from security.corruption import (
     CONFIG,
     MODEL,
     VOCABULARY,
-    fails,
-    refused,
+    assert_command_fails,
+    assert_load_fails,
 )
 
 FILES = [CONFIG, VOCABULARY, MODEL]
 
 
-def become(kind: str, file: Path) -> None:
+def replace_by(kind: str, file: Path) -> None:
+    """Replace a file by a special one."""
     file.unlink()
     if kind == "fifo":
         os.mkfifo(file)
-    elif kind == "folder":
+    elif kind == "directory":
         file.mkdir()
     elif kind == "socket":
         import socket
@@ -34,42 +35,42 @@ def become(kind: str, file: Path) -> None:
         file.symlink_to({"device": "/dev/zero", "terminal": "/dev/tty", "loop": file.name}[kind])
 
 
-KINDS = ["fifo", "folder", "socket", "device", "terminal", "loop"]
+KINDS = ["fifo", "directory", "socket", "device", "terminal", "loop"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX files")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", FILES)
-def test_what_is_no_file_is_not_waited_for(
+def test_load_special_file_is_rejected_without_blocking(
     run: Path, name: str, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    become(kind, run / name)
-    text = refused(run, str(run))
-    fails(capsys, ["generate", run], text)
+    replace_by(kind, run / name)
+    text = assert_load_fails(run, str(run))
+    assert_command_fails(capsys, ["generate", run], text)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX files")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["tokens.json", "tokens.bin"])
-def test_the_text_is_no_file(
+def test_eval_special_token_file_is_rejected(
     run: Path, name: str, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    become(kind, run / name)
-    fails(capsys, ["eval", run], name)
+    replace_by(kind, run / name)
+    assert_command_fails(capsys, ["eval", run], name)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX files")
-def test_refusing_what_is_no_file_leaves_nothing_open(run: Path) -> None:
-    become("folder", run / MODEL)
-    refused(run, MODEL)
+def test_load_rejected_directory_leaves_no_open_file(run: Path) -> None:
+    replace_by("directory", run / MODEL)
+    assert_load_fails(run, MODEL)
     before = len(os.listdir("/dev/fd"))
     for _ in range(5):
-        refused(run, "is not a regular file")
+        assert_load_fails(run, "regular file")
     assert len(os.listdir("/dev/fd")) == before
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may read every file")
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root can read every file")
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_that_may_not_be_read(run: Path, name: str) -> None:
+def test_load_unreadable_file_raises_run_error(run: Path, name: str) -> None:
     (run / name).chmod(0)
-    refused(run, f"cannot read .*{name}")
+    assert_load_fails(run, f"cannot read .*{name}")

@@ -1,4 +1,4 @@
-"""Every kind of model and of training ends the same, interrupted or not."""
+"""Resuming is exact for every cell, bptt mode and training option."""
 
 import pytest
 
@@ -14,15 +14,15 @@ OPTIONS = {
 
 
 @pytest.fixture
-def resumes(run, tmp_path, listener, crash):
-    """See to it that a run stopped at a step ends with the files of an undisturbed one."""
+def assert_resumes(run, tmp_path, listener, crash):
+    """A function that asserts that an interrupted and resumed run has identical files."""
 
     def check(step, **options):
-        lm = run(tmp_path / "whole", **OPTIONS | options)
+        lm = run(tmp_path / "uninterrupted", **OPTIONS | options)
         with pytest.raises(TrainingInterrupted):
             run(tmp_path / "parts", listener(stop_at=step), **OPTIONS | options)
         run_module.resume_run(tmp_path / "parts", Progress(), Clock())
-        assert crash.differences(tmp_path / "whole", tmp_path / "parts") == []
+        assert crash.differences(tmp_path / "uninterrupted", tmp_path / "parts") == []
         return lm, api.load(tmp_path / "parts")
 
     return check
@@ -30,14 +30,14 @@ def resumes(run, tmp_path, listener, crash):
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "none"])
 @pytest.mark.parametrize("bptt", ["full", "randomized"])
-def test_cells_of_the_book_by_every_kind_of_bptt(resumes, cell, bptt):
-    resumes(13, cell=cell, bptt=bptt)
+def test_resume_d2l_cells_and_bptt_modes_is_exact(assert_resumes, cell, bptt):
+    assert_resumes(13, cell=cell, bptt=bptt)
 
 
 @pytest.mark.parametrize("cell", ["lstm-ln", "mogrifier", "mingru", "minlstm", "sru", "rglru"])
 @pytest.mark.parametrize("residual", [False, True])
-def test_cells_beyond_the_book_and_residual_blocks(resumes, cell, residual):
-    lm, loaded = resumes(
+def test_resume_other_cells_and_residual_blocks_is_exact(assert_resumes, cell, residual):
+    lm, loaded = assert_resumes(
         13, cell=cell, residual=residual, hidden_size=16, embedding_size=16, num_layers=2,
         dropout=0.1, output_dropout=0.1, weight_dropout=0.1,
     )  # fmt: skip
@@ -47,14 +47,14 @@ def test_cells_beyond_the_book_and_residual_blocks(resumes, cell, residual):
 
 @pytest.mark.parametrize("step", [3, 10, 11, 23])
 @pytest.mark.parametrize("sampling", ["sequential", "random"])
-def test_batches_that_grow(resumes, step, sampling):
-    resumes(step, batch_growth=4, window_growth=2, sampling=sampling)
+def test_resume_growing_batches_is_exact(assert_resumes, step, sampling):
+    assert_resumes(step, batch_growth=4, window_growth=2, sampling=sampling)
 
 
-def test_zoneout(resumes):
-    resumes(13, zoneout=0.2)
+def test_resume_zoneout_is_exact(assert_resumes):
+    assert_resumes(13, zoneout=0.2)
 
 
 @pytest.mark.parametrize("step", [1, 17])
-def test_averaged_weights(resumes, step):
-    resumes(step, weight_averaging=0.9)
+def test_resume_weight_averaging_is_exact(assert_resumes, step):
+    assert_resumes(step, weight_averaging=0.9)

@@ -1,4 +1,4 @@
-"""An older comparison goes whole, and only when the new one is ready."""
+"""`force` replaces an older comparison as a whole, and only when the new one is prepared."""
 
 from pathlib import Path
 
@@ -12,21 +12,21 @@ from recurra.report.progress import Progress
 from recurra.runs.directory import RunDirectory
 
 
-def test_a_folder_of_something_else_is_left_alone(compare, tmp_path):
+def test_compare_other_directory_is_left_unchanged(compare, tmp_path):
     compare(seeds=1)
-    with pytest.raises(RunError, match="other settings"):
+    with pytest.raises(RunError, match=r"settings.*--force"):
         compare(seeds=2)
-    with pytest.raises(RunError, match="other settings"):
+    with pytest.raises(RunError, match=r"settings.*--force"):
         compare(seeds=1, lr=2e-2)
     assert len(compare(seeds=2, force=True).rows[0].results) == 2
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "letter.txt").touch()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "letter.txt").touch()
     for force in (False, True):
-        with pytest.raises(RunError, match="holds no comparison"):
-            compare(out=tmp_path / "mine", force=force)
+        with pytest.raises(RunError, match=r"\bno.* comparison"):
+            compare(out=tmp_path / "other", force=force)
 
 
-def test_force_leaves_no_run_of_the_older_comparison(compare, listener):
+def test_compare_force_leaves_no_older_run(compare, listener):
     compare()
     with pytest.raises(TrainingInterrupted):
         compare(lr=2e-2, force=True, progress=listener(stop_at=1))
@@ -35,7 +35,7 @@ def test_force_leaves_no_run_of_the_older_comparison(compare, listener):
             assert recurra.load(result.folder).config.training.lr == 2e-2
 
 
-def test_force_removes_no_run_that_is_not_of_the_comparison(source, compare, tmp_path):
+def test_compare_force_keeps_unrelated_runs(source, compare, tmp_path):
     compare(seeds=1)
     for name in ("all/other-1", "all/gru-notes"):
         recurra.train(source, out=tmp_path / name, steps=1, progress=Progress(), **SMALL)
@@ -44,24 +44,24 @@ def test_force_removes_no_run_that_is_not_of_the_comparison(source, compare, tmp
         assert recurra.load(tmp_path / name).config.training.lr == SMALL["lr"]
 
 
-def test_force_writes_over_nothing_that_is_not_of_the_comparison(source, compare, tmp_path):
+def test_compare_force_does_not_overwrite_unrelated_run(source, compare, tmp_path):
     compare({"gru": {"cell": "gru"}}, seeds=1)
-    own = tmp_path / "all" / "rnn-1"
-    recurra.train(source, out=own, steps=1, progress=Progress(), **SMALL | {"lr": 3e-3})
-    with pytest.raises(RunError, match="in the way"):
+    unrelated = tmp_path / "all" / "rnn-1"
+    recurra.train(source, out=unrelated, steps=1, progress=Progress(), **SMALL | {"lr": 3e-3})
+    with pytest.raises(RunError, match="rnn-1"):
         compare({"rnn": {"cell": "rnn"}}, seeds=1, force=True)
-    assert recurra.load(own).config.training.lr == 3e-3
+    assert recurra.load(unrelated).config.training.lr == 3e-3
     assert recurra.load(tmp_path / "all" / "gru-1").config.model.cell == "gru"
 
 
 @pytest.mark.parametrize("fault", ["text", "setting"])
-def test_force_removes_nothing_before_the_new_comparison_is_ready(source, compare, tmp_path, fault):
+def test_compare_force_invalid_variant_removes_nothing(source, compare, tmp_path, fault):
     before = compare()
     if fault == "text":
         source.unlink()
-    wrong = {"fits": {}, "does not": {"batch_size": 10_000 if fault == "setting" else 2}}
+    variants = {"fits": {}, "does not": {"batch_size": 10_000 if fault == "setting" else 2}}
     with pytest.raises(SourceError):
-        compare(wrong, force=True)
+        compare(variants, force=True)
     assert {path.name for path in (tmp_path / "all").iterdir()} >= {"results.json", "gru-2"}
     assert not list((tmp_path / "all").glob(".*.tmp"))
     for row in before.rows:
@@ -70,25 +70,23 @@ def test_force_removes_nothing_before_the_new_comparison_is_ready(source, compar
             assert found == pytest.approx(result.bits_per_char)
 
 
-def test_force_removes_nothing_when_one_of_the_runs_cannot_go(compare, tmp_path):
+def test_compare_force_unremovable_run_removes_nothing(compare, tmp_path):
     compare()
-    letter = tmp_path / "all" / "wide-rnn-2" / "letter.txt"
-    letter.touch()
+    foreign = tmp_path / "all" / "wide-rnn-2" / "letter.txt"
+    foreign.touch()
     before = sorted((tmp_path / "all").rglob("*"))
     with pytest.raises(RunError, match=r"letter\.txt"):
         compare(lr=2e-2, force=True)
     assert sorted((tmp_path / "all").rglob("*")) == before
-    letter.unlink()
-    with RunDirectory(letter.parent).locked(), pytest.raises(RunError, match="in use"):
+    foreign.unlink()
+    with RunDirectory(foreign.parent).locked(), pytest.raises(RunError, match="in use"):
         compare(lr=2e-2, force=True)
     assert len(compare().rows) == 2
 
 
 @pytest.mark.parametrize("killed_at", range(1, 9))
-def test_killed_while_runs_are_exchanged_it_is_the_old_comparison_or_the_new_one(
-    compare, tmp_path, monkeypatch, killed_at
-):
-    """From the chosen renaming on nothing works any more, as for a process that was killed."""
+def test_compare_force_killed_during_swap_is_consistent(compare, tmp_path, monkeypatch, killed_at):
+    """From the chosen rename on, every rename fails, as if the process had been killed."""
     compare(seeds=1)
     rename, count = Path.rename, 0
 

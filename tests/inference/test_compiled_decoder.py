@@ -1,4 +1,4 @@
-"""The compiled loop against the plain one: the same tokens for the same seed."""
+"""CompiledDecoder generates the tokens of PlainDecoder for the same seed."""
 
 from __future__ import annotations
 
@@ -43,27 +43,27 @@ def make(backend: str, **options: Any) -> RecurrentLM:
     model = RecurrentLM(ModelConfig(backend=backend, **sizes))
     with torch.no_grad():
         for parameter in model.parameters():
-            # Small enough for rounding to die away, and for the head large enough to matter.
+            # Small weights let rounding errors decay; a larger head keeps predictions distinct.
             parameter.uniform_(-0.25, 0.25)
         model.output_weight.mul_(4)
     return model.eval()
 
 
-def written(model: RecurrentLM, prompt: list[int], banned: list[int], **options: Any) -> Any:
+def generated(model: RecurrentLM, prompt: list[int], banned: list[int], **options: Any) -> Any:
     config = GenerationConfig(**{"max_new_tokens": 120, "seed": 5} | options)
     return np.stack(list(generate_ids(model, prompt, config, banned))).tolist()
 
 
 def assert_same(options: dict[str, Any], settings: dict[str, Any], prompt: list[int]) -> None:
     results = [
-        written(make(backend, **options), prompt, [2], **settings)
+        generated(make(backend, **options), prompt, [2], **settings)
         for backend in ("reference", "native")
     ]
     assert results[0] == results[1]
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-def test_every_setting(settings: dict[str, Any]) -> None:
+def test_compiled_decoder_every_setting_equals_plain(settings: dict[str, Any]) -> None:
     assert_same({"cell": "lstm"}, settings | {"num_samples": 3}, [1, 7, 4])
 
 
@@ -71,7 +71,7 @@ def test_every_setting(settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize("samples", [1, 2, 19])
 @pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("cell", ["rnn", "rnn-relu", "gru", "lstm"])
-def test_every_model(
+def test_compiled_decoder_every_model_equals_plain(
     monkeypatch: pytest.MonkeyPatch, cell: str, options: dict[str, Any], samples: int, threads: int
 ) -> None:
     monkeypatch.setattr(compiled_decoder, "NUMBERS_PER_THREAD", 1)
@@ -79,23 +79,23 @@ def test_every_model(
     assert_same({"cell": cell} | options, {"num_samples": samples, "top_p": 0.9}, [])
 
 
-def test_an_embedding_too_large_to_be_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_decoder_unfolded_embedding_equals_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled_decoder, "MOST_FOLDED", 22)
     for width in (5, 16):
         assert_same({"cell": "gru", "embedding_size": width}, {"num_samples": 3}, [4])
 
 
 @pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
-def test_bf16_writes_what_its_plain_loop_writes(options: dict[str, Any]) -> None:
-    # A sum rounded in another order may round a state to the other side, and the texts part.
+def test_compiled_decoder_bf16_equals_plain(options: dict[str, Any]) -> None:
+    # Sums in another order may round a state differently, and then the later tokens differ.
     results = [
-        written(make(backend, cell="lstm", precision="bf16", **options), [1, 2], [], greedy=True)
+        generated(make(backend, cell="lstm", precision="bf16", **options), [1, 2], [], greedy=True)
         for backend in ("reference", "native")
     ]
     assert results[0][:20] == results[1][:20]
 
 
-def test_it_goes_on_with_weights_that_were_changed_meanwhile() -> None:
+def test_compiled_decoder_repacks_weights_after_update() -> None:
     model = make("native", cell="gru")
     config = GenerationConfig(max_new_tokens=60, greedy=True)
     plain = list(itertools.chain(*generate_ids(model, [1], config)))
@@ -108,7 +108,7 @@ def test_it_goes_on_with_weights_that_were_changed_meanwhile() -> None:
     assert changed[-1] == 7
 
 
-def test_tokens_before_a_damaged_one_are_written_and_then_it_says_so() -> None:
+def test_compiled_decoder_yields_tokens_before_nan_then_raises() -> None:
     model = make("native", cell="rnn", embedding_size=0)
     config = GenerationConfig(max_new_tokens=60, seed=0)
     plain = [int(token[0]) for token in generate_ids(model, [1], config)]
@@ -116,17 +116,17 @@ def test_tokens_before_a_damaged_one_are_written_and_then_it_says_so() -> None:
     with torch.no_grad():
         model.weight_ih_l0[:, victim] = math.nan
     tokens = generate_ids(model, [1], config)
-    place = plain.index(victim)
-    assert [int(next(tokens)[0]) for _ in range(place + 1)] == plain[: place + 1]
-    with pytest.raises(NonFiniteError, match="damaged"):
+    position = plain.index(victim)
+    assert [int(next(tokens)[0]) for _ in range(position + 1)] == plain[: position + 1]
+    with pytest.raises(NonFiniteError, match="NaN"):
         next(tokens)
 
 
-def test_threads_of_other_samples_end_too_where_one_is_damaged(
+def test_compiled_decoder_nan_in_one_sample_stops_all_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(compiled_decoder, "NUMBERS_PER_THREAD", 1)
-    torch.set_num_threads(4)  # two that share four or five of the samples, twice
+    torch.set_num_threads(4)  # two groups of two threads, each with four or five samples
     model = make("native", cell="lstm", embedding_size=0)
     config = GenerationConfig(max_new_tokens=200, num_samples=9, seed=5)
     plain = np.stack(list(generate_ids(model, [1], config)))
@@ -135,7 +135,7 @@ def test_threads_of_other_samples_end_too_where_one_is_damaged(
             kept = model.weight_ih_l0[:, victim].clone()
             model.weight_ih_l0[:, victim] = math.nan
         tokens: list[Any] = []
-        with pytest.raises(NonFiniteError, match="damaged"):
+        with pytest.raises(NonFiniteError, match="NaN"):
             tokens.extend(generate_ids(model, [1], config))
         assert np.array_equal(tokens, plain[: len(tokens)])
         with torch.no_grad():
