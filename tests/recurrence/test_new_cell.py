@@ -132,7 +132,7 @@ def make(**options):
 
 
 def test_register_cell_rejects_taken_name():
-    with pytest.raises(ConfigError, match="already a cell 'gru'"):
+    with pytest.raises(ConfigError, match="cell 'gru' is already registered"):
         register_cell(CELL_TRAITS["gru"])
     with pytest.raises(ConfigError, match="cell is 'mgu'; it must be one of rnn"):
         make()

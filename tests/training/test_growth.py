@@ -55,11 +55,11 @@ def test_what_is_left_out_when_a_stage_begins_was_not_read(run, tmp_path, lines)
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"batch_growth": 3}, "2, 4, 8"),
-        ({"window_growth": 0}, "2, 4, 8"),
-        ({"batch_growth": 64}, "cannot be divided"),
+        ({"batch_growth": 3}, "power of 2"),
+        ({"window_growth": 0}, "power of 2"),
+        ({"batch_growth": 64}, "divisible"),
         ({"batch_growth": 2, "epochs": 3.0}, "budget in minutes"),
-        ({"window_growth": 2, "bptt": "full"}, "bptt full"),
+        ({"window_growth": 2, "bptt": "full"}, "bptt=truncated, not full"),
     ],
 )
 def test_what_cannot_grow_is_refused(options, words):
