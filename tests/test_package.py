@@ -12,7 +12,7 @@ from recurra.errors import ConfigError
 
 @pytest.mark.parametrize("source", [3, None, [3], {"a": 1}])
 def test_a_source_that_is_none_is_one_sentence(source):
-    with pytest.raises(ConfigError, match="a source is"):
+    with pytest.raises(ConfigError, match="source is"):
         recurra.train(source)
 
 

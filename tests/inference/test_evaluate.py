@@ -211,7 +211,7 @@ def test_sizes_below_one_are_refused(make_model: MakeModel, options: dict[str, i
 
 
 def test_two_ways_to_cut_the_text_are_refused(make_model: MakeModel) -> None:
-    with pytest.raises(ConfigError, match="choose one"):
+    with pytest.raises(ConfigError, match="cannot be combined"):
         evaluate(make_model(9), [1, 2, 3], window=2, num_streams=2)
 
 
