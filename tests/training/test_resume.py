@@ -233,7 +233,7 @@ def test_damaged_weights_of_a_finished_run_come_back_from_its_checkpoint(run, tm
     model = tmp_path / "run" / "model.safetensors"
     whole = model.read_bytes()
     model.write_bytes(whole[:-1])
-    with pytest.raises(RunError, match=r"model\.safetensors is damaged: .*--resume .* puts back"):
+    with pytest.raises(RunError, match=r"model\.safetensors is damaged: .*--resume .* restores"):
         api.load(tmp_path / "run")
     resume(tmp_path / "run")
     assert model.read_bytes() == whole

@@ -94,7 +94,7 @@ def format_help(command: type, name: str, columns: int) -> str:
 
 def _entry(option: Option, columns: int) -> str:
     left = f"  {option.name} {option.value}".rstrip()
-    shows_default = option.default not in ("off", "required")
+    shows_default = option.default not in ("none", "off", "required")
     text = option.meaning + (f" (default: {option.default})" if shows_default else "")
     indent = " " * min(_LEFT_COLUMN, columns // 3)
     if len(left) + 2 <= len(indent):
