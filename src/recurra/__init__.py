@@ -1,10 +1,10 @@
-"""Recurrent language models: any text in, a trained model out, in minutes on a laptop.
+"""Train and use recurrent language models.
 
     import recurra
     lm = recurra.train("book.txt", cell="lstm", hidden_size=256, minutes=3, out="runs/book")
     lm.generate("Once upon", max_new_tokens=200)
 
-Importing the package is cheap: torch is loaded when something that needs it is first used.
+Importing the package is fast: torch is imported on the first use of a name that needs it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from recurra.version import __version__
 
-# Threads that wait for each other spin first. On a machine that does something else as well, the
-# one they wait for may not be running, and they spin away the time it needs: up to ten times
-# slower by GNU OpenMP's usual 300,000 turns. It reads this when torch is loaded.
+# OpenMP threads spin while they wait for each other. If other processes use the CPU, the awaited
+# thread may not be running, and spinning takes away the time that it needs. With GNU OpenMP's
+# default of 300,000 iterations, this is up to ten times slower. The variable must be set before
+# torch is loaded.
 if "torch" not in sys.modules and not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
     os.environ["GOMP_SPINCOUNT"] = "1000"
 
@@ -50,7 +51,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name on first use, so that `recurra --help` need not import torch."""
+    """Return a public name, imported on first use so that `recurra --help` does not import
+    torch."""
     if name in _FUNCTIONS:
         return getattr(importlib.import_module(f"recurra.{_FUNCTIONS[name]}"), name)
     if name in _MODULES:

@@ -1,6 +1,6 @@
 """Public functions: `train()` and `load()` return a `LanguageModel`.
 
-This module connects the lower-level packages and contains no computation.
+The module connects the lower-level packages and contains no computation.
 """
 
 from __future__ import annotations
@@ -30,64 +30,73 @@ def train(
     progress: Progress | None = None,
     **options: Any,
 ) -> LanguageModel:
-    """Learn a language model from a text.
+    """Train a language model on a text.
 
     Args:
-        source: a file, a folder, a corpus name, or several; none is the bundled English story.
-        out: the run's folder; by default a new one under `runs/`.
-        force: replace an older run in that folder.
+        source: a file, a directory, a corpus name, or a sequence of these. By default, the bundled
+            English story.
+        out: run directory to create; by default, a new directory in `runs/`.
+        force: replace an existing run in that directory.
         progress: receives training events. Defaults to `ConsoleProgress`, which writes to stderr.
-        options: fields of `TextConfig`, `ModelConfig` and `TrainingConfig`; None is as good as not
-            given. With a budget in minutes (2 without any), `training/recipe.py` chooses those that
-            are not given.
+        options: fields of `TextConfig`, `ModelConfig` and `TrainingConfig`; None means unspecified.
+            With a budget in minutes (2 if no budget is given), `training/recipe.py` chooses the
+            unspecified options. Otherwise, they have their defaults.
 
     Returns:
-        The model with the weights of the best validation loss.
+        The model with the weights of the lowest validation loss.
 
     Raises:
-        ConfigError, SourceError, CorpusError, RunError: see recurra.errors; nothing is written.
-        DivergenceError: training failed; the last good checkpoint, the record of the batch and
-            the best weights so far are in the folder.
-        TrainingInterrupted: a signal came; everything is saved.
+        ConfigError, SourceError, CorpusError, RunError: see `recurra.errors`; nothing is written.
+        DivergenceError: training failed. The run directory contains the last good checkpoint, a
+            record of the failed batch and the best weights.
+        TrainingInterrupted: a signal was received; a checkpoint was saved.
     """
     clock = Clock()
-    shown = progress or ConsoleProgress()
-    return start_run(as_list(source), RunOptions.of(**options), out, shown, clock, force=force)
+    progress = progress or ConsoleProgress()
+    return start_run(as_list(source), RunOptions.of(**options), out, progress, clock, force=force)
 
 
 def load(path: Source, device: str = "cpu") -> LanguageModel:
-    """Read a model from a run's folder.
+    """Load a model from a run directory.
+
+    Args:
+        path: the run directory.
+        device: auto, cpu, cuda, cuda:N or mps.
+
+    Returns:
+        The model in evaluation mode.
 
     Raises:
-        RunError: the folder holds no run, or its files are damaged or do not fit together.
+        ConfigError: the device is invalid or unavailable.
+        RunError: the directory is not a run, or its files are damaged or inconsistent.
     """
-    folder = RunDirectory(path)
-    config = folder.read_config()
-    vocabulary = load_vocabulary(folder.path)
+    directory = RunDirectory(path)
+    config = directory.read_config()
+    vocabulary = load_vocabulary(directory.path)
     if vocabulary.kind != config.text.tokens:
         raise RunError(
-            f"{folder.vocabulary} has {vocabulary.kind} tokens, but {folder.config} says"
+            f"{directory.vocabulary} has {vocabulary.kind} tokens, but {directory.config} says"
             f" {config.text.tokens}"
         )
     if len(vocabulary) != config.model.vocab_size:
         raise RunError(
-            f"{folder.vocabulary} has {len(vocabulary)} tokens, but {folder.config} says"
+            f"{directory.vocabulary} has {len(vocabulary)} tokens, but {directory.config} says"
             f" {config.model.vocab_size}"
         )
-    if not folder.model.exists():
+    if not directory.model.exists():
         raise RunError(
-            f"{folder.model} is missing: the run was stopped before it had learned anything;"
-            f" continue with recurra train --resume {folder.path}"
+            f"{directory.model} is missing because the run stopped before its first evaluation;"
+            f" resume it with recurra train --resume {directory.path}"
         )
     try:
-        model = load_model(folder.model, config.model)
+        model = load_model(directory.model, config.model)
     except RunError as error:
-        raise RunError(f"{error}{_remedy(folder)}") from error
-    return LanguageModel(model.to(choose_device(device)).eval(), vocabulary, config, folder.path)
+        raise RunError(f"{error}{_remedy(directory)}") from error
+    return LanguageModel(model.to(choose_device(device)).eval(), vocabulary, config, directory.path)
 
 
-def _remedy(folder: RunDirectory) -> str:
-    """What to do about damaged weights: a checkpoint has a copy of them."""
-    if not folder.has_copy_of_model:
+def _remedy(directory: RunDirectory) -> str:
+    """Return how to restore damaged weights, or an empty string if no checkpoint has a copy."""
+    if not directory.has_copy_of_model:
         return ""
-    return f"; recurra train --resume {folder.path} puts back those of its last checkpoint"
+    return f"; recurra train --resume {directory.path} restores them from the last checkpoint"

@@ -21,7 +21,7 @@ from recurra.cli.main import main
         (["train", "--bptt", "full", "--sampling", "random"], ["sequential"]),
         (["train", "--device", "gpu9"], ["gpu9"]),
         (["train", "--encoding", "klingon"], ["klingon"]),
-        (["generate"], ["run"]),
+        (["generate"], ["Run directory"]),
     ],
 )
 def test_main_wrong_usage_is_one_line_and_exits_2(tmp_path, monkeypatch, arguments, words, fails):

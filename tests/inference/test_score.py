@@ -207,7 +207,7 @@ def test_score_html_lists_lines_up_to_max_chars() -> None:
     expected = [("1", "3.0", "1.00"), ("2", "12.0", "4.00"), ("3", "13.0", "6.50")]
     page = score_html(score, "t")
     assert re.findall(rows, page) == expected
-    assert "3 tokens unknown" in page
+    assert "3 unknown tokens" in page
     assert "not shown" not in page
     short = score_html(score, "t", max_chars=4)
     assert re.findall(rows, short) == expected[:2]

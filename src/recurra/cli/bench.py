@@ -15,31 +15,34 @@ from recurra.errors import ConfigError
 from recurra.io.markdown import table
 
 if TYPE_CHECKING:
-    from recurra.cli.benchmark import TrainingRow, WritingRow
+    from recurra.cli.benchmark import GenerationRow, TrainingRow
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Measure whole training steps and generation of each backend and of torch.nn.
+    """Measure training and generation throughput of each backend and of torch.nn.
 
-    The measurements of a row are interleaved. Run nothing else meanwhile. Prints Markdown.
+    A training step includes the forward and backward pass, gradient clipping and the update. The
+    measurements of a row are interleaved. Avoid other load on the machine during the benchmark. The
+    result is printed as Markdown tables.
     """
 
     words: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Only the rows that have these words in their name: lstm 512, say, or write."""
+    """Run only the rows whose name contains all of these words, for example lstm 512, or write for
+    generation."""
 
     rounds: int = 15
-    """How often each is measured; the median is shown."""
+    """Number of measurements per row; the median is reported."""
 
     threads: int | None = None
-    """How many threads compute; by default torch's choice."""
+    """Number of CPU threads; by default, the number that torch chooses."""
 
     json: bool = False
-    """Print a line of JSON for each measurement, the machine's first."""
+    """Print one line of JSON that describes the machine, then one per measurement."""
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Measure and print."""
+    """Measure, print the results, and return the exit code."""
     command = parse(Bench, "bench", arguments)
     if command.rounds < 1:
         raise ConfigError(f"rounds must be at least 1, not {command.rounds}")
@@ -88,13 +91,14 @@ def _describe(machine: dict[str, Any]) -> str:
     kernels = "" if machine["kernels"] else ", without compiled kernels"
     return (
         f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']},"
-        f" recurra {machine['recurra']}{kernels}; its matrix product: {fp32:.0f} GFLOP/s in fp32,"
-        f" {bf16:.0f} in bf16\n\nspread: distance of the quartiles; of the product: GFLOP/s against"
-        " that product in the same precision; times faster: than torch.nn on the same input"
+        f" recurra {machine['recurra']}{kernels}; matrix product: {fp32:.0f} GFLOP/s in fp32,"
+        f" {bf16:.0f} in bf16\n\nspread: interquartile range divided by the median; of the product:"
+        " GFLOP/s relative to the matrix product in the same precision; times faster: speed"
+        " relative to torch.nn with the same input"
     )
 
 
-def _print_table(row: TrainingRow | WritingRow, records: list[dict[str, Any]]) -> None:
+def _print_table(row: TrainingRow | GenerationRow, records: list[dict[str, Any]]) -> None:
     head = ("", "ms", "spread", "tokens/s", "GFLOP/s", "of the product", "times faster")
     lines = [
         (

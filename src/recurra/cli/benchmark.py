@@ -1,8 +1,8 @@
-"""Benchmarks of training and generation: every backend and torch.nn, interleaved.
+"""Benchmark training and generation of each backend against torch.nn.
 
-Whole training steps: forward, backward, clip, update. torch.nn stands here as the book uses it,
-with one-hot vectors, and as a careful user would, with an embedding as wide as the layer. All of a
-row is measured interleaved, so that other load on the machine affects all of them.
+A training step is the forward pass, the backward pass, gradient clipping and the update. There are
+two torch.nn baselines: one-hot inputs, as in Dive into Deep Learning, and an embedding of the
+layer's size. The measurements of a row are interleaved, so that other load affects all of them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from recurra.runtime.distributed import SINGLE_PROCESS
 BATCH_SIZE = 32
 STEPS_PER_ROUND = 4
 PRODUCT_SIZE = 1024
-"""Of the square matrices whose product shows what the machine can do."""
+"""Size of the square matrices whose product measures the peak throughput of the machine."""
 _MODULES = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 
 Work = Callable[[], None]
@@ -40,7 +40,7 @@ Work = Callable[[], None]
 
 @dataclass(frozen=True)
 class TrainingRow:
-    """One model whose training steps are measured, 32 rows each."""
+    """A model whose training steps are measured, with a batch size of `BATCH_SIZE`."""
 
     cell: Literal["rnn", "gru", "lstm"]
     hidden_size: int
@@ -49,76 +49,79 @@ class TrainingRow:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The name in the results."""
         return f"{self.cell} {self.hidden_size}, V {self.vocab_size}, {self.num_steps} steps"
 
     @property
     def flops(self) -> int:
-        """Of the products that a step cannot do without: three of each weight but the input's,
-        which a lookup replaces."""
+        """Floating-point operations of the matrix products of a training step.
+
+        Each weight has three products: one forward and two backward. The product with the input
+        weights is not counted, because a lookup replaces it.
+        """
         gates = find_cell(self.cell).num_gates
         weights = gates * self.hidden_size**2 + self.hidden_size * self.vocab_size
         return 6 * BATCH_SIZE * self.num_steps * weights
 
 
 @dataclass(frozen=True)
-class WritingRow:
-    """One LSTM that writes a single text of characters."""
+class GenerationRow:
+    """An LSTM that generates a single sample."""
 
     hidden_size: int
     vocab_size: int = 65
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The name in the results."""
         return f"write, lstm {self.hidden_size}, V {self.vocab_size}"
 
     @property
     def flops(self) -> int:
-        """Of a token's products."""
+        """Floating-point operations of the matrix products for one token."""
         return 2 * (4 * self.hidden_size**2 + self.hidden_size * self.vocab_size)
 
 
-ROWS: tuple[TrainingRow | WritingRow, ...] = (
+ROWS: tuple[TrainingRow | GenerationRow, ...] = (
     TrainingRow("rnn", 512, 28),
     TrainingRow("rnn", 256, 28),
     TrainingRow("rnn", 256, 1027),
     TrainingRow("gru", 256, 28),
     TrainingRow("lstm", 256, 28),
     TrainingRow("lstm", 512, 65, 64),
-    WritingRow(256),
-    WritingRow(512),
+    GenerationRow(256),
+    GenerationRow(512),
 )
 
 
 @dataclass
-class Contender:
-    """One way to do a row's work.
+class Candidate:
+    """An implementation that is measured in a row.
 
     Attributes:
-        name: for people.
-        work: one round of it.
-        rival: the one it is compared with.
-        precision: of its products.
-        units: steps, or tokens, in a round.
-        seconds: of each unit, by round.
+        name: the name in the results.
+        work: runs one round.
+        baseline: the candidate that it is compared with; None for itself.
+        precision: precision of the matrix products.
+        units: number of steps or tokens in a round.
+        seconds: measured seconds per unit, one value per round.
     """
 
     name: str
     work: Work
-    rival: Contender | None = None
+    baseline: Candidate | None = None
     precision: str = "fp32"
     units: int = 1
     seconds: list[float] = field(default_factory=list)
 
     @property
     def median(self) -> float:
-        """Seconds of a unit."""
+        """The median of the seconds per unit."""
         return statistics.median(self.seconds)
 
     @property
     def spread(self) -> float:
-        """Distance of the quartiles, as a share of the median."""
+        """The interquartile range divided by the median; 0 for a single measurement."""
         if len(self.seconds) < 2:
             return 0.0
         low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
@@ -126,81 +129,84 @@ class Contender:
 
 
 def measure(
-    row: TrainingRow | WritingRow, rounds: int, names: Sequence[str] = ()
+    row: TrainingRow | GenerationRow, rounds: int, names: Sequence[str] = ()
 ) -> Iterator[dict[str, Any]]:
-    """Measure a row.
+    """Measure the candidates of a row.
 
     Args:
-        names: of the contenders to measure; all of them by default.
+        row: the row to measure.
+        rounds: number of measurements of each candidate.
+        names: names of the candidates to measure; all of them by default.
 
     Yields:
-        For each contender: row, name, milliseconds (median of a step or token), spread, tokens per
-        second, gflops, share (of what torch's matrix product of the same precision does in the same
-        rounds), and times_faster (than torch.nn with the same input).
+        A record for each candidate: `row`, `name`, `milliseconds` (median per step or token),
+        `spread`, `tokens_per_second`, `gflops`, `share` (`gflops` relative to torch's matrix
+        product in the same precision and rounds), and `times_faster` (speed relative to torch.nn
+        with the same input).
     """
-    if isinstance(row, WritingRow):
-        contenders, tokens = _writers(row), 1
+    if isinstance(row, GenerationRow):
+        candidates, tokens = _generation_candidates(row), 1
     else:
-        contenders, tokens = _trainers(row), BATCH_SIZE * row.num_steps
-    contenders = [c for c in contenders if not names or c.name in names]
+        candidates, tokens = _training_candidates(row), BATCH_SIZE * row.num_steps
+    candidates = [c for c in candidates if not names or c.name in names]
     products = {
-        name: Contender(name, _Product(precision.product_dtype(torch.float32)))
+        name: Candidate(name, _Product(precision.product_dtype(torch.float32)))
         for name, precision in PRECISIONS.items()
     }
-    _take_turns([*contenders, *products.values()], rounds)
-    for contender in contenders:
-        rate = row.flops / contender.median
-        best = 2 * PRODUCT_SIZE**3 / products[contender.precision].median
-        rival = contender.rival or contender
+    _measure_interleaved([*candidates, *products.values()], rounds)
+    for candidate in candidates:
+        rate = row.flops / candidate.median
+        best = 2 * PRODUCT_SIZE**3 / products[candidate.precision].median
+        baseline = candidate.baseline or candidate
         yield {
             "row": row.name,
-            "name": contender.name,
-            "milliseconds": contender.median * 1e3,
-            "spread": contender.spread,
-            "tokens_per_second": tokens / contender.median,
+            "name": candidate.name,
+            "milliseconds": candidate.median * 1e3,
+            "spread": candidate.spread,
+            "tokens_per_second": tokens / candidate.median,
             "gflops": rate / 1e9,
             "share": rate / best,
-            "times_faster": rival.median / contender.median,
+            "times_faster": baseline.median / candidate.median,
         }
 
 
 def product_gflops() -> dict[str, float]:
-    """What torch's matrix product does on this machine in each precision, in GFLOP/s."""
+    """Return the throughput of torch's matrix product in GFLOP/s for each precision."""
     products = {
-        name: Contender(name, _Product(precision.product_dtype(torch.float32)))
+        name: Candidate(name, _Product(precision.product_dtype(torch.float32)))
         for name, precision in PRECISIONS.items()
     }
-    _take_turns(list(products.values()), 9)
+    _measure_interleaved(list(products.values()), 9)
     return {name: 2 * PRODUCT_SIZE**3 / p.median / 1e9 for name, p in products.items()}
 
 
-def chosen_rows(words: Sequence[str]) -> list[TrainingRow | WritingRow]:
-    """The rows whose name holds each of some words; all of them without any.
+def chosen_rows(words: Sequence[str]) -> list[TrainingRow | GenerationRow]:
+    """Return the rows whose name contains all of the words; without words, all rows.
 
     Raises:
-        ConfigError: no row does.
+        ConfigError: no row contains all of the words.
     """
     rows = [row for row in ROWS if set(words) <= set(row.name.replace(",", "").split())]
     if not rows:
         names = "; ".join(row.name for row in ROWS)
-        raise ConfigError(f"no row has {' '.join(words)!r} in its name; there are: {names}")
+        raise ConfigError(f"no row contains {' '.join(words)!r}; the rows are: {names}")
     return rows
 
 
-def _take_turns(contenders: Sequence[Contender], rounds: int) -> None:
-    for contender in contenders:
-        contender.work()  # builds, packs, and wakes the threads
+def _measure_interleaved(candidates: Sequence[Candidate], rounds: int) -> None:
+    for candidate in candidates:
+        candidate.work()  # Warm up: build the kernels, pack the weights, start the threads.
     for _ in range(rounds):
-        for contender in contenders:
-            # What ran before has taken the caches; that is not this one's doing.
-            contender.work()
+        for candidate in candidates:
+            # Run once unmeasured, because the previous candidate has evicted the caches.
+            candidate.work()
             started = time.perf_counter()
-            contender.work()
-            contender.seconds.append((time.perf_counter() - started) / contender.units)
+            candidate.work()
+            candidate.seconds.append((time.perf_counter() - started) / candidate.units)
 
 
 class _Product:
-    """torch's matrix product of two squares."""
+    """The product of two square matrices with torch."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._square = torch.ones(PRODUCT_SIZE, PRODUCT_SIZE, dtype=dtype)
@@ -209,40 +215,40 @@ class _Product:
         torch.mm(self._square, self._square)
 
 
-def _trainers(row: TrainingRow) -> list[Contender]:
-    one_hot = _trainer("torch.nn, one-hot", _torch_step(row, embeds=False))
-    embedding = _trainer("torch.nn, embedding", _torch_step(row, embeds=True))
-    contenders = [one_hot, embedding]
+def _training_candidates(row: TrainingRow) -> list[Candidate]:
+    one_hot = _training_candidate("torch.nn, one-hot", _torch_step(row, has_embedding=False))
+    embedding = _training_candidate("torch.nn, embedding", _torch_step(row, has_embedding=True))
+    candidates = [one_hot, embedding]
     for backend in ("library", "bptt"):
-        step = _own_step(row, backend, "fp32", 0)
-        contenders.append(_trainer(f"{backend}, one-hot, fp32", step, one_hot))
+        step = _recurra_step(row, backend, "fp32", 0)
+        candidates.append(_training_candidate(f"{backend}, one-hot, fp32", step, one_hot))
     if not library.is_available():
-        return contenders
+        return candidates
     for precision in PRECISIONS:
-        for rival, width in ((one_hot, 0), (embedding, row.hidden_size)):
+        for baseline, width in ((one_hot, 0), (embedding, row.hidden_size)):
             name = f"native, {'embedding' if width else 'one-hot'}, {precision}"
-            step = _own_step(row, "native", precision, width)
-            contenders.append(_trainer(name, step, rival, precision))
-    return contenders
+            step = _recurra_step(row, "native", precision, width)
+            candidates.append(_training_candidate(name, step, baseline, precision))
+    return candidates
 
 
-def _trainer(
-    name: str, step: Work, rival: Contender | None = None, precision: str = "fp32"
-) -> Contender:
-    """Steps follow one another here as they do in training."""
+def _training_candidate(
+    name: str, step: Work, baseline: Candidate | None = None, precision: str = "fp32"
+) -> Candidate:
+    """Return a candidate that runs `STEPS_PER_ROUND` consecutive training steps per round."""
 
     def steps() -> None:
         for _ in range(STEPS_PER_ROUND):
             step()
 
-    return Contender(name, steps, rival, precision, STEPS_PER_ROUND)
+    return Candidate(name, steps, baseline, precision, STEPS_PER_ROUND)
 
 
-def _torch_step(row: TrainingRow, embeds: bool) -> Work:
+def _torch_step(row: TrainingRow, has_embedding: bool) -> Work:
     torch.manual_seed(0)
     hidden, vocab = row.hidden_size, row.vocab_size
-    embedding = nn.Embedding(vocab, hidden) if embeds else None
-    layer = _MODULES[row.cell](hidden if embeds else vocab, hidden)
+    embedding = nn.Embedding(vocab, hidden) if has_embedding else None
+    layer = _MODULES[row.cell](hidden if has_embedding else vocab, hidden)
     head = nn.Linear(hidden, vocab)
     modules = nn.ModuleList([layer, head] + ([embedding] if embedding is not None else []))
     optimizer = torch.optim.SGD(modules.parameters(), lr=0.1)
@@ -268,7 +274,7 @@ def _torch_step(row: TrainingRow, embeds: bool) -> Work:
     return step
 
 
-def _own_step(row: TrainingRow, backend: str, precision: str, embedding_size: int) -> Work:
+def _recurra_step(row: TrainingRow, backend: str, precision: str, embedding_size: int) -> Work:
     torch.manual_seed(0)
     model = RecurrentLM(
         ModelConfig(
@@ -301,57 +307,59 @@ def _own_step(row: TrainingRow, backend: str, precision: str, embedding_size: in
     return step
 
 
-def _writers(row: WritingRow) -> list[Contender]:
+def _generation_candidates(row: GenerationRow) -> list[Candidate]:
     few, many = 60, 3000
-    loop = Contender("loop over torch.nn.LSTM", _torch_writing(row, few), units=few)
-    contenders = [
+    loop = Candidate("loop over torch.nn.LSTM", _torch_generation(row, few), units=few)
+    candidates = [
         loop,
-        Contender("loop over torch.nn.LSTMCell", _torch_cell_writing(row, few), loop, units=few),
-        Contender("reference, fp32", _own_writing(row, "reference", "fp32", few), loop, units=few),
+        Candidate("loop over torch.nn.LSTMCell", _torch_cell_generation(row, few), loop, units=few),
+        Candidate(
+            "reference, fp32", _recurra_generation(row, "reference", "fp32", few), loop, units=few
+        ),
     ]
     if library.is_available():
         for precision in PRECISIONS:
-            work = _own_writing(row, "native", precision, many)
-            contenders.append(Contender(f"native, {precision}", work, loop, precision, many))
-    return contenders
+            work = _recurra_generation(row, "native", precision, many)
+            candidates.append(Candidate(f"native, {precision}", work, loop, precision, many))
+    return candidates
 
 
-def _torch_writing(row: WritingRow, tokens: int) -> Work:
+def _torch_generation(row: GenerationRow, tokens: int) -> Work:
     layer, head = (
         nn.LSTM(row.vocab_size, row.hidden_size),
         nn.Linear(row.hidden_size, row.vocab_size),
     )
 
     @torch.no_grad()
-    def write() -> None:
+    def generate() -> None:
         token, state = torch.zeros(1, dtype=torch.int64), None
         for _ in range(tokens):
             one_hot = nn.functional.one_hot(token, row.vocab_size).float()
             outputs, state = layer(one_hot.unsqueeze(0), state)
             token = _draw(head(outputs[0]))
 
-    return write
+    return generate
 
 
-def _torch_cell_writing(row: WritingRow, tokens: int) -> Work:
+def _torch_cell_generation(row: GenerationRow, tokens: int) -> Work:
     cell = nn.LSTMCell(row.vocab_size, row.hidden_size)
     head = nn.Linear(row.hidden_size, row.vocab_size)
 
     @torch.no_grad()
-    def write() -> None:
+    def generate() -> None:
         token, state = torch.zeros(1, dtype=torch.int64), None
         for _ in range(tokens):
             state = cell(nn.functional.one_hot(token, row.vocab_size).float(), state)
             token = _draw(head(state[0]))
 
-    return write
+    return generate
 
 
 def _draw(logits: Tensor) -> Tensor:
     return torch.multinomial(torch.softmax(logits, dim=-1), 1)[0]
 
 
-def _own_writing(row: WritingRow, backend: str, precision: str, tokens: int) -> Work:
+def _recurra_generation(row: GenerationRow, backend: str, precision: str, tokens: int) -> Work:
     torch.manual_seed(0)
     model = RecurrentLM(
         ModelConfig(
@@ -365,8 +373,8 @@ def _own_writing(row: WritingRow, backend: str, precision: str, tokens: int) -> 
     ).eval()
     config = GenerationConfig(max_new_tokens=tokens, seed=0)
 
-    def write() -> None:
+    def generate() -> None:
         for _ in generate_ids(model, [0], config):
             pass
 
-    return write
+    return generate

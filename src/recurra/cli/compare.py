@@ -1,4 +1,4 @@
-"""`recurra compare`: train several settings on one text."""
+"""`recurra compare`: train several variants of the settings on one text."""
 
 from __future__ import annotations
 
@@ -22,49 +22,50 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Compare(Settings):
-    """Train several settings on one text, at equal minutes or equal tokens, with several seeds.
+    """Train several variants on one text with several seeds, and compare their validation losses.
 
-    The options of recurra train apply to all variants. With a budget in minutes (2 by default),
-    options that are not given are chosen once for each variant, for its first seed; with
-    --num-tokens, --steps or --epochs they have the defaults below. Every run is kept in a run
-    directory. Ctrl-C saves, and the same command with --out continues. Prints Markdown.
+    All runs have the same budget in minutes or in tokens. The options of recurra train apply to all
+    variants. With a time budget (--minutes, 2 by default), unspecified settings are chosen once per
+    variant, for its first seed. With --num-tokens, --steps or --epochs, they have the defaults of
+    recurra train. Each run is written to a run directory. Ctrl-C saves a checkpoint; the same
+    command with --out continues the comparison. The result is printed as a Markdown table.
     """
 
     sources: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[SOURCE ...]")
     ] = ()
-    """Files, folders, or corpus names (recurra data list). Without any, the bundled English
+    """Files, directories or corpus names (see recurra data list). By default, the bundled English
     story."""
 
     variant: Annotated[
         tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(aliases=["--contender"])
     ] = ()
-    """The name of a cell, options of recurra train, or both, in quotes, such as "gru --lr 0.01".
-    Repeat it for each variant; without any, rnn, gru and lstm are compared."""
+    """A variant: the name of a cell, options of recurra train, or both, as one quoted argument such
+    as "gru --lr 0.01". May be repeated. By default, rnn, gru and lstm are compared."""
 
     seeds: int = 3
-    """Runs of each variant; the first has --seed, the next --seed plus one."""
+    """Number of runs per variant; their seeds are consecutive, starting at --seed."""
 
     num_tokens: int | None = None
-    """Budget: tokens that every run learns from."""
+    """Budget: number of training tokens of each run."""
 
     out: Path | None = None
-    """The folder of the runs; by default a new one under runs/. If it has the same comparison,
-    that one continues."""
+    """Directory of the comparison; by default, a new directory in runs/. If the directory contains
+    the same comparison, it is continued."""
 
     force: bool = False
-    """Replace the contents of the directory."""
+    """Replace an existing comparison in the directory of --out."""
 
     json: bool = False
-    """Print a line of JSON for each run, the best variant first."""
+    """Print one line of JSON per run, starting with the best variant."""
 
     quiet: bool = False
-    """Show no progress."""
+    """Do not print progress."""
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Train, and print what came out."""
-    arguments = _joined(arguments)
+    """Run the comparison, print the result, and return the exit code."""
+    arguments = _join_variants(arguments)
     command = parse(Compare, "compare", arguments)
     from recurra.experiments import run_comparison
     from recurra.report.progress import ConsoleProgress, Progress
@@ -88,8 +89,9 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _joined(arguments: Sequence[str]) -> list[str]:
-    """Join --variant X to --variant=X, because X may begin with -- and would not be a value."""
+def _join_variants(arguments: Sequence[str]) -> list[str]:
+    """Join `--variant X` to `--variant=X`, so that an X that begins with `--` is read as a
+    value."""
     joined: list[str] = []
     for argument in arguments:
         if joined and joined[-1] in ("--variant", "--contender"):
@@ -100,7 +102,7 @@ def _joined(arguments: Sequence[str]) -> list[str]:
 
 
 def _variant(name: str, common: RunOptions) -> Variant:
-    """Return a variant with its own options, and the common ones where it has none."""
+    """Return a variant: the common options, overridden by those in its name."""
     from recurra.experiments import Variant
 
     name = decode_argument(name)

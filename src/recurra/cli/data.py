@@ -15,24 +15,24 @@ from recurra.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """List the corpora known by name, fetch one, or tell where they lie."""
+    """List the named corpora, download one, or print the directories that are searched."""
 
     action: tyro.conf.Positional[Literal["list", "get", "where"]]
-    """list: all names; get NAME: download it, unless it is here, and print its path; where: the
-    folders that are searched."""
+    """list prints all corpora; get NAME downloads a corpus, unless it is available locally, and
+    prints its path; where prints the directories that are searched."""
 
     name: tyro.conf.Positional[str | None] = None
-    """The corpus to get."""
+    """Name of the corpus to download; required by get."""
 
     json: bool = False
-    """Print JSON."""
+    """Print the result as JSON."""
 
 
 def run(arguments: Sequence[str]) -> int:
-    """List, get or tell where."""
+    """Run the action and return the exit code."""
     command = parse(Data, "data", arguments)
     if (command.name is None) == (command.action == "get"):
-        raise ConfigError("a name goes with get, and only with get: recurra data get NAME")
+        raise ConfigError("only get takes a name: recurra data get NAME")
     if command.action == "list":
         _list(command.json)
     elif command.action == "where":

@@ -19,14 +19,15 @@ _EXTRAS = {"plot": "matplotlib", "bpe": "tokenizers"}
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor:
-    """Report on this machine: versions, devices, threads, backends, extras, disk, data."""
+    """Report versions, devices, threads, kernels, backends, optional extras, data and disk
+    space."""
 
     json: bool = False
-    """Print JSON."""
+    """Print the result as JSON."""
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Print the findings."""
+    """Print the report and return the exit code."""
     command = parse(Doctor, "doctor", arguments)
     findings = {**_versions(), **_compute(), **_extras(), **_places()}
     if command.json:
@@ -63,7 +64,7 @@ def _compute() -> dict[str, str]:
         "threads": f"{torch.get_num_threads()} (--threads)",
         "compiler": _compiler(),
         "kernels": _kernels(),
-        "backends": f"{', '.join(BACKEND_MODULES)}; auto on a cpu takes {_chosen()}",
+        "backends": f"{', '.join(BACKEND_MODULES)}; auto selects on the CPU: {_auto_selection()}",
     }
 
 
@@ -72,7 +73,7 @@ def _compiler() -> str:
 
     name = builder.find_compiler()
     if name is None:
-        return f"none ({', '.join(builder.COMPILERS)}, or CXX); without one there are no kernels"
+        return f"none found ({', '.join(builder.COMPILERS)} or CXX); required to build the kernels"
     return builder.compiler_version(name)
 
 
@@ -82,18 +83,19 @@ def _kernels() -> str:
     from recurra.kernels import builder, library
 
     if library.is_switched_off():
-        return "switched off (RECURRA_KERNELS)"
+        return "disabled (RECURRA_KERNELS)"
     if (path := builder.built_library()) is not None:
         try:
             return f"{library.describe()}; {path}"
         except KernelError as error:
-            return f"{error}; recurra kernels clean, then recurra kernels build"
+            return f"{error}; run recurra kernels clean, then recurra kernels build"
     if (log := builder.failed_log()) is not None:
-        return f"could not be built, see {log}; recurra kernels build tries again"
-    return "not built yet; they are when first used, or by recurra kernels build"
+        return f"build failed, see {log}; recurra kernels build tries again"
+    return "not built; they are built on first use or by recurra kernels build"
 
 
-def _chosen() -> str:
+def _auto_selection() -> str:
+    """Describe the backend that `auto` selects for each cell, without building the kernels."""
     import torch
 
     from recurra.kernels import builder, library
@@ -102,14 +104,14 @@ def _chosen() -> str:
     from recurra.recurrence.layer import choose_backend
 
     cpu = torch.device("cpu")
-    # A choice that includes the compiled kernels would build them.
+    # Checking whether the compiled kernels are available would build them.
     built = builder.built_library() is not None or library.is_switched_off()
     exclude = () if built else ("native",)
-    taken = {
+    selected = {
         cell: choose_backend(Requirements(find_cell(cell), cpu), exclude=exclude)
         for cell in ("rnn", "gru", "lstm")
     }
-    listed = ", ".join(f"{cell}: {backend}" for cell, backend in taken.items())
+    listed = ", ".join(f"{cell}: {backend}" for cell, backend in selected.items())
     return listed if built else f"{listed}; native once the kernels are built"
 
 
@@ -131,10 +133,10 @@ def _places() -> dict[str, str]:
     cache = cache_folder()
     data = catalogue.data_folder()
     free = shutil.disk_usage(Path.cwd()).free
-    there = "" if data is None or data.is_dir() else " (there is no such folder)"
+    missing = "" if data is None or data.is_dir() else " (does not exist)"
     return {
-        "data": f"RECURRA_DATA is not set, downloads go to {cache}"
+        "data": f"{cache} (RECURRA_DATA is not set)"
         if data is None
-        else f"{data}{there}, then {cache}",
-        "disk": f"{free / 2**30:.1f} GB free here",
+        else f"{data}{missing}, then {cache}",
+        "disk": f"{free / 2**30:.1f} GiB free in the current directory",
     }

@@ -20,47 +20,50 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
-    """Measure a model on a text: exact sums over all tokens, the state carried from end to end.
+    """Report perplexity and bits per token, character and byte of a text under a model.
 
-    The first token is only read; every other one is predicted once.
+    Every token except the first is predicted exactly once. By default, the hidden state is carried
+    through the whole text.
     """
 
     run: tyro.conf.Positional[str]
-    """The run's folder."""
+    """Run directory."""
 
     sources: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[SOURCE ...]")
     ] = ()
-    """Files, folders, - for standard input, or corpus names; by default the run's own validation
-    part."""
+    """Files, directories, corpus names (see recurra data list), or - for standard input. By
+    default, the validation split of the run."""
 
     window: int | None = None
-    """Read windows of this many tokens, each from the zero state, instead of carrying the state."""
+    """Number of tokens in a window. With it, each window is read from a zero state instead of
+    carrying the state through the text."""
 
     unknown: UnknownRule = "replace"
-    """What to do with a symbol that the model never saw."""
+    """Handling of symbols that are not in the vocabulary: report an error, or replace them by
+    <unk>."""
 
     dynamic: bool = False
-    """Report dynamic evaluation as well: the model adapts to each segment after
-    it was predicted."""
+    """Also report dynamic evaluation, in which the model adapts to each segment of the text after
+    predicting it."""
 
     dynamic_lr: float | None = None
-    """How far dynamic evaluation moves a weight for a gradient of its usual size (0.0005)."""
+    """Learning rate of dynamic evaluation; by default 0.0005."""
 
     device: str = "cpu"
-    """Where to compute: auto, cpu, cuda, cuda:N or mps."""
+    """Device: auto, cpu, cuda, cuda:N or mps."""
 
     json: bool = False
-    """Print the figures as one line of JSON."""
+    """Print the result as one line of JSON."""
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Print the figures."""
+    """Evaluate, print the result, and return the exit code."""
     command = parse(Eval, "eval", arguments)
     if command.dynamic and command.window is not None:
-        raise ConfigError("--dynamic carries the state from end to end; drop --window")
+        raise ConfigError("--dynamic cannot be combined with --window; remove one of them")
     if command.dynamic_lr is not None and not command.dynamic:
-        raise ConfigError("--dynamic-lr is for --dynamic")
+        raise ConfigError("--dynamic-lr requires --dynamic")
     from recurra.api import load
 
     lm = load(command.run, command.device)
@@ -78,7 +81,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     print(result)
     if dynamic is not None:
-        print("\nlearning on from what was read (dynamic evaluation)")
+        print("\ndynamic evaluation")
         print(dynamic)
     return 0
 

@@ -22,25 +22,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Generate:
-    """Continue a prompt, streaming the text as it is written.
+    """Continue a prompt and print the text while it is generated.
 
-    Sampling is the default and nothing is cut off the distribution unless asked for.
+    By default, tokens are sampled from the full distribution, without top-k, top-p or min-p
+    truncation.
     """
 
     run: tyro.conf.Positional[str]
-    """The run's folder."""
+    """Run directory."""
 
     prompt: str = ""
-    """What to continue; - reads it from stdin. It is printed too, unless --only-new."""
+    """Text to continue; - reads it from standard input. The prompt is printed before the new text
+    unless --only-new is set."""
 
     only_new: bool = False
     """Print the new text without the prompt."""
 
     unknown: UnknownRule = "error"
-    """What to do with a symbol of the prompt that the model never saw."""
+    """Handling of prompt symbols that are not in the vocabulary: report an error, or replace them
+    by <unk>."""
 
     device: str = "cpu"
-    """Where to compute: auto, cpu, cuda, cuda:N or mps."""
+    """Device: auto, cpu, cuda, cuda:N or mps."""
 
     json: bool = False
     """Print the prompt, the samples and the settings as one line of JSON."""
@@ -49,7 +52,7 @@ class Generate:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Write the samples."""
+    """Generate and print the samples, and return the exit code."""
     command = parse(Generate, "generate", arguments)
     from recurra.api import load
 
@@ -72,7 +75,7 @@ def _read_prompt(prompt: str) -> str:
     try:
         return sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise SourceError(f"the prompt is not UTF-8 at byte {error.start}") from error
+        raise SourceError(f"the prompt is not valid UTF-8 at byte {error.start}") from error
 
 
 def _settings(command: Generate) -> dict[str, Any]:

@@ -15,22 +15,22 @@ from recurra.cli.parsing import parse
 
 @dataclass(frozen=True, kw_only=True)
 class Kernels:
-    """Build the compiled CPU kernels, or remove all builds.
+    """Build the compiled CPU kernels, or remove all existing builds.
 
-    They are built by themselves when they are first used; a build that failed is not repeated until
-    it is asked for here.
+    The kernels are built automatically on first use. A failed build is not repeated automatically;
+    recurra kernels build repeats it.
     """
 
     action: tyro.conf.Positional[Literal["build", "clean"]]
-    """build: compile them, unless they are there already, and print where they lie; clean: remove
-    every build, for whatever version or machine."""
+    """build compiles the kernels, unless they are already built, and prints the path of the
+    library; clean removes all builds, including those for other versions and machines."""
 
     json: bool = False
-    """Print JSON."""
+    """Print the result as JSON."""
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Build or clean."""
+    """Run the action and return the exit code."""
     command = parse(Kernels, "kernels", arguments)
     if command.action == "build":
         _build(command.json)
@@ -42,14 +42,14 @@ def run(arguments: Sequence[str]) -> int:
 def _build(as_json: bool) -> None:
     from recurra.kernels import builder
 
-    there = builder.built_library() is not None
+    is_built = builder.built_library() is not None
     started = time.monotonic()
     path = builder.build()
     seconds = time.monotonic() - started
     if as_json:
-        print(json.dumps({"path": str(path), "built": not there, "seconds": round(seconds, 1)}))
+        print(json.dumps({"path": str(path), "built": not is_built, "seconds": round(seconds, 1)}))
     else:
-        print(path if there else f"{path}, built in {seconds:.0f} s")
+        print(path if is_built else f"{path}, built in {seconds:.0f} s")
 
 
 def _clean(as_json: bool) -> None:
@@ -59,4 +59,4 @@ def _clean(as_json: bool) -> None:
     if as_json:
         print(json.dumps({"removed": count}))
     else:
-        print(f"{count} removed from {builder.kernels_folder()}")
+        print(f"removed {count} from {builder.kernels_folder()}")

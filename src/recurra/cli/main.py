@@ -1,7 +1,7 @@
 """The entry point of the command line: dispatches commands and maps errors to exit codes.
 
-Exit codes: 0 done, 1 it failed, 2 wrong usage, 130 interrupted (143 by SIGTERM, 129 by a closed
-terminal). The command that needs the library imports it, so that `--help` answers at once.
+Exit codes: 0 success, 1 failure, 2 invalid usage, 130 interrupted (143 by SIGTERM, 129 by SIGHUP).
+Each command imports the library on demand, so that `--help` responds immediately.
 """
 
 from __future__ import annotations
@@ -16,38 +16,38 @@ import time
 from collections.abc import Iterator, Sequence
 
 STARTED = time.monotonic()
-"""When the command began: a budget in minutes counts from here."""
+"""Start time of the command, in seconds of `time.monotonic`; a time budget starts here."""
 
 COMMANDS = {
     "train": "train a model on a text",
-    "compare": "train several settings on one text for equal minutes or tokens",
+    "compare": "compare variants trained on one text with equal budgets",
     "generate": "continue a prompt",
     "eval": "report perplexity and bits per character of a text",
-    "score": "report the surprisal of a text, per line and per character",
+    "score": "report the surprisal of a text by line and character",
     "data": "list, download or locate the named corpora",
-    "runs": "list the runs in a directory with their metrics",
-    "bench": "measure training and generation speed against torch.nn",
+    "runs": "list runs and their metrics",
+    "bench": "benchmark training and generation against torch.nn",
     "kernels": "build or remove the compiled CPU kernels",
-    "doctor": "report what this machine has and what is missing",
+    "doctor": "report the environment and missing components",
 }
 
 _HELP = """\
 usage: recurra COMMAND [OPTIONS]
 
-Recurrent language models: any text in, a trained model out.
+Train and use recurrent language models.
 
 commands:
 {commands}
 
 recurra COMMAND --help lists the options of a command; recurra --version prints the version.
-Start with: recurra train
+To get started, run: recurra train
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
+    """Run a command and return its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    _open_streams()
+    _prepare_streams()
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(help_text(), end="", file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
@@ -59,13 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command, *rest = arguments
     if command not in COMMANDS:
         return _fail(f"unknown command {command!r}; choose one of {', '.join(COMMANDS)}", 2)
-    with _log_shown():
-        return _guarded(command, rest)
+    with _console_logging():
+        return _run_command(command, rest)
 
 
 @contextlib.contextmanager
-def _log_shown() -> Iterator[None]:
-    """Show what recurra itself logs; other libraries' remarks are not for this program's user."""
+def _console_logging() -> Iterator[None]:
+    """Print log messages of recurra, but not those of other libraries, to stderr."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("recurra: %(message)s"))
     logger = logging.getLogger("recurra")
@@ -79,9 +79,9 @@ def _log_shown() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _open_streams() -> None:
-    """Standard streams that are there and can print any character (as \\u732b if need be)."""
-    codecs.register_error("recurra.escaped", _escaped)
+def _prepare_streams() -> None:
+    """Replace closed standard streams, and make them escape unencodable characters (as \\u732b)."""
+    codecs.register_error("recurra.escaped", _escape_unencodable)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell: >&-
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
@@ -90,21 +90,22 @@ def _open_streams() -> None:
             reconfigure(errors="recurra.escaped")
 
 
-def _escaped(error: UnicodeError) -> tuple[str, int]:
-    """What the encoding lacks, as JSON writes it: Python's own \\xe9 would spoil lines of JSON."""
+def _escape_unencodable(error: UnicodeError) -> tuple[str, int]:
+    """Return a JSON escape for unencodable characters; `backslashreplace` would give invalid
+    JSON."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    lacking = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
-    return "".join(f"\\u{unit}" for unit in lacking.hex(" ", 2).split()), error.end
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{unit}" for unit in units.hex(" ", 2).split()), error.end
 
 
 def help_text() -> str:
-    """What `recurra --help` prints."""
+    """Return the text that `recurra --help` prints."""
     commands = "\n".join(f"  {name:<10} {meaning}" for name, meaning in COMMANDS.items())
     return _HELP.format(commands=commands)
 
 
-def _guarded(command: str, arguments: list[str]) -> int:
+def _run_command(command: str, arguments: list[str]) -> int:
     from recurra.errors import ConfigError, PeerError, RecurraError, TrainingInterrupted
 
     try:
@@ -114,20 +115,20 @@ def _guarded(command: str, arguments: list[str]) -> int:
     except ConfigError as error:
         return _fail(str(error), 2)
     except PeerError:
-        return 1  # the process that failed has said why
+        return 1  # The process that failed has reported the error.
     except RecurraError as error:
         return _fail(str(error), 1)
     except TrainingInterrupted as stop:
         from recurra.runtime.distributed import started_rank
 
         if started_rank() > 0:
-            return 128 + stop.signum  # the first process speaks for all
+            return 128 + stop.signum  # Rank 0 reports for all processes.
         return _fail(f"interrupted; {stop}" if str(stop) else "interrupted", 128 + stop.signum)
     except KeyboardInterrupt as error:
         return _fail(f"interrupted; {error}" if str(error) else "interrupted", 130)
     except BrokenPipeError:
-        # The reader closed the pipe (head, less), which is no failure. Python
-        # would complain once more when it flushes stdout at exit, so give it somewhere to flush.
+        # The reader closed the pipe (as head and less do), which is not a failure. Python flushes
+        # stdout at exit and would report the error again, so redirect it to the null device.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
@@ -138,12 +139,12 @@ def _guarded(command: str, arguments: list[str]) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    # One line, even when a file's name is two.
+    # Keep the message on one line even if a file name contains a newline.
     try:
         print("recurra:", message.replace("\n", "\\n"), file=sys.stderr, flush=True)
     except OSError:
-        # No one reads our errors any more (a pipe, a closed terminal); the exit code still says it.
-        # Python would complain once more when it flushes at exit, so give it somewhere to flush.
+        # stderr is closed (a pipe or a terminal); only the exit code reports the failure. Python
+        # flushes stderr at exit and would raise again, so redirect it to the null device.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     return code
 

@@ -1,7 +1,7 @@
-"""Describe the options of a command, as `--help` and docs/cli.md show them.
+"""Describe the options of a command for `--help` and docs/cli.md.
 
-The dataclass of a command is the only source: its fields give the names, types and defaults, and
-the docstrings below the fields give the meaning. `parsing.py` reads the same fields.
+The descriptions are derived from the dataclass of the command: names, types and defaults from its
+fields, and the meaning from the docstrings of the fields. `parsing.py` reads the same fields.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Option:
     Attributes:
         name: `--hidden-size`, or the metavar of a positional argument.
         value: metavar of the value; empty for a flag or a positional argument.
-        default: the default as it would be typed; `none`, `off`, or `required`.
+        default: the default as typed on the command line, or `none`, `off` or `required`.
         meaning: the docstring of the field, in one line.
     """
 
@@ -50,11 +50,11 @@ class Group:
 
 
 def describe(command: type) -> list[Group]:
-    """Return the options of a command's dataclass: its own first, then those of its sections."""
+    """Return the options of a command: first those of its dataclass, then those of its sections."""
     positional, own, sections = [], [], []
     for name, hint, default, meaning in _fields(command):
         if dataclasses.is_dataclass(hint):
-            # Options generated from a configuration have no defaults or docstrings of their own.
+            # Generated classes have no defaults and docstrings; those of the configuration apply.
             section: Any = getattr(hint, "described_by", hint)
             title = f"{section.__name__.removesuffix('Config').lower()} options"
             options = tuple(_option(*values) for values in _fields(section))
@@ -75,7 +75,7 @@ def usage(command: type, name: str) -> str:
 
 
 def summary(command: type) -> str:
-    """Return the docstring of a command, each paragraph in one line."""
+    """Return the docstring of a command with each paragraph on one line."""
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
@@ -94,7 +94,7 @@ def format_help(command: type, name: str, columns: int) -> str:
 
 def _entry(option: Option, columns: int) -> str:
     left = f"  {option.name} {option.value}".rstrip()
-    shows_default = option.default not in ("off", "required")
+    shows_default = option.default not in ("none", "off", "required")
     text = option.meaning + (f" (default: {option.default})" if shows_default else "")
     indent = " " * min(_LEFT_COLUMN, columns // 3)
     if len(left) + 2 <= len(indent):
@@ -118,7 +118,7 @@ def _fields(owner: type) -> Iterator[tuple[str, Any, Any, str]]:
 
 
 def _docstrings(owner: type) -> dict[str, str]:
-    """Return the docstring below each field, those of the base classes included."""
+    """Return the docstring of each field, including the fields of base classes."""
     found: dict[str, str] = {}
     for base in reversed(owner.__mro__):
         if not dataclasses.is_dataclass(base):
@@ -160,7 +160,7 @@ def _positional(name: str, hint: Any, default: Any, meaning: str) -> Option:
 
 
 def metadata_of(hint: Any) -> tuple[Any, ...]:
-    """Return what follows the type in `Annotated[type, ...]`."""
+    """Return the metadata of `Annotated[type, metadata, ...]`; empty for other hints."""
     return getattr(hint, "__metadata__", ())
 
 
@@ -169,7 +169,7 @@ def _is_positional(hint: Any) -> bool:
 
 
 def type_of(hint: Any) -> Any:
-    """Return a type hint without its annotations and without None."""
+    """Return a type hint without `Annotated` metadata and without `None`."""
     if get_origin(hint) is Annotated:
         hint = get_args(hint)[0]
     if get_origin(hint) is not Literal and NoneType in get_args(hint):

@@ -1,4 +1,4 @@
-"""Parse options from dataclasses, the same way for every command."""
+"""Parse the arguments of a command into a dataclass."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from recurra.errors import ConfigError
 
 Command = TypeVar("Command")
 
-# tyro draws with - and | where the encoding has nothing better.
+# tyro uses - and | if the encoding has no box-drawing characters.
 _FRAME = "╭╮╰╯│─ |"
 _MIN_COLUMNS, _DEFAULT_COLUMNS = 40, 100
 
@@ -27,16 +27,16 @@ def parse(command: type[Command], name: str, arguments: Sequence[str]) -> Comman
     """Parse the arguments of a command into its dataclass.
 
     Raises:
-        ConfigError: an unknown option, or an invalid value; the message is one line.
-        SystemExit: after `--help` was printed, with code 0.
+        ConfigError: an option is unknown or a value is invalid; the message is one line.
+        SystemExit: `--help` was printed; the code is 0.
     """
     if {"-h", "--help"}.intersection(arguments):
         columns = shutil.get_terminal_size((_DEFAULT_COLUMNS, 24)).columns
         print(format_help(command, name, max(columns, _MIN_COLUMNS)), end="", flush=True)
         raise SystemExit(0)
-    complaint = io.StringIO()
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint), _wide_terminal():
+        with contextlib.redirect_stderr(output), _wide_terminal():
             return tyro.cli(
                 command,
                 prog=f"recurra {name}",
@@ -46,13 +46,13 @@ def parse(command: type[Command], name: str, arguments: Sequence[str]) -> Comman
     except SystemExit as exit_request:
         if exit_request.code in (0, None):
             raise
-        message = _first_paragraph(complaint.getvalue())
+        message = _first_paragraph(output.getvalue())
         hint = f"recurra {name} --help lists the options"
         raise ConfigError(f"{message} ({hint})") from exit_request
 
 
 def decode_argument(argument: str) -> str:
-    """Decode an argument as UTF-8 if the locale (C, for example) could not decode it."""
+    """Return an argument decoded as UTF-8 if the locale (for example C) could not decode it."""
     try:
         argument.encode()
     except UnicodeEncodeError:
@@ -74,10 +74,10 @@ def _wide_terminal() -> Iterator[None]:
             os.environ["COLUMNS"] = before
 
 
-def _first_paragraph(complaint: str) -> str:
-    """Return the first paragraph of tyro's framed message, and the options it suggests."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", complaint)
-    # In an encoding without box characters tyro draws rules, and one below the title, with hyphens.
+def _first_paragraph(output: str) -> str:
+    """Return the first paragraph of a framed message of tyro, and the options that it suggests."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", output)
+    # In an encoding without box-drawing characters, tyro draws its rules with hyphens.
     stripped = [re.sub("^-+$", "", row.strip(_FRAME)) for row in plain.split("\n")[1:]]
     rows = list(dropwhile(lambda row: not row, stripped))
     first = rows[: rows.index("")] if "" in rows else rows

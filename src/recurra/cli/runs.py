@@ -18,21 +18,21 @@ from recurra.errors import RunError
 
 @dataclass(frozen=True, kw_only=True)
 class Runs:
-    """List the runs under a folder, the best validation loss first."""
+    """List the runs in a directory and its subdirectories, sorted by validation loss."""
 
-    folder: tyro.conf.Positional[Path] = Path("runs")
-    """Searched with all folders below it."""
+    directory: tyro.conf.Positional[Path] = Path("runs")
+    """Directory to search, including its subdirectories."""
 
     json: bool = False
-    """Print a line of JSON for each run."""
+    """Print one line of JSON per run."""
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Print the table."""
+    """Print the runs and return the exit code."""
     command = parse(Runs, "runs", arguments)
-    if not command.folder.is_dir():
-        raise RunError(f"there is no folder {command.folder}")
-    rows = sorted(_rows(command.folder), key=_by_loss)
+    if not command.directory.is_dir():
+        raise RunError(f"{command.directory} is not a directory")
+    rows = sorted(_rows(command.directory), key=_by_loss)
     for row in rows:
         if command.json:
             print(json.dumps(row, ensure_ascii=False))
@@ -41,20 +41,20 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _rows(folder: Path) -> Iterator[dict[str, Any]]:
+def _rows(directory: Path) -> Iterator[dict[str, Any]]:
     from recurra.runs.directory import RunDirectory
 
-    for file in sorted(folder.rglob("config.json")):
-        run_folder = RunDirectory(file.parent)
+    for file in sorted(directory.rglob("config.json")):
+        run_directory = RunDirectory(file.parent)
         try:
-            config = run_folder.read_config()
-            best = run_folder.best_metrics()
+            config = run_directory.read_config()
+            best = run_directory.best_metrics()
         except RunError as error:
             print(f"recurra: {error}", file=sys.stderr)
             continue
         yield {
             "run": str(file.parent),
-            "text": " ".join(run_folder.read_sources()) or "english-story",
+            "text": " ".join(run_directory.read_sources()) or "english-story",
             "cell": config.model.cell,
             "hidden_size": config.model.hidden_size,
             "num_layers": config.model.num_layers,
@@ -90,7 +90,7 @@ def _print_table(rows: Sequence[dict[str, Any]]) -> None:
             "-" if row["seconds"] is None else f"{row['seconds']:.0f}",
             *("-" if f is None else f"{f:.3f}" for f in figures),
         )
-    # Off a terminal lines are not wrapped, and a path must stay in one piece. Names are no markup:
-    # a folder may be called [red] or :cat:.
+    # Output to a file or pipe is wide, so that paths are not wrapped. Markup and emoji codes are
+    # disabled because a directory may be named [red] or :cat:.
     width = None if sys.stdout.isatty() else 240
     Console(highlight=False, markup=False, emoji=False, width=width).print(table)

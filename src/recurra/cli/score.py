@@ -20,38 +20,44 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Print the surprise of each line of a text, in bits per character, the line beside it."""
+    """Print the surprisal of each line of a text, in bits per character.
+
+    Each row contains the bits per character, the line number and the line.
+    """
 
     run: tyro.conf.Positional[str]
-    """The run's folder."""
+    """Run directory."""
 
     sources: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[SOURCE ...]")
     ] = ()
-    """Files, folders, - for standard input, or corpus names; by default the run's own validation
-    part."""
+    """Files, directories, corpus names (see recurra data list), or - for standard input. By
+    default, the validation split of the run."""
 
     top: int | None = None
-    """Only this many lines, the most surprising first."""
+    """Print only this many lines, those with the highest bits per character, in descending
+    order."""
 
     chars: bool = False
-    """Every character with its bits: a row each, or with --json a list for each line."""
+    """Also print the bits of each character: one row per character, or a list per line with
+    --json."""
 
     html: Path | None = None
-    """Write a page that shows every character shaded by its surprise."""
+    """Write an HTML page in which each character is shaded by its surprisal."""
 
     unknown: UnknownRule = "replace"
-    """What to do with a symbol that the model never saw."""
+    """Handling of symbols that are not in the vocabulary: report an error, or replace them by
+    <unk>."""
 
     device: str = "cpu"
-    """Where to compute: auto, cpu, cuda, cuda:N or mps."""
+    """Device: auto, cpu, cuda, cuda:N or mps."""
 
     json: bool = False
-    """Print JSON lines, one per line of the text; the last one sums up."""
+    """Print one line of JSON per line of the text, and a final line with the totals."""
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Print the lines."""
+    """Score the text, print its lines, and return the exit code."""
     command = parse(Score, "score", arguments)
     from recurra.api import load
     from recurra.report.score_page import score_html
@@ -60,7 +66,7 @@ def run(arguments: Sequence[str]) -> int:
     score = lm.score(lm.read(command.sources), unknown=command.unknown)
     if command.html is not None:
         page = score_html(score, title=command.html.stem)
-        # The file's own name may hold what is not UTF-8.
+        # The title is the name of the file, which need not be valid UTF-8.
         command.html.write_text(page, encoding="utf-8", errors="replace")
     for line in score.lines if command.top is None else score.top(command.top):
         _print_line(line, command)

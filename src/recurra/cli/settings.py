@@ -14,7 +14,8 @@ from recurra.config import ModelConfig, RunOptions, TextConfig, TrainingConfig
 
 
 def _options_class(config: type) -> Any:
-    """Return a dataclass with the options of a configuration; by default none of them is given."""
+    """Return a dataclass with the options of a configuration, all of them unspecified by
+    default."""
     made = [
         (name, *_not_given(hint))
         for name, hint in get_type_hints(config, include_extras=True).items()
@@ -26,7 +27,7 @@ def _options_class(config: type) -> Any:
 
 
 def _not_given(hint: Any) -> tuple[Any, Any]:
-    """Return the type of an option on the command line, and its value when it is not given."""
+    """Return the type of an option on the command line, and its value if it is unspecified."""
     kind = type_of(hint)
     if kind is bool:
         return hint, False
@@ -40,7 +41,10 @@ def _is_given(value: Any) -> bool:
 
 
 def _parser(kind: Any) -> tyro.constructors.PrimitiveConstructorSpec[Any]:
-    """Return a parser of one value. tyro's own for `kind | None` reads the text "None" as None."""
+    """Return a parser of one value.
+
+    The parser of tyro for `kind | None` would read the text "None" as None.
+    """
     choices = get_args(kind) if get_origin(kind) is Literal else None
     convert = str if choices else kind
     return tyro.constructors.PrimitiveConstructorSpec(
@@ -54,7 +58,7 @@ def _parser(kind: Any) -> tyro.constructors.PrimitiveConstructorSpec[Any]:
 
 
 if TYPE_CHECKING:
-    # mypy cannot read generated classes; these have the same fields.
+    # mypy cannot analyze generated classes; these have the same fields.
     from recurra.config import ModelConfig as ModelOptions
     from recurra.config import TextConfig as TextOptions
     from recurra.config import TrainingConfig as TrainingOptions
@@ -66,17 +70,17 @@ else:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The text, model and training options as the command line gives them."""
+    """The text, model and training options of a command line."""
 
     text: TextOptions = field(default_factory=TextOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
     training: TrainingOptions = field(default_factory=TrainingOptions)
 
     def to_options(self) -> RunOptions:
-        """Return the options that were given, with their texts decoded.
+        """Return the options that the user gave, with strings decoded.
 
         Raises:
-            ConfigError: an invalid value.
+            ConfigError: a value is invalid.
         """
         given: dict[str, Any] = {}
         for section in (self.text, self.model, self.training):

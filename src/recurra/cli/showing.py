@@ -1,4 +1,4 @@
-"""Print generated or given text without control characters."""
+"""Remove control characters from text that is printed to a terminal."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from recurra.text.unicode import without_controls
 
 
 def shown(text: str) -> str:
-    """As it is for a file or another program; on a terminal without what would act on it."""
+    """Return a text for stdout; on a terminal, without control characters that could act on it."""
     return without_controls(text, but="\n\t") if sys.stdout.isatty() else text

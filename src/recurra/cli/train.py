@@ -22,45 +22,46 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Train(Settings):
-    """Train a model on a text, in a run directory that every other command reads.
+    """Train a model on a text and write it to a run directory.
 
-    With a budget in minutes (2 when none is given) everything that is not given is chosen: size,
-    batch, rates, dropout and precision follow from the text, the minutes and a short trial of this
-    machine. With --steps or --epochs the defaults below hold.
+    With a time budget (--minutes, 2 by default), unspecified settings such as the model size, batch
+    size, learning rate, dropout and precision are chosen from the text, the budget and a short
+    speed measurement. With --steps or --epochs, unspecified settings have the defaults below.
 
-    During training it reports the validation loss and generated samples. Ctrl-C saves a checkpoint;
-    --resume continues from it. Several processes train one model:
+    The validation loss and generated samples are printed during training. Ctrl-C saves a
+    checkpoint; --resume continues from it. To train one model with several processes, use
     torchrun --nproc-per-node N -m recurra train ...
     """
 
     sources: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[SOURCE ...]")
     ] = ()
-    """Files, folders, - for standard input, or corpus names (recurra data list). Without any, the
-    bundled English story."""
+    """Files, directories, corpus names (see recurra data list), or - for standard input. By
+    default, the bundled English story."""
 
     out: Path | None = None
-    """The run's folder; by default a new one under runs/."""
+    """Run directory to create; by default, a new directory in runs/."""
 
     resume: Path | None = None
-    """Resume the interrupted run in this directory. It keeps its text and its settings: others
-    are refused, but for --threads, --device, --plot, --checkpoint-every and --on-nan."""
+    """Run directory of an interrupted run to resume. Its text and settings cannot be changed,
+    except --threads, --device, --plot, --checkpoint-every and --on-nan."""
 
     force: bool = False
-    """Replace an older run in the folder."""
+    """Replace an existing run in the directory of --out."""
 
     json: bool = False
-    """Print every report as a line of JSON on stdout; the last line is the result."""
+    """Print the metrics of each evaluation as a line of JSON on stdout. The last line is the
+    result."""
 
     quiet: bool = False
-    """Show no progress."""
+    """Do not print progress."""
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Train or resume."""
+    """Train a model or resume a run, and return the exit code."""
     command = parse(Train, "train", arguments)
     if command.resume is not None and (command.out is not None or command.force):
-        raise ConfigError("--resume continues in the directory of the run; drop --out and --force")
+        raise ConfigError("--resume cannot be combined with --out or --force; remove them")
     options = command.to_options()
     from recurra.report.progress import describe
     from recurra.runs.directory import RunDirectory
@@ -74,7 +75,7 @@ def run(arguments: Sequence[str]) -> int:
     else:
         lm = start_run(command.sources, options, command.out, progress, clock, force=command.force)
     if started_rank() > 0:
-        return 0  # The first process prints the result.
+        return 0  # Rank 0 prints the result.
     assert lm.path is not None
     best = RunDirectory(lm.path).best_metrics()
     if command.json:
@@ -88,7 +89,7 @@ def _progress(command: Train) -> Progress:
     from recurra.report.progress import ConsoleProgress, Progress, Several
 
     class JsonLines(Progress):
-        """Prints every report as a line of JSON on stdout."""
+        """Progress that prints the metrics of each evaluation as a line of JSON on stdout."""
 
         def report(self, record: dict[str, Any]) -> None:
             # A closed stdout must not abort training.

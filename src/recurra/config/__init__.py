@@ -1,7 +1,7 @@
 """The configuration of a run: frozen dataclasses with a docstring for each field.
 
-The command line, `config.json` and the option tables of the docs are made from these classes, so
-this is the only list of options in the project. Knows no torch: `recurra --help` must stay quick.
+The command line, `config.json` and the option tables in the docs are generated from these classes.
+The package does not import torch, so that `recurra --help` stays fast.
 """
 
 from recurra.config.model import MAX_LAYERS, MAX_UNITS, CellName, ModelConfig, PrecisionName

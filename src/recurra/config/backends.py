@@ -1,4 +1,4 @@
-"""The tables of backends and precisions: one row each, read by configuration and recurrence."""
+"""Tables of the backends and the precisions, for validation and for the recurrent layers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ BACKEND_MODULES: dict[str, str] = {
     "library": f"{_PACKAGE}.torch_nn",
     "native": f"{_PACKAGE}.native",
 }
-"""The module of every backend by its name in `ModelConfig.backend`; see
-`recurrence.backends.Backend`."""
+"""The module of each backend, by its name in `ModelConfig.backend`.
+
+See `recurrence.backends.Backend` for the interface.
+"""
 
 OPERAND_DTYPES: dict[str, str | None] = {"fp32": None, "bf16": "bfloat16"}
-"""Every precision by its name in `ModelConfig.precision`: the torch dtype that the operands of
-matrix products are rounded to, or None if they are not rounded."""
+"""The torch dtype of each precision, by its name in `ModelConfig.precision`.
+
+The operands of matrix products are rounded to this dtype. None means that they are not rounded.
+"""

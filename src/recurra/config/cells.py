@@ -1,8 +1,7 @@
-"""The recurrent cells by name, with the traits that configuration, equations and recipe depend on.
+"""Table of the recurrent cells and their traits.
 
-`CELL_TRAITS` is the only list of cells. The equations of a cell are in the class that its
-`implementation` names, which is imported when the cell is first used: this module does not import
-torch.
+`CELL_TRAITS` is the only list of cells. The class in `implementation` contains the equations of a
+cell. It is imported on first use, so that this module does not import torch.
 """
 
 from __future__ import annotations
@@ -16,34 +15,34 @@ _PACKAGE = "recurra.recurrence.cells"
 
 @dataclass(frozen=True, kw_only=True)
 class CellTraits:
-    """Traits of one cell."""
+    """Traits of a cell that the configuration, the recurrent layers and the recipe depend on."""
 
     name: str
     """The name in `ModelConfig.cell`."""
 
     implementation: str
-    """The class with the equations, as `module:class`: a subclass of `recurrence.cells.Cell`."""
+    """The `recurrence.cells.Cell` subclass with the equations, as `module:class`."""
 
     num_gates: int
-    """Row blocks of W_ih, each of H rows."""
+    """Number of row blocks of W_ih; each has H rows."""
 
     num_states: int = 1
-    """Tensors of the state, each (B, H)."""
+    """Number of tensors in the state; each has shape (B, H)."""
 
     reads_state: bool = True
-    """Whether the gates read the state, through W_hh. If not, all products are computed for all
-    steps at once."""
+    """Whether the gates depend on the state through W_hh. If not, all matrix products are computed
+    for all steps at once."""
 
     changes_inputs: bool = False
-    """Whether a step changes its inputs before their product with W_ih. The product can then not
-    be computed for all steps at once, and the inputs cannot be token ids."""
+    """Whether a step modifies its inputs before the product with W_ih. If so, the product cannot be
+    computed for all steps at once, and the inputs cannot be token ids."""
 
     has_forget_gate: bool = False
-    """Whether the first two gates are an input and a forget gate, as in the LSTM, so that
+    """Whether the first two gates are an input and a forget gate, as in the LSTM. If so,
     `forget_bias` and `chrono` apply."""
 
     lr_factor: float = 1.0
-    """The recipe's learning rate relative to that of the LSTM."""
+    """Learning rate that the recipe chooses, relative to that of the LSTM."""
 
 
 CELL_TRAITS: dict[str, CellTraits] = {
@@ -127,26 +126,26 @@ CELL_TRAITS: dict[str, CellTraits] = {
         ),
     )
 }
-"""Every cell by its name."""
+"""The traits of each cell, by name."""
 
 
 def cell_traits(name: str) -> CellTraits:
     """Return the traits of a cell.
 
     Raises:
-        ConfigError: there is no such cell; the message lists those there are.
+        ConfigError: no cell has this name; the message lists the available names.
     """
     if name not in CELL_TRAITS:
-        raise ConfigError(f"unknown cell {name!r}; there are {', '.join(CELL_TRAITS)}")
+        raise ConfigError(f"unknown cell {name!r}; choose one of {', '.join(CELL_TRAITS)}")
     return CELL_TRAITS[name]
 
 
 def register_cell(traits: CellTraits) -> None:
-    """Add a cell that is defined outside the package, for this process.
+    """Register a cell that is defined outside the package, for the current process.
 
     Raises:
-        ConfigError: there is a cell of this name.
+        ConfigError: a cell of this name already exists.
     """
     if traits.name in CELL_TRAITS:
-        raise ConfigError(f"there is already a cell {traits.name!r}")
+        raise ConfigError(f"cell {traits.name!r} is already registered")
     CELL_TRAITS[traits.name] = traits

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from recurra.errors import ConfigError
 
 MAX_FLOAT = 3.4028234e38
-"""The largest number of fp32."""
+"""The largest finite fp32 number."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -20,7 +20,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_known(field: str, value: Any, known: Collection[str]) -> None:
-    """Raise ConfigError unless the value of a field is one of the names of a table."""
+    """Raise ConfigError unless the value of a field is one of the known names."""
     require(
         isinstance(value, str) and value in known,
         f"{field} is {shortened(value)}; it must be one of {', '.join(known)}",
@@ -28,7 +28,7 @@ def require_known(field: str, value: Any, known: Collection[str]) -> None:
 
 
 def require_choices(config: Any, **choices: Any) -> None:
-    """Refuse a value that is not among its field's choices, given as a Literal by field name."""
+    """Raise ConfigError unless each named field has one of the values of its Literal."""
     for name, literal in choices.items():
         value, allowed = getattr(config, name), get_args(literal)
         require(
@@ -38,7 +38,10 @@ def require_choices(config: Any, **choices: Any) -> None:
 
 
 def require_types(config: Any) -> None:
-    """Refuse a value of another type than its field's: from Python or from a config.json."""
+    """Raise ConfigError unless each field has a value of its declared type.
+
+    Values come from Python or from a `config.json`, so the declared types are not guaranteed.
+    """
     for name, hint in get_type_hints(type(config)).items():
         value = getattr(config, name)
         allowed = get_args(hint) if isinstance(hint, UnionType) else (hint,)
@@ -59,5 +62,5 @@ def _is_a(value: Any, kind: Any) -> bool:
 
 
 def _in_words(kinds: tuple[Any, ...]) -> str:
-    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    return " or ".join(words.get(kind, "None" if kind is NoneType else "several") for kind in kinds)
+    words = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
+    return " or ".join(words.get(kind, "None" if kind is NoneType else "a tuple") for kind in kinds)

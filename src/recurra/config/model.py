@@ -31,71 +31,73 @@ FirstWeights = Literal["uniform", "normal", "orthogonal"]
 
 USUAL_EMBEDDING = 64
 MAX_UNITS = 2**16
-"""Largest width of a layer or an embedding; a file that asks for more is not from here."""
+"""Maximum size of a layer or an embedding; limits the memory that untrusted files can request."""
 MAX_LAYERS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The network: embedding or one-hot, stacked recurrent layers, output layer."""
+    """Network architecture: embedding or one-hot input, stacked recurrent layers, output layer."""
 
     cell: CellName = "lstm"
-    """The recurrence; none is the same network without a hidden state."""
+    """Recurrent cell; none is a feed-forward layer without a hidden state."""
 
     hidden_size: int = 256
-    """Units in each layer."""
+    """Number of units in each recurrent layer."""
 
     vocab_size: Annotated[int, tyro.conf.Suppress] = 2
-    """Rows of the input and output tables (set from the text when a run is trained)."""
+    """Vocabulary size; set from the text at the start of training."""
 
     num_layers: int = 1
     """Number of stacked recurrent layers."""
 
     residual: bool = False
-    """Put each layer in a residual block with a gate and a feed-forward part; needs embedding_size
-    equal to hidden_size."""
+    """Wrap each recurrent layer in a residual block with normalization, a gate and a feed-forward
+    layer; requires embedding_size equal to hidden_size."""
 
     embedding_size: int = USUAL_EMBEDDING
-    """Width of the learned input embedding; 0 feeds the one-hot vector, as the book does. Left at
-    64 it becomes hidden_size where residual or tie_weights need that."""
+    """Size of the input embedding; 0 means one-hot input, as in Dive into Deep Learning. The
+    default 64 is replaced by hidden_size if residual or tie_weights is set."""
 
     dropout: float = 0.0
-    """Probability of dropping a unit between two layers, or of what a residual block adds."""
+    """Dropout probability between recurrent layers, or on the output of each residual branch."""
 
     output_dropout: float = 0.0
-    """Probability of dropping a unit of the last layer, before the output layer."""
+    """Dropout probability between the last recurrent layer and the output layer."""
 
     weight_dropout: float = 0.0
-    """Probability of dropping a recurrent weight for a whole window."""
+    """Dropout probability of the recurrent weights (DropConnect); one mask per window."""
 
     zoneout: float = 0.0
-    """Probability that a unit of the state stays as it was for a step (slow: by the plain equations
-    only)."""
+    """Probability that a unit of the hidden state keeps its previous value at a step (zoneout);
+    requires the slower reference backend."""
 
     locked_dropout: bool = False
-    """Drop the same units at all steps of a window (variational dropout) instead of drawing anew at
-    every step."""
+    """Use the same dropout mask at all steps of a window (variational dropout) instead of a new
+    mask at each step."""
 
     tie_weights: bool = False
-    """Use the embedding as the output layer's weight; needs embedding_size equal to hidden_size."""
+    """Share the weights of the embedding and the output layer; requires embedding_size equal to
+    hidden_size."""
 
     init: FirstWeights = "uniform"
-    """First weights: torch's uniform, the book's normal(0, 0.01) with zero biases, or orthogonal
-    recurrent matrices with uniform input weights."""
+    """Weight initialization: uniform as in torch.nn; normal(0, 0.01) with zero biases, as in Dive
+    into Deep Learning; or orthogonal recurrent weights with uniform input weights."""
 
     forget_bias: float = 0.0
-    """Added to the LSTM forget gate's first bias; 1 helps it to remember from the start."""
+    """Value added to the initial bias of the LSTM forget gate; 1 favours remembering at the start
+    of training."""
 
     chrono: int = 0
-    """Chrono initialisation of the input and forget gates' biases: memories of up to this many
-    steps; 0 for none."""
+    """Chrono initialization of the input and forget gate biases for dependencies of up to this many
+    steps; 0 disables it."""
 
     backend: BackendName = "auto"
-    """Implementation of the recurrent layers: auto, reference, bptt, library (torch.nn) or native
-    (the compiled kernels)."""
+    """Implementation of the recurrent layers: auto (the fastest available), reference, bptt,
+    library (torch.nn) or native (compiled kernels)."""
 
     precision: PrecisionName = "fp32"
-    """Number format of the matrix products; states, gradients and weights stay fp32."""
+    """Number format of the operands of matrix products; states, gradients and weights stay fp32."""
 
     def __post_init__(self) -> None:
         if (self.residual or self.tie_weights) and self.embedding_size == USUAL_EMBEDDING:
@@ -114,19 +116,19 @@ class ModelConfig:
         require_known("precision", self.precision, OPERAND_DTYPES)
         self._check_sizes()
         for name in ("dropout", "output_dropout", "weight_dropout", "zoneout"):
-            require(0.0 <= getattr(self, name) < 1.0, f"{name} must be at least 0 and below 1")
+            require(0.0 <= getattr(self, name) < 1.0, f"{name} must be at least 0 and less than 1")
         for name in ("tie_weights", "residual"):
             require(
                 not getattr(self, name) or self.embedding_size == self.hidden_size,
-                f"{name} needs embedding_size equal to hidden_size"
-                f" ({self.embedding_size} and {self.hidden_size})",
+                f"{name} requires embedding_size ({self.embedding_size}) equal to hidden_size"
+                f" ({self.hidden_size})",
             )
         require(abs(self.forget_bias) <= MAX_FLOAT, "forget_bias must be finite")
         self._check_gates()
 
     @property
     def traits(self) -> CellTraits:
-        """The cell's row in the table of cells."""
+        """The traits of the configured cell."""
         return CELL_TRAITS[self.cell]
 
     def _check_gates(self) -> None:
@@ -134,28 +136,31 @@ class ModelConfig:
         with_gate = ", ".join(t.name for t in CELL_TRAITS.values() if t.has_forget_gate)
         require(
             self.chrono == 0 or traits.has_forget_gate,
-            f"chrono is for {with_gate}; {self.cell} has no such gates",
+            f"chrono applies to {with_gate} only; {self.cell} has no forget gate",
         )
-        require(self.chrono == 0 or self.chrono > 2, "chrono must be above 2, or 0 for none")
         require(
-            self.chrono == 0 or self.forget_bias == 0.0, "chrono sets the forget bias: drop one"
+            self.chrono == 0 or self.chrono > 2,
+            f"chrono is {self.chrono}; it must be greater than 2, or 0 to disable it",
+        )
+        require(
+            self.chrono == 0 or self.forget_bias == 0.0,
+            "chrono already sets the forget bias; remove chrono or forget_bias",
         )
         require(
             self.zoneout == 0.0 or traits.reads_state,
-            f"zoneout is for cells whose gates read the state; those of {self.cell} do not",
+            f"zoneout requires gates that depend on the state; those of {self.cell} do not",
         )
         require(
             self.zoneout == 0.0 or self.backend in ("auto", "reference"),
-            f"zoneout is computed by the reference backend, not by {self.backend}",
+            f"zoneout requires the reference backend, not {self.backend}",
         )
         require(
             self.forget_bias == 0.0 or traits.has_forget_gate,
-            f"forget_bias is for {with_gate}; {self.cell} has no such gate",
+            f"forget_bias applies to {with_gate} only; {self.cell} has no forget gate",
         )
         require(
             self.embedding_size > 0 or not traits.changes_inputs,
-            f"the {self.cell} cell changes its inputs, which one-hot vectors do not allow; give it"
-            " an embedding_size",
+            f"cell {self.cell} cannot use one-hot inputs; set embedding_size to a positive value",
         )
 
     def _check_sizes(self) -> None:

@@ -1,7 +1,7 @@
-"""The table of optimizers: one row each, read by configuration, training and checkpoints.
+"""Table of the optimizers, for validation, training and checkpoints.
 
-A new optimizer is a class with torch's interface in a new module, and one row here. Nothing
-is imported until the optimizer is built.
+To add an optimizer, write a class with the interface of `torch.optim.Optimizer` in a new module
+and add a row to `OPTIMIZERS`. The class is imported when the optimizer is built.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """What the rest of the package must know of an optimizer.
+    """Properties of an optimizer that the rest of the package depends on.
 
     Attributes:
-        constructor: where its class is, as `module:Class`. The class takes parameter groups with
-            their `weight_decay`, `lr`, and where `is_torch` says so `fused`.
-        options: fields of `TrainingConfig` that the class takes too.
-        slots: tensors that it keeps for each parameter, of the parameter's shape.
-        slots_need: the option that must not be zero for the slots to exist.
-        counts_steps: whether it keeps a number `step`, fp32 without dimensions, per parameter.
-        decouples_weight_decay: whether weight decay bypasses the gradient.
+        constructor: the class, as `module:Class`. It takes parameter groups with `weight_decay`,
+            and the argument `lr`; if `is_torch` is true, also the argument `fused`.
+        options: fields of `TrainingConfig` that the class takes in addition.
+        slots: names of the state tensors per parameter; they have the parameter's shape.
+        slots_need: the option that must be nonzero for the slots to exist, or None.
+        counts_steps: whether the state of a parameter contains `step`, a zero-dimensional fp32
+            tensor.
+        decouples_weight_decay: whether weight decay is applied to the weights, not the gradients.
         kernel_rule: enumerator of `Rule` in kernels/source/kernels.h; None without a kernel.
-        is_torch: whether it is a class of torch, which has fused kernels.
-        default_lr, default_clip_norm: what the recipe takes; None stands for the cell's own
-            learning rate, and for the recipe's threshold.
+        is_torch: whether the class is part of torch and has a fused implementation.
+        default_lr: learning rate that the recipe chooses; None for that of the cell.
+        default_clip_norm: clipping threshold that the recipe chooses; None for its own default.
     """
 
     constructor: str
@@ -39,7 +40,7 @@ class OptimizerSpec:
     default_clip_norm: float | None = None
 
     def slots_with(self, options: object) -> tuple[str, ...]:
-        """Return the slots that exist with the options of a `TrainingConfig`."""
+        """Return the slots that exist for the options of a `TrainingConfig`."""
         is_needed = self.slots_need is None or bool(getattr(options, self.slots_need))
         return self.slots if is_needed else ()
 
@@ -74,4 +75,4 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
         is_torch=True,
     ),
 }
-"""Every optimizer by its name in `TrainingConfig.optimizer`."""
+"""The properties of each optimizer, by its name in `TrainingConfig.optimizer`."""

@@ -1,4 +1,4 @@
-"""`RunOptions`: the settings that the user gave, before the others are chosen."""
+"""`RunOptions`: the settings given by the user; all others are still unspecified."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from recurra.config.run import OWNER, RunConfig
 from recurra.errors import ConfigError
 
 _LIMITED_BY_DEFAULT = ("clip_norm", "max_epochs")
-"""Settings for which None would be ambiguous: not given, or no limit."""
+"""Settings for which None is ambiguous: it could mean unspecified or no limit."""
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The settings of a run that were given; `training/recipe.py` chooses the others.
+    """The settings of a run that the user gave; `training/recipe.py` chooses the others.
 
     Attributes:
         values: the given settings by name, without sections.
-        vocab_size: the size of the vocabulary, once the text has been read.
+        vocab_size: the size of the vocabulary; None until the text has been read.
     """
 
     values: Mapping[str, Any]
@@ -29,53 +29,54 @@ class RunOptions:
 
     @classmethod
     def of(cls, **options: Any) -> RunOptions:
-        """Return the options among the arguments: those that are not None.
+        """Return options from keyword arguments; an argument that is None counts as not given.
 
         Raises:
-            ConfigError: an unknown name, an invalid value, or None where 0 means no limit.
+            ConfigError: a name is unknown, a value is invalid, or `clip_norm` or `max_epochs` is
+                None, where 0 means no limit.
         """
         for name in _LIMITED_BY_DEFAULT:
             if name in options and options[name] is None:
                 raise ConfigError(
-                    f"{name} is None; leave it out for the default, or set 0 for no limit"
+                    f"{name} is None; omit it for the default, or set it to 0 for no limit"
                 )
         return _checked(cls({name: v for name, v in options.items() if v is not None}))
 
     @classmethod
     def from_config(cls, config: RunConfig) -> RunOptions:
-        """Return options in which every setting of a configuration is given."""
+        """Return options that give every setting of a configuration."""
         sections = config.to_dict()
         return cls({name: sections[section][name] for name, section in OWNER.items()})
 
     def filled(self, **settings: Any) -> RunOptions:
-        """Return options with these settings in addition; those that were given stay unchanged."""
+        """Return a copy with these settings added; settings that are already given are kept."""
         chosen = {name: value for name, value in settings.items() if value is not None}
         return dataclasses.replace(self, values={**chosen, **self.values})
 
     def replaced(self, **settings: Any) -> RunOptions:
-        """Return options with these settings, also in place of those that were given.
+        """Return a copy with these settings; they replace settings that are already given.
 
         Raises:
-            ConfigError: an unknown name, or an invalid value or combination.
+            ConfigError: a name is unknown, or a value or a combination is invalid.
         """
         return _checked(dataclasses.replace(self, values={**self.values, **settings}))
 
     def with_vocab_size(self, size: int) -> RunOptions:
-        """Return options for a text with a vocabulary of this size."""
+        """Return a copy for a text with a vocabulary of this size."""
         return dataclasses.replace(self, vocab_size=size)
 
     def is_given(self, name: str) -> bool:
-        """Return whether a setting was given."""
+        """Return whether the user gave a setting."""
         return name in self.values
 
     @property
     def is_complete(self) -> bool:
-        """Whether every setting was given."""
+        """Whether every setting is given."""
         return self.values.keys() == OWNER.keys()
 
     @cached_property
     def config(self) -> RunConfig:
-        """The configuration in which settings that were not given have their defaults."""
+        """The configuration; settings that are not given have their defaults."""
         config = RunConfig.from_options(**self.values)
         if self.vocab_size is None:
             return config

@@ -21,7 +21,10 @@ OWNER = {
     for section, kind in reversed(_SECTIONS.items())
     for f in dataclasses.fields(kind)
 }
-"""The section of each option. `vocab_size` is that of the text; the model's follows from it."""
+"""The section of each option.
+
+`vocab_size` belongs to the text section; that of the model section is derived from it.
+"""
 _SCHEDULE_OPTIONS = {
     "final_lr": ("cosine", "linear", "one-cycle"),
     "lr_milestones": ("step",),
@@ -31,7 +34,7 @@ _SCHEDULE_OPTIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything needed to rebuild a model and repeat its training."""
+    """All settings that are needed to rebuild a model and to repeat its training."""
 
     text: TextConfig = field(default_factory=TextConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -40,38 +43,43 @@ class RunConfig:
     def __post_init__(self) -> None:
         require(
             self.training.bptt != "randomized" or self.model.backend != "library",
-            "bptt randomized scales gradients, which the library backend cannot; take another",
+            "bptt=randomized scales gradients, which backend=library does not support",
         )
 
     def ignored(self) -> list[str]:
-        """What was set and has no effect beside the other settings, a sentence each."""
+        """Return a message for each setting that has no effect in combination with the others."""
         text, model, training = self.text, self.model, self.training
         found = []
         if model.dropout and model.num_layers == 1 and not model.residual:
-            found.append("dropout works between layers, and there is only one (see output_dropout)")
+            found.append("dropout has no effect with a single layer; use output_dropout")
         if model.locked_dropout and not (model.dropout or model.output_dropout):
-            found.append("locked_dropout is for dropout and output_dropout, and both are 0")
+            found.append("locked_dropout has no effect because dropout and output_dropout are 0")
         if training.momentum and "momentum" not in OPTIMIZERS[training.optimizer].options:
-            found.append(f"momentum is for sgd; {training.optimizer} has its own")
+            found.append(
+                f"momentum has no effect with optimizer={training.optimizer}, only with sgd"
+            )
         for name, schedules in _SCHEDULE_OPTIONS.items():
             default = getattr(TrainingConfig(), name)
             if training.schedule not in schedules and getattr(training, name) != default:
                 kinds = ", ".join(schedules)
-                found.append(f"{name} is for the {kinds} schedule, not for {training.schedule}")
+                found.append(
+                    f"{name} has no effect with schedule={training.schedule}; it applies to {kinds}"
+                )
         if text.tokens == "byte":
             for name in ("encoding", "newlines"):
                 if getattr(text, name) != getattr(TextConfig(), name):
-                    found.append(f"{name} has no meaning for byte tokens")
+                    found.append(f"{name} has no effect with byte tokens")
         return found
 
     @classmethod
     def from_options(cls, **options: Any) -> RunConfig:
-        """Sort flat options into their sections.
+        """Return a configuration from options without sections.
 
-        `vocab_size` goes to the text: the model's own size follows from the vocabulary.
+        `vocab_size` sets the text section; that of the model is derived from the vocabulary.
 
         Raises:
-            ConfigError: an unknown name (the nearest known one is suggested) or a wrong value.
+            ConfigError: a name is unknown (the message suggests a similar one) or a value is
+                invalid.
         """
         sorted_options: dict[str, dict[str, Any]] = {name: {} for name in _SECTIONS}
         for name, value in options.items():
@@ -83,15 +91,15 @@ class RunConfig:
         return cls(**{name: kind(**sorted_options[name]) for name, kind in _SECTIONS.items()})
 
     def to_dict(self) -> dict[str, Any]:
-        """As nested plain values, for JSON."""
+        """Return the configuration as nested dictionaries for JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:
-        """The inverse of `to_dict`.
+        """Return the configuration from nested dictionaries, as written by `to_dict`.
 
         Raises:
-            ConfigError: a section or field is unknown, missing its type, or out of range.
+            ConfigError: a section is missing, a field is unknown, or a value is invalid.
         """
         built = {}
         for name, kind in _SECTIONS.items():

@@ -15,47 +15,51 @@ MAX_VOCABULARY = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """How a text becomes ids."""
+    """Decoding, cleaning, tokenization and train/validation split of a text."""
 
     tokens: TokenKind = "char"
-    """The unit of a token: a character, a byte, a word with the space before it, or a BPE piece."""
+    """Token type: character, byte, word (with the preceding space), or byte-pair encoding (BPE;
+    requires the bpe extra)."""
 
     vocab_size: int | None = None
-    """Largest vocabulary to build, most frequent tokens first (bpe: 512 when not given)."""
+    """Maximum vocabulary size; the most frequent tokens are kept. By default unlimited, except 512
+    for bpe."""
 
     min_freq: int = 1
-    """Tokens seen fewer times than this in the training part become <unk>."""
+    """Minimum frequency of a token in the training split; rarer tokens become <unk>."""
 
     letters_only: bool = False
-    """The book's cleaning: every run of other characters than A-Z becomes one space, lower case,
-    lines stripped and joined without a separator."""
+    """Clean the text as in Dive into Deep Learning: replace each run of characters other than A-Z
+    and a-z by a space, convert to lower case, strip each line and join the lines without a
+    separator."""
 
     max_tokens: int | None = None
-    """Use only this many tokens from the start of the text (bpe: characters)."""
+    """Maximum number of tokens to use, counted from the start of the text (characters for bpe)."""
 
     val_fraction: float = 0.1
-    """Share of the text, taken from its end, that is kept for validation and never trained on."""
+    """Fraction of the text, taken from its end, that is held out for validation."""
 
     encoding: str = "utf-8"
     """Encoding of the source files."""
 
     newlines: Literal["unify", "keep"] = "unify"
-    """unify turns \\r\\n and lone \\r into \\n; keep leaves them. Byte tokens always keep."""
+    """Line endings: unify converts \\r\\n and \\r to \\n; keep leaves them unchanged. Byte tokens
+    always keep them."""
 
     separator: str = "\n"
-    """What stands between two files when the source is several."""
+    """Text inserted between two source files."""
 
     def __post_init__(self) -> None:
         require_types(self)
         require_choices(self, tokens=TokenKind, newlines=Literal["unify", "keep"])
         require(
             self.vocab_size is None or 2 <= self.vocab_size <= MAX_VOCABULARY,
-            f"vocab_size must lie between 2 and {MAX_VOCABULARY}",
+            f"vocab_size must be between 2 and {MAX_VOCABULARY}",
         )
         require(self.min_freq >= 1, "min_freq must be at least 1")
         require(self.max_tokens is None or self.max_tokens >= 2, "max_tokens must be at least 2")
-        require(0.0 <= self.val_fraction < 1.0, "val_fraction must be at least 0 and below 1")
+        require(0.0 <= self.val_fraction < 1.0, "val_fraction must be at least 0 and less than 1")
         require(
             not (self.letters_only and self.tokens == "byte"),
-            "letters_only cleans text, and byte tokens are not text; choose one of the two",
+            "letters_only cannot be combined with byte tokens; remove one of the two",
         )

@@ -27,136 +27,142 @@ Sampling = Literal["sequential", "random"]
 Schedule = Literal["constant", "step", "cosine", "linear", "one-cycle"]
 
 _LIMITS = ("clip_norm", "clip_value", "max_epochs")
-"""Settings whose value 0 means no limit. It is stored as None."""
+"""Settings for which 0 means no limit; 0 is stored as None."""
 
 MAX_BUDGET = 10**12
-"""Largest number of updates, epochs or minutes."""
+"""Maximum number of updates, epochs or minutes."""
 MAX_BATCH = 2**24
-"""Largest number of rows, and of steps, of one batch."""
+"""Maximum batch size, and maximum number of steps in a window."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How the model learns, and for how long."""
+    """Optimizer, schedule, budget and evaluation of a training run."""
 
     batch_size: int = 32
-    """Streams (sequential) or windows (random) in one batch; several processes share them."""
+    """Number of streams (sequential sampling) or windows (random sampling) in a batch. With several
+    processes, it is the total over all of them."""
 
     num_steps: int = 64
-    """Tokens in one window, through which the gradient flows back."""
+    """Number of tokens in a window. With truncated bptt, gradients flow back through one window."""
 
     batch_growth: int = 1
-    """Begin with a batch this many times smaller, and double it in equal stages of the budget; a
-    power of 2."""
+    """Factor by which the batch size grows during training; a power of 2. Training starts with
+    batch_size divided by this factor and doubles the batch size in equal stages of the budget."""
 
     window_growth: int = 1
-    """Begin with windows this many times shorter, and double them likewise."""
+    """Factor by which num_steps grows during training; a power of 2. See batch_growth."""
 
     sampling: Sampling = "sequential"
-    """sequential carries the state from batch to batch; random starts every window from zero."""
+    """How windows are drawn from the text: sequential carries the hidden state from one batch to
+    the next; random starts each window from a zero state."""
 
     bptt: Literal["truncated", "full", "randomized"] = "truncated"
-    """How far gradients go back: num_steps; the whole epoch (one update each); or a random,
-    unbiased number of steps with mean num_steps."""
+    """Backpropagation through time: truncated stops gradients after num_steps; full uses the whole
+    epoch and makes one update per epoch; randomized draws the truncation length, with mean
+    num_steps, and keeps the gradient unbiased."""
 
     optimizer: OptimizerName = "adamw"
-    """The update rule."""
+    """Optimizer."""
 
     lr: float = 4e-3
     """Peak learning rate."""
 
     momentum: float = 0.0
-    """SGD's momentum."""
+    """Momentum of sgd; the other optimizers ignore it."""
 
     weight_decay: float = 0.0
-    """Decoupled for adamw, added to the gradient for sgd and adam; biases are spared."""
+    """Weight decay: decoupled for adamw, added to the gradient for sgd and adam. Biases and
+    normalization weights are not decayed."""
 
     weight_averaging: float = 0.0
-    """Decay of a moving average of the weights, per update; the average is what is validated, saved
-    and sampled from. 0 for none; 0.999 averages about the last thousand."""
+    """Decay per update of an exponential moving average (EMA) of the weights. The average is
+    validated, saved and used for samples. 0 disables averaging; 0.999 averages over about the last
+    1,000 updates."""
 
     schedule: Schedule = "cosine"
-    """The learning rate against the budget."""
+    """Learning rate schedule; its progress is the fraction of the budget that is used."""
 
     warmup: float = 0.02
-    """Share of the budget over which the learning rate rises, from 0 (one-cycle: from lr / 25,
-    along half a cosine)."""
+    """Fraction of the budget during which the learning rate rises linearly from 0 to lr. The
+    one-cycle schedule rises from lr / 25 along half a cosine."""
 
     final_lr: float = 0.05
-    """Where cosine, linear and one-cycle end, as a share of lr."""
+    """Final learning rate of the cosine, linear and one-cycle schedules, as a fraction of lr."""
 
     lr_milestones: tuple[float, ...] = (0.5, 0.75)
-    """Shares of the budget at which the step schedule multiplies lr by lr_decay."""
+    """Fractions of the budget at which the step schedule multiplies the learning rate by
+    lr_decay."""
 
     lr_decay: float = 0.1
-    """The step schedule's factor."""
+    """Factor of the step schedule at each milestone."""
 
     clip_norm: float | None = 1.0
-    """Largest L2 norm of all gradients together; 0 switches clipping off."""
+    """Maximum global L2 norm of the gradients; 0 disables clipping by norm."""
 
     clip_value: float | None = None
-    """Largest absolute value of one gradient entry, applied before clip_norm; 0 for no limit."""
+    """Maximum absolute value of a gradient element, applied before clip_norm; 0 means no limit."""
 
     epochs: float | None = None
-    """Budget: passes over the training part."""
+    """Budget: number of epochs (passes over the training split); may be fractional."""
 
     steps: int | None = None
-    """Budget: updates."""
+    """Budget: number of updates."""
 
     minutes: float | None = None
-    """Budget: wall-clock minutes for everything, evaluation and saving included (2 when no budget
-    of any kind is given). With it, all settings that are not given are chosen for the text, the
-    minutes and this machine, whatever stands here as their default; three lines say what and
-    why."""
+    """Budget: wall-clock minutes, including evaluation and saving; 2 if no budget is given. With a
+    time budget, every unspecified setting is chosen from the text, the budget and the measured
+    speed of this machine; the defaults listed here do not apply. The choices are printed."""
 
     max_epochs: float | None = None
-    """Largest number of passes over the training part within a budget in minutes; by default 100,
-    because further epochs overfit; 0 for no limit."""
+    """Maximum number of epochs with a budget in minutes (default 100, because further epochs
+    overfit); 0 means no limit."""
 
     patience: int | None = None
-    """Stop after this many reports in a row without a better validation loss."""
+    """Early stopping: stop after this many consecutive evaluations without a lower validation
+    loss."""
 
     report_every: int | None = None
-    """Updates between two reports (validation, checkpoint); by default one for each twentieth of
-    the budget."""
+    """Number of updates between two evaluations; by default, one evaluation per 1/20 of the
+    budget."""
 
     checkpoint_every: int | None = None
-    """Updates between two checkpoints; by default one at reports and every half minute, but so that
-    they take no more than about a hundredth of the time."""
+    """Number of updates between two checkpoints; by default, one after each evaluation and every 30
+    seconds, limited to about 1% of the training time."""
 
     on_nan: Literal["stop", "rollback"] = "stop"
-    """What to do when a loss or gradient is NaN or infinite: stop before the update, or go back to
-    the last report's checkpoint with half the learning rate, three times at most."""
+    """Action when the loss or a gradient is NaN or infinite: stop before the update, or rollback to
+    the checkpoint of the last evaluation with half the learning rate, at most three times."""
 
     sample_every: int | None = None
-    """At least this many updates between two samples of generated text, which come with a report;
-    by default with every one."""
+    """Minimum number of updates between two generated samples. Samples are generated only at
+    evaluations; by default, at each one."""
 
     prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """What the samples start from; may be given several times. Without one they start from
-    nothing."""
+    """Prompt of a generated sample; may be repeated. Without a prompt, samples start from a zero
+    state."""
 
     sample_length: int = 120
-    """Tokens in one sample."""
+    """Number of tokens in a generated sample."""
 
     sample_temperature: float = 0.8
-    """Temperature of the samples; 0 is greedy."""
+    """Temperature of the generated samples; 0 means greedy decoding."""
 
     device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
+    """Device: auto, cpu, cuda, cuda:N or mps."""
 
     threads: int | None = None
-    """CPU threads; by default what torch chooses."""
+    """Number of CPU threads; by default, the number that torch chooses."""
 
     seed: int = 1
-    """Every random number of the run comes from it."""
+    """Seed of all random numbers of the run."""
 
     plot: bool = False
-    """Write loss.svg beside the run (plot extra)."""
+    """Plot the loss to loss.svg in the run directory; requires the plot extra."""
 
     def __post_init__(self) -> None:
         if isinstance(self.prompt, str):
-            # One prompt is as clear as a tuple of one.
+            # A single string is accepted as a tuple of one prompt.
             object.__setattr__(self, "prompt", (self.prompt,))
         require_types(self)
         for name in _LIMITS:
@@ -178,14 +184,14 @@ class TrainingConfig:
         for name in ("epochs", "steps", "minutes", "max_epochs"):
             value = getattr(self, name)
             within = value is None or 0 < value <= MAX_BUDGET
-            require(within, f"{name} must be above 0 and at most 1e12")
+            require(within, f"{name} is {value}; it must be greater than 0 and at most 1e12")
         require(
             self.max_epochs is None or (self.epochs is None and self.steps is None),
-            "max_epochs limits a budget in minutes; steps and epochs are limits themselves",
+            "max_epochs only applies to a budget in minutes; remove it, or remove steps or epochs",
         )
         require(
             self.bptt == "truncated" or self.sampling == "sequential",
-            f"bptt {self.bptt} follows the text through time; it needs sequential sampling",
+            f"bptt={self.bptt} requires sampling=sequential, not {self.sampling}",
         )
 
     def _check_sizes(self) -> None:
@@ -197,35 +203,45 @@ class TrainingConfig:
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} must be at least 1")
             require(value is None or value <= MAX_BUDGET, f"{name} must be at most 1e12")
-        require(self.bptt != "randomized" or self.num_steps >= 2, "randomized needs num_steps >= 2")
+        require(
+            self.bptt != "randomized" or self.num_steps >= 2,
+            "bptt=randomized requires num_steps >= 2",
+        )
 
     def _check_growth(self) -> None:
         for name, of in (("batch_growth", "batch_size"), ("window_growth", "num_steps")):
             factor, size = getattr(self, name), getattr(self, of)
             is_power = factor >= 1 and factor & (factor - 1) == 0
-            require(is_power, f"{name} must be 1, 2, 4, 8 and so on, not {factor}")
-            require(size % factor == 0, f"{of} {size} cannot be divided by {name} {factor}")
+            require(is_power, f"{name} is {factor}; it must be a power of 2")
+            require(size % factor == 0, f"{of} ({size}) must be divisible by {name} ({factor})")
         if self.batch_growth == self.window_growth == 1:
             return
-        require(self.epochs is None, "batches that grow need a budget in minutes or steps")
-        require(self.bptt == "truncated", f"batches that grow do not go with bptt {self.bptt}")
+        require(
+            self.epochs is None,
+            "batch_growth and window_growth require a budget in minutes or steps, not epochs",
+        )
+        require(
+            self.bptt == "truncated",
+            f"batch_growth and window_growth require bptt=truncated, not {self.bptt}",
+        )
 
     def _check_rates(self) -> None:
-        require(0 < self.lr < math.inf, "lr must be positive and finite")
+        require(0 < self.lr < math.inf, f"lr is {self.lr}; it must be positive and finite")
         within = all(0.0 <= milestone <= 1.0 for milestone in self.lr_milestones)
-        require(within, "lr_milestones are shares of the budget, between 0 and 1")
+        require(within, "lr_milestones must be fractions of the budget between 0 and 1")
         for name in ("momentum", "warmup", "final_lr"):
-            require(0.0 <= getattr(self, name) <= 1.0, f"{name} must lie between 0 and 1")
+            require(0.0 <= getattr(self, name) <= 1.0, f"{name} must be between 0 and 1")
         averaging = self.weight_averaging
-        require(0.0 <= averaging < 1.0, "weight_averaging must be at least 0 and below 1")
-        require(0 <= self.weight_decay < math.inf, "weight_decay must be finite, not negative")
+        require(0.0 <= averaging < 1.0, "weight_averaging must be at least 0 and less than 1")
+        require(0 <= self.weight_decay < math.inf, "weight_decay must be finite and not negative")
         require(0 < self.lr_decay <= MAX_FLOAT, "lr_decay must be positive and finite")
         for name in ("clip_norm", "clip_value"):
             value = getattr(self, name)
             require(
                 value is None or 0 < value <= MAX_FLOAT,
-                f"{name} must be positive and at most {MAX_FLOAT:.4g}, or 0 for no limit",
+                f"{name} is {value}; it must be positive and at most {MAX_FLOAT:.4g},"
+                " or 0 for no limit",
             )
         temperature = self.sample_temperature
-        require(0 <= temperature < math.inf, "sample_temperature must be finite, not negative")
-        require(0 <= self.seed < 2**63, "seed must lie between 0 and 2**63 - 1")
+        require(0 <= temperature < math.inf, "sample_temperature must be finite and not negative")
+        require(0 <= self.seed < 2**63, "seed must be between 0 and 2**63 - 1")

@@ -1,9 +1,9 @@
-"""The names of *Dive into Deep Learning* for its notebooks, on top of this package.
+"""The functions and classes of *Dive into Deep Learning* (the book) for its notebooks.
 
 A notebook of chapters 8 and 9 (language models: sections 8.1 to 9.4 of the first edition in
 PyTorch, and the lyrics chapter of the Chinese v1) runs when `from d2l import torch as d2l` becomes
-`from recurra import d2l`. Names, signatures and behaviour are the book's; where the book's code
-fails without a word (an empty prefix, NaN, a gradient that was not cleared) this one speaks up.
+`from recurra import d2l`. Names, signatures and behaviour are those of the book. Where the code of
+the book fails silently (an empty prefix, NaN gradients), this package raises an error.
 
     text.py       read_time_machine, tokenize, Vocab, load_data_jay_lyrics, ...
     batches.py    seq_data_iter_*, SeqDataLoader, load_data_time_machine, data_iter_*
@@ -14,8 +14,8 @@ fails without a word (an empty prefix, NaN, a gradient that was not cleared) thi
     plotting.py   Animator, plot, set_axes, set_figsize
     measuring.py  Timer, Accumulator        devices.py  try_gpu, try_all_gpus
 
-`d2l.torch`, `d2l.nn`, `d2l.F`, `d2l.np` and `d2l.plt` are there too; `plt` needs the `plot` extra.
-It does not know the machine translation of sections 9.5 to 9.8, nor other chapters.
+`d2l.torch`, `d2l.nn`, `d2l.F`, `d2l.np` and `d2l.plt` are available too; `plt` requires the `plot`
+extra. Machine translation (sections 9.5 to 9.8) and other chapters are not supported.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ __all__ = [
     "use_svg_display",
 ]
 
-# Notebooks reach through d2l for the libraries it imports itself.
+# Notebooks use the libraries that d2l imports as attributes of d2l.
 _LIBRARIES = {"torch": "torch", "nn": "torch.nn", "F": "torch.nn.functional", "np": "numpy"}
 
 
@@ -109,10 +109,10 @@ def __getattr__(name: str) -> Any:
     if name in _LIBRARIES:
         return importlib.import_module(_LIBRARIES[name])
     near = difflib.get_close_matches(name, [*__all__, *_LIBRARIES, "plt"])
-    hint = f"; near names: {', '.join(near)}" if near else ""
+    hint = f"; similar names: {', '.join(near)}" if near else ""
     raise AttributeError(
-        f"recurra.d2l has no {name!r}: it covers the language models of the book's chapters 8 and"
-        f" 9 (sections 8.1 to 9.4) and of v1's lyrics chapter{hint}",
+        f"recurra.d2l has no {name!r}; it supports the language models of the book's chapters 8 and"
+        f" 9 (sections 8.1 to 9.4) and of the lyrics chapter of v1{hint}",
         name=name,
     )
 

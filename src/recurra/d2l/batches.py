@@ -1,9 +1,9 @@
-"""The book's batches: random and sequential windows of a list of ids.
+"""Batches of the book: random and sequential windows of a list of ids.
 
-Section 8.3 (X and Y int64, a random start in every epoch, drawn from Python's `random` as in the
-book, so the same `random.seed` gives the same batches) and the v1 iterators (float32, the start
-fixed at 0). Knows nothing of text. The iterators of recurra's own trainer are in
-`recurra.data.batches`; these exist because the learner's results depend on the book's ones.
+The iterators of section 8.3 give int64 tensors and start at a random offset in each epoch. The
+offset is drawn from Python's `random`, so that the same `random.seed` gives the batches of the
+book. The iterators of v1 give float32 tensors and start at 0. The trainer of recurra uses
+`recurra.data.batches` instead.
 
 Shapes: X and Y are (batch_size, num_steps), and Y is X one position later in the corpus.
 """
@@ -47,10 +47,16 @@ def _shuffled_windows(ids: Tensor, batch_size: int, num_steps: int) -> Batches:
 
 
 def seq_data_iter_random(corpus: Ids, batch_size: int, num_steps: int) -> Batches:
-    """Windows in random order: those of one batch are not neighbours of those of the next.
+    """Yield batches of windows in random order.
 
-    Skips 0 to num_steps - 1 tokens at the start, then gives each complete window once, as far as
-    they fill whole batches: ((len - skipped - 1) // num_steps) // batch_size batches.
+    Skips 0 to num_steps - 1 tokens at the start. Each complete window is used at most once, and the
+    last incomplete batch is dropped: ((len - skipped - 1) // num_steps) // batch_size batches.
+
+    Yields:
+        (X, Y), both (batch_size, num_steps) int64.
+
+    Raises:
+        ConfigError: `batch_size` or `num_steps` is less than 1.
     """
     _require_sizes(batch_size, num_steps)
     skipped = random.randint(0, num_steps - 1)
@@ -58,10 +64,16 @@ def seq_data_iter_random(corpus: Ids, batch_size: int, num_steps: int) -> Batche
 
 
 def seq_data_iter_sequential(corpus: Ids, batch_size: int, num_steps: int) -> Batches:
-    """Each row of a batch continues in the same row of the next batch.
+    """Yield batches of adjacent windows: each row continues in the same row of the next batch.
 
-    Skips 0 to num_steps tokens at the start (both included, as in the book) and cuts the rest
-    into batch_size rows of ((len - skipped - 1) // batch_size) tokens.
+    Skips 0 to num_steps tokens at the start (inclusive, as in the book) and divides the rest into
+    batch_size rows of (len - skipped - 1) // batch_size tokens.
+
+    Yields:
+        (X, Y), both (batch_size, num_steps) int64.
+
+    Raises:
+        ConfigError: `batch_size` or `num_steps` is less than 1.
     """
     _require_sizes(batch_size, num_steps)
     skipped = random.randint(0, num_steps)
@@ -75,9 +87,14 @@ def seq_data_iter_sequential(corpus: Ids, batch_size: int, num_steps: int) -> Ba
 
 
 class SeqDataLoader:
-    """Batches of The Time Machine; every `for` over it is one epoch with a new random start.
+    """Iterable over batches of The Time Machine; each iteration is one epoch with a random offset.
 
-    Public: `corpus` (list of ids), `vocab`, `batch_size`, `num_steps`, `data_iter_fn`.
+    Attributes:
+        corpus: list of token ids.
+        vocab: the `Vocab` of the corpus.
+        batch_size: number of rows in a batch.
+        num_steps: number of tokens in a row.
+        data_iter_fn: `seq_data_iter_random` or `seq_data_iter_sequential`.
     """
 
     def __init__(
@@ -95,10 +112,10 @@ class SeqDataLoader:
 def load_data_time_machine(
     batch_size: int, num_steps: int, use_random_iter: bool = False, max_tokens: int = 10000
 ) -> tuple[SeqDataLoader, Vocab]:
-    """The data loader and the vocabulary (28 entries) of The Time Machine.
+    """Return the data loader and the vocabulary (28 entries) of The Time Machine.
 
     Raises:
-        CorpusError: the text is neither on this machine nor reachable.
+        CorpusError: the text is not available locally and cannot be downloaded.
     """
     data_iter = SeqDataLoader(batch_size, num_steps, use_random_iter, max_tokens)
     return data_iter, data_iter.vocab
@@ -110,7 +127,8 @@ def data_iter_random(
     num_steps: int,
     device: torch.device | str | None = None,
 ) -> Batches:
-    """v1: windows in random order, float32, ((len - 1) // num_steps) // batch_size batches."""
+    """Yield ((len - 1) // num_steps) // batch_size float32 batches of windows in random order
+    (v1)."""
     _require_sizes(batch_size, num_steps)
     yield from _shuffled_windows(
         _as_tensor(corpus_indices, torch.float32, device), batch_size, num_steps
@@ -123,7 +141,7 @@ def data_iter_consecutive(
     num_steps: int,
     device: torch.device | str | None = None,
 ) -> Batches:
-    """v1: neighbouring windows, float32, (len // batch_size - 1) // num_steps batches."""
+    """Yield (len // batch_size - 1) // num_steps float32 batches of adjacent windows (v1)."""
     _require_sizes(batch_size, num_steps)
     ids = _as_tensor(corpus_indices, torch.float32, device)
     row_length = len(ids) // batch_size
@@ -135,5 +153,5 @@ def data_iter_consecutive(
 def load_array(
     data_arrays: Sequence[Tensor], batch_size: int, is_train: bool = True
 ) -> DataLoader[tuple[Tensor, ...]]:
-    """A torch DataLoader over tensors of equal length, shuffled when `is_train` (section 8.1)."""
+    """Return a DataLoader over tensors of equal length, shuffled if `is_train` (section 8.1)."""
     return DataLoader(TensorDataset(*data_arrays), batch_size, shuffle=is_train)

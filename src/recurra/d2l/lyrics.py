@@ -1,8 +1,8 @@
-"""Training and prediction as in the lyrics chapter of the Chinese first edition (chapter 6).
+"""Training and prediction of the lyrics chapter (chapter 6) of v1, the Chinese first edition.
 
-The learner's parts come in one by one: `rnn(inputs, state, params)` takes and gives a list of
-matrices (batch, vocab), one per step. Two small adapters make nets of them, so that the loop and
-the prediction of `recurra.d2l.training` serve both editions. Knows no files.
+In v1, the model is a function `rnn(inputs, state, params)` whose inputs and outputs are lists of
+matrices (batch, vocab), one per step. Two adapters give it the interface of section 8.5, so that
+the training loop and the prediction of `recurra.d2l.training` serve both editions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from recurra.errors import ConfigError
 
 
 class _FunctionNet:
-    """v1's `rnn` function with its parameters, callable like the models of section 8.5."""
+    """Adapter of a v1 `rnn` function and its parameters to the models of section 8.5."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class _FunctionNet:
 
 
 class _ModuleNet:
-    """v1's RNNModel, which has no begin_state: it starts from None."""
+    """Adapter of a v1 `RNNModel`, which has no `begin_state` and starts from None."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model, self.params = model, list(model.parameters())
@@ -66,7 +66,9 @@ def _continue_text(
 ) -> str:
     unknown = [char for char in prefix if char not in char_to_idx]
     if unknown:
-        raise ConfigError(f"{unknown[0]!r} of the prefix {prefix!r} is not in the vocabulary")
+        raise ConfigError(
+            f"character {unknown[0]!r} of the prefix {prefix!r} is not in the vocabulary"
+        )
     ids = greedy([char_to_idx[char] for char in prefix], num_chars, net, device)
     return "".join(idx_to_char[i] for i in ids)
 
@@ -83,10 +85,10 @@ def predict_rnn(
     idx_to_char: Sequence[str],
     char_to_idx: Mapping[str, int],
 ) -> str:
-    """The prefix and the `num_chars` likeliest characters after it.
+    """Return the prefix and `num_chars` greedily predicted characters after it.
 
     Raises:
-        ConfigError: the prefix is empty or has a character outside the vocabulary.
+        ConfigError: the prefix is empty or contains a character that is not in the vocabulary.
     """
     net = _FunctionNet(rnn, params, init_rnn_state, num_hiddens, vocab_size)
     return _continue_text(prefix, num_chars, net, device, idx_to_char, char_to_idx)
@@ -101,12 +103,12 @@ def predict_rnn_pytorch(
     idx_to_char: Sequence[str],
     char_to_idx: Mapping[str, int],
 ) -> str:
-    """The prefix and the `num_chars` likeliest characters after it; `model(X, None)` starts.
+    """Return the prefix and `num_chars` greedily predicted characters after it.
 
-    `vocab_size` is v1's and is not needed: the model knows it.
+    The first call is `model(X, None)`. `vocab_size` is part of the v1 signature and is ignored.
 
     Raises:
-        ConfigError: the prefix is empty or has a character outside the vocabulary.
+        ConfigError: the prefix is empty or contains a character that is not in the vocabulary.
     """
     net = _ModuleNet(model)
     return _continue_text(prefix, num_chars, net, device, idx_to_char, char_to_idx)
@@ -169,7 +171,7 @@ def train_and_predict_rnn(
     pred_len: int,
     prefixes: Sequence[str],
 ) -> None:
-    """Train with SGD; every `pred_period` epochs print perplexity, seconds and continuations.
+    """Train with SGD; every `pred_period` epochs, print perplexity, time and predictions.
 
     Raises:
         SourceError: the corpus is too short for one batch.
@@ -211,9 +213,9 @@ def train_and_predict_rnn_pytorch(
     pred_len: int,
     prefixes: Sequence[str],
 ) -> None:
-    """Train a module with Adam on neighbouring windows; prints as `train_and_predict_rnn`.
+    """Train a module with Adam on adjacent windows; prints the same as `train_and_predict_rnn`.
 
-    `num_hiddens` and `vocab_size` are v1's and are not needed: the model knows them.
+    `num_hiddens` and `vocab_size` are part of the v1 signature and are ignored.
 
     Raises:
         SourceError: the corpus is too short for one batch.

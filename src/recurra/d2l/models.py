@@ -1,8 +1,7 @@
-"""The book's two language models: from the learner's functions, and around a torch layer.
+"""Language models of the book (sections 8.5 and 8.6): from functions, and around a torch layer.
 
-Sections 8.5 and 8.6 (and chapter 9, which uses the same two for GRU and LSTM). Both read ids
-(batch, steps) and give logits (steps * batch, vocab), one row per token, time first. Knows no
-text and no training.
+Chapter 9 uses both for GRU and LSTM. The inputs are ids (batch, steps) and the outputs are logits
+(steps * batch, vocab), one row per token, time first.
 """
 
 from __future__ import annotations
@@ -20,22 +19,27 @@ Device = torch.device | str | None
 
 
 def one_hot(x: Tensor, n_class: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Ids (n,) of any number type as one-hot rows (n, n_class) (v1)."""
+    """Return ids (n,) of any numeric type as one-hot vectors (n, n_class) (v1)."""
     return functional.one_hot(x.reshape(-1).long(), n_class).to(dtype)
 
 
 def to_onehot(X: Tensor, n_class: int) -> list[Tensor]:  # noqa: N803
-    """Ids (batch, steps) as `steps` one-hot matrices (batch, n_class) (v1)."""
+    """Return ids (batch, steps) as a list of `steps` one-hot matrices (batch, n_class) (v1)."""
     return [one_hot(column, n_class) for column in X.T]
 
 
 class RNNModelScratch:
-    """A language model made of three functions that the learner writes (section 8.5).
+    """Language model that is defined by three functions (section 8.5).
 
-    get_params(vocab_size, num_hiddens, device) -> list of tensors that require gradients;
-    init_state(batch_size, num_hiddens, device) -> tuple of tensors;
-    forward_fn(inputs (steps, batch, vocab), state, params) -> (logits (steps * batch, vocab),
-    state).
+    Args:
+        vocab_size: size of the vocabulary.
+        num_hiddens: number of hidden units.
+        device: device of the parameters.
+        get_params: function (vocab_size, num_hiddens, device) that returns a list of tensors that
+            require gradients.
+        init_state: function (batch_size, num_hiddens, device) that returns a tuple of tensors.
+        forward_fn: function (inputs, state, params) that returns (logits, state), with inputs of
+            shape (steps, batch, vocab) and logits of shape (steps * batch, vocab).
     """
 
     def __init__(
@@ -52,36 +56,35 @@ class RNNModelScratch:
         self.init_state, self.forward_fn = init_state, forward_fn
 
     def __call__(self, X: Tensor, state: Any) -> tuple[Tensor, Any]:  # noqa: N803
-        """Ids (batch, steps) and a state to (logits (steps * batch, vocab), new state)."""
+        """Return (logits, state) of ids (batch, steps); the logits are (steps * batch, vocab)."""
         inputs = functional.one_hot(X.T.long(), self.vocab_size).to(torch.float32)
         logits, state = self.forward_fn(inputs, state, self.params)
         return logits, state
 
     def begin_state(self, batch_size: int, device: Device) -> Any:
-        """The state before the first token, as the learner's init_state makes it."""
+        """Return the initial state from `init_state`."""
         return self.init_state(batch_size, self.num_hiddens, device)
 
 
 class RNNModel(nn.Module):
-    """An output layer over torch.nn's RNN, GRU or LSTM, or over recurra.nn's (section 8.6).
+    """Language model of an RNN, GRU or LSTM of torch.nn or recurra.nn and an output layer.
 
-    Several layers, both directions and `proj_size` work. The state is a tensor
-    (layers * directions, batch, hidden), for the LSTM a pair of them; None starts from zeros.
+    See section 8.6. Stacked layers, bidirectional layers and `proj_size` are supported. The state
+    is a tensor (layers * directions, batch, hidden), or a pair of these for the LSTM. None means
+    zeros.
 
     Raises:
-        ConfigError: the layer was made with batch_first=True, or reads another vocabulary size.
+        ConfigError: the layer has batch_first=True, or its `input_size` is not `vocab_size`.
     """
 
     def __init__(self, rnn_layer: nn.RNNBase, vocab_size: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if rnn_layer.batch_first:
-            raise ConfigError(
-                "RNNModel feeds its layer time first; make the layer without batch_first=True"
-            )
+            raise ConfigError("RNNModel requires a layer without batch_first=True")
         if rnn_layer.input_size != vocab_size:
             raise ConfigError(
-                f"the layer reads vectors of {rnn_layer.input_size}, but a one-hot token has"
-                f" {vocab_size} entries; make the layer with input_size=len(vocab)"
+                f"input_size of the layer is {rnn_layer.input_size}, but the vocabulary has"
+                f" {vocab_size} entries; create the layer with input_size=len(vocab)"
             )
         self.rnn = rnn_layer
         self.vocab_size = vocab_size
@@ -94,10 +97,10 @@ class RNNModel(nn.Module):
         return self.rnn.proj_size or self.num_hiddens
 
     def forward(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """Ids (batch, steps) and a state to (logits (steps * batch, vocab), new state).
+        """Return (logits, state) of ids (batch, steps); the logits are (steps * batch, vocab).
 
         Raises:
-            ConfigError: an LSTM was given one tensor as its state.
+            ConfigError: the layer is an LSTM and the state is a single tensor.
         """
         one_hot_inputs = functional.one_hot(inputs.T.long(), self.vocab_size)
         hiddens, state = self.rnn(
@@ -106,18 +109,18 @@ class RNNModel(nn.Module):
         return self.linear(hiddens.reshape(-1, hiddens.shape[-1])), state
 
     def _fit_state(self, state: Any) -> Any:
-        # The scratch models keep even a single tensor in a tuple; torch's RNN and GRU want it bare.
+        # RNNModelScratch uses a tuple even for one tensor; torch's RNN and GRU require a tensor.
         if isinstance(self.rnn, nn.LSTM):
             if isinstance(state, Tensor):
                 raise ConfigError(
-                    "the state of an LSTM is the pair (H, C), and this is one tensor;"
-                    " begin_state makes the pair"
+                    "the state of an LSTM must be a pair (H, C), not a single tensor; begin_state"
+                    " returns such a pair"
                 )
             return state
         return state[0] if isinstance(state, (tuple, list)) and len(state) == 1 else state
 
     def begin_state(self, device: Device, batch_size: int = 1) -> Tensor | tuple[Tensor, Tensor]:
-        """Zeros: one tensor (layers * directions, batch, hidden), for the LSTM the pair (H, C)."""
+        """Return a zero state (layers * directions, batch, hidden); a pair (H, C) for the LSTM."""
 
         def zeros(width: int) -> Tensor:
             depth = self.num_directions * self.rnn.num_layers

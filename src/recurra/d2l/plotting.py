@@ -1,8 +1,8 @@
-"""The book's figures: `plot`, and `Animator`, which draws a curve during training.
+"""Figures of the book: `plot`, and `Animator`, which draws curves during training.
 
-In a notebook an Animator redraws itself in place. Elsewhere there is nothing to draw on: it keeps
-its points, writes each as one line on stderr, and `save` makes the picture. matplotlib (the `plot`
-extra) is loaded at the first use, so training works without it. Knows nothing of models.
+In a notebook, an Animator redraws its figure in place. Elsewhere, it prints each point as a line on
+stderr, and `save` writes the figure. matplotlib (the `plot` extra) is imported on first use, so
+training works without it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FORMATS = ("-", "m--", "g-.", "r:")
 
 
 def pyplot() -> Any:
-    """matplotlib.pyplot, known to the book as d2l.plt.
+    """Return matplotlib.pyplot, which the book calls d2l.plt.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -39,7 +39,7 @@ def pyplot() -> Any:
 
 
 def _notebook() -> Any | None:
-    """The display module of IPython when a notebook's kernel runs this, else None."""
+    """Return the display module of IPython in a notebook, otherwise None."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     if shell is None or not hasattr(shell, "kernel"):
@@ -52,13 +52,13 @@ def _has_matplotlib() -> bool:
 
 
 def use_svg_display() -> None:
-    """Let the notebook show figures as SVG; without effect outside a notebook."""
+    """Display figures in a notebook as SVG; no effect outside a notebook."""
     if _notebook() is not None:
         importlib.import_module("matplotlib_inline.backend_inline").set_matplotlib_formats("svg")
 
 
 def set_figsize(figsize: tuple[float, float] = (3.5, 2.5)) -> None:
-    """Size of the following figures, in inches.
+    """Set the size of new figures in inches.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -77,12 +77,12 @@ def set_axes(
     yscale: str,
     legend: Sequence[str] | None,
 ) -> None:
-    """Labels, scales, limits, legend and grid of one matplotlib Axes."""
+    """Set labels, scales, limits, legend and grid of a matplotlib Axes."""
     axes.set_xlabel(xlabel or "")
     axes.set_ylabel(ylabel or "")
     axes.set_xscale(xscale)
     axes.set_yscale(yscale)
-    # train_ch8 asks for 10 to num_epochs, which is no range when a learner trains 10 or fewer.
+    # The limits of train_ch8, 10 and num_epochs, are an empty range for 10 or fewer epochs.
     if xlim is not None and xlim[0] < xlim[1]:
         axes.set_xlim(xlim[0], xlim[1])
     if ylim is not None and ylim[0] < ylim[1]:
@@ -97,7 +97,7 @@ def _is_list(values: Any) -> bool:
 
 
 def _curves(values: Any) -> list[Any]:
-    """One curve or several, as a list of curves."""
+    """Return a single curve or several curves as a list of curves."""
     several = getattr(values, "ndim", 1) > 1 or (
         isinstance(values, (list, tuple)) and len(values) > 0 and _is_list(values[0])
     )
@@ -118,7 +118,7 @@ def plot(
     figsize: tuple[float, float] = (3.5, 2.5),
     axes: Axes | None = None,
 ) -> None:
-    """Draw one curve or several (section 2.4); without Y, the values of X over their positions.
+    """Plot one or several curves (section 2.4); without Y, plot the values of X by index.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -138,9 +138,12 @@ def plot(
 
 
 class Animator:
-    """Curves that grow while a model trains (section 3.6).
+    """Figure whose curves are extended during training (section 3.6).
 
-    `X` and `Y` hold the points of each curve. `fig` and `axes` are made on first use.
+    Attributes:
+        X: x-coordinates of each curve.
+        Y: y-coordinates of each curve.
+        fmts: matplotlib format strings of the curves.
     """
 
     def __init__(
@@ -166,9 +169,12 @@ class Animator:
         self.Y: list[list[float]] = []
 
     def add(self, x: Any, y: Any) -> None:
-        """Add one point to each curve and show it; None leaves a curve as it is.
+        """Add a point to each curve, and display the figure or print the points.
 
-        `y` is a number or one number per curve; `x` is shared, or one per curve.
+        Args:
+            x: a number for all curves, or a sequence with a number per curve.
+            y: a number, or a sequence with a number per curve. A curve whose number is None is not
+                extended.
         """
         ys = list(y) if _is_list(y) else [y]
         xs = list(x) if _is_list(x) else [x] * len(ys)
@@ -191,7 +197,7 @@ class Animator:
             display.display(display.SVG(self._render("svg")))
 
     def save(self, path: str | Path) -> None:
-        """Write the picture; the ending (.svg, .png, .pdf) chooses the format.
+        """Write the figure to a file; the suffix (.svg, .png, .pdf) determines the format.
 
         Raises:
             MissingExtraError: matplotlib is not installed.
@@ -201,7 +207,7 @@ class Animator:
 
     @cached_property
     def fig(self) -> Figure:
-        """The matplotlib Figure; not one of pyplot's, so that it needs no display.
+        """The matplotlib Figure, independent of pyplot, so that it requires no display.
 
         Raises:
             MissingExtraError: matplotlib is not installed.
@@ -214,7 +220,7 @@ class Animator:
 
     @cached_property
     def axes(self) -> list[Axes]:
-        """The Axes of the figure, row by row; the curves are in the first."""
+        """The Axes of the figure, row by row; the curves are in the first one."""
         grid = self.fig.subplots(self._rows, self._columns, squeeze=False)
         return list(grid.flat)
 

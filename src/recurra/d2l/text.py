@@ -1,7 +1,7 @@
-"""The book's text functions: reading both corpora, tokenization, and `Vocab`.
+"""Text functions of the book: reading both corpora, tokenization, and `Vocab`.
 
-Follows sections 8.2 and 8.3 of Dive into Deep Learning (first edition) and the lyrics section of
-the Chinese v1. Knows no torch and no network: files are found by `recurra.text.catalogue`.
+They follow sections 8.2 and 8.3 of Dive into Deep Learning (first edition) and the lyrics section
+of the Chinese v1. `recurra.text.catalogue` locates and downloads the files.
 """
 
 from __future__ import annotations
@@ -16,29 +16,35 @@ from recurra.text import catalogue
 
 DATA_URL = "http://d2l-data.s3-accelerate.amazonaws.com/"
 DATA_HUB: dict[str, tuple[str, str]] = {}
-# Notebooks write into DATA_HUB before they download. The assignment has to work, but recurra's
-# catalogue knows addresses and checksums itself, so what is written there is not read.
+# Notebooks assign to DATA_HUB before they download. The entries are ignored, because the catalogue
+# has its own URLs and checksums.
 
 LYRICS_LENGTH = 10_000
 
 
 def download(name: str) -> str:
-    """Path of a corpus by the book's name (`time_machine`) or by recurra's (`time-machine`).
+    """Return the path of a corpus, downloaded if necessary.
+
+    Args:
+        name: the name in the book (`time_machine`) or in recurra (`time-machine`).
 
     Raises:
-        CorpusError: the corpus is unknown, or neither on this machine nor reachable.
+        CorpusError: the corpus is unknown, or is not available locally and cannot be downloaded.
     """
     return str(catalogue.locate(name.replace("_", "-")))
 
 
 def read_time_machine() -> list[str]:
-    """The lines of The Time Machine: letters only, lower case, everything else one space."""
+    """Return the lines of The Time Machine, reduced to lower-case letters and spaces.
+
+    Each run of other characters than letters becomes one space, and each line is stripped.
+    """
     with catalogue.locate("time-machine").open(encoding="utf-8") as file:
         return [re.sub("[^A-Za-z]+", " ", line).strip().lower() for line in file]
 
 
 def tokenize(lines: Iterable[str], token: str = "word") -> list[list[str]]:
-    """Split each line into words (at white space) or characters.
+    """Split each line into words (at whitespace) or characters.
 
     Raises:
         ConfigError: `token` is neither "word" nor "char".
@@ -51,19 +57,23 @@ def tokenize(lines: Iterable[str], token: str = "word") -> list[list[str]]:
 
 
 def count_corpus(tokens: Sequence[Any]) -> collections.Counter[Any]:
-    """How often each token occurs in a list of tokens, or in a list of lists of tokens."""
-    # A tuple is a token itself: the bigrams and trigrams of section 8.3.
+    """Count the tokens in a list of tokens or in a list of lists of tokens."""
+    # A tuple is a single token: a bigram or trigram of section 8.3.
     if tokens and isinstance(tokens[0], list):
         return collections.Counter(token for line in tokens for token in line)
     return collections.Counter(tokens)
 
 
 class Vocab:
-    """The book's table between tokens and ids (section 8.2).
+    """Vocabulary of the book (section 8.2).
 
-    `<unk>` is 0, the reserved tokens follow, then the tokens from the most to the least frequent
-    (equal counts in order of appearance), without those seen fewer than `min_freq` times.
-    Public: `idx_to_token` (list), `token_to_idx` (dict), `token_freqs` (pairs), `unk` (0).
+    The id of `<unk>` is 0. The reserved tokens follow, and then the tokens that occur at least
+    `min_freq` times, in order of descending frequency. Tokens with equal frequency stay in the
+    order of appearance.
+
+    Attributes:
+        idx_to_token: list of the tokens by id.
+        token_to_idx: dictionary of the ids by token.
     """
 
     def __init__(
@@ -74,7 +84,7 @@ class Vocab:
     ) -> None:
         self._token_freqs = count_corpus(tokens or []).most_common()
         kept = [token for token, count in self._token_freqs if count >= min_freq]
-        # A dict keeps the first of equal keys: a token that is also reserved has one id.
+        # dict.fromkeys removes duplicates: a token that is also reserved has a single id.
         self.idx_to_token: list[Any] = list(
             dict.fromkeys(["<unk>", *(reserved_tokens or []), *kept])
         )
@@ -84,32 +94,35 @@ class Vocab:
         return len(self.idx_to_token)
 
     def __getitem__(self, tokens: Any) -> Any:
-        """The id of one token (0 when unknown), or a list of ids for a list of tokens."""
+        """Return the id of a token (0 if unknown), or a list of ids for a list of tokens."""
         if isinstance(tokens, (list, tuple)):
             return [self[token] for token in tokens]
         return self.token_to_idx.get(tokens, self.unk)
 
     def to_tokens(self, indices: Any) -> Any:
-        """The token of one id, or the list of tokens for a list, array or 1-D tensor of ids."""
+        """Return the token of an id, or a list of tokens for a list, array or 1-D tensor of ids."""
         if getattr(indices, "ndim", None) == 0 or not hasattr(indices, "__len__"):
             return self.idx_to_token[int(indices)]
         return [self.to_tokens(index) for index in indices]
 
     @property
     def unk(self) -> int:
-        """The id of every unknown token."""
+        """The id of unknown tokens."""
         return 0
 
     @property
     def token_freqs(self) -> list[tuple[Any, int]]:
-        """Pairs (token, count), the most frequent first."""
+        """Pairs (token, count), sorted by descending count."""
         return self._token_freqs
 
 
 def load_corpus_time_machine(max_tokens: int = -1) -> tuple[list[int], Vocab]:
-    """Character ids of The Time Machine and their vocabulary (28 entries).
+    """Return the character ids of The Time Machine and their vocabulary (28 entries).
 
-    The vocabulary comes from the whole book; `max_tokens`, when positive, cuts only the ids.
+    The vocabulary is built from the whole text. A positive `max_tokens` truncates only the ids.
+
+    Raises:
+        CorpusError: the text is not available locally and cannot be downloaded.
     """
     tokens = tokenize(read_time_machine(), "char")
     vocab = Vocab(tokens)
@@ -118,10 +131,13 @@ def load_corpus_time_machine(max_tokens: int = -1) -> tuple[list[int], Vocab]:
 
 
 def load_data_jay_lyrics() -> tuple[list[int], dict[str, int], list[str], int]:
-    """The lyrics corpus of v1: (corpus_indices, char_to_idx, idx_to_char, vocab_size).
+    """Return the lyrics corpus of v1 as (corpus_indices, char_to_idx, idx_to_char, vocab_size).
 
-    Line ends become spaces, then the first 10,000 characters are kept: 1,027 different ones. Ids
-    follow the order of the code points, so they are the same in every run (in v1 they are not).
+    Line ends become spaces, and the first 10,000 characters are kept, of which 1,027 are distinct.
+    Ids are in the order of the code points, so that they are reproducible; in v1, they are not.
+
+    Raises:
+        CorpusError: the text is not available locally and cannot be downloaded.
     """
     text = catalogue.locate("jaychou-lyrics").read_bytes().decode("utf-8")
     text = text.replace("\n", " ").replace("\r", " ")[:LYRICS_LENGTH]

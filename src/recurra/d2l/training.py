@@ -1,9 +1,8 @@
-"""The book's training loop and greedy prediction (section 8.5), for both kinds of models.
+"""Training loop and greedy prediction of the book (section 8.5).
 
-A `net` is a torch module with `begin_state`, or any object with `params`, `begin_state` and a
-call `net(X, state)`: the learner's own classes work as well as those of `recurra.d2l.models`.
-Knows no files; draws only through `Animator`. The trainer with validation, checkpoints and resume
-is `recurra.training`, not this one.
+A `net` is a torch module with `begin_state`, or a callable `net(X, state)` with `params` and
+`begin_state`. It can be defined in a notebook or come from `recurra.d2l.models`. For training with
+validation and checkpoints, see `recurra.training`.
 """
 
 from __future__ import annotations
@@ -31,16 +30,16 @@ REPORT_EVERY = 10
 
 @torch.no_grad()
 def greedy(prefix_ids: Sequence[int], num_preds: int, net: Any, device: Device) -> list[int]:
-    """The prefix and the `num_preds` ids after it, each the likeliest one; no gradient is tracked.
+    """Return the prefix and `num_preds` ids after it, each the most probable one.
 
     Raises:
-        ConfigError: the prefix is empty, so there is nothing to predict from.
+        ConfigError: the prefix is empty.
     """
     if not prefix_ids:
-        raise ConfigError("the prefix is empty; the model must read at least one token")
+        raise ConfigError("the prefix is empty; it must contain at least one token")
     ids = list(prefix_ids)
     state = net.begin_state(batch_size=1, device=device)
-    # Warm-up: the prefix but its last token moves the state, and its predictions are not used.
+    # Warm-up: the prefix without its last token only updates the state.
     for token_id in ids[:-1]:
         _, state = net(torch.tensor([[token_id]], device=device), state)
     for _ in range(num_preds):
@@ -50,9 +49,9 @@ def greedy(prefix_ids: Sequence[int], num_preds: int, net: Any, device: Device) 
 
 
 def predict_ch8(prefix: str, num_preds: int, net: Any, vocab: Any, device: Device) -> str:
-    """The prefix and the `num_preds` tokens after it, each the likeliest one.
+    """Return the prefix and `num_preds` tokens after it, each the most probable one.
 
-    Tokens of the prefix that `vocab` does not know are read as `<unk>`, and appear so.
+    Tokens of the prefix that are not in `vocab` are read and returned as `<unk>`.
 
     Raises:
         ConfigError: the prefix is empty.
@@ -70,9 +69,10 @@ def train_epoch(
     use_random_iter: bool,
     theta: float,
 ) -> tuple[float, float]:
-    """One pass over the batches: (perplexity, tokens per second); see `train_epoch_ch8`.
+    """Train for one epoch and return (perplexity, tokens per second).
 
-    `theta` is the largest norm of the gradients.
+    `theta` is the maximum norm of the gradients. See `train_epoch_ch8` for the other arguments and
+    the errors.
     """
     state, timer, metric = None, Timer(), Accumulator(2)
     for inputs, targets in train_iter:
@@ -82,9 +82,9 @@ def train_epoch(
             state = detached(state)
         labels = targets.T.reshape(-1).long().to(device)
         logits, state = net(inputs.to(device), state)
-        # The book's mean() also serves losses that give one value per token.
+        # mean() also supports losses that return one value per token, as in the book.
         mean_loss = loss(logits, labels).mean()
-        # Also when the updater clears them itself: the learner's own sgd often does not.
+        # Updaters that are defined in notebooks often do not clear the gradients.
         clear_gradients(net)
         mean_loss.backward()  # type: ignore[no-untyped-call]
         grad_clipping(net, theta)
@@ -95,7 +95,7 @@ def train_epoch(
         metric.add(mean_loss * labels.numel(), labels.numel())
     if not metric[1]:
         raise SourceError(
-            "there is no batch to train on: the text is shorter than batch_size * num_steps"
+            "there is no batch to train on because the text is shorter than batch_size * num_steps"
         )
     return perplexity(metric[0] / metric[1]), metric[1] / timer.stop()
 
@@ -108,11 +108,18 @@ def train_epoch_ch8(
     device: Device,
     use_random_iter: bool,
 ) -> tuple[float, float]:
-    """One pass over the batches, gradients clipped to norm 1: (perplexity, tokens per second).
+    """Train for one epoch and return (perplexity, tokens per second).
 
-    The state starts from `begin_state`, and again for every batch when `use_random_iter`;
-    otherwise it is carried over, cut off from its gradient. `updater` is a torch optimizer, or is
-    called as updater(batch_size=1).
+    Gradients are clipped to norm 1.
+
+    Args:
+        net: the model.
+        train_iter: batches (X, Y), both (batch, steps).
+        loss: function (logits, labels).
+        updater: a torch optimizer, or a function that is called as updater(batch_size=1).
+        device: device of the computation.
+        use_random_iter: whether each batch starts from `begin_state`. Otherwise, the detached state
+            is carried from batch to batch.
 
     Raises:
         SourceError: there was no batch to train on.
@@ -130,12 +137,15 @@ def train_ch8(
     device: Device,
     use_random_iter: bool = False,
 ) -> None:
-    """Train with SGD and clipping; every 10 epochs write a continuation and add a point.
+    """Train with SGD and gradient clipping.
 
-    At the end prints perplexity, speed, and what follows "time traveller" and "traveller".
+    Every 10 epochs, a prediction is printed and the perplexity is added to an `Animator`. At the
+    end, the perplexity, the speed and the continuations of "time traveller" and "traveller" are
+    printed.
 
     Raises:
-        ConfigError: `num_epochs` is below 1.
+        ConfigError: `num_epochs` is less than 1.
+        SourceError: there was no batch to train on.
         NonFiniteError: a gradient became NaN or infinite.
     """
     if num_epochs < 1:
@@ -163,7 +173,7 @@ def train_ch8(
 
 
 def evaluate_loss(net: Callable[[Tensor], Tensor], data_iter: Batches, loss: Loss) -> float:
-    """Mean loss of a model without state over all examples (sections 4.4 and 8.1)."""
+    """Return the mean loss of a stateless model over all examples (sections 4.4 and 8.1)."""
     metric = Accumulator(2)
     for inputs, targets in data_iter:
         predicted = net(inputs)

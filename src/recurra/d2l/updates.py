@@ -1,7 +1,7 @@
-"""The book's steps between two batches: gradient clipping, update, detaching the state.
+"""Gradient clipping, SGD and detaching of the state, as in the book.
 
-Sections 3.2 (sgd) and 8.5 (clipping). Works on a torch module, on an object with `params`, or on
-an iterable of tensors. Knows no loop and no text.
+See sections 3.2 (sgd) and 8.5 (clipping). A `net` is a torch module, an object with `params`, or an
+iterable of tensors.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from recurra.errors import NonFiniteError
 
 
 def perplexity(mean_loss: float) -> float:
-    """exp of the mean loss in nats; infinite where exp no longer fits into a float."""
+    """Return exp(mean_loss) for a loss in nats, or infinity on overflow."""
     try:
         return math.exp(mean_loss)
     except OverflowError:
@@ -25,38 +25,40 @@ def perplexity(mean_loss: float) -> float:
 
 
 def parameters_of(net: Any) -> list[Tensor]:
-    """The trainable tensors of a module, of an object with `params`, or of an iterable of them."""
+    """Return the trainable tensors of a module, an object with `params`, or an iterable."""
     if isinstance(net, nn.Module):
         return [p for p in net.parameters() if p.requires_grad]
-    # A list, because clipping passes over them twice and net.parameters() is good for once only.
+    # The result is a list because callers iterate twice and net.parameters() is a generator.
     return list(net.params if hasattr(net, "params") else net)
 
 
 def clear_gradients(net: Any) -> None:
-    """Set every gradient to zero, in place."""
+    """Set all gradients to zero, in place."""
     for param in parameters_of(net):
         if param.grad is not None:
             param.grad.zero_()
 
 
 def grad_clipping(net: Any, theta: float, device: torch.device | str | None = None) -> None:
-    """Scale all gradients together, in place, so that their L2 norm is at most `theta`.
+    """Scale all gradients in place so that their global L2 norm is at most `theta`.
 
-    `net` is a model, or (as in v1, with a `device`, which is not needed) an iterable of tensors.
-    Tensors without a gradient are left out.
+    Args:
+        net: a model, or an iterable of tensors as in v1. Tensors without a gradient are ignored.
+        theta: the maximum norm.
+        device: part of the v1 signature; ignored.
 
     Raises:
-        NonFiniteError: the norm is NaN or infinite; the gradients are left as they are.
+        NonFiniteError: the norm is NaN or infinite. The gradients are left unchanged.
     """
     gradients = [p.grad for p in parameters_of(net) if p.grad is not None]
     if not gradients:
         return
-    # Summed on the device: one transfer, where a float of each gradient would wait for each.
+    # Sum on the device, so that there is a single transfer instead of one per gradient.
     norm = torch.stack([(gradient**2).sum() for gradient in gradients]).sum().sqrt().item()
     if not math.isfinite(norm):
         raise NonFiniteError(
-            f"the norm of the gradients is {norm}; the weights were not touched. A smaller"
-            " learning rate or a smaller clipping threshold keeps it finite"
+            f"the norm of the gradients is {norm}; the weights are unchanged. Use a smaller"
+            " learning rate or a smaller clipping threshold"
         )
     if norm > theta:
         for gradient in gradients:
@@ -65,9 +67,9 @@ def grad_clipping(net: Any, theta: float, device: torch.device | str | None = No
 
 @torch.no_grad()
 def sgd(params: Iterable[Tensor], lr: float, batch_size: int) -> None:
-    """One step of stochastic gradient descent; clears the gradients for the next one.
+    """Apply one step of stochastic gradient descent, and set the gradients to zero.
 
-    param -= lr * gradient / batch_size.
+    The update is param -= lr * gradient / batch_size.
     """
     for param in params:
         if param.grad is not None:
@@ -76,7 +78,7 @@ def sgd(params: Iterable[Tensor], lr: float, batch_size: int) -> None:
 
 
 def detached(state: Any) -> Any:
-    """The same state (a tensor, or a tuple or list of them) without the history behind it."""
+    """Return a detached state: a tensor, or a tuple or list of tensors."""
     if isinstance(state, Tensor):
         return state.detach()
     return type(state)(detached(part) for part in state)

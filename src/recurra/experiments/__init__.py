@@ -1,4 +1,4 @@
-"""Comparisons: several settings on one text, each with several seeds."""
+"""Comparisons of variants of the settings on one text, each with several seeds."""
 
 from recurra.experiments.results import Comparison, Result, Row, Variant
 from recurra.experiments.runs import compare, run_comparison

@@ -1,10 +1,10 @@
 """The directory of a comparison: its settings and its runs.
 
-comparison.json     the text, the seeds, and the given options of each variant
-NAME-SEED/          a run, like any other; see `runs/directory.py`
-results.json        the figures of all runs, when the last is done
-comparison.svg      with --plot
-.lock               held by the process that compares
+comparison.json     the sources, the seeds, and the given options of each variant
+NAME-SEED/          a run directory; see `runs/directory.py`
+results.json        the metrics of all runs, after the last run has finished
+comparison.svg      the loss curves, with --plot
+.lock               held by the process that runs the comparison
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from recurra.runs.directory import LOCK, RunDirectory
 from recurra.text.sources import COMPARISON_FILES
 
 STAGING, READY, ASIDE = (f".comparison-{name}{UNFINISHED}" for name in ("new", "ready", "old"))
-"""Where the first runs are prepared, where they wait, and where an older comparison does."""
+"""Subdirectories during replacement: runs in preparation, prepared runs, and the old comparison."""
 
 
 class ComparisonFolder:
@@ -39,9 +39,7 @@ class ComparisonFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.description, self.results, self.picture = (
-            self.path / name for name in COMPARISON_FILES
-        )
+        self.description, self.results, self.plot = (self.path / name for name in COMPARISON_FILES)
 
     def run(self, name: str, seed: int) -> RunDirectory:
         """Return the directory of the run of a variant with this seed."""
@@ -49,89 +47,97 @@ class ComparisonFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Be the only process that compares here; what a killed one left half done is settled.
+        """Hold the lock of the directory, and complete or undo an interrupted replacement.
 
         Raises:
-            RunError: another process compares here, or the folder cannot be one.
+            RunError: another process uses the directory, or the path is not a directory.
         """
         if (self.path.exists() or self.path.is_symlink()) and not self.path.is_dir():
-            raise RunError(f"{self.path} is no folder; --out needs one")
+            raise RunError(f"{self.path} is not a directory; choose another --out")
         made = make_folders(self.path)
         lock = FileLock(self.path / LOCK)
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            raise RunError(f"{self.path} is in use: another process compares in it") from None
+            raise RunError(f"{self.path} is in use by another process") from None
         try:
             self._settle()
             yield
         finally:
             if not self.description.exists():
-                with suppress(OSError):  # Windows removes no open file, but this one on release
+                with suppress(OSError):  # Windows cannot remove an open file; releasing it does.
                     (self.path / LOCK).unlink()
             lock.release()
             remove_empty(made)
 
     def holds(self, description: dict[str, Any], *, force: bool) -> bool:
-        """Whether this very comparison lies here; with `force` it is to begin anew.
+        """Return whether the directory contains this comparison, so that it can be resumed.
+
+        With `force`, the comparison is not resumed, and the result is False.
 
         Raises:
-            RunError: something else lies here, or another comparison and `force` is off.
+            RunError: the directory contains something else, or another comparison without `force`.
         """
         if {path.name for path in self.path.iterdir()} <= {LOCK}:
             return False
         if not self.description.is_file():
-            raise RunError(f"{self.path} is not empty, and holds no comparison; name another --out")
+            raise RunError(
+                f"{self.path} is not empty and is not a comparison; choose another --out"
+            )
         if not force and self._read_description() != description:
             raise RunError(
-                f"{self.path} holds a comparison of other settings; name another --out, or replace"
-                " it with --force"
+                f"{self.path} contains a comparison with other settings; choose another --out, or"
+                " replace it with --force"
             )
         if force:
-            self._older_runs()
+            self._old_runs()
         return not force
 
     @contextmanager
     def prepared(self, description: dict[str, Any]) -> Iterator[ComparisonFolder]:
-        """Yield a folder to prepare the first runs in; at the end of the block they come here, and
-        an older comparison goes, all its runs included: they would count for this one.
+        """Yield a staging directory for the first runs, and move them here on exit.
 
-        When anything fails, what was here is as it was.
+        An existing comparison is replaced together with all of its runs, because they would
+        otherwise count as runs of the new one. On failure, the directory is left unchanged.
 
         Raises:
-            RunError: a run that has to go cannot, or something else is in the way of a new one.
+            RunError: an old run cannot be removed, or the name of a new run is taken by something
+                else.
         """
         staging = ComparisonFolder(self.path / STAGING)
         staging.path.mkdir()
         try:
             yield staging
-            older = self._older_runs()
-            self._check_exchange(older, [path.name for path in staging.path.iterdir()])
+            old = self._old_runs()
+            self._check_exchange(old, [path.name for path in staging.path.iterdir()])
             write_json(staging.description, description)
             staging.path.rename(self.path / READY)
-            self._exchange([run.path for run in older])
+            self._exchange([run.path for run in old])
         finally:
             self._settle()
 
-    def _check_exchange(self, older: list[RunDirectory], new: list[str]) -> None:
-        names = [run.path.name for run in older]
+    def _check_exchange(self, old: list[RunDirectory], new: list[str]) -> None:
+        names = [run.path.name for run in old]
         for path in (self.path / name for name in new):
             if path.exists() and path.name not in names:
-                raise RunError(f"{path} is in the way; it is no run of the comparison here")
-        for run in older:
+                raise RunError(f"{path} exists but is not a run of this comparison; move it away")
+        for run in old:
             run.check_removable()
 
-    def _exchange(self, older: list[Path]) -> None:
-        """Nothing but renaming: at the moment when the description comes in, the new one counts."""
+    def _exchange(self, old: list[Path]) -> None:
+        """Replace the old comparison by renaming only.
+
+        The replacement takes effect when the new description is renamed into place.
+        """
         aside, ready = self.path / ASIDE, ComparisonFolder(self.path / READY)
         aside.mkdir()
-        for path in (*older, self.results, self.picture, self.description):
+        for path in (*old, self.results, self.plot, self.description):
             if path.exists():
                 path.rename(aside / path.name)
         ready.description.rename(self.description)
 
     def _settle(self) -> None:
-        """Bring an exchange to its end, or, before the new description is in, undo it."""
+        """Complete an interrupted exchange, or undo it if the new description is not in place."""
         aside, ready = self.path / ASIDE, self.path / READY
         if (ready / self.description.name).exists():
             _move_all(aside, self.path)
@@ -147,8 +153,12 @@ class ComparisonFolder:
             description["variants"] = description.pop("contenders")
         return description
 
-    def _older_runs(self) -> list[RunDirectory]:
-        """Those of the comparison that lies here."""
+    def _old_runs(self) -> list[RunDirectory]:
+        """Return the runs of the existing comparison.
+
+        Raises:
+            RunError: the description is damaged.
+        """
         if not self.description.is_file():
             return []
         variants = self._read_description().get("variants", {})
@@ -166,10 +176,9 @@ def _move_all(source: Path, target: Path) -> None:
 
 
 def slug(name: str) -> str:
-    """Return the name of a directory for a variant: its letters and digits, not too long."""
-    whole = (
-        re.sub(r"\W+", "-", name).strip("-") or "contender"
-    )  # Stored comparisons have this name.
+    """Return a directory name for a variant: its letters and digits, at most 60 bytes."""
+    # The fallback name is the one of version 0.1, because stored comparisons contain it.
+    whole = re.sub(r"\W+", "-", name).strip("-") or "contender"
     data = whole.encode()
     if len(data) <= 60:
         return whole

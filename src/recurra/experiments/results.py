@@ -16,12 +16,12 @@ from recurra.io.markdown import table
 
 @dataclass(frozen=True)
 class Variant:
-    """One of the settings that are compared.
+    """A set of options that is compared with others.
 
     Attributes:
-        name: the name that the table shows.
-        options: the settings that were given, the common ones included; with a budget in minutes,
-            the others are chosen (`training/recipe.py`).
+        name: the name in the table.
+        options: the options that are given, including the common ones. With a budget in minutes,
+            `training/recipe.py` chooses the others.
     """
 
     name: str
@@ -33,13 +33,16 @@ class Result:
     """The result of one run.
 
     Attributes:
-        parameters: of the model; None where the training failed, as for the next two.
-        nats_per_token, bits_per_char: of the best weights on the whole validation part, with the
-            state carried.
-        unknown: share of that part that is <unk>, which is easier to predict than what it stands
-            for.
-        tokens, seconds: that it took, by its last report.
-        tokens_per_second: of its updates, the median over the reports.
+        seed: the seed of the run.
+        folder: the run directory.
+        parameters: number of parameters of the model, or None if training failed.
+        nats_per_token: loss of the best weights on the whole validation split with carried state,
+            or None if training failed.
+        bits_per_char: bits per character of the same evaluation, or None if unknown.
+        unknown: fraction of predicted tokens that are <unk>, or None if training failed.
+        tokens: number of training tokens at the last evaluation.
+        seconds: training time at the last evaluation.
+        tokens_per_second: training throughput, the median over the evaluations.
         records: the lines of metrics.jsonl.
     """
 
@@ -55,7 +58,7 @@ class Result:
     records: list[dict[str, Any]]
 
     def to_dict(self) -> dict[str, Any]:
-        """All but the records, ready for JSON."""
+        """Return all attributes except `records`, for JSON."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         del values["records"]
         return values | {"folder": str(self.folder)}
@@ -70,8 +73,7 @@ class Row:
 
     @property
     def scores(self) -> list[float]:
-        """Bits per character (or nats per token, where those are not known), of runs that did not
-        fail."""
+        """Bits per character of the runs that did not fail, or nats per token if unknown."""
         found = [
             r.nats_per_token if r.bits_per_char is None else r.bits_per_char for r in self.results
         ]
@@ -79,35 +81,37 @@ class Row:
 
     @property
     def mean(self) -> float:
-        """Of the scores; infinite where every run failed."""
+        """Mean of the scores; infinite if every run failed."""
         return statistics.fmean(self.scores) if self.scores else math.inf
 
     @property
     def spread(self) -> float | None:
-        """The scores' sample standard deviation; None with fewer than two."""
+        """Sample standard deviation of the scores, or None if there are fewer than two."""
         return statistics.stdev(self.scores) if len(self.scores) > 1 else None
 
     def mean_of(self, name: str) -> float | None:
-        """Mean of one of the results' figures over the runs that have it."""
+        """Return the mean of an attribute of the results, or None if all of its values are None."""
         values = [value for r in self.results if (value := getattr(r, name)) is not None]
         return statistics.fmean(values) if values else None
 
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """All of it; printed, it is a Markdown table and what can be said of it.
+    """The result of a comparison; `str` returns a Markdown table with remarks.
 
     Attributes:
-        folder: of the runs.
-        rows: the best first.
+        folder: the directory of the comparison.
+        rows: one row per variant, sorted by mean score, the best first.
     """
 
     folder: Path
     rows: Sequence[Row]
 
     def as_good_as_the_best(self) -> list[Row]:
-        """Rows after the first whose distance to it chance alone exceeds in one of twenty cases
-        (Student's t): these seeds do not show which of them is better."""
+        """Return the rows whose difference from the best row is not significant.
+
+        The test is Student's t at the 5% level. Rows with fewer than two scores are not tested.
+        """
         best, *others = self.rows
         return [row for row in others if _is_within_noise(best, row)]
 
@@ -127,26 +131,30 @@ class Comparison:
         lines = [
             table(_HEAD, [_cells(row) for row in self.rows]),
             "",
-            "means over the runs, on the whole validation part with carried state; spread: standard"
-            " deviation of bits/char between seeds; best: the lowest bits/char",
+            "means over the runs, on the whole validation split with carried state; spread:"
+            " standard deviation of bits/char between seeds; best: lowest bits/char",
         ]
         if close := self.as_good_as_the_best():
             others = ", ".join(row.variant.name for row in close)
             best = self.rows[0].variant.name
-            lines.append(f"too close to {best} to tell with these seeds: {others}")
+            lines.append(f"no significant difference from {best} with these seeds: {others}")
         if len(self.rows) > 1 and all(len(row.results) == 1 for row in self.rows):
-            lines.append("one seed each: how much of the differences is chance, more --seeds tell")
+            lines.append(
+                "one seed each: use more --seeds to test whether the differences are significant"
+            )
         for row in self.rows:
-            if (share := row.mean_of("unknown") or 0.0) > UNKNOWN_TO_TELL:
+            if (fraction := row.mean_of("unknown") or 0.0) > UNKNOWN_THRESHOLD:
                 lines.append(
-                    f"{share:.1%} of what {row.variant.name} predicts is <unk>, which flatters it"
+                    f"{row.variant.name}: {fraction:.1%} of the predicted tokens are <unk>, which"
+                    " makes its metrics too optimistic"
                 )
         return "\n".join([*lines, f"runs in {self.folder}"])
 
     __repr__ = __str__
 
 
-UNKNOWN_TO_TELL = 0.001
+UNKNOWN_THRESHOLD = 0.001
+"""Fraction of <unk> tokens above which the table contains a remark."""
 
 _HEAD = (
     "variant", "nats/token", "bits/char", "spread", "best", "runs", "parameters", "tokens",
@@ -165,8 +173,8 @@ def _cells(row: Row) -> tuple[str, ...]:
         row.variant.name.replace("|", r"\|"),
         mean("nats_per_token", ".4f"),
         mean("bits_per_char", ".4f"),
-        _shown(row.spread),
-        _shown(min(row.scores, default=None)),
+        _format(row.spread),
+        _format(min(row.scores, default=None)),
         f"{done}{failed}",
         mean("parameters", ",.0f"),
         mean("tokens", ",.0f"),
@@ -175,14 +183,14 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def _shown(value: float | None) -> str:
+def _format(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
 _STUDENT = (
     12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12,
 )  # fmt: skip
-"""97.5 % quantiles of Student's t, by the degrees of freedom from 1 on."""
+"""97.5% quantiles of Student's t distribution for 1, 2, 3, ... degrees of freedom."""
 
 
 def _is_within_noise(best: Row, other: Row) -> bool:

@@ -1,11 +1,12 @@
-"""Train several settings on one text with several seeds, at equal minutes or tokens.
+"""Train several variants on one text with several seeds and equal budgets.
 
-Every run is an ordinary run directory that every command reads. All variants train with one seed
-before the next seed begins, so that a change of the machine's speed affects all of them. All runs
-are prepared before the first one trains, so that invalid settings are reported at once. Settings
-that depend on the minutes and on the machine's speed are chosen once, for a variant's first seed,
-and kept for the others, so that seeds differ in their random numbers only. Finished runs are kept:
-the same comparison in the same directory resumes where it stopped.
+Each run is an ordinary run directory. All variants train with one seed before the next seed starts,
+so that a change in the speed of the machine affects all of them. The first run of each variant is
+prepared before any training starts, so that invalid settings are reported at once.
+
+Settings that depend on the time budget and the speed of the machine are chosen for the first seed
+of a variant and reused for its other seeds. The runs of a variant therefore differ only in their
+random numbers. Finished runs are kept: the same comparison in the same directory is resumed.
 """
 
 from __future__ import annotations
@@ -57,38 +58,51 @@ def compare(
     progress: Progress | None = None,
     **options: Any,
 ) -> Comparison:
-    """Train several settings on one text with several seeds, and say which is ahead.
+    """Train several variants on one text with several seeds, and compare the validation losses.
 
     Args:
-        source: as in `train`.
-        variants: names of cells, or a mapping from a name to its options of `train`.
-        seeds: runs of each; the first has the option `seed`, the next that plus one.
-        num_tokens: budget of every run, instead of minutes, steps or epochs.
-        out: folder of the runs; by default a new one under `runs/`. A comparison of the same
-            settings in it continues.
-        force: replace an older comparison.
-        progress: receives training events.
-        options: of `train`, for all variants.
+        source: the text, as in `train`.
+        variants: names of cells, or a mapping from the name of a variant to its options of `train`.
+        seeds: number of runs per variant. Their seeds are consecutive, starting at the option
+            `seed`.
+        num_tokens: number of training tokens per run, instead of minutes, steps or epochs.
+        out: directory of the comparison; by default, a new directory in `runs/`. If it contains the
+            same comparison, that comparison is resumed.
+        force: replace an existing comparison.
+        progress: receives training events. Defaults to `ConsoleProgress`, which writes to stderr.
+        options: options of `train` for all variants.
+
+    Returns:
+        The results, sorted by mean validation loss.
 
     Raises:
-        ConfigError: a setting is invalid, or is not one that variants may differ in.
-        RunError: the folder holds another comparison.
-        TrainingInterrupted: a signal came; the same call with the same directory continues.
+        ConfigError: a setting is invalid, or variants differ in a setting that must be identical.
+        SourceError, CorpusError: a source cannot be read.
+        RunError: the directory contains something else than this comparison, or is in use.
+        TrainingInterrupted: a signal was received. The same call with the same directory resumes.
     """
-    made = [Variant(name, RunOptions.of(**{**options, **own})) for name, own in _named(variants)]
+    parsed = [
+        Variant(name, RunOptions.of(**{**options, **own}))
+        for name, own in _parse_variants(variants)
+    ]
     shown = progress or ConsoleProgress()
-    return run_comparison(as_list(source), made, seeds, num_tokens, out, shown, force=force)
+    return run_comparison(as_list(source), parsed, seeds, num_tokens, out, shown, force=force)
 
 
-def _named(variants: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _parse_variants(variants: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield the name and settings of each variant, given as a sequence or as a mapping."""
     is_mapping = isinstance(variants, Mapping)
     is_sequence = isinstance(variants, Sequence) and not isinstance(variants, str)
-    require(is_mapping or is_sequence, "variants are names of cells, or settings by name")
+    require(
+        is_mapping or is_sequence,
+        "variants must be a sequence of names of cells, or a mapping from names to settings",
+    )
     for name in variants:
         settings = variants[name] if is_mapping else {"cell": name}
-        require(isinstance(name, str), f"the name of a variant is a text, not {name!r}")
-        require(isinstance(settings, Mapping), f"the settings of {name!r} are no mapping")
+        require(isinstance(name, str), f"the name of a variant is {name!r}; it must be a string")
+        require(
+            isinstance(settings, Mapping), f"the settings of variant {name!r} must be a mapping"
+        )
         yield name, settings
 
 
@@ -102,7 +116,7 @@ def run_comparison(
     *,
     force: bool = False,
 ) -> Comparison:
-    """`compare` with explicit arguments."""
+    """Run a comparison; see `compare` for the arguments, errors and result."""
     _check(sources, variants, seeds, num_tokens)
     plots = variants[0].options.config.training.plot
     variants = [_with_budget(variant, num_tokens) for variant in variants]
@@ -111,56 +125,55 @@ def run_comparison(
     folder = ComparisonFolder(path)
     description = _describe(sources, variants, seeds)
     with progress, folder.locked():
-        goes_on = folder.holds(description, force=force)
-        if goes_on:
-            _make_ready(sources, variants, folder, progress)
+        is_resumed = folder.holds(description, force=force)
+        if is_resumed:
+            _prepare_first_runs(sources, variants, folder, progress)
         else:
             with folder.prepared(description) as staging:
-                _make_ready(sources, variants, staging, progress)
+                _prepare_first_runs(sources, variants, staging, progress)
         progress.message(
-            f"{'resuming' if goes_on else 'comparing'} in {path}: {len(variants) * seeds} runs,"
+            f"{'resuming' if is_resumed else 'comparing'} in {path}: {len(variants) * seeds} runs,"
             f" variants {len(variants)}, seeds {seeds}"
         )
         rows = _train(sources, variants, seeds, folder, progress)
         comparison = Comparison(path, sorted(rows, key=lambda row: row.mean))
         write_json(folder.results, {"runs": comparison.records()})
         if plots:
-            write_comparison_svg(comparison.curves(), folder.picture, title=stem)
+            write_comparison_svg(comparison.curves(), folder.plot, title=stem)
     return comparison
 
 
 def _check(
     sources: Sequence[Source], variants: Sequence[Variant], seeds: Any, num_tokens: Any
 ) -> None:
-    require(len(variants) >= 1, "there is nothing to compare")
-    require(started_count() == 1, "a comparison is made by one process; start it without torchrun")
+    require(len(variants) >= 1, "variants is empty; specify at least one")
+    require(
+        started_count() == 1, "a comparison runs in a single process; start it without torchrun"
+    )
     require(
         "-" not in map(str, sources),
-        "every run of a comparison reads the text, and standard input can be read once: put it"
-        " into a file",
+        "a comparison reads its text once per run, so it cannot use standard input; use a file",
     )
     for name, value in (("seeds", seeds), ("num_tokens", num_tokens)):
         is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        none_will_do = name == "num_tokens" and value is None
-        require(
-            is_count or none_will_do, f"{name} must be a whole number of at least 1, not {value}"
-        )
+        is_unset = name == "num_tokens" and value is None
+        require(is_count or is_unset, f"{name} is {value}; it must be a positive integer")
     last_seed = variants[0].options.config.training.seed + seeds - 1
-    require(last_seed < 2**63, "the last seed must be at most 2**63 - 1")
+    require(last_seed < 2**63, f"the last seed is {last_seed}; it must be at most 2**63 - 1")
     _check_names([variant.name for variant in variants])
     for variant in variants:
         training = variant.options.config.training
         require(
             variant.options.config.text.val_fraction > 0.0,
-            "a comparison needs text to validate on; val_fraction is 0",
+            "val_fraction is 0; a comparison requires text for validation",
         )
         require(
             num_tokens is None or training.minutes is training.steps is training.epochs is None,
-            "one budget, please: num_tokens, or minutes, steps or epochs",
+            "specify only one budget: num_tokens, minutes, steps or epochs",
         )
         require(
             num_tokens is None or training.bptt != "full",
-            "with bptt full an update is a whole epoch; give the budget in epochs or minutes",
+            "num_tokens cannot be combined with bptt=full; use a budget in epochs or minutes",
         )
         _check_common(variant.options.config, variants[0].options.config)
     if variants[0].options.config.training.plot:
@@ -170,19 +183,23 @@ def _check(
 def _check_names(names: Sequence[str]) -> None:
     for index, name in enumerate(names):
         for other in names[:index]:
-            require(name != other, f"{name!r} is there twice")
-            # Some file systems do not tell large letters from small ones.
+            require(name != other, f"duplicate variant {name!r}")
+            # Some file systems are case-insensitive.
             is_same = slug(name).casefold() == slug(other).casefold()
-            require(not is_same, f"{other!r} and {name!r} would share a folder; rename one")
+            require(
+                not is_same,
+                f"variants {other!r} and {name!r} would use the same directory; rename one",
+            )
 
 
 def _check_common(config: RunConfig, other: RunConfig) -> None:
     for name in COMMON:
         own, common = _setting(config, name), _setting(other, name)
         require(own == common, f"variants cannot differ in {name} ({common} and {own})")
-    # Of bpe it is a way to cut the text; of others, how much of it need not be predicted.
+    # With bpe, vocab_size affects only the tokenization. With other tokens, a smaller vocabulary
+    # has more <unk> tokens, which makes the text easier to predict.
     sizes = {c.text.vocab_size for c in (config, other) if c.text.tokens != "bpe"}
-    require(len(sizes) < 2, "variants cannot differ in vocab_size, unless their tokens are bpe")
+    require(len(sizes) < 2, "variants cannot differ in vocab_size unless their tokens are bpe")
 
 
 def _setting(config: RunConfig, name: str) -> Any:
@@ -190,27 +207,29 @@ def _setting(config: RunConfig, name: str) -> Any:
 
 
 def _with_budget(variant: Variant, num_tokens: int | None) -> Variant:
-    """Return a variant whose budget in tokens is one in steps, and that draws no curve per run."""
+    """Return a variant with `num_tokens` converted to steps and without plots of single runs."""
     own: dict[str, Any] = {"plot": False}
     if num_tokens is not None:
         own["steps"] = max(1, round(num_tokens / tokens_per_step(variant.options.config.training)))
     return Variant(variant.name, variant.options.replaced(**own))
 
 
-def _make_ready(
+def _prepare_first_runs(
     sources: Sequence[Source],
     variants: Sequence[Variant],
     folder: ComparisonFolder,
     progress: Progress,
 ) -> None:
-    """Create the first run of every variant, without training it, unless it exists."""
+    """Create the first run of each variant without training it, unless it exists."""
     for variant in variants:
         run = folder.run(variant.name, variant.options.config.training.seed)
         if not run.is_run:
-            shown = _Choices(progress, variant.name)
+            shown = _ChosenSettings(progress, variant.name)
             prepare_run(sources, variant.options, run.path, shown, Clock())
         held_out = len(load_token_file(run.path).val)
-        require(held_out >= 2, f"{variant.name}: no text was left to validate on")
+        require(
+            held_out >= 2, f"{variant.name}: too little text for validation; increase val_fraction"
+        )
 
 
 def _train(
@@ -220,27 +239,27 @@ def _train(
     folder: ComparisonFolder,
     progress: Progress,
 ) -> list[Row]:
-    """Train all runs, interleaved by seed, from their current state."""
-    results: dict[str, list[Result]] = {c.name: [] for c in variants}
-    with _saying_how_to_go_on(folder.path):
-        for variant, seed in _turns(variants, seeds):
+    """Train or resume all runs, ordered by seed, and return the row of each variant."""
+    results: dict[str, list[Result]] = {variant.name: [] for variant in variants}
+    with _with_resume_hint(folder.path):
+        for variant, seed in _run_order(variants, seeds):
             result = _run(sources, variant, seed, folder, progress)
             results[variant.name].append(result)
-            progress.message(_tell(variant, result))
+            progress.message(_summary(variant, result))
     return [Row(variant, results[variant.name]) for variant in variants]
 
 
 @contextmanager
-def _saying_how_to_go_on(folder: Path) -> Iterator[None]:
+def _with_resume_hint(folder: Path) -> Iterator[None]:
     try:
         yield
     except TrainingInterrupted as stop:
-        how = f"saved in {folder}; the same comparison resumes with --out {folder}"
-        raise TrainingInterrupted(stop.signum, how) from None
+        hint = f"saved in {folder}; run the same comparison with --out {folder} to resume"
+        raise TrainingInterrupted(stop.signum, hint) from None
 
 
 def _describe(sources: Sequence[Source], variants: Sequence[Variant], seeds: int) -> dict[str, Any]:
-    """What makes a comparison this one, as JSON has it."""
+    """Return the settings that identify a comparison, as read back from JSON."""
     described = {
         variant.name: {
             name: value
@@ -258,15 +277,15 @@ def _describe(sources: Sequence[Source], variants: Sequence[Variant], seeds: int
     return dict(json.loads(to_json(description)))
 
 
-def _settled(variant: Variant, seed: int, folder: ComparisonFolder) -> RunOptions:
-    """Return the settings of the first run of a variant, none left to choose, for another seed."""
+def _settings_for_seed(variant: Variant, seed: int, folder: ComparisonFolder) -> RunOptions:
+    """Return the complete settings of the first run of a variant, with another seed."""
     training = variant.options.config.training
     config = folder.run(variant.name, training.seed).read_config()
     free = {name: getattr(training, name) for name in FREE_SETTINGS}
     return RunOptions.from_config(config).replaced(seed=seed, **free)
 
 
-def _turns(variants: Sequence[Variant], seeds: int) -> Iterator[tuple[Variant, int]]:
+def _run_order(variants: Sequence[Variant], seeds: int) -> Iterator[tuple[Variant, int]]:
     first = variants[0].options.config.training.seed
     for seed in range(first, first + seeds):
         for variant in variants:
@@ -281,14 +300,14 @@ def _run(
     progress: Progress,
 ) -> Result:
     run = folder.run(variant.name, seed)
-    options = _settled(variant, seed, folder)
-    brief = _Brief(progress, f"{variant.name}, seed {seed}")
+    options = _settings_for_seed(variant, seed, folder)
+    messages = _RunMessages(progress, f"{variant.name}, seed {seed}")
     try:
         if not run.is_run:
             prepare_run(sources, options, run.path, Progress(), Clock())
-        lm = resume_run(run.path, brief, Clock(), options=options, sources=sources)
+        lm = resume_run(run.path, messages, Clock(), options=options, sources=sources)
     except (DivergenceError, NonFiniteError) as error:
-        progress.message(f"{brief.name}: {error}")
+        progress.message(f"{messages.name}: {error}")
         return _result(seed, run, None)
     return _result(seed, run, lm)
 
@@ -313,7 +332,7 @@ def _result(seed: int, run: RunDirectory, lm: LanguageModel | None) -> Result:
     )
 
 
-def _tell(variant: Variant, result: Result) -> str:
+def _summary(variant: Variant, result: Result) -> str:
     if result.nats_per_token is None:
         return f"{variant.name}, seed {result.seed}: failed"
     config = RunDirectory(result.folder).read_config()
@@ -324,8 +343,8 @@ def _tell(variant: Variant, result: Result) -> str:
     )
 
 
-class _Choices(Progress):
-    """Reports the settings that were chosen for a variant."""
+class _ChosenSettings(Progress):
+    """Progress that forwards the settings that are chosen for a variant."""
 
     def __init__(self, progress: Progress, name: str) -> None:
         self._progress, self._name = progress, name
@@ -338,8 +357,8 @@ class _Choices(Progress):
         self._progress.message(f"{self._name}: {text}")
 
 
-class _Brief(Progress):
-    """Forwards the messages of one run among many."""
+class _RunMessages(Progress):
+    """Progress that forwards the steps and messages of one run of a comparison."""
 
     def __init__(self, progress: Progress, name: str) -> None:
         self._progress, self.name = progress, name

@@ -1,4 +1,4 @@
 """Uses of a trained model: evaluation, generation, scoring and dynamic evaluation.
 
-Nothing is imported here, so that reading one module does not load the others.
+The package imports nothing, so that importing one module does not import the others.
 """

@@ -1,7 +1,7 @@
-"""A text or bytes as the token ids of a model, with the bytes and characters that tokens cover.
+"""`Document`: the token ids of a text, with the bytes and characters that each token covers.
 
-This is the only place where a model of bytes differs from others: it reads bytes as they are, and
-bytes that are not UTF-8 are shown as U+FFFD.
+Models with byte tokens are handled here: they read bytes unchanged, and invalid UTF-8 is shown as
+U+FFFD.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from recurra.text.vocabulary import ByteVocabulary, Vocabulary
 
 
 class Document(NamedTuple):
-    """A text as token ids.
+    """The token ids of a text.
 
     Attributes:
-        ids: (N,) the tokens.
-        text: the text that they stand for.
-        token_sizes: (N,) bytes that each token covers.
-        char_sizes: (len(text),) bytes of each character; the same sum.
+        ids: (N,) integers, the token ids.
+        text: the text that the ids encode.
+        token_sizes: (N,) integers, the number of bytes that each token covers.
+        char_sizes: (len(text),) integers, the number of bytes of each character. It has the same
+            sum as `token_sizes`.
         unknown_id: the id of <unk>, or None.
     """
 
@@ -38,11 +39,10 @@ class Document(NamedTuple):
     unknown_id: int | None
 
     def extent(self, num_predicted: int) -> tuple[int, int]:
-        """Return the characters and bytes of the `num_predicted` tokens after the first one.
+        """Return the number of characters and bytes of the `num_predicted` tokens after the first.
 
-        A character belongs to the token that completes it: of a text whose first token is the first
-        byte of "é", "é" counts as one predicted character, although only its second byte is
-        predicted.
+        A character belongs to the token that completes it. For example, if the first token is the
+        first byte of "é", then "é" counts as predicted, although only its second byte is predicted.
         """
         ends = np.cumsum(self.token_sizes[: num_predicted + 1])
         first, end = int(ends[0]), int(ends[-1])
@@ -55,16 +55,16 @@ def encode_document(
     config: TextConfig,
     unknown: UnknownRule = "replace",
 ) -> Document:
-    """Return a text as a document, prepared as the training text was.
+    """Return a text as a document, prepared in the same way as the training text.
 
     Args:
-        text: a string, or bytes for a model of bytes.
-        vocabulary: the model's.
-        config: how the training text was prepared.
-        unknown: what to do with symbols that are not in the vocabulary.
+        text: a string, or bytes for a model with byte tokens.
+        vocabulary: the vocabulary of the model.
+        config: the text configuration of the training run.
+        unknown: "error", or "replace" to encode symbols outside the vocabulary as <unk>.
 
     Raises:
-        ConfigError: bytes for a model that does not read bytes.
+        ConfigError: `text` is bytes, but the model does not have byte tokens.
         UnknownTokenError: a symbol is not in the vocabulary and `unknown` is "error".
     """
     if isinstance(text, bytes):
@@ -80,7 +80,7 @@ def encode_document(
 
 
 def decode_document(ids: IdArray, vocabulary: Vocabulary) -> str | bytes:
-    """Return the text of ids; bytes for a model of bytes."""
+    """Return the text of token ids; bytes for a model with byte tokens."""
     if isinstance(vocabulary, ByteVocabulary):
         return ids.astype(np.uint8).tobytes()
     return vocabulary.decode(ids)
@@ -89,7 +89,7 @@ def decode_document(ids: IdArray, vocabulary: Vocabulary) -> str | bytes:
 def read_document(
     sources: Sequence[str | Path], vocabulary: Vocabulary, config: TextConfig
 ) -> str | bytes:
-    """Return the prepared text of sources; bytes for a model of bytes.
+    """Return the prepared text of sources; bytes for a model with byte tokens.
 
     Raises:
         SourceError, CorpusError: a source cannot be read.
@@ -100,13 +100,13 @@ def read_document(
 
 
 def extent_of_first(ids: IdArray, vocabulary: Vocabulary) -> tuple[int, int]:
-    """Return the characters that the first of some ids completes, and its bytes.
+    """Return the number of characters that the first id completes, and its number of bytes.
 
-    Only the first two ids are read. An unknown token counts as one character.
+    Only the first two ids are used. An unknown token counts as one character.
     """
     if isinstance(vocabulary, ByteVocabulary):
         completes = len(ids) == 1 or (len(ids) > 1 and not bool(_continues(ids[1:2])[0]))
-        # A byte in the middle of a character, at the start, is not counted as a character.
+        # If the text starts with a continuation byte, that byte is not counted as a character.
         starts = len(ids) > 0 and not bool(_continues(ids[:1])[0])
         return int(completes and starts), len(ids[:1])
     first = vocabulary.decode(ids[:1])
@@ -115,7 +115,7 @@ def extent_of_first(ids: IdArray, vocabulary: Vocabulary) -> tuple[int, int]:
 
 def _encode_bytes(data: bytes, vocabulary: Vocabulary, config: TextConfig) -> Document:
     if not isinstance(vocabulary, ByteVocabulary):
-        raise ConfigError(f"this model reads {config.tokens} tokens, not bytes")
+        raise ConfigError(f"the model has {config.tokens} tokens, not bytes; pass a string")
     ids = vocabulary.encode_bytes(data)
     try:
         text = data.decode("utf-8")
@@ -126,7 +126,11 @@ def _encode_bytes(data: bytes, vocabulary: Vocabulary, config: TextConfig) -> Do
 
 
 def _replace_invalid(data: bytes, ids: IdArray) -> tuple[str, IdArray]:
-    """Return one character for every byte that begins one and the bytes that continue it."""
+    """Decode bytes that are not valid UTF-8.
+
+    Each byte that begins a character, together with its continuation bytes, gives one character;
+    invalid sequences give U+FFFD. Returns the text and the number of bytes of each character.
+    """
     starts = np.flatnonzero(~_continues(ids))
     if not len(starts) or starts[0] != 0:
         starts = np.concatenate([[0], starts])
@@ -139,6 +143,6 @@ def _replace_invalid(data: bytes, ids: IdArray) -> tuple[str, IdArray]:
 
 
 def _continues(ids: IdArray) -> IdArray:
-    """Return which bytes continue a character: they look like 0b10xxxxxx."""
+    """Return a mask of the UTF-8 continuation bytes, 0b10xxxxxx."""
     continues: IdArray = (np.asarray(ids) & 0xC0) == 0x80
     return continues

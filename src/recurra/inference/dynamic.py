@@ -1,17 +1,18 @@
-"""Dynamic evaluation: the model adapts to the text that it has already predicted.
+"""Dynamic evaluation: the model adapts to text that it has already predicted.
 
-Each segment is first predicted and counted, and then learned from, so nothing is known before it
-was predicted. The model adapts to the names, style and subject of the text. This
-measures a model together with a way of learning; the figures belong beside those of `evaluate`,
-not among them.
+Each segment is predicted and counted before the model is updated on it, so no token is seen before
+it is predicted. The model adapts to the names, style and subject of the text. The result measures
+the model together with the update rule, and is not comparable with that of `evaluate`.
 
-The rule is that of Krause, Kahembwe, Murray and Renals (2018): after each segment of gradient g
+The update rule is that of Krause, Kahembwe, Murray and Renals (2018). After each segment, with the
+gradient g,
 
     w <- w - lr * g / (rms + mean rms * 1e-3) + min(decay * rms / mean rms, 1) * (w0 - w)
 
-where rms is the root of the mean square of each weight's gradient over the text that the model was
-trained on, and w0 the weights it came with. Beyond the paper, no weight moves further than
-`LONGEST` lr at once: those of a token that the sample of the training text never has would.
+where rms is the root mean square of the gradient of each weight over the training text, and w0 the
+initial weights. In addition to the paper, the gradient term is limited to `MAX_STEP_IN_LRS` times
+lr. Otherwise, the weights of a token that does not occur in the sample of the training text would
+change too much, because their rms is 0.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ from recurra.inference.reading import IdArray
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.recurrence.cells import State
 
-LONGEST = 10.0
+MAX_STEP_IN_LRS = 10.0
 _ROWS, _BATCHES = 16, 64
-"""Of the training text, for the gradients' usual size."""
+"""Batch size and number of batches of the training text from which rms is estimated."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,10 @@ class DynamicConfig:
     """Settings of dynamic evaluation."""
 
     segment: int = 20
-    """Tokens that are predicted before each update."""
+    """Number of tokens that are predicted between two updates."""
 
     lr: float = 5e-4
-    """Learning rate: the change of a weight for a gradient of its usual size."""
+    """Learning rate: the change of a weight whose gradient equals its rms."""
 
     decay: float = 2e-3
     """Fraction of the distance to the initial weights that is undone after each segment."""
@@ -53,26 +54,34 @@ class DynamicConfig:
     def __post_init__(self) -> None:
         require_types(self)
         require(self.segment >= 1, "segment must be at least 1")
-        require(0 <= self.lr < math.inf, "lr must be finite, not negative")
-        require(0 <= self.decay < math.inf, "decay must be finite, not negative")
+        require(0 <= self.lr < math.inf, "lr must be finite and not negative")
+        require(0 <= self.decay < math.inf, "decay must be finite and not negative")
 
 
 def evaluate_dynamically(
     model: RecurrentLM, ids: IdArray, train_ids: IdArray, config: DynamicConfig
 ) -> float:
-    """Nats of ids[1:] together, the state carried; the model is left as it was.
+    """Return the total surprisal of ids[1:] in nats under dynamic evaluation.
+
+    The state is carried from segment to segment. The weights, gradients and mode of the model are
+    restored afterwards.
 
     Args:
-        ids: (N,) to be predicted, from the zero state.
-        train_ids: what the model was trained on.
+        model: the model to evaluate.
+        ids: (N,) integers, predicted from the zero state.
+        train_ids: integers, the training text of the model.
+        config: settings of dynamic evaluation.
 
     Raises:
-        SourceError: fewer than 2 ids in one of them.
-        NonFiniteError: the model was lost on the way: lr is too large, or its weights are damaged.
+        SourceError: `ids` or `train_ids` has fewer than 2 elements.
+        NonFiniteError: the predictions became NaN or infinite, because lr is too large or the
+            weights are damaged.
     """
     if min(len(ids), len(train_ids)) < 2:
-        raise SourceError("dynamic evaluation needs at least 2 tokens of either text")
-    with _borrowed(model):
+        raise SourceError(
+            "dynamic evaluation needs at least 2 tokens of the text and of the training text"
+        )
+    with _restored_on_exit(model):
         learner = _Learner(model, config)
         learner.measure_gradients(train_ids)
         total, state = 0.0, None
@@ -83,7 +92,7 @@ def evaluate_dynamically(
             total += nats * (last - first)
             learner.step()
     if not math.isfinite(total):
-        raise NonFiniteError("the predictions became NaN or infinite; take a smaller lr")
+        raise NonFiniteError("the predictions became NaN or infinite; use a smaller lr")
     return total
 
 
@@ -91,17 +100,20 @@ class _Learner:
     def __init__(self, model: RecurrentLM, config: DynamicConfig) -> None:
         self._model, self._config = model, config
         self._parameters: list[Tensor] = list(model.parameters())
-        self._first = [p.detach().clone() for p in self._parameters]
+        self._initial = [p.detach().clone() for p in self._parameters]
         self._gradients = select_gradients(model)
         self._rates: list[Tensor] = []
         self._decays: list[Tensor] = []
 
     def gradients(self, tokens: Tensor, state: State | None) -> tuple[float, State]:
-        """Mean nats of (B, T + 1) tokens, and the state behind; every parameter's `grad`."""
+        """Set the `grad` of every parameter from (B, T + 1) tokens.
+
+        Returns the mean loss in nats and the final state.
+        """
         return self._gradients.compute(tokens[:, :-1], tokens[:, 1:], state)
 
     def measure_gradients(self, train_ids: IdArray) -> None:
-        """The usual size of each weight's gradient."""
+        """Estimate the rms of each gradient, and set the learning rates and decays from it."""
         length = min(self._config.segment, len(train_ids) - 1)
         random = np.random.default_rng(0)
         squares = [torch.zeros_like(p) for p in self._parameters]
@@ -117,21 +129,22 @@ class _Learner:
         self._decays = [(self._config.decay / mean * root).clamp_(max=1.0) for root in roots]
 
     def step(self) -> None:
-        """Learn from the last gradients."""
-        away = torch._foreach_sub(self._first, self._parameters)
-        steps, longest = torch._foreach_mul(self._rates, self._grads()), LONGEST * self._config.lr
-        torch._foreach_clamp_min_(steps, -longest)
-        torch._foreach_clamp_max_(steps, longest)
+        """Update the weights from the current gradients."""
+        offsets = torch._foreach_sub(self._initial, self._parameters)
+        steps = torch._foreach_mul(self._rates, self._grads())
+        max_step = MAX_STEP_IN_LRS * self._config.lr
+        torch._foreach_clamp_min_(steps, -max_step)
+        torch._foreach_clamp_max_(steps, max_step)
         torch._foreach_sub_(self._parameters, steps)
-        torch._foreach_addcmul_(self._parameters, self._decays, away)
+        torch._foreach_addcmul_(self._parameters, self._decays, offsets)
 
     def _grads(self) -> list[Tensor]:
         return [p.grad for p in self._parameters if p.grad is not None]
 
 
 @contextmanager
-def _borrowed(model: RecurrentLM) -> Iterator[None]:
-    """In evaluation mode; weights, gradients and mode come back as they were."""
+def _restored_on_exit(model: RecurrentLM) -> Iterator[None]:
+    """Enter evaluation mode, and restore weights, gradients and mode on exit."""
     kept = [(p, p.detach().clone(), p.grad, p.requires_grad) for p in model.parameters()]
     training = model.training
     model.eval()

@@ -1,7 +1,7 @@
 """Evaluation: perplexity, and bits per token, character and byte.
 
-The first token is only read: N ids give N - 1 predictions. Knows neither how the model was trained
-nor which part of a text is fair to measure on; both are the caller's.
+The first token is not predicted: N ids give N - 1 predictions. The caller chooses a text that the
+model was not trained on.
 """
 
 from __future__ import annotations
@@ -24,60 +24,60 @@ from recurra.runtime.distributed import SINGLE_PROCESS, Processes
 if TYPE_CHECKING:
     from recurra.model.recurrent_lm import RecurrentLM
 
-# Windows that are read side by side. More would not be faster on a CPU, only larger.
+# Number of windows per batch. A larger batch uses more memory without being faster on a CPU.
 WINDOWS_PER_BATCH = 64
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The sum over all predicted tokens, and what they cover; all figures follow from these."""
+    """Total surprisal and counts of the predicted tokens; all metrics are derived from them."""
 
     total_nats: float
-    """Surprisal of all predicted tokens together, in nats."""
+    """Total surprisal of the predicted tokens in nats."""
 
     num_tokens: int
-    """Predicted tokens: all but the first, which is only read."""
+    """Number of predicted tokens: all except the first."""
 
     num_chars: int | None = None
-    """Characters that the predicted tokens complete; None where it was not given."""
+    """Number of characters that the predicted tokens complete, or None if unknown."""
 
     num_bytes: int | None = None
-    """UTF-8 bytes of the predicted tokens; None where it was not given."""
+    """Number of UTF-8 bytes of the predicted tokens, or None if unknown."""
 
     num_unknown: int = 0
-    """Predicted tokens that are <unk>. With many, the other figures flatter the model: it is easier
-    to say that some unknown symbol follows than which."""
+    """Number of predicted tokens that are <unk>. If there are many, the other metrics are too
+    optimistic, because <unk> is easier to predict than the symbol that it replaces."""
 
     @property
     def nats_per_token(self) -> float:
-        """Mean surprisal of a token, the cross-entropy that training minimises."""
+        """Mean surprisal of a token in nats: the cross-entropy that training minimizes."""
         return self.total_nats / self.num_tokens
 
     @property
     def bits_per_token(self) -> float:
-        """The same in bits."""
+        """Mean surprisal of a token in bits."""
         return self._bits_per(self.num_tokens)
 
     @property
     def bits_per_char(self) -> float:
-        """Bits per character; nan when the number of characters is not known."""
+        """Bits per character; NaN if the number of characters is unknown."""
         return self._bits_per(self.num_chars)
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits per UTF-8 byte; nan when the number of bytes is not known."""
+        """Bits per UTF-8 byte; NaN if the number of bytes is unknown."""
         return self._bits_per(self.num_bytes)
 
     @property
     def perplexity(self) -> float:
-        """exp(nats per token): among how many equally likely tokens the model would be choosing."""
+        """Perplexity, exp(nats per token); infinite on overflow."""
         try:
             return math.exp(self.nats_per_token)
         except OverflowError:
             return math.inf
 
     def to_dict(self) -> dict[str, float | int | None]:
-        """All counts and figures by name, ready for JSON: None for not known or infinite."""
+        """Return all counts and metrics by name, for JSON; unknown and infinite values are None."""
         figures: dict[str, float | int | None] = {
             "nats_per_token": self.nats_per_token,
             "bits_per_token": self.bits_per_token,
@@ -120,36 +120,40 @@ def evaluate(
     max_tokens: int | None = None,
     processes: Processes = SINGLE_PROCESS,
 ) -> Evaluation:
-    """Predict ids[1:] from ids[:-1] and sum the surprisal, in float64, every target once.
+    """Predict ids[1:] from ids[:-1] and return the total surprisal, summed in float64.
 
-    By default the text is one stream whose state is carried from its first token to its last. With
-    `window`, it is cut into windows of that many inputs (the last may be shorter), each read from
-    the zero state: what a model without memory of more than one window would see. With
-    `num_streams`, it is cut into that many parts of nearly equal length, read in parallel, each
-    from the zero state and carried within: a quick estimate of the default.
+    By default, the text is one stream, and the state is carried from its first token to its last.
+    With `window`, the text is cut into windows of that many inputs (the last can be shorter), each
+    read from the zero state. With `num_streams`, the text is cut into that many parts of nearly
+    equal length that are read in parallel, each from the zero state. This is a fast estimate of the
+    default.
 
     Args:
-        ids: (N,) of any integer type, memory-mapped or not; converted chunk by chunk.
-        num_chars: characters that ids[1:] complete, for bits per character.
-        num_bytes: UTF-8 bytes of ids[1:], for bits per byte.
-        unknown_id: the id to be counted as unknown.
-        chunk: most steps in one call of the model; changes memory and speed, not the result.
-        max_tokens: predict only this many tokens, from the start. The two counts are then reduced
-            in proportion.
-        processes: share the streams or windows; all of them get the whole sum.
+        model: the model to evaluate.
+        ids: (N,) integers of any type, possibly memory-mapped; converted chunk by chunk.
+        num_chars: number of characters that ids[1:] complete, for bits per character.
+        num_bytes: number of UTF-8 bytes of ids[1:], for bits per byte.
+        unknown_id: the id of <unk>, for `num_unknown`.
+        window: number of inputs in a window, or None to carry the state.
+        num_streams: number of streams that are read in parallel.
+        chunk: maximum number of steps in one call of the model. It affects memory and speed, but
+            not the result.
+        max_tokens: predict only this many tokens, counted from the start. `num_chars` and
+            `num_bytes` are then reduced in proportion.
+        processes: the processes that share the streams or windows. All of them return the total.
 
     Raises:
-        SourceError: fewer than 2 ids, so there is nothing to predict.
-        ConfigError: a size is below 1, or both window and num_streams are asked for.
-        NonFiniteError: the model's logits are NaN or infinite.
+        SourceError: there are fewer than 2 ids, so there is nothing to predict.
+        ConfigError: a size is less than 1, or both `window` and `num_streams` are given.
+        NonFiniteError: the logits are NaN or infinite.
     """
     _check(window=window, num_streams=num_streams, chunk=chunk, max_tokens=max_tokens)
     array = as_id_array(ids)
     available = len(array) - 1
     if available < 1:
         raise SourceError(
-            f"a text of {len(array)} tokens has none to predict: the first is only read;"
-            " give at least 2"
+            f"the text has {len(array)} tokens; evaluation needs at least 2, because the first"
+            " token is not predicted"
         )
     total = available if max_tokens is None else min(available, max_tokens)
     rows_at_once = num_streams if window is None else WINDOWS_PER_BATCH
@@ -186,9 +190,9 @@ def evaluate_document(
     chunk: int = 512,
     max_tokens: int | None = None,
 ) -> Evaluation:
-    """`evaluate` on a document, with exact counts of the characters and bytes that it predicts.
+    """Evaluate a document, with exact counts of the predicted characters and bytes.
 
-    With char tokens, num_chars is len(text) - 1.
+    With character tokens, `num_chars` is len(text) - 1. See `evaluate` for the arguments.
 
     Raises:
         SourceError, ConfigError, NonFiniteError: as `evaluate`.
@@ -211,7 +215,7 @@ def _check(*, window: int | None = None, num_streams: int = 1, **sizes: int | No
         if size is not None and size < 1:
             raise ConfigError(f"{name} must be at least 1, not {size}")
     if window is not None and num_streams > 1:
-        raise ConfigError("window and num_streams are two ways to cut the text; choose one")
+        raise ConfigError("window and num_streams cannot be combined; choose one")
 
 
 def _windows(total: int, window: int) -> tuple[Sequence[int], list[int]]:
@@ -220,7 +224,7 @@ def _windows(total: int, window: int) -> tuple[Sequence[int], list[int]]:
 
 
 def _streams(total: int, num_streams: int) -> tuple[list[int], list[int]]:
-    """Starts and lengths of contiguous parts that differ by one token at most, longest first."""
+    """Return starts and lengths of contiguous parts, longest first; they differ by at most one."""
     count = min(num_streams, total)
     short, longer = divmod(total, count)
     lengths = [short + (row < longer) for row in range(count)]

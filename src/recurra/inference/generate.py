@@ -1,10 +1,10 @@
-"""Generation of ids, of a stream of text pieces, and of whole strings.
+"""Generate token ids, a stream of text pieces, or whole strings.
 
-The prompt is read once; after that a token costs one step of the model, in constant time and
-memory, however long the text becomes: all that is kept is the model's state.
+The prompt is read once. After that, each token takes one step of the model, in constant time and
+memory, because only the hidden state is kept.
 
-How a token is chosen is `sampling`'s business, where a text ends `stopping`'s, and how ids become
-text the vocabulary's. Knows no prompt format: the text is continued as it stands.
+`sampling` chooses the tokens, `stopping` detects stop strings, and the vocabulary decodes the ids.
+The prompt is continued as given, without a prompt format.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ if TYPE_CHECKING:
 
 __all__ = ["GenerationConfig", "generate", "generate_ids", "stream"]
 
-SHORTEST_BLOCK, MOST_IDS = 0.02, 4096
-"""A decoder that generates ahead does so in blocks, which grow until one takes this many seconds or
-has this many ids: a signal is handled soon, and a text that ends at a stop string costs little more
-than its own tokens."""
+BLOCK_SECONDS, MAX_BLOCK_IDS = 0.02, 4096
+"""Limits of the blocks in which a decoder generates ahead.
+
+Blocks grow until one takes this many seconds or has this many ids. Signals are therefore handled
+soon, and few tokens are wasted after a stop string.
+"""
 
 
 def generate_ids(
@@ -40,23 +42,24 @@ def generate_ids(
     config: GenerationConfig,
     banned_ids: Sequence[int] = (),
 ) -> Iterator[Ids]:
-    """Continue a prompt, one token at a time, in `config.num_samples` samples side by side.
+    """Continue a prompt in `config.num_samples` parallel samples, one token at a time.
 
-    Stop strings are not looked at here: ids have no text. Between two tokens the model is as it
-    was found, training mode and gradients included, so the caller may stop, or train, at any time.
-    Where the compiled kernels write, they write some tokens ahead: what is learned meanwhile shows
-    in those after them.
+    Stop strings are ignored, because ids have no text. Between two tokens, the mode and the
+    gradients of the model are restored, so the caller can stop or train at any time. The compiled
+    kernels generate some tokens ahead, so an update of the weights affects only later tokens.
 
     Args:
-        prompt_ids: (N,) integers; with none, the first token is drawn from `model.initial_logits`.
-        banned_ids: never written.
+        model: the model.
+        prompt_ids: (N,) integers. If empty, the first token is drawn from `model.initial_logits`.
+        config: settings of generation.
+        banned_ids: ids that are never generated.
 
     Yields:
-        (num_samples,) int64, the next token of every sample, `config.max_new_tokens` times.
+        (num_samples,) int64, the next token of each sample, `config.max_new_tokens` times.
 
     Raises:
         ConfigError: every token is banned.
-        NonFiniteError: the model's logits are NaN or infinite (while iterating).
+        NonFiniteError: the logits are NaN or infinite (raised while iterating).
     """
     ids = as_id_array(prompt_ids)
     sampler = Sampler(config, model.config.vocab_size, ids, banned_ids)
@@ -70,18 +73,19 @@ def stream(
     config: GenerationConfig,
     unknown: UnknownRule = "error",
 ) -> Iterator[str]:
-    """The continuation of a prompt (without the prompt), piece by piece as it becomes certain.
+    """Return an iterator over the continuation of a prompt, in pieces, without the prompt.
 
-    A piece is never empty and never holds half a character or part of a stop string; joined, the
-    pieces are what `generate` returns. Only new text can stop it, not the prompt's own end.
+    A piece is never empty and never contains an incomplete character or a part of a stop string.
+    The joined pieces equal the result of `generate`. Stop strings are searched for in the new text
+    only, not in the prompt.
 
     Raises:
         ConfigError: `config.num_samples` is not 1.
         UnknownTokenError: a symbol of the prompt is not in the vocabulary and unknown is "error".
-        NonFiniteError: the model's logits are NaN or infinite (while iterating).
+        NonFiniteError: the logits are NaN or infinite (raised while iterating).
     """
     if config.num_samples != 1:
-        raise ConfigError(f"a stream is one text; num_samples is {config.num_samples}")
+        raise ConfigError(f"num_samples is {config.num_samples}; it must be 1 for a stream")
     return _pieces(_tokens(model, vocabulary, prompt, config, unknown), vocabulary, config)
 
 
@@ -92,28 +96,27 @@ def generate(
     config: GenerationConfig,
     unknown: UnknownRule = "error",
 ) -> list[str]:
-    """Continuations of a prompt (without the prompt), one string per sample.
+    """Return the continuations of a prompt, one string per sample, without the prompt.
 
-    Each ends at its own stop string or after `config.max_new_tokens` tokens; a sample that has
-    ended does not change the others, and the work ends with the last of them. `<unk>` is never
-    written.
+    Each sample ends at a stop string or after `config.max_new_tokens` tokens, independently of the
+    others. Generation ends when all samples have ended. `<unk>` is never generated.
 
     Raises:
         UnknownTokenError: a symbol of the prompt is not in the vocabulary and unknown is "error".
-        NonFiniteError: the model's logits are NaN or infinite.
+        NonFiniteError: the logits are NaN or infinite.
     """
-    writers = [_Writer(vocabulary, config) for _ in range(config.num_samples)]
-    texts: list[list[str]] = [[] for _ in writers]
+    decoders = [_SampleDecoder(vocabulary, config) for _ in range(config.num_samples)]
+    texts: list[list[str]] = [[] for _ in decoders]
     for chosen in _tokens(model, vocabulary, prompt, config, unknown):
-        for writer, text, token in zip(writers, texts, chosen, strict=True):
-            text.append(writer.push(int(token)))
-        if all(writer.stopped for writer in writers):
+        for decoder, text, token in zip(decoders, texts, chosen, strict=True):
+            text.append(decoder.push(int(token)))
+        if all(decoder.stopped for decoder in decoders):
             break
-    return ["".join(text) + writer.finish() for writer, text in zip(writers, texts, strict=True)]
+    return ["".join(text) + decoder.finish() for decoder, text in zip(decoders, texts, strict=True)]
 
 
-class _Writer:
-    """Turns the tokens of one sample into text, up to its stop string."""
+class _SampleDecoder:
+    """Decoder of the tokens of one sample, up to its stop string."""
 
     def __init__(self, vocabulary: Vocabulary, config: GenerationConfig) -> None:
         self._decoder = vocabulary.decoder()
@@ -133,14 +136,14 @@ class _Writer:
 def _pieces(
     tokens: Iterator[Ids], vocabulary: Vocabulary, config: GenerationConfig
 ) -> Iterator[str]:
-    writer = _Writer(vocabulary, config)
+    decoder = _SampleDecoder(vocabulary, config)
     for chosen in tokens:
-        piece = writer.push(int(chosen[0]))
+        piece = decoder.push(int(chosen[0]))
         if piece:
             yield piece
-        if writer.stopped:
+        if decoder.stopped:
             return
-    piece = writer.finish()
+    piece = decoder.finish()
     if piece:
         yield piece
 
@@ -159,7 +162,7 @@ def _tokens(
 def _continue(
     model: RecurrentLM, prompt_ids: IdArray, sampler: Sampler, config: GenerationConfig
 ) -> Iterator[Ids]:
-    # Evaluation mode is entered for each call of the model and left before each yield.
+    # Leave evaluation mode before each yield, so that the caller can train the model in between.
     decoder = select_decoder(model, config.num_samples)
     with evaluation_mode(model):
         logits = decoder.prefill(prompt_ids)
@@ -170,8 +173,8 @@ def _continue(
         started = time.perf_counter()
         with evaluation_mode(model):
             block = decoder.decode(chosen, min(size, remaining), sampler)
-        is_short = time.perf_counter() - started < SHORTEST_BLOCK
-        if decoder.generates_ahead and is_short and 2 * size * len(chosen) <= MOST_IDS:
+        is_short = time.perf_counter() - started < BLOCK_SECONDS
+        if decoder.generates_ahead and is_short and 2 * size * len(chosen) <= MAX_BLOCK_IDS:
             size *= 2
         yield from block
         remaining -= len(block)

@@ -39,9 +39,9 @@ class LanguageModel:
 
     Attributes:
         model: the `RecurrentLM`, a torch.nn.Module.
-        vocabulary: text to ids and back.
+        vocabulary: the `Vocabulary`, which encodes text and decodes ids.
         config: all settings of the run.
-        path: the run's folder, or None.
+        path: the run directory, or None.
     """
 
     def __init__(
@@ -70,16 +70,18 @@ class LanguageModel:
         """Continue a prompt.
 
         Args:
-            prompt: read first; may be empty.
-            unknown: `error`, or `replace` to read symbols that are not in the vocabulary as <unk>.
+            prompt: the text to continue; can be empty.
+            unknown: "error", or "replace" to read symbols outside the vocabulary as <unk>.
             settings: fields of `GenerationConfig`: max_new_tokens, temperature, top_k, top_p,
                 min_p, repetition_penalty, stop, num_samples, seed, greedy.
 
         Returns:
-            The new text without the prompt; a list of texts when num_samples is above 1.
+            The new text without the prompt; a list of texts if num_samples is greater than 1.
 
         Raises:
-            UnknownTokenError, ConfigError: the prompt or a setting is invalid.
+            UnknownTokenError: a symbol of the prompt is not in the vocabulary and `unknown` is
+                "error".
+            ConfigError: a setting is invalid.
         """
         config = GenerationConfig(**settings)
         prepared = prepare_text(prompt, self.config.text)
@@ -89,7 +91,10 @@ class LanguageModel:
     def stream(
         self, prompt: str = "", *, unknown: UnknownRule = "error", **settings: Any
     ) -> Iterator[str]:
-        """Continue a prompt piece by piece; arguments and errors as in `generate`."""
+        """Return an iterator over the continuation of a prompt, in pieces of text.
+
+        Arguments and errors are those of `generate`; `num_samples` must be 1.
+        """
         config = GenerationConfig(**settings)
         prepared = prepare_text(prompt, self.config.text)
         return stream(self.model, self.vocabulary, prepared, config, unknown)
@@ -97,24 +102,30 @@ class LanguageModel:
     def evaluate(
         self, text: str | bytes, *, window: int | None = None, unknown: UnknownRule = "replace"
     ) -> Evaluation:
-        """How well the model predicts a text: perplexity, bits per token, character and byte.
+        """Return perplexity and bits per token, character and byte of a text.
 
         Args:
-            text: prepared as the training text was (newlines, letters_only); bytes only for a
-                model of bytes, which reads them as they are.
-            window: read windows of this many tokens from the zero state instead of carrying the
-                state through the whole text.
-            unknown: what to do with symbols that are not in the vocabulary.
+            text: a string, which is prepared like the training text (newlines, letters_only); or
+                bytes for a model with byte tokens, which are read unchanged.
+            window: number of tokens in a window. Each window is read from the zero state instead of
+                carrying the state through the text.
+            unknown: "error", or "replace" to read symbols outside the vocabulary as <unk>.
+
+        Raises:
+            SourceError: the text has fewer than 2 tokens.
+            ConfigError: `text` is bytes and the model does not have byte tokens, or `window` is
+                less than 1.
+            UnknownTokenError: a symbol is not in the vocabulary and `unknown` is "error".
         """
         return evaluate_document(self.model, self._encode(text, unknown), window=window)
 
     def validate(self, *, window: int | None = None) -> Evaluation:
-        """`evaluate` on the part of the run's own text that was never trained on.
+        """Evaluate the model on the validation split of its run.
 
         Raises:
-            RunError: the model belongs to no run, or the run kept nothing for validation.
+            RunError: the model has no run directory, or the run has no validation split.
         """
-        tokens = self._own_tokens()
+        tokens = self._run_tokens()
         num_chars, num_bytes = predicted_sizes(tokens, self.vocabulary)
         return evaluate(
             self.model,
@@ -132,100 +143,119 @@ class LanguageModel:
         unknown: UnknownRule = "replace",
         **settings: Any,
     ) -> Evaluation:
-        """`evaluate` with dynamic evaluation: the model adapts to the text that it has predicted.
+        """Evaluate the model while it adapts to the text that it has predicted.
 
         See `inference/dynamic.py`. The weights are restored afterwards.
 
         Args:
-            text: as in `evaluate`; by default the run's own validation part.
+            text: as in `evaluate`; by default, the validation split of the run.
+            unknown: as in `evaluate`.
             settings: fields of `DynamicConfig`: segment, lr, decay.
 
         Raises:
-            RunError: the model belongs to no run, so the text it was trained on is not known.
-            ConfigError, NonFiniteError: a setting is invalid.
+            RunError: the model has no run directory, so its training text is unknown; or `text` is
+                None and the run has no validation split.
+            ConfigError: a setting is invalid.
+            NonFiniteError: the predictions became NaN or infinite, for example with a large lr.
         """
         config = DynamicConfig(**settings)
-        own = self._own_tokens(with_validation=text is None)
+        tokens = self._run_tokens(with_validation=text is None)
         if text is None:
-            ids: Any = own.val
+            ids: Any = tokens.val
             static = self.validate()
         else:
             document = self._encode(text, unknown)
             static, ids = evaluate_document(self.model, document), document.ids
-        nats = evaluate_dynamically(self.model, ids, own.train, config)
+        nats = evaluate_dynamically(self.model, ids, tokens.train, config)
         return dataclasses.replace(static, total_nats=nats)
 
     def _encode(self, text: str | bytes, unknown: UnknownRule) -> Document:
         return encode_document(text, self.vocabulary, self.config.text, unknown)
 
     def score(self, text: str | bytes, *, unknown: UnknownRule = "replace") -> Score:
-        """Return the surprisal of each character in bits, given those before it.
+        """Return the surprisal of each character in bits, given the characters before it.
 
-        The first character is predicted from the zero state. The text is prepared as the training
-        text was; `Score.text` is what was scored. A model of bytes scores bytes as they are, and
-        shows those that are not UTF-8 as U+FFFD; other models decode bytes first.
+        The first character is predicted from the zero state. The text is prepared like the training
+        text; `Score.text` is the prepared text. A model with byte tokens scores bytes unchanged and
+        shows invalid UTF-8 as U+FFFD; other models decode bytes first.
+
+        Args:
+            text: the text to score.
+            unknown: "error", or "replace" to read symbols outside the vocabulary as <unk>.
+
+        Raises:
+            SourceError: the text is empty.
+            UnknownTokenError: a symbol is not in the vocabulary and `unknown` is "error".
         """
         if isinstance(text, bytes) and self.config.text.tokens != "byte":
             text = text.decode("utf-8", "replace")
         return score_document(self.model, self._encode(text, unknown))
 
     def save(self, path: Source) -> None:
-        """Write the model to a folder that `load` reads; without the state of its training.
+        """Write the model to a new run directory, without the training state.
+
+        `recurra.load` reads the directory.
 
         Raises:
-            RunError: the folder exists and is not empty.
+            RunError: the directory exists and is not empty.
         """
-        folder = RunDirectory(path)
-        with folder.prepared(force=False) as staging:
+        directory = RunDirectory(path)
+        with directory.prepared(force=False) as staging:
             write_json(staging.vocabulary, self.vocabulary.to_dict())
             save_weights(staging.model, self.model, {})
             sources = RunDirectory(self.path).read_sources() if self.path else []
             staging.write_config(self.config, sources)
-        folder.unlock()
+        directory.unlock()
 
     def read(self, sources: Source | Sequence[Source] = ()) -> str | bytes:
-        """A text prepared as the training text was: what `evaluate` and `score` take.
+        """Return a text, prepared like the training text, for `evaluate` and `score`.
 
         Args:
-            sources: files, folders, `-` or corpus names; without any, the part of the run's own
-                text that was never trained on.
+            sources: files, directories, corpus names, or `-` for standard input. By default, the
+                validation split of the run.
 
         Returns:
-            The text; bytes for a model of bytes.
+            The text; bytes for a model with byte tokens.
 
         Raises:
             SourceError, CorpusError: a source cannot be read.
-            RunError: the model belongs to no run, or the run kept nothing for validation.
+            RunError: there are no sources, and the model has no run directory or the run has no
+                validation split.
         """
         sources = as_list(sources)
         if not sources:
-            return decode_document(self._own_tokens().val, self.vocabulary)
+            return decode_document(self._run_tokens().val, self.vocabulary)
         return read_document(sources, self.vocabulary, self.config.text)
 
-    def _own_tokens(self, *, with_validation: bool = True) -> TokenFile:
+    def _run_tokens(self, *, with_validation: bool = True) -> TokenFile:
         if self.path is None:
-            raise RunError("this model belongs to no run, so its own text is not known")
+            raise RunError("the model has no run directory, so the text of its run is unknown")
         tokens = load_token_file(self.path)
         if with_validation and len(tokens.val) < 2:
-            raise RunError(f"{self.path} kept no text for validation; name a text to read")
+            raise RunError(f"{self.path} has no text for validation; specify a text")
         tokens.check_ids(len(self.vocabulary))
         return tokens
 
 
 def as_list(source: Source | Sequence[Source]) -> list[Source]:
-    """One source or several, as a list.
+    """Return one source or several as a list.
 
     Raises:
-        ConfigError: it is something else.
+        ConfigError: `source` is neither a path or name nor a sequence of these.
     """
     sources = [source] if isinstance(source, (str, Path)) else source
     is_several = isinstance(sources, Sequence) and all(isinstance(s, (str, Path)) for s in sources)
-    require(is_several, f"a source is a path or a name, or several; not {shortened(source)}")
+    require(
+        is_several,
+        f"source is {shortened(source)}; it must be a path, a name, or a sequence of these",
+    )
     return list(sources)
 
 
 def predicted_sizes(tokens: TokenFile, vocabulary: Vocabulary) -> tuple[int, int]:
-    """Return characters and UTF-8 bytes of the validation part without its first token, which is
-    not predicted."""
+    """Return the number of characters and UTF-8 bytes that are predicted in the validation split.
+
+    The first token is not predicted, so it is not counted.
+    """
     num_chars, num_bytes = extent_of_first(tokens.val[:2], vocabulary)
     return tokens.val_chars - num_chars, tokens.val_bytes - num_bytes

@@ -1,9 +1,8 @@
 """Run a model over ids in evaluation mode, in chunks, several rows in parallel.
 
-Memory stays bounded whatever the length of the text: of a memory-mapped file, only the chunk that
-is being read becomes int64, and the logits of one call never exceed `LOGITS_PER_CALL` numbers.
-
-Knows no vocabulary, no text and no perplexity; those are made from the nats that come out of here.
+Memory use does not depend on the length of the text. Only the current chunk of a memory-mapped file
+is converted to int64, and one call computes at most `LOGITS_PER_CALL` logits, except that a single
+step is always computed for all rows at once.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ LOGITS_PER_CALL = 2**24
 
 @contextmanager
 def evaluation_mode(model: RecurrentLM) -> Iterator[None]:
-    """No dropout and no gradients inside; every module's mode comes back exactly as it was."""
-    # no_grad rather than inference_mode: a tensor that the model keeps (packed weights, say)
-    # must stay usable when training continues.
+    """Disable dropout and gradients, and restore the mode of every module on exit."""
+    # Tensors that the model keeps, such as packed weights, must stay usable in training.
+    # Tensors that are created in inference_mode are not, so use no_grad.
     with torch.no_grad():
         if not model.training:
             yield
@@ -48,31 +47,35 @@ def evaluation_mode(model: RecurrentLM) -> Iterator[None]:
 
 
 def as_id_array(ids: IdArray | Tensor | Sequence[int]) -> IdArray:
-    """The ids as a one-dimensional integer numpy array; an array of numpy is not copied.
+    """Return ids as a one-dimensional numpy array of integers; numpy arrays are not copied.
 
     Raises:
         SourceError: the ids are not integers in one dimension.
     """
     array = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else np.asanyarray(ids)
     if array.size == 0:
-        array = array.astype(np.int64)  # an empty list has no integer type
+        array = array.astype(np.int64)  # An empty list becomes a float array.
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise SourceError(
-            f"ids must be whole numbers in one dimension, not {array.dtype} of shape {array.shape}"
+            f"ids must be a 1-D array of integers, not {array.dtype} of shape {array.shape}"
         )
     return array
 
 
 def steps_per_call(model: RecurrentLM, num_rows: int, chunk: int) -> int:
-    """How many steps of `num_rows` rows to read at once: `chunk`, or what the logits allow."""
+    """Return the number of steps per call for `num_rows` rows: at most `chunk`, at least 1."""
     return max(1, min(chunk, LOGITS_PER_CALL // (num_rows * model.config.vocab_size)))
 
 
 def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
-    """Surprisal of each target in nats: -log softmax(logits)[target].
+    """Return the surprisal of each target in nats: -log softmax(logits)[target].
 
-    Shapes: logits (..., V), targets (...) int64; the result (...), in float64 where the device
-    has it (all but mps), so that a uniform model comes out at exactly log V.
+    Args:
+        logits: (..., V).
+        targets: (...) int64.
+
+    Returns:
+        (...), in float64, or in float32 on mps. With float64, uniform logits give log V exactly.
     """
     exact = logits.float() if logits.device.type == "mps" else logits.double()
     chosen = exact.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
@@ -87,21 +90,28 @@ def read_nats(
     *,
     chunk: int,
 ) -> Iterator[tuple[IdArray, FloatArray]]:
-    """Read several rows of one text in parallel, each from the zero state, carried to its end.
+    """Read several rows of a text in parallel, each from the zero state to its end.
 
-    Row r reads ids[starts[r] : starts[r] + lengths[r]] and predicts, after each, the next id.
-    The rows must come longest first: a row that has ended leaves the batch.
+    Row r reads ids[starts[r] : starts[r] + lengths[r]] and predicts the id after each of these.
+
+    Args:
+        model: the model.
+        ids: (N,) integers.
+        starts: the index of the first id of each row.
+        lengths: the number of ids that each row reads, in descending order. Rows that have ended
+            are removed from the batch.
+        chunk: maximum number of steps in one call of the model.
 
     Yields:
-        (targets, nats) for one chunk of time, both (rows still reading, steps): the ids that were
-        predicted (int64) and their surprisal in nats (float64).
+        (targets, nats) for each chunk, both of shape (active rows, steps): the predicted ids
+        (int64) and their surprisal in nats (float64).
     """
-    assert all(a >= b for a, b in pairwise(lengths)), "longest row first"
+    assert all(a >= b for a, b in pairwise(lengths)), "lengths must be in descending order"
     rows = len(lengths)
     state = model.zero_state(rows)
     time = 0
     while rows and time < lengths[0]:
-        # A step that would leave a row behind ends the chunk, so that each call is a rectangle.
+        # The chunk ends with the shortest active row, so that all rows have the same length.
         steps = min(steps_per_call(model, rows, chunk), lengths[rows - 1] - time)
         block = np.stack(
             [ids[start + time : start + time + steps + 1] for start in starts[:rows]]

@@ -1,7 +1,7 @@
 """Per-character surprisal (bits) of a text under a model.
 
-A character that costs many bits is one that the model did not expect: a typo, a rare name, a line
-that does not belong. `report/score_page.py` renders it as a page.
+A high surprisal marks a character that the model did not expect, for example a typo or a rare name.
+`report/score_page.py` renders the result as HTML.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class LineScore:
-    """One line of a scored text; the bits of its newline are its own."""
+    """One line of a scored text, including its newline."""
 
     number: int
-    """Counted from 1."""
+    """Line number, starting at 1."""
 
     text: str
-    """The line, shown without its newline."""
+    """The line without its newline."""
 
     bits: float
-    """Surprisal of all its characters, newline included."""
+    """Total surprisal in bits, including the newline."""
 
     bits_per_char: float
-    """The mean over its characters, newline included."""
+    """Mean surprisal per character in bits, including the newline."""
 
     surprisal: FloatArray
-    """Bits of each of its characters, newline included."""
+    """Surprisal of each character in bits, including the newline."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,27 +54,28 @@ class Score:
     """A text and the surprisal of its characters."""
 
     text: str
-    """The text that was read."""
+    """The scored text."""
 
     surprisal: FloatArray
-    """(len(text),) float64: bits of each character given all before it."""
+    """(len(text),) float64, the surprisal in bits of each character given all characters before
+    it."""
 
     num_unknown: int = 0
-    """Tokens that are not in the vocabulary; they have the bits of <unk>, whichever they are."""
+    """Number of tokens that are not in the vocabulary; each has the surprisal of <unk>."""
 
     @property
     def total_bits(self) -> float:
-        """Bits of the whole text, its first character included."""
+        """Total surprisal of the text in bits, including the first character."""
         return float(self.surprisal.sum())
 
     @property
     def bits_per_char(self) -> float:
-        """Mean surprisal of a character."""
+        """Mean surprisal per character in bits."""
         return self.total_bits / len(self.text)
 
     @cached_property
     def lines(self) -> list[LineScore]:
-        """The lines of the text in order; a newline at its end begins no further line."""
+        """The lines of the text, in order; a final newline does not begin another line."""
         lines = []
         first = 0
         for number, line in enumerate(self.text.removesuffix("\n").split("\n"), start=1):
@@ -86,29 +87,40 @@ class Score:
         return lines
 
     def top(self, count: int) -> list[LineScore]:
-        """The `count` lines with most bits per character, most surprising first, ties in order."""
+        """Return the `count` lines with the most bits per character, in descending order.
+
+        Lines with equal values stay in the order of the text.
+
+        Raises:
+            ConfigError: `count` is negative.
+        """
         if count < 0:
-            raise ConfigError(f"the number of lines must not be negative, and is {count}")
+            raise ConfigError(f"count is {count}; it must not be negative")
         return sorted(self.lines, key=lambda line: -line.bits_per_char)[:count]
 
 
 def score_document(model: RecurrentLM, document: Document, *, chunk: int = 512) -> Score:
-    """Read a document once, with the state carried, and return the surprisal of each character.
+    """Return the surprisal of each character of a document.
 
-    The first token is predicted from the zero state (`model.initial_logits`), so the bits of the
-    characters sum to those of all tokens. They are exact for char tokens. A character of several
-    byte tokens has the sum of their bits. The bits of a token of several characters (words, BPE)
-    are divided evenly over its bytes, because the model does not say more.
+    The state is carried through the document. The first token is predicted from the zero state
+    (`model.initial_logits`), so the bits of the characters sum to those of all tokens. With
+    character tokens, the surprisal is exact. A character of several byte tokens has the sum of
+    their bits. The bits of a token of several characters (words, BPE) are divided evenly over its
+    bytes.
 
     Args:
-        chunk: most steps in one call of the model; changes memory and speed, not the result.
+        model: the model.
+        document: the text to score.
+        chunk: maximum number of steps in one call of the model. It affects memory and speed, but
+            not the result.
 
     Raises:
         SourceError: the text is empty.
-        NonFiniteError: the model's logits are NaN or infinite.
+        ConfigError: `chunk` is less than 1.
+        NonFiniteError: the logits are NaN or infinite.
     """
     if not document.text:
-        raise SourceError("there is nothing to score: the text is empty")
+        raise SourceError("cannot score an empty text")
     if chunk < 1:
         raise ConfigError(f"chunk must be at least 1, not {chunk}")
     bits = _token_bits(model, document.ids, chunk)
@@ -121,7 +133,7 @@ def score_document(model: RecurrentLM, document: Document, *, chunk: int = 512) 
 
 
 def _token_bits(model: RecurrentLM, ids: IdArray, chunk: int) -> FloatArray:
-    """Bits of each of the (N,) ids, the first one from the zero state: (N,)."""
+    """Return the surprisal of each of the (N,) ids in bits, from the zero state: (N,)."""
     with evaluation_mode(model):
         first = torch.tensor([int(ids[0])], device=model.device)
         nats = [token_nats(model.initial_logits(), first).cpu().numpy()]

@@ -1,7 +1,7 @@
 """Detect stop strings in a stream of text pieces.
 
-Text is released as soon as it is certain that it belongs to the output: the longest ending that may
-still become a stop string is held back. Knows no tokens and no model.
+Text is returned as soon as it cannot be part of a stop string. The longest suffix that could still
+become a stop string is held back.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from collections.abc import Sequence
 
 
 class StopScanner:
-    """Lets text through until a stop string is complete.
+    """Filter that passes text on until a stop string is complete.
 
-    The result does not depend on where the pieces are cut: the stop string that is complete first
-    ends the text, and of several that end at the same character, the longest. It is left out, and
-    so is everything after it.
+    The stop string that is complete first ends the text. If several end at the same character, the
+    longest counts. The stop string and all text after it are dropped. The result does not depend on
+    how the text is divided into pieces.
 
-    Attributes: `stopped`, true once a stop string was found.
+    Attributes:
+        stopped: whether a stop string was found.
     """
 
     def __init__(self, stop: Sequence[str]) -> None:
@@ -26,7 +27,10 @@ class StopScanner:
         self._held = ""
 
     def push(self, piece: str) -> str:
-        """Take the next piece; return what is now certain (nothing more after a stop)."""
+        """Process the next piece, and return the text that is certain to belong to the output.
+
+        Returns an empty string after a stop string was found.
+        """
         if self.stopped:
             return ""
         text, self._held = self._held + piece, ""
@@ -34,22 +38,22 @@ class StopScanner:
         if found is not None:
             self.stopped = True
             return text[:found]
-        hold = self._first_doubtful(text)
+        hold = self._start_of_candidate(text)
         self._held = text[hold:]
         return text[:hold]
 
     def finish(self) -> str:
-        """No more text will come: what was held back is no stop string."""
+        """Return the text that was held back, because no more text follows."""
         held, self._held = self._held, ""
         return held
 
     def _find(self, text: str) -> int | None:
-        """Where the stop string begins that is complete first, or None."""
+        """Return the start of the stop string that is complete first, or None."""
         found = [(start + len(s), start) for s in self._stop if (start := text.find(s)) >= 0]
         return min(found)[1] if found else None
 
-    def _first_doubtful(self, text: str) -> int:
-        """Where the longest ending of the text begins that also begins a stop string."""
+    def _start_of_candidate(self, text: str) -> int:
+        """Return the start of the longest suffix of the text that is a prefix of a stop string."""
         for start in range(max(0, len(text) - self._longest + 1), len(text)):
             if any(s.startswith(text[start:]) for s in self._stop):
                 return start

@@ -1,1 +1,1 @@
-"""What a training shows: progress, loss curves, overfitting and score pages."""
+"""Output for users: training progress, loss curves, overfitting messages and score pages."""

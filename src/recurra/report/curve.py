@@ -1,4 +1,4 @@
-"""Loss curves, drawn with characters in a terminal and as SVG (plot extra)."""
+"""Draw loss curves as text for a terminal and as SVG (plot extra)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,21 @@ from recurra.errors import MissingExtraError
 from recurra.io.files import replaced
 
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
-"""Bits of the Braille characters from U+2800: four rows of two dots."""
+"""Bits of the dots in a Braille character, relative to U+2800: four rows of two dots."""
 
 
 def draw(records: Sequence[dict[str, Any]], width: int = 60, height: int = 10) -> str:
-    """The validation (or else training) loss against updates, in Braille dots.
+    """Return a plot of the loss against updates, drawn with Braille characters.
+
+    The plot shows the validation loss, or the training loss if there is no validation loss.
 
     Args:
         records: lines of metrics.jsonl.
-        width, height: of the drawing area, in characters.
+        width: width of the plot area in characters.
+        height: height of the plot area in characters.
+
+    Returns:
+        The plot, or an empty string if there are fewer than two points.
     """
     key = _series_key(records)
     points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
@@ -64,7 +70,7 @@ def _interpolate(points: Sequence[tuple[int, float]], count: int) -> list[float]
 
 
 def require_matplotlib() -> None:
-    """Say before a training, not after it, that the curve cannot be written.
+    """Check that loss curves can be written, so that training does not fail at its end.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -76,7 +82,7 @@ def require_matplotlib() -> None:
 
 
 def write_svg(records: Sequence[dict[str, Any]], file: Path, title: str) -> None:
-    """Write training and validation loss against updates as an SVG picture.
+    """Write a plot of the training and validation loss against updates as SVG.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -100,12 +106,15 @@ def write_svg(records: Sequence[dict[str, Any]], file: Path, title: str) -> None
 def write_comparison_svg(
     curves: Mapping[str, Sequence[Sequence[dict[str, Any]]]], file: Path, title: str
 ) -> None:
-    """Write validation losses against time and against tokens, side by side, as an SVG picture.
+    """Write plots of the validation loss against time and against tokens as one SVG file.
 
-    Each contender has a line, the mean over its runs, and a band from the lowest to the highest.
+    For each variant, a line shows the mean over its runs, and a band shows their minimum and
+    maximum.
 
     Args:
-        curves: of each contender by its name, the records of its runs.
+        curves: the records of each run of each variant, by the name of the variant.
+        file: the file to write.
+        title: title of the figure.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -120,7 +129,7 @@ def write_comparison_svg(
             known = [run for run in runs if run]
             if not known:
                 continue
-            xs, losses = _on_common_places(known, key)
+            xs, losses = _interpolate_runs(known, key)
             (line,) = axes.plot(xs, losses.mean(0), label=_printable(name).replace("$", r"\$"))
             low, high = losses.min(0), losses.max(0)
             axes.fill_between(xs, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
@@ -132,30 +141,30 @@ def write_comparison_svg(
     _save(figure, file)
 
 
-def _on_common_places(
+def _interpolate_runs(
     runs: Sequence[Sequence[dict[str, Any]]], key: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Places that all runs have passed, and each run's validation loss there (runs, places)."""
+    """Return common positions (N,) and the validation loss of each run there (runs, N)."""
     first = max(run[0][key] for run in runs)
     last = max(min(run[-1][key] for run in runs), first)
-    places = np.linspace(first, last, 200)
+    positions = np.linspace(first, last, 200)
     losses = [
-        np.interp(places, [r[key] for r in run], [r["val_nats"] for r in run]) for run in runs
+        np.interp(positions, [r[key] for r in run], [r["val_nats"] for r in run]) for run in runs
     ]
-    return places, np.stack(losses)
+    return positions, np.stack(losses)
 
 
 def _printable(title: str) -> str:
-    # A folder's name may hold bytes that are no characters.
+    # A file name can contain bytes that are not valid UTF-8.
     return title.encode("utf-8", "replace").decode("utf-8")
 
 
 def _save(figure: Any, file: Path) -> None:
     from matplotlib import rc_context
 
-    # Text stays text, for the viewer's fonts to draw; the same curve gives the same bytes.
+    # Keep text as text instead of paths, and make the output reproducible.
     style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "recurra"}
     with replaced(file) as temporary, rc_context(style), warnings.catch_warnings():
-        # That matplotlib's own font, which measures the text, lacks a character is no matter.
+        # The viewer draws the text, so glyphs missing from matplotlib's font do not matter.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(temporary, format="svg", metadata={"Date": None})

@@ -1,6 +1,7 @@
 """Detect overfitting from the recorded losses.
 
-The validation loss decides: a low loss on the training text does not generalise by itself.
+A low training loss alone does not show that the model generalizes, so the validation loss is the
+criterion.
 """
 
 from __future__ import annotations
@@ -8,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-OR = ", or that part is of another kind"
-"""The losses cannot tell an end of the text that is unlike the rest (an index, a licence)."""
-LEAST_RISE = 0.02
-"""Of the validation loss in nats, above its usual wavering from report to report."""
-LARGE_GAP = 0.4
-"""Between the two losses in nats; dropout, which raises the training loss alone, hides some."""
+CAUSE = "the model overfits, or the validation split differs in kind from the training split"
+"""The losses do not distinguish the two. The end of a text can be an index or a licence."""
+MIN_RISE_NATS = 0.02
+"""Minimum rise of the validation loss; smaller changes between evaluations are noise."""
+MAX_GAP_NATS = 0.4
+"""Maximum gap between validation and training loss. Dropout raises only the training loss, so the
+actual gap can be larger."""
 
 
 def describe_overfitting(records: Sequence[dict[str, Any]]) -> str | None:
-    """Return a sentence for the user, or None.
+    """Return a message about overfitting, or None if the losses show none.
 
     Args:
         records: lines of metrics.jsonl.
@@ -26,19 +28,18 @@ def describe_overfitting(records: Sequence[dict[str, Any]]) -> str | None:
     if not known:
         return None
     best, last = min(known, key=lambda record: record["val_nats"]), known[-1]
-    kept = f"kept are the weights of step {best['step']:,}"
     rise = last["val_nats"] - best["val_nats"]
-    if rise > LEAST_RISE and last["train_nats"] < best["train_nats"]:
+    if rise > MIN_RISE_NATS and last["train_nats"] < best["train_nats"]:
         return (
-            f"overfit   from step {best['step']:,} on the loss on the text it learns fell from"
-            f" {best['train_nats']:.2f} to {last['train_nats']:.2f} nats, and on the held-out part"
-            f" it rose from {best['val_nats']:.2f} to {last['val_nats']:.2f}: it memorised{OR};"
-            f" {kept}"
+            f"overfit   since step {best['step']:,} the training loss fell from"
+            f" {best['train_nats']:.2f} to {last['train_nats']:.2f} nats, while the validation loss"
+            f" rose from {best['val_nats']:.2f} to {last['val_nats']:.2f}: {CAUSE}; keeping the"
+            f" weights of step {best['step']:,}"
         )
-    if best["val_nats"] - best["train_nats"] > LARGE_GAP:
+    if best["val_nats"] - best["train_nats"] > MAX_GAP_NATS:
         return (
-            f"overfit   {best['train_nats']:.2f} nats on the text it learned, but"
-            f" {best['val_nats']:.2f} on the held-out part: it memorised{OR}. Only the second tells"
-            " how well it does on other text; more text would help most"
+            f"overfit   the training loss is {best['train_nats']:.2f} nats, but the validation loss"
+            f" is {best['val_nats']:.2f}: {CAUSE}. The validation loss estimates the performance on"
+            " other text; more training text would help most"
         )
     return None

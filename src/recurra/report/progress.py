@@ -1,7 +1,7 @@
-"""Progress callbacks, and their display in a terminal.
+"""Progress callbacks of a training run, and their display in a terminal.
 
-`Progress` hears of everything and shows nothing; `ConsoleProgress` draws on stderr: one live line
-on a terminal, one plain line per report elsewhere. Knows the records it is given and no model.
+`Progress` is the interface; its methods do nothing. `ConsoleProgress` writes to stderr: a progress
+bar on a terminal, and one line per evaluation.
 """
 
 from __future__ import annotations
@@ -23,7 +23,15 @@ from recurra.text.unicode import without_controls
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """Where the training stands: shares and seconds, and the figures since the last report."""
+    """Progress of training after an update.
+
+    Attributes:
+        spent: fraction of the budget that is used.
+        step: number of updates.
+        train_nats: mean training loss in nats per token since the last evaluation.
+        tokens_per_second: training throughput since the last evaluation.
+        seconds_left: estimated remaining time.
+    """
 
     spent: float
     step: int
@@ -33,7 +41,10 @@ class StepMetrics:
 
 
 class Progress:
-    """Hears of everything, shows nothing; the base for those that show."""
+    """Base class of progress callbacks; all methods do nothing.
+
+    A progress object is also a context manager, which is active during training.
+    """
 
     def __enter__(self) -> Self:
         return self
@@ -47,42 +58,45 @@ class Progress:
         return None
 
     def plan(self, lines: Sequence[str]) -> None:
-        """What is about to be trained, before the first step."""
+        """Handle the description of the run, before the first update."""
 
     def step(self, metrics: StepMetrics) -> None:
-        """Receive the metrics of a finished training step."""
+        """Handle the metrics of a finished training step."""
 
     def report(self, record: dict[str, Any]) -> None:
-        """A line of metrics.jsonl was written."""
+        """Handle a record of metrics.jsonl after an evaluation."""
 
     def sample(self, prompt: str, text: str) -> None:
-        """The model continued `prompt` with `text`."""
+        """Handle a generated sample: the continuation `text` of `prompt`."""
 
     def saving(self, text: str) -> None:
-        """What checkpoints take."""
+        """Handle a message about the size and the duration of checkpoints."""
 
     def message(self, text: str) -> None:
-        """Show a message to the user."""
+        """Handle a message for the user."""
 
     def finished(self, records: Sequence[dict[str, Any]]) -> None:
-        """The training ended; all records of the run."""
+        """Handle the end of training, given all records of the run."""
 
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        # rich would end the program; training continues without output.
+        # rich would exit the program. Continue training without output instead.
         self.quiet = True
 
     def _write_buffer(self) -> None:
         try:
             super()._write_buffer()
         except OSError:
-            # The terminal was closed: nothing can be shown there, and what it was is no loss.
+            # The terminal was closed. Continue training without output.
             self.quiet = True
 
 
 class ConsoleProgress(Progress):
-    """Draws on stderr; colour and motion only on a terminal, and no colour with NO_COLOR."""
+    """Progress that writes to stderr.
+
+    The progress bar and colours are used only on a terminal; NO_COLOR disables colours.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or _Console(stderr=True, highlight=False, emoji=False)
@@ -151,7 +165,7 @@ class ConsoleProgress(Progress):
 
 
 class Several(Progress):
-    """Passes everything on to several others."""
+    """Progress that forwards every call to several others."""
 
     def __init__(self, *others: Progress) -> None:
         self.others = others
@@ -200,7 +214,7 @@ class Several(Progress):
 
 
 def describe(record: dict[str, Any]) -> str:
-    """Return a line of metrics.jsonl as text."""
+    """Return a record of metrics.jsonl as a line of text."""
     parts = [f"step {record['step']:>6,}", f"train {record['train_nats']:.3f}"]
     if record["val_nats"] is not None:
         parts.append(f"validation {record['val_nats']:.3f} nats")
@@ -213,7 +227,7 @@ def describe(record: dict[str, Any]) -> str:
 
 
 def perplexity(nats: float) -> float:
-    """exp(nats), infinite where that overflows."""
+    """Return exp(nats), or infinity on overflow."""
     try:
         return math.exp(nats)
     except OverflowError:
@@ -221,7 +235,7 @@ def perplexity(nats: float) -> float:
 
 
 def format_seconds(seconds: float) -> str:
-    """1:05 or 2:03:04."""
+    """Return a duration as M:SS or H:MM:SS, such as 1:05 or 2:03:04."""
     whole = max(round(seconds), 0)
     minutes, rest = divmod(whole, 60)
     hours, minutes = divmod(minutes, 60)
@@ -229,7 +243,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_count(number: float) -> str:
-    """987, 45.1k, 2.3M."""
+    """Return a number with a unit prefix, such as 987, 45.1k or 2.3M."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(number) >= size:
             return f"{number / size:.1f}{unit}"
@@ -237,5 +251,5 @@ def format_count(number: float) -> str:
 
 
 def _one_line(text: str) -> str:
-    """For a terminal: its line breaks and controls drawn."""
+    """Return a text on one line, with line breaks and control characters made visible."""
     return without_controls(text.replace("\n", "⏎"))

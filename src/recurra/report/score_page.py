@@ -1,7 +1,6 @@
-"""A scored text as one self-contained HTML page, shaded by surprisal.
+"""Render a scored text as a self-contained HTML page, shaded by surprisal.
 
-Plain HTML and CSS with a light and a dark theme, without scripts or external files. The input is a
-`Score`; the model is not needed.
+The page is plain HTML and CSS with a light and a dark theme, without scripts or external files.
 """
 
 from __future__ import annotations
@@ -11,11 +10,11 @@ import html
 from recurra.errors import ConfigError
 from recurra.inference.score import LineScore, Score
 
-# One shade for each half bit, the darkest for everything from 8 bits on.
+# One shade per half bit; the darkest shade applies to 8 bits and more.
 LEVELS_PER_BIT = 2
 NUM_LEVELS = 17
 DARKEST_ALPHA = 0.8
-# A character costs about 30 bytes of page, and browsers grow slow beyond some megabytes.
+# A character takes about 30 bytes of HTML, and browsers become slow beyond a few megabytes.
 MAX_CHARS = 100_000
 
 _CSS = """
@@ -43,18 +42,19 @@ u { text-decoration: none; color: var(--faint); user-select: none; }
 
 
 def score_html(score: Score, title: str, *, max_chars: int = MAX_CHARS) -> str:
-    """The page, as one string to be saved as UTF-8.
+    """Return the HTML page as a string, to be saved as UTF-8.
 
-    Each character is shaded by its bits and shows them when pointed at; each line has its number,
-    bits and bits per character, with its newline drawn as a return sign.
+    Each character is shaded by its surprisal and has a tooltip with its bits. Each line is shown
+    with its number, bits and bits per character. Newlines are drawn as return signs.
 
     Args:
-        title: plain text; it is escaped, as the scored text is.
-        max_chars: the characters after these are left out, and the page says so; the figures of
-            the text and of each line are still of the whole.
+        score: the scored text.
+        title: title in plain text. It is escaped, as is the scored text.
+        max_chars: maximum number of characters to show. The page states how many are omitted. The
+            metrics of the text and of each line include the omitted characters.
 
     Raises:
-        ConfigError: max_chars is below 1.
+        ConfigError: `max_chars` is less than 1.
     """
     if max_chars < 1:
         raise ConfigError(f"max_chars must be at least 1, not {max_chars}")
@@ -95,7 +95,7 @@ def _shown(character: str) -> str:
     if character == "\n":
         return "<u>\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}</u>"
     if character < " " and character != "\t":
-        return chr(0x2400 + ord(character))  # the visible picture of a control character
+        return chr(0x2400 + ord(character))  # U+2400 to U+241F: symbols for control characters
     return html.escape(character)
 
 
@@ -127,5 +127,5 @@ def _summary(score: Score) -> str:
         f"{score.bits_per_char:.3f} bits per character",
     ]
     if score.num_unknown:
-        parts.append(f"{score.num_unknown:,} tokens unknown to the model")
+        parts.append(f"{score.num_unknown:,} unknown tokens")
     return " \N{MIDDLE DOT} ".join(parts)
