@@ -1,13 +1,13 @@
-"""The book's experiments, each with the book's settings, beside the published figures.
+"""Repeat the experiments of Dive into Deep Learning and compare with the published figures.
 
     python benchmarks/book.py [--rows TEXT ...] [--seeds 3] [--speed-only] [--device cpu]
                               [--json FILE]
 
-Needs the corpora time-machine and jaychou-lyrics (RECURRA_DATA or a network). Trains every row with
-the fastest backend and prints a Markdown table: the training perplexity of the last epoch, as the
-book prints it (with several seeds the median and the range), and the tokens/s of whole training
-steps (forward, backward, clip, update) of each backend, interleaved, on the same batches
-before the training.
+Requires the corpora time-machine and jaychou-lyrics (from RECURRA_DATA or the network). Prints a
+Markdown table. For each row, the tokens/s of whole training steps (forward, backward, clipping,
+update) are measured for every backend, interleaved and on the same batches. Then the fastest
+backend trains the row with the book's settings. The perplexity is that of the last training epoch,
+as the book prints it; with several seeds, the median and the range are printed.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 
 @dataclass(frozen=True)
 class Row:
-    """One published run, or one beside them that has no published figure.
+    """A published run, or a related run without a published figure.
 
-    `init` tells the book's cells from scratch (normal 0.01) from the concise ones (torch's).
+    `init` is "normal" (standard deviation 0.01) for the book's implementations from scratch and
+    "uniform" (torch's initialization) for the concise ones.
     """
 
     name: str
@@ -63,8 +64,8 @@ class Row:
 
 
 SEQUENTIAL, RANDOM, FRESH = ("sequential", True), ("random", False), ("sequential", False)
-"""Kinds of windows, and whether the state is carried. FRESH is what the published call for random
-sampling really runs: it gets the sequential iterator, and only starts every batch from zero."""
+"""Kinds of windows, and whether the state is carried. The published call for random sampling runs
+FRESH: it passes the sequential iterator, and only starts every batch from the zero state."""
 
 
 def _time_machine(
@@ -98,7 +99,7 @@ ROWS = [
 
 @dataclass(frozen=True)
 class Result:
-    """What a row gave here."""
+    """The measurements of a row."""
 
     row: Row
     perplexities: list[float]
@@ -108,7 +109,7 @@ class Result:
 
     @property
     def reached(self) -> bool | None:
-        """Whether the perplexity, rounded as the published one is, is as low; None without one."""
+        """Whether the rounded perplexity is at most the published one; None without one."""
         digits = len(self.row.published.partition(".")[2])
         if not self.perplexities or not self.row.published:
             return None
@@ -116,7 +117,7 @@ class Result:
 
 
 def load(row: Row) -> tuple[Batches, int]:
-    """The row's batches, an epoch at each call, and the size of its vocabulary."""
+    """Return a function that iterates over an epoch of batches, and the vocabulary size."""
     if row.corpus == "time-machine":
         loader, vocab = d2l.load_data_time_machine(
             BATCH_SIZE, NUM_STEPS, use_random_iter=row.windows == "random"
@@ -128,7 +129,7 @@ def load(row: Row) -> tuple[Batches, int]:
 
 
 class Learner:
-    """A model and its optimiser, taking whole training steps."""
+    """A model and its optimizer, for whole training steps."""
 
     def __init__(self, row: Row, vocab_size: int, backend: str, device: str, seed: int = 0) -> None:
         torch.manual_seed(seed)
@@ -144,7 +145,7 @@ class Learner:
         self.row = row
         self.model = RecurrentLM(config).to(device)
         if row.init == "normal":
-            # The book's cells from scratch have one bias where torch's have two.
+            # The book's implementations from scratch have one bias, torch's have two.
             self.model.bias_hh_l0.requires_grad_(False)
         kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[row.optimizer]
         self.optimizer = kind(self.model.parameters(), lr=row.lr, fused=True)
@@ -152,7 +153,7 @@ class Learner:
         self.gradients = select_gradients(self.model)
 
     def step(self, inputs: Tensor, targets: Tensor) -> float:
-        """One update; the batch's mean loss in nats."""
+        """Update the weights once and return the mean loss of the batch in nats."""
         device = self.model.device
         ids, targets = inputs.long().to(device), targets.long().to(device)
         loss, state = self.gradients.compute(ids, targets, self.state)
@@ -162,7 +163,7 @@ class Learner:
         return loss
 
     def epoch(self, batches: Batches) -> float:
-        """One pass; its perplexity."""
+        """Train for one epoch and return its perplexity."""
         self.state, nats, tokens = None, 0.0, 0
         for inputs, targets in batches():
             nats += self.step(inputs, targets) * targets.numel()
@@ -176,7 +177,7 @@ def backends_on(device: str) -> tuple[str, ...]:
 
 
 def measure_speed(row: Row, batches: Batches, vocab_size: int, device: str) -> dict[str, float]:
-    """Median tokens/s of each backend, interleaved, on the same batches."""
+    """Return the median tokens/s of each backend, interleaved, on the same batches."""
     learners = {name: Learner(row, vocab_size, name, device) for name in backends_on(device)}
     pairs = list(batches())[:STEPS_PER_ROUND]
     rates: dict[str, list[float]] = {name: [] for name in learners}
@@ -193,7 +194,7 @@ def measure_speed(row: Row, batches: Batches, vocab_size: int, device: str) -> d
 
 
 def run(row: Row, device: str, seeds: int) -> Result:
-    """Measure a row's speeds and train it once for each seed."""
+    """Measure the speed of a row on each backend and train it once for each seed."""
     batches, vocab_size = load(row)
     speeds = measure_speed(row, batches, vocab_size, device)
     fastest = max(speeds, key=lambda name: speeds[name])
@@ -214,7 +215,7 @@ _REACHED = {True: "yes", False: "no", None: "–"}
 
 
 def table(results: list[Result]) -> str:
-    """The results in Markdown."""
+    """Return the results as a Markdown table."""
     lines = [
         "| run | published perplexity | ours | reached | seconds |"
         " published tokens/s (GPU) | reference | library (torch.nn) | bptt | native"
@@ -245,11 +246,15 @@ def _spread(values: list[float]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", nargs="*", default=[], help="only rows with this in their name")
+    parser.add_argument(
+        "--rows", nargs="*", default=[], help="only rows whose name contains one of these"
+    )
     parser.add_argument("--seeds", type=int, default=1, help="train each row this many times")
-    parser.add_argument("--speed-only", action="store_true", help="measure, do not train")
+    parser.add_argument(
+        "--speed-only", action="store_true", help="measure the speed without training"
+    )
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     rows = [r for r in ROWS if not options.rows or any(t in r.name for t in options.rows)]
     seeds = 0 if options.speed_only else options.seeds

@@ -1,13 +1,13 @@
-"""Kill trainings with SIGKILL at random times, resume them, and compare with an undisturbed one.
+"""Kill training runs at random times, resume them, and compare with an undisturbed run.
 
     python benchmarks/crash.py [--kills 200] [--steps 600] [--seed 1] [--folder DIR] [--json FILE]
 
-For each kind of sampling a small model with dropout is trained once undisturbed. Then the same
-command runs again and is killed, now at a random time, now as soon as a checkpoint is being written
-(and a few milliseconds later), resumed, killed again, until the run is finished; that is repeated
-until there were enough kills. In the end every file must be the same, byte for byte; in
-metrics.jsonl all but the two readings of the clock, and of the checkpoints session.json aside,
-which holds the clock, and the manifest, which holds its digest.
+For each kind of sampling, a small model with dropout is first trained undisturbed. Then the same
+command runs again. It is killed with SIGKILL, either at a random time or up to 10 ms after a
+checkpoint began to be written, and resumed, until the run finishes. This is repeated until
+the requested number of kills is reached. Every file must be byte-identical to that of the
+undisturbed run, except for values that depend on the clock: two fields of metrics.jsonl, and in
+checkpoints session.json and the manifest, which contains its digest.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from pathlib import Path
 from recurra.text import catalogue
 
 CLOCK_FIELDS = ("seconds", "tokens_per_second")
-OF_ITS_OWN = ("session.json", "manifest.sha256", ".lock", ".job")
-"""Files that differ from run to run: of a checkpoint, and what tells whose the folder is."""
-# Longer than a life needs to begin and to finish; what runs on is killed there.
-LONGEST_LIFE = 60.0
+IGNORED_FILES = ("session.json", "manifest.sha256", ".lock", ".job")
+"""Names of files that differ from run to run: two files of a checkpoint, and locks."""
+MAX_SECONDS = 60.0
+"""A process that runs longer is killed; a whole run takes less."""
 
 
 def train_command(text: Path, out: Path, sampling: str, steps: int) -> list[str]:
@@ -42,11 +42,11 @@ def train_command(text: Path, out: Path, sampling: str, steps: int) -> list[str]
     ]  # fmt: skip
 
 
-def readable(folder: Path) -> dict[str, bytes]:
-    """What must be equal in two runs: each file's bytes, without the readings of the clock."""
+def comparable_files(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of every file that must be equal in two runs, without clock readings."""
     found = {}
     for file in sorted(folder.rglob("*")):
-        if not file.is_file() or file.name in OF_ITS_OWN:
+        if not file.is_file() or file.name in IGNORED_FILES:
             continue
         data = file.read_bytes()
         if file.name == "metrics.jsonl":
@@ -61,13 +61,13 @@ def _without_clock(line: bytes) -> bytes:
 
 
 def differences(whole: Path, parts: Path) -> list[str]:
-    """The names of files that two runs do not have in common."""
-    a, b = readable(whole), readable(parts)
+    """Return the names of the files that differ between two runs."""
+    a, b = comparable_files(whole), comparable_files(parts)
     return [name for name in sorted({*a, *b}) if a.get(name) != b.get(name)]
 
 
 class Killer:
-    """Lets one run live and die until it is finished, again and again."""
+    """Runs, kills and resumes a training command until enough kills have occurred."""
 
     def __init__(self, text: Path, folder: Path, sampling: str, steps: int, seed: int) -> None:
         self.random = random.Random(seed)
@@ -83,15 +83,15 @@ class Killer:
         longest = time.monotonic() - started
         while sum(self.counts[how] for how in ("random time", "inside a save")) < kills:
             parts = self.folder / f"parts-{self.counts['finished runs']}"
-            while not self._live(parts, longest, kills):
+            while not self._run_once(parts, longest, kills):
                 pass
             self.counts["finished runs"] += 1
             self.different += differences(whole, parts)
             strays = [p.name for p in self.folder.iterdir() if p.name.startswith(".")]
             self.different += strays
 
-    def _live(self, parts: Path, longest: float, kills: int) -> bool:
-        """One life; whether the run is finished."""
+    def _run_once(self, parts: Path, longest: float, kills: int) -> bool:
+        """Start or resume the run, perhaps kill it, and return whether it finished."""
         command = train_command(self._text, parts, self.sampling, self._steps)
         if (parts / "config.json").is_file():
             command = [*command[:4], "--resume", str(parts), "--quiet"]
@@ -104,7 +104,7 @@ class Killer:
         if code == 0:
             return True
         if code != -9:
-            raise SystemExit(f"a life ended by itself, with {code}")
+            raise SystemExit(f"training failed with exit status {code}")
         self.counts[how] += 1
         return False
 
@@ -112,7 +112,7 @@ class Killer:
         self, process: subprocess.Popen[bytes], parts: Path, how: str, longest: float
     ) -> None:
         deadline = time.monotonic() + (
-            self.random.uniform(0.0, longest) if how == "random time" else LONGEST_LIFE
+            self.random.uniform(0.0, longest) if how == "random time" else MAX_SECONDS
         )
         saves = self.random.randint(1, 30) if how == "inside a save" else -1
         was_saving = False
@@ -121,15 +121,15 @@ class Killer:
             saves -= is_saving and not was_saving
             was_saving = is_saving
             if saves == 0:
-                # Writing and verifying this checkpoint takes about so long: anywhere inside it.
+                # Writing and verifying this checkpoint takes about 10 ms.
                 time.sleep(self.random.uniform(0.0, 0.01))
                 return
-            # A save lasts milliseconds, and must be seen to be hit.
+            # A save takes milliseconds, so poll often enough to detect it.
             time.sleep(0.0002 if saves > 0 else 0.01)
 
 
 def crash(kills: int, steps: int, seed: int, folder: Path) -> dict[str, dict[str, object]]:
-    """Kill `kills` lives of each kind of sampling, both at the same time; what came of it."""
+    """Kill each kind of sampling `kills` times, both concurrently, and return the counts."""
     text = folder / "text.txt"
     text.write_bytes(catalogue.locate("english-story").read_bytes()[:12_000])
     killers = []
@@ -146,7 +146,7 @@ def crash(kills: int, steps: int, seed: int, folder: Path) -> dict[str, dict[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=200, help="of both kinds of sampling together")
+    parser.add_argument("--kills", type=int, default=200, help="total for both kinds of sampling")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=None)

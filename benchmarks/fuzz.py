@@ -1,12 +1,13 @@
-"""Feeds the readers of every file of a run with damaged files, and expects one of recurra's errors.
+"""Read damaged versions of every file of a run, and expect a RecurraError or a valid result.
 
     python benchmarks/fuzz.py --minutes 10
 
-Guided by coverage where `pip install atheris` works, else (or with --plain) by chance alone; both
-change files by the same rules, which know JSON and the header of a tensor file. A file that is
-read is used: the model writes two tokens, the vocabulary reads and writes a text. Anything but a
-RecurraError of one short sentence within two seconds is a finding: its input is kept in --keep,
-and --replay FILE feeds it again. Prints the number of inputs and how often each error came.
+With atheris installed (`pip install atheris`), the search is guided by coverage. Without it, or
+with --plain, it is random. Both mutate files by the same rules, which know JSON and the header of a
+tensor file. A file that is read is also used: the model generates two tokens, the vocabulary
+encodes and decodes a text. Any outcome other than success or a RecurraError with a short message of
+one line, within two seconds, is a finding. Its input is written to the directory --keep, and
+--replay FILE reads it again. Prints the number of inputs and of occurrences of each error.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ with atheris.instrument_imports(include=["recurra"]) if atheris else nullcontext
     from recurra.text.vocabulary import WordVocabulary
 
 TEXT = "the cat sat on the mat, the dog on the log.\n" * 12
-SLOWEST_SECONDS = 2.0
-LONGEST_MESSAGE = 600
+MAX_SECONDS = 2.0
+MAX_MESSAGE_LENGTH = 600
 MAX_INPUT_BYTES = 1 << 16
 ODD_VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 2, 255, 256, 2**31, 2**32, 2**63, 2**64, 10**30, 0.0, -0.5, 1.5,
@@ -69,21 +70,21 @@ ODD_TOKENS = [
 
 
 class Target(NamedTuple):
-    """A file of the run, and what reads it."""
+    """A file of the run, its valid contents, and the function that reads it."""
 
     file: Path
-    honest: bytes
+    valid: bytes
     read: Callable[[], object]
 
 
 def make_targets(folder: Path) -> dict[str, Target]:
-    """An honest run in a folder, and the readers of its files."""
+    """Train a small run in a directory and return its files with their readers."""
     run, others = folder / "run", folder / "others"
     (folder / "text.txt").write_text(TEXT)
     options: dict[str, Any] = {"cell": "gru", "hidden_size": 3, "embedding_size": 2, "steps": 2}
     options |= {"batch_size": 2, "num_steps": 4, "sample_length": 4, "device": "cpu", "threads": 1}
     lm = recurra.train(folder / "text.txt", out=run, progress=Progress(), **options)
-    moment = min((run / "checkpoints").iterdir())
+    checkpoint = min((run / "checkpoints").iterdir())
     readers: list[tuple[str, Path, Callable[[], object]]] = [
         ("config", run / "config.json", lambda: use_model(run)),
         ("vocabulary", run / "vocabulary.json", lambda: use_model(run)),
@@ -93,9 +94,9 @@ def make_targets(folder: Path) -> dict[str, Target]:
         ("text record", run / "tokens.json", lambda: use_text(run)),
         ("text", run / "tokens.bin", lambda: use_text(run)),
         ("metrics", run / "metrics.jsonl", lambda: RunDirectory(run).best_metrics()),
-        ("counters", moment / TRAINING, lambda: CheckpointRecord.read(moment)),
-        ("clock", moment / SESSION, lambda: CheckpointRecord.read(moment)),
-        ("state", moment / STATE, lambda: use_state(lm.model, moment / STATE)),
+        ("counters", checkpoint / TRAINING, lambda: CheckpointRecord.read(checkpoint)),
+        ("clock", checkpoint / SESSION, lambda: CheckpointRecord.read(checkpoint)),
+        ("state", checkpoint / STATE, lambda: use_state(lm.model, checkpoint / STATE)),
     ]  # fmt: skip
     for kind, vocabulary in (
         ("bpe", BpeVocabulary.train([TEXT], vocab_size=262)),
@@ -135,7 +136,7 @@ def use_words(folder: Path) -> None:
 
 
 class Report:
-    """What came out, and how often."""
+    """Counts of inputs, errors and findings."""
 
     def __init__(self, targets: dict[str, Target], keep: Path, seconds: float) -> None:
         self.targets, self.names, self.keep = targets, list(targets), keep
@@ -146,7 +147,7 @@ class Report:
         self.findings: Counter[str] = Counter()
 
     def feed(self, data: bytes) -> bool:
-        """Let one input be read; whether what came out is new. Its first byte names the target."""
+        """Read an input, whose first byte selects the target; return whether the outcome is new."""
         name = self.names[data[0] % len(self.names)] if data else self.names[0]
         target = self.targets[name]
         target.file.write_bytes(data[1:])
@@ -156,14 +157,14 @@ class Report:
             target.read()
         except KeyboardInterrupt:
             raise
-        # The panics of a library that is written in Rust are no Exceptions.
+        # Panics of a library written in Rust do not derive from Exception.
         except BaseException as caught:
             error = caught
         self.inputs[name] += 1
-        complaint = complaint_about(error, time.perf_counter() - started)
-        target.file.write_bytes(target.honest)
-        if complaint:
-            self._record_finding(f"{name}: {complaint}", data, error)
+        problem = describe_problem(error, time.perf_counter() - started)
+        target.file.write_bytes(target.valid)
+        if problem:
+            self._record_finding(f"{name}: {problem}", data, error)
         kind = (name, shape_of(error))
         self.errors[kind] += 1
         return self.errors[kind] == 1
@@ -195,20 +196,20 @@ class Report:
         sys.stdout.flush()
 
 
-def complaint_about(error: BaseException | None, seconds: float) -> str:
-    """What is wrong with an outcome, in few words; empty when it is as it should be."""
+def describe_problem(error: BaseException | None, seconds: float) -> str:
+    """Describe what is wrong with an outcome; return an empty string for a valid one."""
     if error is not None and not isinstance(error, RecurraError):
         frame = traceback.extract_tb(error.__traceback__)[-1]
         return f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"
     if "\n" in str(error):
         return f"{type(error).__name__} of several lines"
-    if len(str(error)) > LONGEST_MESSAGE:
-        return f"{type(error).__name__} of more than {LONGEST_MESSAGE} characters"
-    return f"slow: {type(error).__name__}" if seconds > SLOWEST_SECONDS else ""
+    if len(str(error)) > MAX_MESSAGE_LENGTH:
+        return f"{type(error).__name__} of more than {MAX_MESSAGE_LENGTH} characters"
+    return f"slow: {type(error).__name__}" if seconds > MAX_SECONDS else ""
 
 
 def shape_of(error: BaseException | None) -> str:
-    """An error without its particulars: paths, names and numbers."""
+    """Return the text of an error without paths, names and numbers."""
     text = re.sub(r"/\S*/", "", str(error))
     text = re.sub(r"0x[0-9a-f]{2}|[0-9a-f]{64}", "#", text)
     text = re.sub(r"'[^']*'|\"[^\"]*\"", "'…'", text)
@@ -217,7 +218,7 @@ def shape_of(error: BaseException | None) -> str:
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
-    """A file changed in one to four places, by its structure or by its bytes."""
+    """Return the data with one to four mutations of its structure or its bytes."""
     ways: list[Callable[[bytes, random.Random], bytes]]
     ways = rng.choice(([change_structure], [change_structure, change_text], [change_bytes]))
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
@@ -243,7 +244,7 @@ def change_bytes(data: bytes, rng: random.Random) -> bytes:
 
 
 def change_text(data: bytes, rng: random.Random) -> bytes:
-    """Put one word of the file, or another's, in the place of another: keys twice, and the like."""
+    """Replace a random word of the data by another of its words or by an odd value."""
     words = list(re.finditer(rb'"[^"]*"|-?[0-9][0-9.e]*|true|false|null', data))
     if not words:
         return change_bytes(data, rng)
@@ -267,7 +268,7 @@ def change_json(data: bytes, rng: random.Random) -> bytes:
 
 
 def change_value(record: Any, rng: random.Random) -> None:
-    """Change one value, somewhere in a record."""
+    """Change one random value of a record."""
     keys: list[Any] = list(record) if isinstance(record, dict) else []
     if isinstance(record, list):
         keys = list(range(len(record)))
@@ -289,7 +290,7 @@ def change_value(record: Any, rng: random.Random) -> None:
 
 
 def change_header(data: bytes, rng: random.Random) -> bytes:
-    """Change the header of a tensor file, and let its length be right most of the time."""
+    """Change the header of a tensor file; its length stays consistent in most cases."""
     length = int.from_bytes(data[:8], "little")
     if not 2 <= length <= len(data) - 8:
         return change_bytes(data, rng)
@@ -302,8 +303,8 @@ def change_header(data: bytes, rng: random.Random) -> bytes:
     return length.to_bytes(8, "little") + header + body
 
 
-def fuzz_plainly(report: Report, seeds: list[bytes], seed: int) -> None:
-    """By chance; inputs that gave a new outcome are changed further."""
+def fuzz_randomly(report: Report, seeds: list[bytes], seed: int) -> None:
+    """Mutate inputs at random, and mutate inputs with a new outcome further."""
     rng = random.Random(seed)
     corpus = list(seeds)
     while time.monotonic() < report.deadline:
@@ -314,7 +315,7 @@ def fuzz_plainly(report: Report, seeds: list[bytes], seed: int) -> None:
 
 
 def fuzz_guided(report: Report, seeds: list[bytes], seed: int, folder: Path) -> None:
-    """By coverage; does not return."""
+    """Run atheris, guided by coverage; does not return."""
     corpus = folder / "corpus"
     corpus.mkdir()
     report.keep.mkdir(parents=True, exist_ok=True)
@@ -327,7 +328,7 @@ def fuzz_guided(report: Report, seeds: list[bytes], seed: int, folder: Path) -> 
         if time.monotonic() > report.deadline:
             report.show()
             shutil.rmtree(folder, ignore_errors=True)
-            # The library under atheris would never return.
+            # libFuzzer, on which atheris is based, does not return.
             os._exit(1 if report.findings else 0)
 
     def change(data: bytes, max_size: int, seed: int) -> bytes:
@@ -335,7 +336,7 @@ def fuzz_guided(report: Report, seeds: list[bytes], seed: int, folder: Path) -> 
         if rng.random() < 0.2:
             return bytes(atheris.Mutate(data, max_size))
         if rng.random() < 0.4:
-            # Left alone it would stay with the shortest of the files.
+            # atheris prefers the shortest inputs, so choose any file from time to time.
             data = rng.choice(seeds)
         return (data[:1] + mutated(data[1:], rng))[:max_size]
 
@@ -349,9 +350,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--plain", action="store_true", help="without atheris")
+    parser.add_argument("--plain", action="store_true", help="do not use atheris")
     parser.add_argument("--keep", type=Path, default=Path("fuzz-findings"))
-    parser.add_argument("--replay", type=Path, help="feed one kept input")
+    parser.add_argument("--replay", type=Path, help="read one kept input")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     memory = Path("/dev/shm")
@@ -363,12 +364,12 @@ def main() -> int:
             report.feed(arguments.replay.read_bytes())
             report.show()
             return 1 if report.findings else 0
-        seeds = [bytes([n]) + target.honest for n, target in enumerate(targets.values())]
+        seeds = [bytes([n]) + target.valid for n, target in enumerate(targets.values())]
         for data in seeds:
             report.feed(data)
         if atheris and not arguments.plain:
             fuzz_guided(report, seeds, arguments.seed, folder)
-        fuzz_plainly(report, seeds, arguments.seed)
+        fuzz_randomly(report, seeds, arguments.seed)
         report.show()
         return 1 if report.findings else 0
     finally:

@@ -1,10 +1,10 @@
-"""Memory of training on a large text: private memory of the process, without mapped files.
+"""Measure the private memory of training on a large text, without mapped files.
 
-    python benchmarks/large_file.py [--gigabytes 2] [--folder DIR]    (Linux; twice that on disk)
+    python benchmarks/large_file.py [--gigabytes 2] [--folder DIR]
 
-Repeats the bundled story to the size asked for, trains a small model on it for 20 updates with each
-kind of sampling, and prints the largest anonymous resident memory (RssAnon) seen meanwhile, beside
-that of a process which has only imported the library.
+Repeats the bundled story up to the requested size and trains a small model on it for 20 updates
+with each kind of sampling. Prints the peak anonymous resident memory (RssAnon) of each run, and
+that of a process that only imports the library. Requires Linux, and disk space for twice the text.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pathlib import Path
 
 from recurra.text import catalogue
 
-# Often enough to see a peak, seldom enough not to disturb what is measured.
-SECONDS_BETWEEN_LOOKS = 0.05
+POLL_SECONDS = 0.05
+"""Short enough to detect a peak, long enough not to disturb the measurement."""
 
 
 def write_text(file: Path, num_bytes: int) -> None:
@@ -32,14 +32,14 @@ def write_text(file: Path, num_bytes: int) -> None:
 
 
 def peak_megabytes(command: list[str]) -> tuple[float, float]:
-    """Run a command; its largest RssAnon in MB, and its seconds."""
+    """Run a command and return its peak RssAnon in MB and its duration in seconds."""
     started, peak = time.perf_counter(), 0
     process = subprocess.Popen(command)
     while process.poll() is None:
         status = Path(f"/proc/{process.pid}/status").read_text()
         found = re.search(r"RssAnon:\s+(\d+)", status)
         peak = max(peak, int(found[1]) if found else 0)
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        time.sleep(POLL_SECONDS)
     if process.returncode:
         sys.exit(f"{' '.join(command)} failed")
     return peak / 1024, time.perf_counter() - started

@@ -1,13 +1,14 @@
-"""Run a learner's note against recurra.d2l, with only its d2l import changed.
+"""Run a learner's notes with recurra.d2l, changing only the import of d2l.
 
     python benchmarks/notes.py NOTE.txt [--section TEXT] [--epochs N] [--print-code]
 
-A note is Markdown with ```python blocks, or a notebook pasted as text: "In [3]:" cells between
-prose and outputs. The cells run in one namespace, as in a notebook: a cell that fails is reported
-and the next one runs. Exit status: 0 all cells ran, 1 some failed, 2 wrong usage or no code found.
+A note is Markdown with ```python blocks, or a notebook pasted as text, with "In [3]:" cells between
+prose and outputs. The cells run in one namespace, as in a notebook. If a cell fails, the failure is
+reported and the next cell runs. Exit status: 0 if all cells ran, 1 if some failed, 2 for invalid
+usage or if no code was found.
 
-Runs the code of the note as it is: use it on notes you trust. Knows nothing of the book; what is
-Python and what is prose is decided by Python's own parser.
+The code of the note is executed as it is, so run only notes that you trust. Python's own parser
+separates code from prose.
 """
 
 from __future__ import annotations
@@ -32,14 +33,15 @@ HEADING = re.compile(r"^(#{1,6})\s+(.+?)\s*#*$")
 FENCE = re.compile(r"^\s*(```+|~~~+)\s*([\w+-]*)")
 MAGIC = re.compile(r"^([%!]\w.*)$")
 BOOK = re.compile(r"^(d2l|d2l\.torch|d2l_\w+|d2lzh\w*)$")
-# Settings that --epochs caps: the epochs themselves, and how many pass between two reports.
 EPOCH_SETTINGS = {"num_epochs", "pred_period"}
-TAIL = 6
+"""Variables that --epochs limits: the number of epochs, and the epochs between two predictions."""
+TAIL_LINES = 6
+"""Number of output lines that are shown for a cell."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One piece of code of a note, the line it starts at and the headings it stands under."""
+    """A piece of code of a note, the line at which it starts, and the headings above it."""
 
     code: str
     line: int
@@ -54,18 +56,18 @@ class Headings:
         self._open: list[tuple[int, str]] = []
 
     def read(self, line: str) -> None:
-        """Take note of the line if it is a heading."""
+        """Record the line if it is a heading."""
         if match := HEADING.match(line):
             depth = len(match[1])
             self._open = [(d, t) for d, t in self._open if d < depth] + [(depth, match[2])]
 
     def titles(self) -> tuple[str, ...]:
-        """Their texts."""
+        """Return the texts of the headings."""
         return tuple(title for _, title in self._open)
 
 
 def read_note(text: str) -> list[Cell]:
-    """The code cells of a note, in order; empty ones are left out."""
+    """Return the code cells of a note in order, without empty ones."""
     lines = text.splitlines()
     is_notebook = any(CELL.match(line) for line in lines)
     cells = _notebook_cells(lines) if is_notebook else _fenced_cells(lines)
@@ -105,21 +107,20 @@ def _notebook_cells(lines: list[str]) -> Iterator[Cell]:
 
 
 def _without_magic(lines: list[str]) -> list[str]:
-    # A comment in its place keeps the line numbers of the note.
+    # `pass` and a comment in its place keep the line numbers of the note.
     return [MAGIC.sub(r"pass  # \1", line) for line in lines]
 
 
 def code_length(lines: list[str]) -> int:
-    """How many of the lines below "In [n]:" are code; outputs and prose follow them.
+    """Return how many of the lines below "In [n]:" are code; outputs and prose follow them.
 
-    The code is the longest run of lines, from the first, that Python can parse, without what only
-    happens to parse: results printed below the cell (`tensor([1., 2.])`), one-word prose and
-    Markdown headings, which read as comments. If the very next line holds more text with no blank
-    line between, it is code that cannot be parsed: the whole paragraph is kept, so that the run
-    reports the author's own slip.
+    The code is the longest sequence of lines, from the first, that Python can parse. Excluded are
+    results printed below the cell (`tensor([1., 2.])`), one-word prose, and Markdown headings,
+    which are valid comments. If text follows without a blank line, it is code that cannot be
+    parsed. The whole paragraph is then kept, so that the run reports the author's mistake.
     """
     end = _end_of_code(lines)
-    # The first line is what stands beside "In [n]:", mostly nothing.
+    # The first line is the text beside "In [n]:", which is usually empty.
     after = end or (1 if lines and not lines[0].strip() else 0)
     while after < len(lines) and lines[after].lstrip().startswith("#"):
         after += 1
@@ -133,7 +134,7 @@ def code_length(lines: list[str]) -> int:
 def _end_of_code(lines: list[str]) -> int:
     for length in range(len(lines), 0, -1):
         try:
-            # A regex in plain quotes warns on its escapes; that is no matter for reading.
+            # A regular expression in plain quotes warns about its escapes.
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 body = ast.parse("\n".join(lines[:length])).body
@@ -146,7 +147,7 @@ def _end_of_code(lines: list[str]) -> int:
 
 
 def _is_no_code(node: ast.stmt, before: list[str]) -> bool:
-    """Whether a statement, below the lines `before`, looks like an output or like prose."""
+    """Return whether a statement below the lines `before` looks like output or prose."""
     if not isinstance(node, ast.Expr) or all(line.strip() for line in before):
         return False
     names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
@@ -157,10 +158,11 @@ def _is_no_code(node: ast.stmt, before: list[str]) -> bool:
 
 
 def use_recurra(code: str) -> str:
-    """The code with every import of the book's package replaced; nothing else is touched.
+    """Return the code with every import of the book's package replaced.
 
-    A top-level `sys.path.append(...)` beside such an import said where that package was, and goes.
-    Line numbers stay. Code that cannot be parsed is returned as it is.
+    A top-level `sys.path.append(...)` in a cell with such an import is disabled, because it names
+    the location of that package. Line numbers stay the same. Code that cannot be parsed is
+    returned unchanged.
     """
     try:
         tree = ast.parse(code)
@@ -185,7 +187,7 @@ def _imports_book(node: ast.AST) -> bool:
 
 
 def cap_epochs(code: str, epochs: int) -> str:
-    """The code with the values given to `num_epochs` and `pred_period` lowered to `epochs`."""
+    """Return the code with `num_epochs` and `pred_period` limited to `epochs`."""
     try:
         tree = ast.parse(code)
     except SyntaxError:
@@ -215,7 +217,7 @@ def _epoch_numbers(node: ast.AST) -> Iterator[ast.Constant]:
 
 
 def run_cell(code: str, name: str, namespace: dict[str, Any]) -> None:
-    """Run one cell; as in a notebook, the value of a last expression is printed."""
+    """Run one cell and print the value of its last expression, as in a notebook."""
     tree = ast.parse(code, name)
     last = tree.body[-1] if tree.body else None
     if isinstance(last, ast.Expr):
@@ -228,7 +230,7 @@ def run_cell(code: str, name: str, namespace: dict[str, Any]) -> None:
 
 
 def _failed_line(error: BaseException, name: str) -> int:
-    """The line of the cell, counted from 1, at which it failed."""
+    """Return the line of the cell, counted from 1, at which it failed."""
     if isinstance(error, SyntaxError) and error.filename == name:
         return error.lineno or 1
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == name]
@@ -236,7 +238,7 @@ def _failed_line(error: BaseException, name: str) -> int:
 
 
 def run_note(cells: list[Cell], full_output: bool) -> int:
-    """Run the cells in one namespace, print how each went, and return how many failed."""
+    """Run the cells in one namespace, print the status of each, and return how many failed."""
     os.environ.setdefault("MPLBACKEND", "Agg")
     warnings.filterwarnings("ignore", message="FigureCanvasAgg is non-interactive")
     namespace: dict[str, Any] = {"__name__": "__main__"}
@@ -259,7 +261,7 @@ def run_note(cells: list[Cell], full_output: bool) -> int:
 
 def _show(output: str, full: bool) -> None:
     lines = output.splitlines()
-    hidden = 0 if full else max(len(lines) - TAIL, 0)
+    hidden = 0 if full else max(len(lines) - TAIL_LINES, 0)
     if hidden:
         print(f"    | ({hidden} lines before these)")
     for line in lines[hidden:]:
@@ -270,17 +272,25 @@ def _show(output: str, full: bool) -> None:
 def main() -> int:
     """Parse the command line and run the note."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("note", type=Path, help="the note, as text")
-    parser.add_argument("--section", help="only the code under a heading that contains this text")
-    parser.add_argument("--epochs", type=int, help="lower num_epochs (and pred_period) to this")
-    parser.add_argument("--print-code", action="store_true", help="print the code; run nothing")
-    parser.add_argument("--full-output", action="store_true", help=f"not only {TAIL} lines a cell")
+    parser.add_argument("note", type=Path, help="the note, a text file")
+    parser.add_argument(
+        "--section", help="run only the code under a heading that contains this text"
+    )
+    parser.add_argument("--epochs", type=int, help="maximum of num_epochs and pred_period")
+    parser.add_argument(
+        "--print-code", action="store_true", help="print the code without running it"
+    )
+    parser.add_argument(
+        "--full-output",
+        action="store_true",
+        help=f"show all output, not only {TAIL_LINES} lines per cell",
+    )
     options = parser.parse_args()
     cells = read_note(options.note.read_text(encoding="utf-8"))
     if options.section:
         cells = [c for c in cells if any(options.section in title for title in c.headings)]
     if not cells:
-        parser.error("no Python code found there")
+        parser.error("no Python code found in the note")
     cells = [Cell(use_recurra(c.code), c.line, c.label, c.headings) for c in cells]
     if options.epochs is not None:
         cells = [

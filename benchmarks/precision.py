@@ -1,10 +1,10 @@
-"""Training in bf16 beside training in fp32: the same seeds and batches, both validation curves.
+"""Compare training in bf16 with training in fp32, for the same seeds and batches.
 
     python benchmarks/precision.py [--steps 1500] [--seeds 3] [--cells lstm] [--json FILE]
 
-Needs the corpora time-machine and tiny-shakespeare (RECURRA_DATA or a network) and the compiled
-kernels. Prints Markdown: validation nats per token along the way, and by how much bf16 differs at
-the end, read as one stream from end to end.
+Requires the compiled kernels and the corpora time-machine and tiny-shakespeare (from RECURRA_DATA
+or the network). Prints a Markdown table with the validation loss in nats per token during training,
+the final loss of the validation part read as one sequence, and the difference of bf16 from fp32.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ REPORTS = 5
 
 @dataclass(frozen=True)
 class Pair:
-    """One seed in both precisions: the curves, and the final nats per token."""
+    """One seed in both precisions: the validation curves and the final nats per token."""
 
     corpus: str
     cell: str
@@ -36,14 +36,14 @@ class Pair:
 
     @property
     def difference(self) -> float:
-        """bf16 above fp32 at the end, in nats."""
+        """The final loss in bf16 minus that in fp32, in nats."""
         return self.final["bf16"] - self.final["fp32"]
 
 
 def train(
     corpus: str, cell: str, seed: int, steps: int, precision: str
 ) -> tuple[list[float], float]:
-    """The validation curve, and the figure of the whole validation part at the end."""
+    """Train a model; return its validation curve and the final loss of the validation part."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         lm = api.train(
@@ -63,7 +63,7 @@ def train(
 
 
 def compare(corpus: str, cell: str, seed: int, steps: int) -> Pair:
-    """Train both."""
+    """Train one seed in both precisions."""
     curves, final = {}, {}
     for precision in ("fp32", "bf16"):
         curves[precision], final[precision] = train(corpus, cell, seed, steps, precision)
@@ -73,7 +73,7 @@ def compare(corpus: str, cell: str, seed: int, steps: int) -> Pair:
 
 
 def table(pairs: list[Pair]) -> str:
-    """The results in Markdown."""
+    """Return the results as a Markdown table."""
     lines = [
         "| text | cell | seed | precision | validation nats along the way | final | difference |",
         "|---|---|---|---|---|---|---|",
@@ -94,7 +94,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--cells", nargs="*", default=["lstm"])
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     library.load()
     pairs = [

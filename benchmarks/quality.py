@@ -1,15 +1,16 @@
-"""What `recurra train TEXT --minutes M` reaches, whole commands timed from outside.
+"""Measure the validation loss that `recurra train TEXT --minutes M` reaches.
 
     python benchmarks/quality.py [--minutes 1 3 15] [--seeds 3] [--first-seed 1]
                                  [--texts tiny-shakespeare] [--options "--hidden-size 448"]
                                  [--against-book] [--json FILE]
 
-Needs the corpora that it is asked for (RECURRA_DATA or a network); let nothing else run meanwhile.
-`source` is this project's own source, `20k` the first 20,480 bytes of the bundled English story.
-With --options some things are given instead of chosen. With --against-book a plain one-layer LSTM
-with the book's settings (d2l section 9.2) trains for the same minutes, interleaved. It prints
-Markdown: nats per character on the whole validation part, the state carried from end to end, and in
-windows of 64 characters, each from the zero state.
+Requires the named corpora (from RECURRA_DATA or the network). Run nothing else meanwhile. The text
+`source` is the source code of this project, and `20k` the first 20,480 bytes of the bundled English
+story. --options are passed to recurra train. With --against-book, a one-layer LSTM with the book's
+settings (d2l section 9.2) trains for the same minutes, interleaved.
+
+Prints a Markdown table: nats per character on the whole validation part, with the state carried
+from end to end, and in windows of 64 characters from the zero state. Whole commands are timed.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ WINDOW = 64
 
 @dataclass(frozen=True)
 class Outcome:
-    """One command: wall seconds of all of it, and what its model reaches."""
+    """The wall time of one command, and the results of its model."""
 
     text: str
     settings: str
@@ -59,7 +60,7 @@ class Outcome:
 
 
 def sources_of(text: str, folder: Path) -> list[str]:
-    """What the command line is given for the name of a text."""
+    """Return the arguments of the command line for the name of a text."""
     if text == "source":
         files = sorted((ROOT / "src").rglob("*"))
         return [str(file) for file in files if file.suffix in (".py", ".cpp", ".h")]
@@ -72,7 +73,7 @@ def sources_of(text: str, folder: Path) -> list[str]:
 
 
 def run(text: str, settings: str, minutes: float, seed: int) -> Outcome:
-    """Train by the command in a separate process, and evaluate the result."""
+    """Train with the command in a separate process and evaluate the model."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "run"
         options = [part for name, value in BOOK.items() for part in (f"--{name}", value)]
@@ -104,7 +105,7 @@ def run(text: str, settings: str, minutes: float, seed: int) -> Outcome:
 
 
 def outcomes(options: argparse.Namespace) -> Iterator[Outcome]:
-    """All runs, the seeds outermost, so that a machine that slows down slows every row."""
+    """Yield all runs. Seeds are the outermost loop, so that a slower machine affects every row."""
     chosen = f"chosen {options.options}".strip()
     kinds = (chosen, "book") if options.against_book else (chosen,)
     for seed in range(options.first_seed, options.first_seed + options.seeds):
@@ -116,7 +117,7 @@ def outcomes(options: argparse.Namespace) -> Iterator[Outcome]:
 
 
 def table(found: Sequence[Outcome]) -> str:
-    """A row for each text, budget and kind of settings."""
+    """Return a Markdown table with a row for each text, budget and kind of settings."""
     head = "text | minutes | settings | units | parameters | tokens | wall seconds, at most"
     lines = [f"| {head} | carried | each seed | windows of {WINDOW} |", "|---" * 10 + "|"]
     rows: dict[tuple[str, float, str], list[Outcome]] = {}
@@ -143,15 +144,15 @@ def _mean_and_spread(values: Sequence[float]) -> str:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Parse the command line, measure and print."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, nargs="+", default=[1.0, 3.0, 15.0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=1)
-    parser.add_argument("--options", default="", help="of recurra train, in quotes")
+    parser.add_argument("--options", default="", help="options of recurra train, in quotes")
     parser.add_argument("--texts", nargs="+", default=["tiny-shakespeare"])
     parser.add_argument("--against-book", action="store_true")
-    parser.add_argument("--json", type=Path, help="append each run here as it ends")
+    parser.add_argument("--json", type=Path, help="append each run to this file when it ends")
     options = parser.parse_args()
     found = []
     for outcome in outcomes(options):

@@ -1,8 +1,9 @@
-"""Training steps at 1, 2, 4, ... threads: our kernels beside torch.nn, as a Markdown table.
+"""Measure training steps of the compiled kernels and of torch.nn with 1, 2, 4, ... threads.
 
     python benchmarks/threads.py [--rows WORD ...] [--rounds 7] [--most N] [--json FILE]
 
-Each number of threads is measured in a separate process. Run nothing else meanwhile.
+Prints a Markdown table. Each number of threads is measured in a separate process. Run nothing else
+meanwhile.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ SHOWN = ("torch.nn, one-hot", "native, one-hot, fp32", "native, one-hot, bf16")
 
 
 def thread_counts(most: int) -> list[int]:
-    """Powers of two up to `most`, and `most` itself."""
+    """Return the powers of two up to `most`, and `most` itself."""
     counts = [2**power for power in range(most.bit_length()) if 2**power <= most]
     return counts if counts[-1] == most else [*counts, most]
 
 
 def measure(words: list[str], threads: int, rounds: int) -> tuple[dict[str, Any], list[Any]]:
-    """Return a description of the machine, and the measurements, from a new process."""
+    """Measure in a new process; return a description of the machine and the measurements."""
     command = [sys.executable, __file__, "--rows", *words, "--rounds", str(rounds)]
     done = subprocess.run(
         [*command, "--only-threads", str(threads)], stdout=subprocess.PIPE, text=True, check=True
@@ -49,7 +50,7 @@ def measure_here(words: list[str], threads: int, rounds: int) -> None:
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """Milliseconds of a step, a line for each row and way, a column for each number of threads."""
+    """Return a Markdown table of the milliseconds of a step, with a column per thread count."""
     counts = sorted({record["threads"] for record in records})
     found = {(r["row"], r["name"], r["threads"]): r["milliseconds"] for r in records}
     lines = [
@@ -64,10 +65,14 @@ def table(records: list[dict[str, Any]]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", nargs="*", default=["steps"], help="rows with these words")
+    parser.add_argument(
+        "--rows", nargs="*", default=["steps"], help="only rows whose name contains these words"
+    )
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--most", type=int, default=os.cpu_count() or 1, help="threads")
-    parser.add_argument("--json", type=Path, help="write the measurements here too")
+    parser.add_argument(
+        "--most", type=int, default=os.cpu_count() or 1, help="maximum number of threads"
+    )
+    parser.add_argument("--json", type=Path, help="also write the measurements to this file")
     parser.add_argument("--only-threads", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only_threads:
