@@ -50,6 +50,14 @@ def train(
         DivergenceError: training failed. The run directory contains the last good checkpoint, a
             record of the failed batch and the best weights.
         TrainingInterrupted: a signal was received; a checkpoint was saved.
+
+    Examples:
+        >>> import recurra
+        >>> lm = recurra.train(cell="gru", hidden_size=8, steps=5, out="runs/story")
+        >>> lm.config.model.cell
+        'gru'
+        >>> lm.path.name
+        'story'
     """
     clock = Clock()
     progress = progress or ConsoleProgress()
@@ -69,6 +77,13 @@ def load(path: Source, device: str = "cpu") -> LanguageModel:
     Raises:
         ConfigError: the device is invalid or unavailable.
         RunError: the directory is not a run, or its files are damaged or inconsistent.
+
+    Examples:
+        >>> import recurra
+        >>> _ = recurra.train(hidden_size=8, steps=5, out="runs/story")
+        >>> lm = recurra.load("runs/story")
+        >>> lm.config.model.hidden_size
+        8
     """
     directory = RunDirectory(path)
     config = directory.read_config()

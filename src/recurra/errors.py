@@ -22,7 +22,16 @@ The second column is the built-in class that an exception is also derived from.
 
 
 class RecurraError(Exception):
-    """Base class of all errors that recurra raises. The message is one sentence."""
+    """Base class of all errors that recurra raises. The message is one sentence.
+
+    Examples:
+        >>> import recurra
+        >>> try:
+        ...     recurra.load("missing-run")
+        ... except recurra.errors.RecurraError as error:
+        ...     print(type(error).__name__)
+        RunError
+    """
 
 
 class ConfigError(RecurraError, ValueError):

@@ -212,6 +212,14 @@ class RNN(_ThroughOurRecurrence, torch.nn.RNN):
 
     Raises:
         ConfigError: there is no such backend.
+
+    Examples:
+        >>> import torch
+        >>> from recurra import nn
+        >>> rnn = nn.RNN(input_size=3, hidden_size=4, nonlinearity="relu")
+        >>> outputs, h = rnn(torch.randn(5, 2, 3))
+        >>> outputs.shape, h.shape
+        (torch.Size([5, 2, 4]), torch.Size([1, 2, 4]))
     """
 
 
@@ -225,6 +233,14 @@ class GRU(_ThroughOurRecurrence, torch.nn.GRU):
 
     Raises:
         ConfigError: there is no such backend.
+
+    Examples:
+        >>> import torch
+        >>> from recurra import nn
+        >>> gru = nn.GRU(input_size=3, hidden_size=4, batch_first=True, bidirectional=True)
+        >>> outputs, h = gru(torch.randn(2, 5, 3))
+        >>> outputs.shape, h.shape
+        (torch.Size([2, 5, 8]), torch.Size([2, 2, 4]))
     """
 
 
@@ -238,6 +254,14 @@ class LSTM(_ThroughOurRecurrence, torch.nn.LSTM):
 
     Raises:
         ConfigError: there is no such backend.
+
+    Examples:
+        >>> import torch
+        >>> from recurra import nn
+        >>> lstm = nn.LSTM(input_size=3, hidden_size=4, num_layers=2)
+        >>> outputs, (h, c) = lstm(torch.randn(5, 2, 3))
+        >>> outputs.shape, h.shape, c.shape
+        (torch.Size([5, 2, 4]), torch.Size([2, 2, 4]), torch.Size([2, 2, 4]))
     """
 
 

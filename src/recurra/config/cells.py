@@ -15,7 +15,14 @@ _PACKAGE = "recurra.recurrence.cells"
 
 @dataclass(frozen=True, kw_only=True)
 class CellTraits:
-    """Traits of a cell that the configuration, the recurrent layers and the recipe depend on."""
+    """Traits of a cell that the configuration, the recurrent layers and the recipe depend on.
+
+    Examples:
+        >>> from recurra.config.cells import cell_traits
+        >>> traits = cell_traits("lstm")
+        >>> traits.num_gates, traits.num_states, traits.has_forget_gate
+        (4, 2, True)
+    """
 
     name: str
     """The name in `ModelConfig.cell`."""
@@ -145,6 +152,14 @@ def register_cell(traits: CellTraits) -> None:
 
     Raises:
         ConfigError: a cell of this name already exists.
+
+    Examples:
+        >>> from recurra.config import ModelConfig
+        >>> from recurra.config.cells import CellTraits, register_cell
+        >>> traits = CellTraits(name="mgu", implementation="my_cells:MguCell", num_gates=2)
+        >>> register_cell(traits)
+        >>> ModelConfig(cell="mgu").traits is traits
+        True
     """
     if traits.name in CELL_TRAITS:
         raise ConfigError(f"cell {traits.name!r} is already registered")

@@ -37,7 +37,14 @@ MAX_LAYERS = 256
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Network architecture: embedding or one-hot input, stacked recurrent layers, output layer."""
+    """Network architecture: embedding or one-hot input, stacked recurrent layers, output layer.
+
+    Examples:
+        >>> from recurra.config import ModelConfig
+        >>> config = ModelConfig(cell="gru", hidden_size=128, tie_weights=True)
+        >>> config.embedding_size
+        128
+    """
 
     cell: CellName = "lstm"
     """Recurrent cell; none is a feed-forward layer without a hidden state."""

@@ -22,6 +22,14 @@ class RunOptions:
     Attributes:
         values: the given settings by name, without sections.
         vocab_size: the size of the vocabulary; None until the text has been read.
+
+    Examples:
+        >>> from recurra.config import RunOptions
+        >>> options = RunOptions.of(cell="gru", lr=None)
+        >>> options.is_given("cell"), options.is_given("lr")
+        (True, False)
+        >>> options.config.training.lr
+        0.004
     """
 
     values: Mapping[str, Any]

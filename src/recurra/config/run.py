@@ -34,7 +34,16 @@ _SCHEDULE_OPTIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """All settings that are needed to rebuild a model and to repeat its training."""
+    """All settings that are needed to rebuild a model and to repeat its training.
+
+    Examples:
+        >>> from recurra.config import RunConfig
+        >>> config = RunConfig.from_options(tokens="byte", cell="gru", lr=0.01)
+        >>> config.text.tokens, config.model.cell, config.training.lr
+        ('byte', 'gru', 0.01)
+        >>> RunConfig.from_dict(config.to_dict()) == config
+        True
+    """
 
     text: TextConfig = field(default_factory=TextConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -15,7 +15,13 @@ MAX_VOCABULARY = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """Decoding, cleaning, tokenization and train/validation split of a text."""
+    """Decoding, cleaning, tokenization and train/validation split of a text.
+
+    Examples:
+        >>> from recurra.config import TextConfig
+        >>> TextConfig(tokens="word", min_freq=2).val_fraction
+        0.1
+    """
 
     tokens: TokenKind = "char"
     """Token type: character, byte, word (with the preceding space), or byte-pair encoding (BPE;

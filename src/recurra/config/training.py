@@ -37,7 +37,14 @@ MAX_BATCH = 2**24
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """Optimizer, schedule, budget and evaluation of a training run."""
+    """Optimizer, schedule, budget and evaluation of a training run.
+
+    Examples:
+        >>> from recurra.config import TrainingConfig
+        >>> config = TrainingConfig(steps=1000, optimizer="sgd", lr=1.0, clip_norm=0)
+        >>> config.clip_norm is None
+        True
+    """
 
     batch_size: int = 32
     """Number of streams (sequential sampling) or windows (random sampling) in a batch. With several

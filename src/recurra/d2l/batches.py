@@ -57,6 +57,12 @@ def seq_data_iter_random(corpus: Ids, batch_size: int, num_steps: int) -> Batche
 
     Raises:
         ConfigError: `batch_size` or `num_steps` is less than 1.
+
+    Examples:
+        >>> from recurra import d2l
+        >>> X, Y = next(d2l.seq_data_iter_random(list(range(35)), batch_size=2, num_steps=5))
+        >>> X.shape, bool((Y == X + 1).all())
+        (torch.Size([2, 5]), True)
     """
     _require_sizes(batch_size, num_steps)
     skipped = random.randint(0, num_steps - 1)
@@ -74,6 +80,12 @@ def seq_data_iter_sequential(corpus: Ids, batch_size: int, num_steps: int) -> Ba
 
     Raises:
         ConfigError: `batch_size` or `num_steps` is less than 1.
+
+    Examples:
+        >>> from recurra import d2l
+        >>> batches = list(d2l.seq_data_iter_sequential(list(range(35)), batch_size=2, num_steps=5))
+        >>> bool((batches[1][0] == batches[0][0] + 5).all())
+        True
     """
     _require_sizes(batch_size, num_steps)
     skipped = random.randint(0, num_steps)
@@ -95,6 +107,13 @@ class SeqDataLoader:
         batch_size: number of rows in a batch.
         num_steps: number of tokens in a row.
         data_iter_fn: `seq_data_iter_random` or `seq_data_iter_sequential`.
+
+    Examples:
+        >>> from recurra import d2l
+        >>> loader = d2l.SeqDataLoader(32, 35, use_random_iter=False, max_tokens=10000)
+        >>> X, Y = next(iter(loader))
+        >>> X.shape, len(loader.vocab)
+        (torch.Size([32, 35]), 28)
     """
 
     def __init__(
@@ -116,6 +135,12 @@ def load_data_time_machine(
 
     Raises:
         CorpusError: the text is not available locally and cannot be downloaded.
+
+    Examples:
+        >>> from recurra import d2l
+        >>> train_iter, vocab = d2l.load_data_time_machine(batch_size=32, num_steps=35)
+        >>> [X.shape for X, Y in train_iter][0], len(vocab)
+        (torch.Size([32, 35]), 28)
     """
     data_iter = SeqDataLoader(batch_size, num_steps, use_random_iter, max_tokens)
     return data_iter, data_iter.vocab
@@ -128,7 +153,14 @@ def data_iter_random(
     device: torch.device | str | None = None,
 ) -> Batches:
     """Yield ((len - 1) // num_steps) // batch_size float32 batches of windows in random order
-    (v1)."""
+    (v1).
+
+    Examples:
+        >>> from recurra import d2l
+        >>> X, Y = next(d2l.data_iter_random(list(range(30)), batch_size=2, num_steps=6))
+        >>> X.shape, X.dtype
+        (torch.Size([2, 6]), torch.float32)
+    """
     _require_sizes(batch_size, num_steps)
     yield from _shuffled_windows(
         _as_tensor(corpus_indices, torch.float32, device), batch_size, num_steps
@@ -141,7 +173,15 @@ def data_iter_consecutive(
     num_steps: int,
     device: torch.device | str | None = None,
 ) -> Batches:
-    """Yield (len // batch_size - 1) // num_steps float32 batches of adjacent windows (v1)."""
+    """Yield (len // batch_size - 1) // num_steps float32 batches of adjacent windows (v1).
+
+    Examples:
+        >>> from recurra import d2l
+        >>> X, Y = next(d2l.data_iter_consecutive(list(range(30)), batch_size=2, num_steps=6))
+        >>> X
+        tensor([[ 0.,  1.,  2.,  3.,  4.,  5.],
+                [15., 16., 17., 18., 19., 20.]])
+    """
     _require_sizes(batch_size, num_steps)
     ids = _as_tensor(corpus_indices, torch.float32, device)
     row_length = len(ids) // batch_size
@@ -153,5 +193,14 @@ def data_iter_consecutive(
 def load_array(
     data_arrays: Sequence[Tensor], batch_size: int, is_train: bool = True
 ) -> DataLoader[tuple[Tensor, ...]]:
-    """Return a DataLoader over tensors of equal length, shuffled if `is_train` (section 8.1)."""
+    """Return a DataLoader over tensors of equal length, shuffled if `is_train` (section 8.1).
+
+    Examples:
+        >>> import torch
+        >>> from recurra import d2l
+        >>> data_iter = d2l.load_array((torch.zeros(10, 4), torch.zeros(10, 1)), batch_size=5)
+        >>> X, y = next(iter(data_iter))
+        >>> X.shape, y.shape
+        (torch.Size([5, 4]), torch.Size([5, 1]))
+    """
     return DataLoader(TensorDataset(*data_arrays), batch_size, shuffle=is_train)

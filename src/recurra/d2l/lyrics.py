@@ -89,6 +89,20 @@ def predict_rnn(
 
     Raises:
         ConfigError: the prefix is empty or contains a character that is not in the vocabulary.
+
+    Examples:
+        >>> import torch
+        >>> from recurra import d2l
+        >>> def next_letter(inputs, state, params):
+        ...     return [X @ params[0] for X in inputs], state
+        >>> def init_state(batch_size, num_hiddens, device):
+        ...     return ()
+        >>> params = [torch.eye(3).roll(1, dims=1)]
+        >>> char_to_idx = {"a": 0, "b": 1, "c": 2}
+        >>> d2l.predict_rnn(
+        ...     "a", 4, next_letter, params, init_state, 0, 3, "cpu", list(char_to_idx), char_to_idx
+        ... )
+        'abcab'
     """
     net = _FunctionNet(rnn, params, init_rnn_state, num_hiddens, vocab_size)
     return _continue_text(prefix, num_chars, net, device, idx_to_char, char_to_idx)
@@ -109,6 +123,15 @@ def predict_rnn_pytorch(
 
     Raises:
         ConfigError: the prefix is empty or contains a character that is not in the vocabulary.
+
+    Examples:
+        >>> import torch
+        >>> from recurra import d2l
+        >>> char_to_idx = {"a": 0, "b": 1, "c": 2}
+        >>> net = d2l.RNNModel(torch.nn.RNN(3, 16), vocab_size=3)
+        >>> text = d2l.predict_rnn_pytorch("ab", 4, net, 3, "cpu", list(char_to_idx), char_to_idx)
+        >>> len(text)
+        6
     """
     net = _ModuleNet(model)
     return _continue_text(prefix, num_chars, net, device, idx_to_char, char_to_idx)
@@ -176,6 +199,23 @@ def train_and_predict_rnn(
     Raises:
         SourceError: the corpus is too short for one batch.
         NonFiniteError: a gradient became NaN or infinite.
+
+    Examples:
+        >>> import torch
+        >>> from recurra import d2l
+        >>> def get_params():
+        ...     return [torch.zeros(3, 3, requires_grad=True)]
+        >>> def init_state(batch_size, num_hiddens, device):
+        ...     return ()
+        >>> def bigram(inputs, state, params):
+        ...     return [X @ params[0] for X in inputs], state
+        >>> d2l.train_and_predict_rnn(
+        ...     bigram, get_params, init_state, 0, 3, "cpu", [0, 1, 2] * 20, list("abc"),
+        ...     {"a": 0, "b": 1, "c": 2}, is_random_iter=True, num_epochs=2, num_steps=5, lr=10,
+        ...     clipping_theta=1, batch_size=2, pred_period=2, pred_len=4, prefixes=["a"],
+        ... )
+        epoch 2, perplexity ..., time ... sec
+         - abcab
     """
     params = get_params()
     _train_and_print(
@@ -220,6 +260,18 @@ def train_and_predict_rnn_pytorch(
     Raises:
         SourceError: the corpus is too short for one batch.
         NonFiniteError: a gradient became NaN or infinite.
+
+    Examples:
+        >>> import torch
+        >>> from recurra import d2l
+        >>> net = d2l.RNNModel(torch.nn.RNN(3, 16), vocab_size=3)
+        >>> d2l.train_and_predict_rnn_pytorch(
+        ...     net, 16, 3, "cpu", [0, 1, 2] * 20, list("abc"), {"a": 0, "b": 1, "c": 2},
+        ...     num_epochs=2, num_steps=5, lr=0.1, clipping_theta=1, batch_size=2,
+        ...     pred_period=2, pred_len=4, prefixes=["a"],
+        ... )
+        epoch 2, perplexity ..., time ... sec
+         - a...
     """
     model.to(device)
     _train_and_print(

@@ -12,6 +12,13 @@ class Timer:
 
     Attributes:
         times: the measured intervals in seconds.
+
+    Examples:
+        >>> from recurra import d2l
+        >>> timer = d2l.Timer()
+        >>> seconds = timer.stop()
+        >>> timer.sum() == seconds
+        True
     """
 
     def __init__(self) -> None:
@@ -41,7 +48,16 @@ class Timer:
 
 
 class Accumulator:
-    """Sums of `n` quantities, accessed by index."""
+    """Sums of `n` quantities, accessed by index.
+
+    Examples:
+        >>> from recurra import d2l
+        >>> metric = d2l.Accumulator(2)
+        >>> metric.add(0.5, 10)
+        >>> metric.add(1.5, 10)
+        >>> metric[0] / metric[1]
+        0.1
+    """
 
     def __init__(self, n: int) -> None:
         self.data = [0.0] * n

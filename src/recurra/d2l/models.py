@@ -19,12 +19,28 @@ Device = torch.device | str | None
 
 
 def one_hot(x: Tensor, n_class: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return ids (n,) of any numeric type as one-hot vectors (n, n_class) (v1)."""
+    """Return ids (n,) of any numeric type as one-hot vectors (n, n_class) (v1).
+
+    Examples:
+        >>> import torch
+        >>> from recurra import d2l
+        >>> d2l.one_hot(torch.tensor([0, 2]), 3)
+        tensor([[1., 0., 0.],
+                [0., 0., 1.]])
+    """
     return functional.one_hot(x.reshape(-1).long(), n_class).to(dtype)
 
 
 def to_onehot(X: Tensor, n_class: int) -> list[Tensor]:  # noqa: N803
-    """Return ids (batch, steps) as a list of `steps` one-hot matrices (batch, n_class) (v1)."""
+    """Return ids (batch, steps) as a list of `steps` one-hot matrices (batch, n_class) (v1).
+
+    Examples:
+        >>> import torch
+        >>> from recurra import d2l
+        >>> matrices = d2l.to_onehot(torch.arange(10).view(2, 5), 10)
+        >>> len(matrices), matrices[0].shape
+        (5, torch.Size([2, 10]))
+    """
     return [one_hot(column, n_class) for column in X.T]
 
 
@@ -40,6 +56,20 @@ class RNNModelScratch:
         init_state: function (batch_size, num_hiddens, device) that returns a tuple of tensors.
         forward_fn: function (inputs, state, params) that returns (logits, state), with inputs of
             shape (steps, batch, vocab) and logits of shape (steps * batch, vocab).
+
+    Examples:
+        >>> import torch
+        >>> from recurra import d2l
+        >>> def get_params(vocab_size, num_hiddens, device):
+        ...     return [torch.randn(vocab_size, vocab_size, device=device, requires_grad=True)]
+        >>> def init_state(batch_size, num_hiddens, device):
+        ...     return (torch.zeros(batch_size, num_hiddens, device=device),)
+        >>> def bigram(inputs, state, params):
+        ...     return (inputs @ params[0]).flatten(0, 1), state
+        >>> net = d2l.RNNModelScratch(28, 16, "cpu", get_params, init_state, bigram)
+        >>> logits, state = net(torch.zeros(2, 5), net.begin_state(2, "cpu"))
+        >>> logits.shape
+        torch.Size([10, 28])
     """
 
     def __init__(
@@ -75,6 +105,14 @@ class RNNModel(nn.Module):
 
     Raises:
         ConfigError: the layer has batch_first=True, or its `input_size` is not `vocab_size`.
+
+    Examples:
+        >>> import torch
+        >>> from recurra import d2l
+        >>> net = d2l.RNNModel(torch.nn.GRU(28, 16), vocab_size=28)
+        >>> logits, state = net(torch.zeros(2, 5), net.begin_state("cpu", batch_size=2))
+        >>> logits.shape, state.shape
+        (torch.Size([10, 28]), torch.Size([1, 2, 16]))
     """
 
     def __init__(self, rnn_layer: nn.RNNBase, vocab_size: int, **kwargs: Any) -> None:

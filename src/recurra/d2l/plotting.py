@@ -52,7 +52,12 @@ def _has_matplotlib() -> bool:
 
 
 def use_svg_display() -> None:
-    """Display figures in a notebook as SVG; no effect outside a notebook."""
+    """Display figures in a notebook as SVG; no effect outside a notebook.
+
+    Examples:
+        >>> from recurra import d2l
+        >>> d2l.use_svg_display()
+    """
     if _notebook() is not None:
         importlib.import_module("matplotlib_inline.backend_inline").set_matplotlib_formats("svg")
 
@@ -62,6 +67,12 @@ def set_figsize(figsize: tuple[float, float] = (3.5, 2.5)) -> None:
 
     Raises:
         MissingExtraError: matplotlib is not installed.
+
+    Examples:
+        >>> from recurra import d2l
+        >>> d2l.set_figsize((4, 3))
+        >>> d2l.plt.rcParams["figure.figsize"]
+        [4.0, 3.0]
     """
     use_svg_display()
     pyplot().rcParams["figure.figsize"] = figsize
@@ -77,7 +88,15 @@ def set_axes(
     yscale: str,
     legend: Sequence[str] | None,
 ) -> None:
-    """Set labels, scales, limits, legend and grid of a matplotlib Axes."""
+    """Set labels, scales, limits, legend and grid of a matplotlib Axes.
+
+    Examples:
+        >>> from recurra import d2l
+        >>> figure, axes = d2l.plt.subplots()
+        >>> d2l.set_axes(axes, "epoch", "loss", [0, 10], [0, 1], "linear", "linear", None)
+        >>> axes.get_xlabel(), axes.get_yscale()
+        ('epoch', 'linear')
+    """
     axes.set_xlabel(xlabel or "")
     axes.set_ylabel(ylabel or "")
     axes.set_xscale(xscale)
@@ -122,6 +141,13 @@ def plot(
 
     Raises:
         MissingExtraError: matplotlib is not installed.
+
+    Examples:
+        >>> from recurra import d2l
+        >>> x = d2l.np.arange(0, 3, 0.1)
+        >>> d2l.plot(x, [x, x**2], xlabel="x", ylabel="f(x)", legend=["x", "x^2"])
+        >>> len(d2l.plt.gca().lines)
+        2
     """
     set_figsize(figsize)
     axes = axes if axes is not None else pyplot().gca()
@@ -144,6 +170,15 @@ class Animator:
         X: x-coordinates of each curve.
         Y: y-coordinates of each curve.
         fmts: matplotlib format strings of the curves.
+
+    Examples:
+        >>> from recurra import d2l
+        >>> animator = d2l.Animator(xlabel="epoch", ylabel="loss", legend=["train", "test"])
+        >>> animator.add(1, (0.9, 1.1))
+        >>> animator.add(2, (0.6, 0.8))
+        >>> animator.Y
+        [[0.9, 0.6], [1.1, 0.8]]
+        >>> animator.save("loss.svg")
     """
 
     def __init__(

@@ -30,6 +30,12 @@ def download(name: str) -> str:
 
     Raises:
         CorpusError: the corpus is unknown, or is not available locally and cannot be downloaded.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from recurra import d2l
+        >>> Path(d2l.download("time_machine")).name
+        'time_machine.txt'
     """
     return str(catalogue.locate(name.replace("_", "-")))
 
@@ -38,6 +44,12 @@ def read_time_machine() -> list[str]:
     """Return the lines of The Time Machine, reduced to lower-case letters and spaces.
 
     Each run of other characters than letters becomes one space, and each line is stripped.
+
+    Examples:
+        >>> from recurra import d2l
+        >>> lines = d2l.read_time_machine()
+        >>> len(lines), lines[0]
+        (3221, 'the time machine by h g wells')
     """
     with catalogue.locate("time-machine").open(encoding="utf-8") as file:
         return [re.sub("[^A-Za-z]+", " ", line).strip().lower() for line in file]
@@ -48,6 +60,13 @@ def tokenize(lines: Iterable[str], token: str = "word") -> list[list[str]]:
 
     Raises:
         ConfigError: `token` is neither "word" nor "char".
+
+    Examples:
+        >>> from recurra import d2l
+        >>> d2l.tokenize(["the time machine", "by h g wells"])
+        [['the', 'time', 'machine'], ['by', 'h', 'g', 'wells']]
+        >>> d2l.tokenize(["the"], token="char")
+        [['t', 'h', 'e']]
     """
     if token == "word":
         return [line.split() for line in lines]
@@ -57,7 +76,13 @@ def tokenize(lines: Iterable[str], token: str = "word") -> list[list[str]]:
 
 
 def count_corpus(tokens: Sequence[Any]) -> collections.Counter[Any]:
-    """Count the tokens in a list of tokens or in a list of lists of tokens."""
+    """Count the tokens in a list of tokens or in a list of lists of tokens.
+
+    Examples:
+        >>> from recurra import d2l
+        >>> d2l.count_corpus([["the", "time"], ["the"]])
+        Counter({'the': 2, 'time': 1})
+    """
     # A tuple is a single token: a bigram or trigram of section 8.3.
     if tokens and isinstance(tokens[0], list):
         return collections.Counter(token for line in tokens for token in line)
@@ -74,6 +99,14 @@ class Vocab:
     Attributes:
         idx_to_token: list of the tokens by id.
         token_to_idx: dictionary of the ids by token.
+
+    Examples:
+        >>> from recurra import d2l
+        >>> vocab = d2l.Vocab(["the", "time", "the"])
+        >>> vocab[["the", "time", "machine"]]
+        [1, 2, 0]
+        >>> vocab.to_tokens([1, 0])
+        ['the', '<unk>']
     """
 
     def __init__(
@@ -123,6 +156,12 @@ def load_corpus_time_machine(max_tokens: int = -1) -> tuple[list[int], Vocab]:
 
     Raises:
         CorpusError: the text is not available locally and cannot be downloaded.
+
+    Examples:
+        >>> from recurra import d2l
+        >>> corpus, vocab = d2l.load_corpus_time_machine()
+        >>> len(corpus), len(vocab)
+        (170580, 28)
     """
     tokens = tokenize(read_time_machine(), "char")
     vocab = Vocab(tokens)
@@ -138,6 +177,12 @@ def load_data_jay_lyrics() -> tuple[list[int], dict[str, int], list[str], int]:
 
     Raises:
         CorpusError: the text is not available locally and cannot be downloaded.
+
+    Examples:
+        >>> from recurra import d2l
+        >>> corpus_indices, char_to_idx, idx_to_char, vocab_size = d2l.load_data_jay_lyrics()
+        >>> len(corpus_indices), vocab_size
+        (10000, 1027)
     """
     text = catalogue.locate("jaychou-lyrics").read_bytes().decode("utf-8")
     text = text.replace("\n", " ").replace("\r", " ")[:LYRICS_LENGTH]

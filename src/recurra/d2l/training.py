@@ -55,6 +55,15 @@ def predict_ch8(prefix: str, num_preds: int, net: Any, vocab: Any, device: Devic
 
     Raises:
         ConfigError: the prefix is empty.
+
+    Examples:
+        >>> import torch
+        >>> from recurra import d2l
+        >>> vocab = d2l.Vocab(list("time traveller"))
+        >>> net = d2l.RNNModel(torch.nn.RNN(len(vocab), 16), len(vocab))
+        >>> text = d2l.predict_ch8("time ", 10, net, vocab, "cpu")
+        >>> text.startswith("time ")
+        True
     """
     ids = greedy([vocab[token] for token in prefix], num_preds, net, device)
     return "".join(vocab.idx_to_token[i] for i in ids)
@@ -124,6 +133,16 @@ def train_epoch_ch8(
     Raises:
         SourceError: there was no batch to train on.
         NonFiniteError: a gradient became NaN or infinite.
+
+    Examples:
+        >>> import torch
+        >>> from recurra import d2l
+        >>> net = d2l.RNNModel(torch.nn.RNN(3, 16), vocab_size=3)
+        >>> batches = d2l.seq_data_iter_sequential([0, 1, 2] * 50, batch_size=2, num_steps=5)
+        >>> loss, updater = torch.nn.CrossEntropyLoss(), torch.optim.SGD(net.parameters(), lr=1)
+        >>> ppl, speed = d2l.train_epoch_ch8(net, batches, loss, updater, "cpu", False)
+        >>> ppl > 1
+        True
     """
     return train_epoch(net, train_iter, loss, updater, device, use_random_iter, theta=1)
 
@@ -147,6 +166,18 @@ def train_ch8(
         ConfigError: `num_epochs` is less than 1.
         SourceError: there was no batch to train on.
         NonFiniteError: a gradient became NaN or infinite.
+
+    Examples:
+        >>> import torch
+        >>> from recurra import d2l
+        >>> text = list("time traveller " * 20)
+        >>> vocab = d2l.Vocab(text)
+        >>> batches = list(d2l.seq_data_iter_sequential(vocab[text], batch_size=4, num_steps=5))
+        >>> net = d2l.RNNModel(torch.nn.RNN(len(vocab), 16), len(vocab))
+        >>> d2l.train_ch8(net, batches, vocab, lr=1, num_epochs=2, device="cpu")
+        perplexity ..., ... tokens/sec on cpu
+        time traveller...
+        traveller...
     """
     if num_epochs < 1:
         raise ConfigError(f"num_epochs is {num_epochs}; it must be at least 1")
@@ -173,7 +204,17 @@ def train_ch8(
 
 
 def evaluate_loss(net: Callable[[Tensor], Tensor], data_iter: Batches, loss: Loss) -> float:
-    """Return the mean loss of a stateless model over all examples (sections 4.4 and 8.1)."""
+    """Return the mean loss of a stateless model over all examples (sections 4.4 and 8.1).
+
+    Examples:
+        >>> import torch
+        >>> from recurra import d2l
+        >>> data = [(torch.ones(2, 3), torch.ones(2, 1)), (torch.ones(2, 3), torch.zeros(2, 1))]
+        >>> net = torch.nn.Linear(3, 1)
+        >>> _ = torch.nn.init.zeros_(net.weight), torch.nn.init.zeros_(net.bias)
+        >>> d2l.evaluate_loss(net, data, torch.nn.MSELoss(reduction="none"))
+        0.5
+    """
     metric = Accumulator(2)
     for inputs, targets in data_iter:
         predicted = net(inputs)

@@ -49,6 +49,15 @@ def grad_clipping(net: Any, theta: float, device: torch.device | str | None = No
 
     Raises:
         NonFiniteError: the norm is NaN or infinite. The gradients are left unchanged.
+
+    Examples:
+        >>> import torch
+        >>> from recurra import d2l
+        >>> weight = torch.zeros(2, requires_grad=True)
+        >>> weight.grad = torch.tensor([3.0, 4.0])
+        >>> d2l.grad_clipping([weight], theta=1)
+        >>> weight.grad
+        tensor([0.6000, 0.8000])
     """
     gradients = [p.grad for p in parameters_of(net) if p.grad is not None]
     if not gradients:
@@ -70,6 +79,15 @@ def sgd(params: Iterable[Tensor], lr: float, batch_size: int) -> None:
     """Apply one step of stochastic gradient descent, and set the gradients to zero.
 
     The update is param -= lr * gradient / batch_size.
+
+    Examples:
+        >>> import torch
+        >>> from recurra import d2l
+        >>> weight = torch.ones(2, requires_grad=True)
+        >>> weight.grad = torch.tensor([4.0, 8.0])
+        >>> d2l.sgd([weight], lr=0.5, batch_size=4)
+        >>> weight.detach()
+        tensor([0.5000, 0.0000])
     """
     for param in params:
         if param.grad is not None:

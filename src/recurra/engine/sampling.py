@@ -34,6 +34,12 @@ class GenerationConfig:
 
     Raises:
         ConfigError: a setting is out of range.
+
+    Examples:
+        >>> from recurra.inference.generate import GenerationConfig
+        >>> config = GenerationConfig(max_new_tokens=50, temperature=0.8, top_k=10)
+        >>> config.top_k
+        10
     """
 
     max_new_tokens: int = 200

@@ -102,6 +102,13 @@ class Comparison:
     Attributes:
         folder: the directory of the comparison.
         rows: one row per variant, sorted by mean score, the best first.
+
+    Examples:
+        >>> import recurra
+        >>> comparison = recurra.compare(variants=["rnn", "gru"], seeds=1, steps=5, hidden_size=8)
+        >>> best = comparison.rows[0]
+        >>> best.variant.name in ("rnn", "gru")
+        True
     """
 
     folder: Path

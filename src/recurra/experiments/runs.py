@@ -80,6 +80,13 @@ def compare(
         SourceError, CorpusError: a source cannot be read.
         RunError: the directory contains something else than this comparison, or is in use.
         TrainingInterrupted: a signal was received. The same call with the same directory resumes.
+
+    Examples:
+        >>> import recurra
+        >>> variants = {"small": {"hidden_size": 4}, "large": {"hidden_size": 8}}
+        >>> comparison = recurra.compare(variants=variants, seeds=1, steps=5)
+        >>> sorted(row.variant.name for row in comparison.rows)
+        ['large', 'small']
     """
     parsed = [
         Variant(name, RunOptions.of(**{**options, **own}))

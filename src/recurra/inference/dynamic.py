@@ -40,7 +40,13 @@ _ROWS, _BATCHES = 16, 64
 
 @dataclass(frozen=True)
 class DynamicConfig:
-    """Settings of dynamic evaluation."""
+    """Settings of dynamic evaluation.
+
+    Examples:
+        >>> from recurra.inference.dynamic import DynamicConfig
+        >>> DynamicConfig(lr=1e-3)
+        DynamicConfig(segment=20, lr=0.001, decay=0.002)
+    """
 
     segment: int = 20
     """Number of tokens that are predicted between two updates."""

@@ -30,7 +30,15 @@ WINDOWS_PER_BATCH = 64
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Total surprisal and counts of the predicted tokens; all metrics are derived from them."""
+    """Total surprisal and counts of the predicted tokens; all metrics are derived from them.
+
+    Examples:
+        >>> import math
+        >>> from recurra.inference.evaluate import Evaluation
+        >>> evaluation = Evaluation(total_nats=10 * math.log(4), num_tokens=10)
+        >>> round(evaluation.perplexity, 6), round(evaluation.bits_per_token, 6)
+        (4.0, 2.0)
+    """
 
     total_nats: float
     """Total surprisal of the predicted tokens in nats."""

@@ -42,6 +42,14 @@ class LanguageModel:
         vocabulary: the `Vocabulary`, which encodes text and decodes ids.
         config: all settings of the run.
         path: the run directory, or None.
+
+    Examples:
+        >>> import recurra
+        >>> lm = recurra.train(hidden_size=8, steps=5)
+        >>> lm
+        LanguageModel(lstm, 1 x 8, char vocabulary of 58, 6,602 parameters)
+        >>> lm.model.num_parameters
+        6602
     """
 
     def __init__(
@@ -82,6 +90,14 @@ class LanguageModel:
             UnknownTokenError: a symbol of the prompt is not in the vocabulary and `unknown` is
                 "error".
             ConfigError: a setting is invalid.
+
+        Examples:
+            >>> import recurra
+            >>> lm = recurra.train(hidden_size=8, steps=5)
+            >>> len(lm.generate("The cat", max_new_tokens=20, temperature=0.8, seed=1))
+            20
+            >>> len(lm.generate("The cat", num_samples=3))
+            3
         """
         config = GenerationConfig(**settings)
         prepared = prepare_text(prompt, self.config.text)
@@ -94,6 +110,13 @@ class LanguageModel:
         """Return an iterator over the continuation of a prompt, in pieces of text.
 
         Arguments and errors are those of `generate`; `num_samples` must be 1.
+
+        Examples:
+            >>> import recurra
+            >>> lm = recurra.train(hidden_size=8, steps=5)
+            >>> pieces = lm.stream("The cat", max_new_tokens=20, seed=1)
+            >>> "".join(pieces) == lm.generate("The cat", max_new_tokens=20, seed=1)
+            True
         """
         config = GenerationConfig(**settings)
         prepared = prepare_text(prompt, self.config.text)
@@ -116,6 +139,13 @@ class LanguageModel:
             ConfigError: `text` is bytes and the model does not have byte tokens, or `window` is
                 less than 1.
             UnknownTokenError: a symbol is not in the vocabulary and `unknown` is "error".
+
+        Examples:
+            >>> import recurra
+            >>> lm = recurra.train(hidden_size=8, steps=5)
+            >>> evaluation = lm.evaluate("The cat sat on the mat.")
+            >>> evaluation.num_tokens
+            22
         """
         return evaluate_document(self.model, self._encode(text, unknown), window=window)
 
@@ -124,6 +154,13 @@ class LanguageModel:
 
         Raises:
             RunError: the model has no run directory, or the run has no validation split.
+
+        Examples:
+            >>> import recurra
+            >>> lm = recurra.train(hidden_size=8, steps=5)
+            >>> evaluation = lm.validate()
+            >>> evaluation.perplexity < len(lm.vocabulary)
+            True
         """
         tokens = self._run_tokens()
         num_chars, num_bytes = predicted_sizes(tokens, self.vocabulary)
@@ -157,6 +194,13 @@ class LanguageModel:
                 None and the run has no validation split.
             ConfigError: a setting is invalid.
             NonFiniteError: the predictions became NaN or infinite, for example with a large lr.
+
+        Examples:
+            >>> import recurra
+            >>> lm = recurra.train(hidden_size=8, steps=5)
+            >>> text = "The cat sat on the mat. " * 10
+            >>> lm.evaluate_dynamically(text).perplexity < lm.evaluate(text).perplexity
+            True
         """
         config = DynamicConfig(**settings)
         tokens = self._run_tokens(with_validation=text is None)
@@ -186,6 +230,13 @@ class LanguageModel:
         Raises:
             SourceError: the text is empty.
             UnknownTokenError: a symbol is not in the vocabulary and `unknown` is "error".
+
+        Examples:
+            >>> import recurra
+            >>> lm = recurra.train(hidden_size=8, steps=5)
+            >>> score = lm.score("The cat sat.")
+            >>> score.surprisal.shape
+            (12,)
         """
         if isinstance(text, bytes) and self.config.text.tokens != "byte":
             text = text.decode("utf-8", "replace")
@@ -198,6 +249,13 @@ class LanguageModel:
 
         Raises:
             RunError: the directory exists and is not empty.
+
+        Examples:
+            >>> import recurra
+            >>> lm = recurra.train(hidden_size=8, steps=5)
+            >>> lm.save("story-model")
+            >>> recurra.load("story-model")
+            LanguageModel(lstm, 1 x 8, char vocabulary of 58, 6,602 parameters)
         """
         directory = RunDirectory(path)
         with directory.prepared(force=False) as staging:
@@ -221,6 +279,14 @@ class LanguageModel:
             SourceError, CorpusError: a source cannot be read.
             RunError: there are no sources, and the model has no run directory or the run has no
                 validation split.
+
+        Examples:
+            >>> from pathlib import Path
+            >>> import recurra
+            >>> lm = recurra.train(hidden_size=8, steps=5)
+            >>> _ = Path("cat.txt").write_text("The cat sat.")
+            >>> lm.read("cat.txt")
+            'The cat sat.'
         """
         sources = as_list(sources)
         if not sources:

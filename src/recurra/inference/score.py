@@ -51,7 +51,15 @@ class LineScore:
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """A text and the surprisal of its characters."""
+    """A text and the surprisal of its characters.
+
+    Examples:
+        >>> import numpy as np
+        >>> from recurra.inference.score import Score
+        >>> score = Score("cat", np.array([1.0, 2.0, 6.0]))
+        >>> score.total_bits, score.bits_per_char
+        (9.0, 3.0)
+    """
 
     text: str
     """The scored text."""

@@ -67,6 +67,15 @@ class RecurrentLM(nn.Module):
 
     Args:
         config: sizes, cell, backend, precision and initialisation.
+
+    Examples:
+        >>> import torch
+        >>> from recurra.config import ModelConfig
+        >>> from recurra.model import RecurrentLM
+        >>> model = RecurrentLM(ModelConfig(cell="lstm", hidden_size=16, vocab_size=50))
+        >>> logits, (h, c) = model(torch.randint(50, (2, 7)))
+        >>> logits.shape, h.shape
+        (torch.Size([2, 7, 50]), torch.Size([1, 2, 16]))
     """
 
     embedding: nn.Parameter

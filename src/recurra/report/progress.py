@@ -44,6 +44,16 @@ class Progress:
     """Base class of progress callbacks; all methods do nothing.
 
     A progress object is also a context manager, which is active during training.
+
+    Examples:
+        >>> import recurra
+        >>> from recurra.report.progress import Progress
+        >>> class PrintReports(Progress):
+        ...     def report(self, record):
+        ...         print("step", record["step"])
+        >>> lm = recurra.train(hidden_size=8, steps=4, report_every=2, progress=PrintReports())
+        step 2
+        step 4
     """
 
     def __enter__(self) -> Self:

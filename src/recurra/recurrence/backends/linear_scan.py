@@ -46,6 +46,13 @@ def linear_scan(
 
     Raises:
         ConfigError: the shapes do not fit, or the backend is unknown or unsupported.
+
+    Examples:
+        >>> import torch
+        >>> from recurra.recurrence.backends.linear_scan import linear_scan
+        >>> a, b = torch.tensor([0.5, 0.5, 0.5]), torch.tensor([1.0, 0.0, 2.0])
+        >>> linear_scan(a, b)
+        tensor([1.0000, 0.5000, 2.2500])
     """
     if initial is None:
         initial = a.new_zeros(a.shape[1:])

@@ -90,6 +90,21 @@ class Cell(ABC):
         traits, name, num_gates, num_states, reads_state: as in `CellTraits`.
         loop: the time loops with hand-derived gradients, or None without any.
         torch_kernel: torch's kernel, or None without one.
+
+    Examples:
+        >>> import torch
+        >>> from recurra.config.cells import CellTraits
+        >>> from recurra.recurrence.cells import Cell, LayerParameters
+        >>> class ElmanCell(Cell):
+        ...     def step(self, projected, state, parameters, dtype):
+        ...         h = torch.tanh(projected + parameters.recurrent_product(state[0], dtype))
+        ...         return h, (h,)
+        >>> traits = CellTraits(name="elman", implementation="my_cells:ElmanCell", num_gates=1)
+        >>> parameters = LayerParameters(weight_ih=torch.randn(4, 3), weight_hh=torch.randn(4, 4))
+        >>> projected, h = torch.randn(2, 4), torch.zeros(2, 4)
+        >>> output, (h,) = ElmanCell(traits).step(projected, (h,), parameters, torch.float32)
+        >>> output.shape
+        torch.Size([2, 4])
     """
 
     loop: ClassVar[TimeLoop | None] = None
