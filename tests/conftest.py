@@ -20,9 +20,6 @@ TEXT = "the cat sat on the mat and the dog sat on the log. " * 40
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order the slow files first, so that parallel workers finish at about the same time."""
-    for item in items:
-        if item.path.name == "test_processes.py" or "two_processes" in item.name:
-            item.add_marker(pytest.mark.torchrun)
     order = {name: number for number, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
 

@@ -7,12 +7,14 @@ import types
 
 import pytest
 
+from conformance import checks
 from recurra import api
 from recurra.cli import main as command_line
 from recurra.config.backends import BACKEND_MODULES
 from recurra.config.optimizers import OPTIMIZERS, OptimizerSpec
 from recurra.engine import select
 from recurra.errors import ConfigError, TrainingInterrupted
+from recurra.recurrence.cells import CELLS
 from recurra.report.progress import Progress
 from recurra.runtime.clock import Clock
 from recurra.training import run as run_module
@@ -40,6 +42,7 @@ def losses(folder):
 
 def test_backend_added_as_one_file_and_row_trains(source, tmp_path, monkeypatch):
     monkeypatch.setitem(BACKEND_MODULES, "toy", "support.toy_backend")
+    assert checks.check_backend("toy", CELLS) == ["rnn"]
     options = {"steps": 8, "report_every": 4, "cell": "rnn", **SMALL}
     api.train(source, out=tmp_path / "toy", backend="toy", **options)
     api.train(source, out=tmp_path / "reference", backend="reference", **options)
@@ -51,6 +54,7 @@ def test_backend_added_as_one_file_and_row_trains(source, tmp_path, monkeypatch)
 
 def test_optimizer_added_as_one_file_and_row_trains(source, tmp_path, toy_optimizer, caplog):
     caplog.set_level(logging.INFO, logger="recurra")
+    checks.check_optimizer("sign-momentum", momentum=0.9, lr=2e-3)
     api.train(source, out=tmp_path / "run", steps=60, report_every=20, **toy_optimizer)
     first, *_, last = losses(tmp_path / "run")
     assert last < first - 0.1

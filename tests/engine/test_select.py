@@ -5,7 +5,8 @@ import logging
 import pytest
 import torch
 
-from recurra.config import ModelConfig
+from recurra.config import ModelConfig, TrainingConfig
+from recurra.config.optimizers import OPTIMIZERS, OptimizerSpec
 from recurra.engine import select
 from recurra.engine.autograd import AutogradGradients
 from recurra.engine.compiled_gradients import CompiledGradients
@@ -43,6 +44,15 @@ def test_select_gradients_unsupported_logs_reason(options, num_processes, reason
         selected = select_gradients(make(**options), Processes(count=num_processes))
     assert isinstance(selected, AutogradGradients)
     assert reason in caplog.text
+
+
+@needs_kernels
+def test_select_gradients_optimizer_without_kernel_uses_autograd(monkeypatch):
+    row = OptimizerSpec("support.toy_optimizer:SignMomentum", ("momentum",), slots=("mean",))
+    monkeypatch.setitem(OPTIMIZERS, "sign-momentum", row)
+    config = TrainingConfig(optimizer="sign-momentum", steps=1)
+    assert isinstance(select_gradients(make(), config=config), AutogradGradients)
+    assert isinstance(select_gradients(make(), config=TrainingConfig()), CompiledGradients)
 
 
 @needs_kernels

@@ -35,6 +35,7 @@ def test_resume_matches_record_of_uninterrupted_run(tmp_path):
     assert_matches(tmp_path / "run", RECORD["scenarios"][scenarios.RESUMED])
 
 
+@pytest.mark.torchrun
 def test_train_in_two_processes_matches_record(tmp_path):
     scenarios.train_in_two_processes(scenarios.RESUMED, tmp_path / "run")
     assert_matches(tmp_path / "run", RECORD["two_processes"])

@@ -74,13 +74,13 @@ def test_compiled_decoder_every_setting_equals_plain(settings: dict[str, Any]) -
 def test_compiled_decoder_every_model_equals_plain(
     monkeypatch: pytest.MonkeyPatch, cell: str, options: dict[str, Any], samples: int, threads: int
 ) -> None:
-    monkeypatch.setattr(compiled_decoder, "NUMBERS_PER_THREAD", 1)
+    monkeypatch.setattr(compiled_decoder, "MIN_VALUES_PER_THREAD", 1)
     torch.set_num_threads(threads)
     assert_same({"cell": cell} | options, {"num_samples": samples, "top_p": 0.9}, [])
 
 
 def test_compiled_decoder_unfolded_embedding_equals_plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled_decoder, "MOST_FOLDED", 22)
+    monkeypatch.setattr(compiled_decoder, "MAX_FOLDED_VOCAB", 22)
     for width in (5, 16):
         assert_same({"cell": "gru", "embedding_size": width}, {"num_samples": 3}, [4])
 
@@ -125,7 +125,7 @@ def test_compiled_decoder_yields_tokens_before_nan_then_raises() -> None:
 def test_compiled_decoder_nan_in_one_sample_stops_all_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(compiled_decoder, "NUMBERS_PER_THREAD", 1)
+    monkeypatch.setattr(compiled_decoder, "MIN_VALUES_PER_THREAD", 1)
     torch.set_num_threads(4)  # two groups of two threads, each with four or five samples
     model = make("native", cell="lstm", embedding_size=0)
     config = GenerationConfig(max_new_tokens=200, num_samples=9, seed=5)

@@ -37,10 +37,10 @@ def test_buffer_pool_never_lends_other_dtype_or_larger_buffer(pool):
 
 def test_buffer_pool_drops_oldest_buffers_when_full(pool):
     like = torch.zeros(1)
-    many = [pool.borrow(20_000 + n, like=like) for n in range(3 * buffers.MOST_BUFFERS)]
+    many = [pool.borrow(20_000 + n, like=like) for n in range(3 * buffers.MAX_FREE_BUFFERS)]
     many += [pool.borrow(10, like=like) for _ in range(100)]
     del many
-    assert len(pool._free) == buffers.MOST_BUFFERS
+    assert len(pool._free) == buffers.MAX_FREE_BUFFERS
     assert pool.free_bytes == sum(b.nbytes for b in pool._free)
 
 

@@ -127,7 +127,7 @@ def test_build_by_two_processes_compiles_once(cache, compiler, capsys):
     assert main(["kernels", "build"]) == 0
     assert capsys.readouterr().out.strip() == str(builder.built_library())
     assert main(["kernels", "clean"]) == 0
-    assert capsys.readouterr().out.startswith("1 removed")
+    assert capsys.readouterr().out.startswith("removed 1 ")
     assert builder.built_library() is None
 
 

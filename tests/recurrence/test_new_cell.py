@@ -11,14 +11,14 @@ import pytest
 import torch
 
 import recurra
+from conformance import checks
 from recurra.config import ModelConfig
 from recurra.config.cells import CELL_TRAITS, CellTraits, register_cell
 from recurra.errors import ConfigError
 from recurra.kernels import builder
 from recurra.model import RecurrentLM
-from recurra.recurrence import layer as recurrent_layer
 from recurra.recurrence.backends import require_backend
-from recurra.recurrence.cells import CELLS, Cell, LayerParameters
+from recurra.recurrence.cells import CELLS, Cell
 
 
 class MguCell(Cell):
@@ -139,16 +139,8 @@ def test_register_cell_existing_name_raises():
         make()
 
 
-def test_new_cell_passes_gradcheck(mgu):
-    torch.manual_seed(0)
-    shapes = [(5, 2, 3), (2, 4), (8, 3), (8, 4), (8,), (8,)]
-    leaves = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
-
-    def function(inputs, h, *parameters):
-        outputs, final = recurrent_layer.run("mgu", inputs, (h,), LayerParameters(*parameters))
-        return outputs, *final
-
-    assert torch.autograd.gradcheck(function, leaves)
+def test_new_cell_passes_the_checks_of_cells(mgu):
+    checks.check_cell("mgu")
 
 
 def test_new_cell_trains_in_recurrent_lm(mgu):

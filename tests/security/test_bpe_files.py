@@ -31,7 +31,7 @@ def merges(values: dict[str, Any]) -> list[Any]:
 
 
 BPE_CORRUPTIONS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "no model": (lambda v: v["tokenizer"].pop("model"), "tokenizer' has no model"),
+    "no model": (lambda v: v["tokenizer"].pop("model"), "tokenizer'.* model"),
     "no vocab": (lambda v: v["tokenizer"]["model"].pop("vocab"), "vocab' must have 256 to"),
     "one token": (
         lambda v: v["tokenizer"]["model"].update(vocab={"a": 0}),
@@ -46,7 +46,7 @@ BPE_CORRUPTIONS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda v: vocab(v).update(zz=vocab(v).pop("z")),
         "lacks the byte 122",
     ),
-    "a duplicate id": (lambda v: vocab(v).update({"at": 3}), "the id 3, and"),
+    "a duplicate id": (lambda v: vocab(v).update({"at": 3}), "the id 3;"),
     "an id too large": (
         lambda v: vocab(v).update({"at": 2**40}),
         "'at' the id 1099511627776",

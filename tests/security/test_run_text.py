@@ -68,7 +68,10 @@ TOKEN_CORRUPTIONS: dict[str, tuple[Corruption, str]] = {
         write("tokens.json", nested(100_000)),
         "is damaged: it is nested too deeply",
     ),
-    "duplicate key": (write("tokens.json", b'{"version": 1, "version": 1}'), "'version' .*twice"),
+    "duplicate key": (
+        write("tokens.json", b'{"version": 1, "version": 1}'),
+        "'version' .*repeated",
+    ),
     "1 GiB of JSON": (grow("tokens.json", 1 << 30), "is too large"),
 }
 
@@ -101,12 +104,12 @@ RECORD = {"step": 1, "seconds": 1, "train_nats": 1, "tokens_per_second": 1, "val
 
 
 LINE_CORRUPTIONS: dict[str, tuple[bytes, str]] = {
-    "duplicate key": (b'{"step": 1, "step": 2}\n', "'step' .*twice .*line 1"),
+    "duplicate key": (b'{"step": 1, "step": 2}\n', "'step' .*repeated .*line 1"),
     "nested 9,999 deep": (b'{"step": ' + b"[" * 9999 + b"]" * 9999 + b"}\n", "too deeply"),
-    "a list": (b"[]\n", "one JSON object"),
+    "a list": (b"[]\n", "JSON object"),
     "no step": (b"{}\n", "line 1 is damaged"),
     "missing fields": (b'{"step": 1}\n', "seconds is"),
-    "NaN": (b'{"step": NaN}\n', "NaN is no number"),
+    "NaN": (b'{"step": NaN}\n', "NaN"),
     "not UTF-8": (b"\xff\n", "is damaged"),
     "a long line": (b" " * 5_000_000 + b"\n", "line 1 is too long"),
     "many lines": (

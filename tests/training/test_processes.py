@@ -21,9 +21,10 @@ from recurra.runtime.clock import Clock
 from recurra.runtime.distributed import Processes
 from recurra.training import run as run_module
 
-pytestmark = pytest.mark.skipif(
-    not torch.distributed.is_gloo_available(), reason="this torch has no gloo"
-)
+pytestmark = [
+    pytest.mark.torchrun,
+    pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo"),
+]
 
 # Nine rows, so that the two processes have four and five.
 OPTIONS = [

@@ -94,7 +94,9 @@ def format_help(command: type, name: str, columns: int) -> str:
 
 def _entry(option: Option, columns: int) -> str:
     left = f"  {option.name} {option.value}".rstrip()
-    shows_default = option.default not in ("none", "off", "required")
+    # A text such as "By default, ..." describes what happens without a value.
+    is_described = option.default == "none" and "default" in option.meaning.lower()
+    shows_default = option.default not in ("off", "required") and not is_described
     text = option.meaning + (f" (default: {option.default})" if shows_default else "")
     indent = " " * min(_LEFT_COLUMN, columns // 3)
     if len(left) + 2 <= len(indent):

@@ -23,10 +23,10 @@ from recurra.model.recurrent_lm import RecurrentLM
 from recurra.recurrence.backends.native_passes import LayerPasses, Trace
 from recurra.recurrence.precision import product
 
-MOST_FOLDED = 1024
+MAX_FOLDED_VOCAB = 1024
 """Maximum vocabulary size for which the embedding is multiplied with the first layer's input weight
 in advance."""
-NUMBERS_PER_THREAD = 30_000
+MIN_VALUES_PER_THREAD = 30_000
 """Minimum number of weights, times samples, per thread; with fewer, a thread waits longer at
 barriers than it computes."""
 
@@ -77,12 +77,12 @@ class CompiledDecoder(Decoder):
     def _make_table(self) -> Tensor | None:
         """Return the first layer's input projection of every token, (V, G*H).
 
-        None if the embedding has more than `MOST_FOLDED` rows.
+        None if the embedding has more than `MAX_FOLDED_VOCAB` rows.
         """
         model = self.model
         first = model.layers()[0]
         if model.config.embedding_size:
-            if len(model.embedding) > MOST_FOLDED:
+            if len(model.embedding) > MAX_FOLDED_VOCAB:
                 return None
             first = first._replace(
                 weight_ih=product(first.weight_ih, model.embedding, model.product_dtype)
@@ -165,7 +165,7 @@ class CompiledDecoder(Decoder):
     def _threads(self, samples: int) -> int:
         """Return the number of threads, such that each has enough work between two barriers."""
         numbers = self.model.num_parameters * samples
-        return max(1, min(library.threads(), numbers // NUMBERS_PER_THREAD))
+        return max(1, min(library.threads(), numbers // MIN_VALUES_PER_THREAD))
 
 
 def _version(parameter: Tensor) -> tuple[int, int]:

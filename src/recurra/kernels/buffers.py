@@ -18,8 +18,8 @@ from torch import Tensor
 
 SMALLEST_BYTES = 2**16
 """Smaller buffers are not worth keeping: the allocator has them at hand without page faults."""
-MOST_BYTES = 2**28
-MOST_BUFFERS = 64
+MAX_FREE_BYTES = 2**28
+MAX_FREE_BUFFERS = 64
 
 
 class Workspace(Protocol):
@@ -60,7 +60,7 @@ class BufferPool:
         with self._lock:
             self._free.append(buffer)
             self.free_bytes += buffer.nbytes
-            while self.free_bytes > MOST_BYTES or len(self._free) > MOST_BUFFERS:
+            while self.free_bytes > MAX_FREE_BYTES or len(self._free) > MAX_FREE_BUFFERS:
                 self.free_bytes -= self._free.popleft().nbytes
 
     def _take(self, numel: int, like: Tensor) -> Tensor:

@@ -138,7 +138,7 @@ class CheckpointStore:
     def remove_unfinished(self) -> None:
         """Remove the unfinished checkpoints of a killed process.
 
-        A checkpoint that was renamed to make room for an unfinished one is restored.
+        A checkpoint that was moved aside for an unfinished one is restored.
         """
         for aside in self.folder.glob(f".step-*.old{UNFINISHED}"):
             place = self.folder / aside.name[1 : -len(f".old{UNFINISHED}")]

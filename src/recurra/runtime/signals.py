@@ -21,7 +21,7 @@ SIGNALS = [
 ]
 """The signals that are handled; Windows has no SIGHUP."""
 
-PATIENCE = 5.0
+SIGNAL_GRACE_SECONDS = 5.0
 """Grace period in seconds; a signal that arrives later raises during the step."""
 
 
@@ -45,7 +45,7 @@ class StopSignals:
     def deferred(self) -> Iterator[None]:
         """Record signals inside the context, without raising.
 
-        A signal that arrives more than `PATIENCE` seconds after the first one raises at once.
+        A signal that arrives more than `SIGNAL_GRACE_SECONDS` seconds after the first one raises at once.
         """
         with self._set(deferred=True, protected=False):
             yield
@@ -89,7 +89,7 @@ class StopSignals:
             if not self._deferred:
                 raise TrainingInterrupted(signum)
             self.on_first()
-        elif not self._protected and time.monotonic() - self._since > PATIENCE:
+        elif not self._protected and time.monotonic() - self._since > SIGNAL_GRACE_SECONDS:
             # Earlier signals are ignored so that the save in progress can finish.
             raise TrainingInterrupted(signum)
 

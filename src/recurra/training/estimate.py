@@ -50,7 +50,8 @@ def seconds_per_step(
     batch = stream.typical_batch(MAX_TRIAL_STEPS)
     ids = torch.from_numpy(batch.ids).to(model.device)
     targets = torch.from_numpy(batch.targets).to(model.device)
-    gradients, scale = select_gradients(model, processes), stream.recurrent_gradient_scale
+    gradients = select_gradients(model, processes, stream.config)
+    scale = stream.recurrent_gradient_scale
 
     def pass_once() -> None:
         gradients.compute(ids, targets, recurrent_gradient_scale=scale)
@@ -145,9 +146,9 @@ def announce_plan(session: TrainingSession) -> None:
     processes, budget = session.context.processes, session.budget
     seconds = seconds_per_step(session.model, session.stream, processes)
     # A forward pass takes a third of a training step. The first evaluation replaces this estimate.
-    num_val = len(session.dataset.val)
+    num_val = min(len(session.dataset.val), MAX_VALIDATION_TOKENS)
     num_batches = num_val / (session.config.batch_size * session.stream.num_steps)
-    budget.reserve = seconds * min(num_batches, MAX_VALIDATION_TOKENS) / 3 + 0.5
+    budget.reserve = seconds * num_batches / 3 + 0.5
     session.context.progress.plan(describe_plan(session, seconds))
 
 

@@ -28,9 +28,9 @@ from recurra.training.session import TrainingSession
 
 SECONDS_BETWEEN = 30.0
 """Minimum number of seconds between two checkpoints, except after a report."""
-LARGEST_SHARE = 0.01
+MAX_CHECKPOINT_SHARE = 0.01
 """Maximum fraction of the time that is spent on writing checkpoints."""
-KEPT = 2
+KEEP_LAST = 2
 """Number of checkpoints to keep: the newest, and the one before it in case of disk errors."""
 DECISION = "checkpoint"
 
@@ -168,7 +168,7 @@ class Checkpointing(Callback):
         if self.config.checkpoint_every is not None:
             return state.step % self.config.checkpoint_every == 0
         seconds = self._costs[-1].seconds if self._costs else 0.0
-        pause = seconds / LARGEST_SHARE
+        pause = seconds / MAX_CHECKPOINT_SHARE
         if not at_report:
             pause = max(pause, SECONDS_BETWEEN)
         return self.context.clock.now() - self._when >= pause
@@ -194,7 +194,7 @@ class Checkpointing(Callback):
         self._has_shown_size = True
         every = self.config.checkpoint_every
         seconds = self._costs[-1].seconds
-        pause = max(seconds / LARGEST_SHARE, SECONDS_BETWEEN)
+        pause = max(seconds / MAX_CHECKPOINT_SHARE, SECONDS_BETWEEN)
         interval = f"{every:,} steps" if every else f"{format_seconds(pause)} and after reports"
         self.context.progress.saving(
             f"checkpoint: {self._size()} written in {seconds:.2f} s, repeated every {interval}"
@@ -204,8 +204,8 @@ class Checkpointing(Callback):
         return f"{self._costs[-1].num_bytes / 1e6:.1f} MB"
 
     def _remove_superseded(self, names: list[str], state: TrainState) -> None:
-        """Keep the last `KEPT` of these checkpoints, and the one that a rollback returns to."""
-        kept = set(names[-KEPT:])
+        """Keep the last `KEEP_LAST` of these checkpoints, and the one that a rollback returns to."""
+        kept = set(names[-KEEP_LAST:])
         if self.config.on_nan == "rollback":
             kept.add(name_of(state.last_report))
         self.checkpoints.keep_only(kept)

@@ -29,7 +29,7 @@ LEARNING_PER_REPORT = 20.0
 """With a time budget, minimum ratio of the time between two reports to the duration of a report."""
 MAX_VALIDATION_TOKENS = 2**18
 """Maximum number of validation tokens in a report; `recurra eval` uses all of them."""
-HOPELESS = 10.0
+DIVERGENCE_FACTOR = 10.0
 """Training has diverged if the loss exceeds this multiple of log(vocab_size)."""
 
 
@@ -63,7 +63,7 @@ class Evaluation(Callback):
         """Compute and publish a report if one is due.
 
         Raises:
-            DivergenceError: the training loss exceeds `HOPELESS` times log(vocab_size).
+            DivergenceError: the training loss exceeds `DIVERGENCE_FACTOR` times log(vocab_size).
             NonFiniteError: the model's logits are NaN or infinite.
         """
         if self._is_due(session):
@@ -176,7 +176,7 @@ def _interruptible(context: RunContext) -> AbstractContextManager[None]:
 def _check_loss(session: TrainingSession) -> None:
     uniform = math.log(len(session.dataset.vocabulary))
     nats = session.state.since_report.mean_nats
-    if nats > HOPELESS * max(uniform, 1.0):
+    if nats > DIVERGENCE_FACTOR * max(uniform, 1.0):
         raise DivergenceError(
             f"training diverged by step {session.state.step}: the loss is {nats:.1f} nats per"
             f" token, and that of uniform predictions {uniform:.1f}; try a smaller --lr (it is"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from recurra.errors import TrainingInterrupted
-from recurra.runtime.signals import PATIENCE
+from recurra.runtime.signals import SIGNAL_GRACE_SECONDS
 from recurra.training.callbacks.callback import Callback
 from recurra.training.session import TrainingSession
 
@@ -15,7 +15,7 @@ class SignalHandling(Callback):
         """Register a message that is shown when the first signal arrives."""
         session.context.signals.on_first = lambda: session.context.progress.message(
             "a checkpoint will be saved after this step; to stop at once, send the signal again"
-            f" after {PATIENCE:.0f} s"
+            f" after {SIGNAL_GRACE_SECONDS:.0f} s"
         )
 
     def before_step(self, session: TrainingSession) -> None:
