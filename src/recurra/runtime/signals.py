@@ -45,7 +45,7 @@ class StopSignals:
     def deferred(self) -> Iterator[None]:
         """Record signals inside the context, without raising.
 
-        A signal that arrives more than `SIGNAL_GRACE_SECONDS` seconds after the first one raises at once.
+        A signal that arrives more than `SIGNAL_GRACE_SECONDS` after the first one raises at once.
         """
         with self._set(deferred=True, protected=False):
             yield

@@ -204,7 +204,7 @@ class Checkpointing(Callback):
         return f"{self._costs[-1].num_bytes / 1e6:.1f} MB"
 
     def _remove_superseded(self, names: list[str], state: TrainState) -> None:
-        """Keep the last `KEEP_LAST` of these checkpoints, and the one that a rollback returns to."""
+        """Keep the last `KEEP_LAST` checkpoints, and the one that a rollback returns to."""
         kept = set(names[-KEEP_LAST:])
         if self.config.on_nan == "rollback":
             kept.add(name_of(state.last_report))
