@@ -70,9 +70,12 @@ class Decoder(ABC):
         self.state = tuple(part.expand(shape).contiguous() for part in state)
         return _to_numpy(self.model.logits(hidden[-1]).expand(self.num_samples, -1))
 
-    @torch.no_grad()
     def step(self, tokens: Ids) -> Logits:
         """Read one token of each sample, (S,); return the logits of the next, (S, V) float64."""
+        if torch.is_grad_enabled():
+            # Entering no_grad again for every token would take 2 % of a step.
+            with torch.no_grad():
+                return self.step(tokens)
         ids = torch.from_numpy(tokens).to(self.model.device)
         logits, self.state = self.model(ids[:, None], self.state)
         return _to_numpy(logits[:, -1])
@@ -105,10 +108,11 @@ class PlainDecoder(Decoder):
 
     def decode(self, tokens: Ids, num_steps: int, sampler: Sampler) -> Ids:
         """Generate tokens; see `Decoder.decode`."""
-        chosen = np.empty((num_steps, self.num_samples), dtype=np.int64)
-        for number in range(num_steps):
-            tokens = chosen[number] = sampler.choose(self.step(tokens))
-        return chosen
+        chosen = []
+        for _ in range(num_steps):
+            tokens = sampler.choose(self.step(tokens))
+            chosen.append(tokens)
+        return np.array(chosen)
 
 
 def _to_numpy(logits: Tensor) -> Logits:

@@ -41,8 +41,8 @@ def find_cell(name: str) -> Cell:
     Raises:
         ConfigError: there is none; the message lists those there are.
     """
-    traits = cell_traits(name)
     if name not in CELLS:
+        traits = cell_traits(name)
         module, _, class_name = traits.implementation.partition(":")
         CELLS[name] = getattr(import_module(module), class_name)(traits)
     return CELLS[name]
