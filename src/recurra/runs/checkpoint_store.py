@@ -23,6 +23,8 @@ from pathlib import Path
 
 from recurra.errors import RunError
 from recurra.io.files import UNFINISHED, flush, remove_unfinished, write_bytes
+from recurra.io.tensors import Tensors, TensorSpec, read_tensor_file
+from recurra.runs.checkpoint import STATE, CheckpointRecord
 
 MANIFEST = "manifest.sha256"
 _NAME = re.compile(r"step-(\d{8,})(-final)?")
@@ -62,6 +64,10 @@ class CheckpointStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    def path_of(self, name: str) -> Path:
+        """Return the path of a checkpoint."""
+        return self.folder / name
 
     def names(self) -> list[str]:
         """Return the names of all checkpoints, including damaged ones, the oldest first."""
@@ -128,6 +134,25 @@ class CheckpointStore:
                 )
         if found != _manifest(digests):
             raise RunError(f"{manifest} is damaged, or a file that it lists is missing")
+
+    def read_record(self, name: str) -> CheckpointRecord:
+        """Read the JSON files of a checkpoint.
+
+        Raises:
+            RunError: if a file is missing or damaged.
+        """
+        return CheckpointRecord.read(self.folder / name)
+
+    def read_state(
+        self, name: str, specs: Mapping[str, TensorSpec], optional: Collection[str]
+    ) -> Tensors:
+        """Read the tensors of a checkpoint; see `read_tensor_file`."""
+        return read_tensor_file(self.folder / name / STATE, specs, optional=optional)[0]
+
+    def read_file(self, name: str, file: str) -> bytes | None:
+        """Return the contents of a file of a checkpoint, or None if there is no such file."""
+        path = self.folder / name / file
+        return path.read_bytes() if path.is_file() else None
 
     def keep_only(self, names: Collection[str]) -> None:
         """Remove all checkpoints except the named ones."""

@@ -22,7 +22,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from reprlib import repr as shortened
@@ -45,7 +45,9 @@ from recurra.io.files import (
     write_bytes,
     write_json,
 )
-from recurra.runs.checkpoint_store import is_name
+from recurra.model.recurrent_lm import RecurrentLM
+from recurra.runs.checkpoint_store import CheckpointStore, is_name
+from recurra.runs.weights import load_weights
 from recurra.version import __version__
 
 FORMAT = 1
@@ -59,6 +61,12 @@ METRICS = {
     "perplexity": True,
 }
 """The required fields of a line of metrics.jsonl, and whether each can be null."""
+HISTORIES = METRICS_FILE, SAMPLES_FILE, FAILURES_FILE = (
+    "metrics.jsonl",
+    "samples.jsonl",
+    "failures.jsonl",
+)
+"""The files to which training appends one line at a time."""
 TOKEN_FILES = ("tokens.bin", "tokens.json", "vocabulary.json")
 
 
@@ -74,10 +82,8 @@ class RunDirectory:
         self.config = self.path / "config.json"
         self.vocabulary = self.path / "vocabulary.json"
         self.model = self.path / "model.safetensors"
-        self.metrics = self.path / "metrics.jsonl"
-        self.samples = self.path / "samples.jsonl"
-        self.failures = self.path / "failures.jsonl"
-        self.checkpoints = self.path / "checkpoints"
+        self.metrics, self.samples, self.failures = (self.path / name for name in HISTORIES)
+        self.checkpoints = CheckpointStore(self.path / "checkpoints")
         self.curve = self.path / "loss.svg"
         self._lock = FileLock(self.path / LOCK)
 
@@ -101,7 +107,7 @@ class RunDirectory:
     @property
     def has_copy_of_model(self) -> bool:
         """Whether a checkpoint contains a copy of the best weights."""
-        return any(self.checkpoints.glob("step-*/best.safetensors"))
+        return any(self.checkpoints.folder.glob("step-*/best.safetensors"))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -252,12 +258,24 @@ class RunDirectory:
         named |= {self.path / name for name in TOKEN_FILES}
         if file.name.startswith("."):
             return file.name in (LOCK, JOB) or file.name.endswith(UNFINISHED)
-        is_checkpoint = file.parent.parent == self.checkpoints and is_name(file.parent.name)
+        is_checkpoint = file.parent.parent == self.checkpoints.folder and is_name(file.parent.name)
         return file in named or is_checkpoint or file.parent.name.endswith(UNFINISHED)
 
     def histories(self) -> tuple[Path, ...]:
         """Return the paths of the JSON lines files, to which training appends."""
         return self.metrics, self.samples, self.failures
+
+    def read_histories(self) -> dict[str, bytes]:
+        """Return the contents of the histories that exist, by file name."""
+        return {file.name: file.read_bytes() for file in self.histories() if file.is_file()}
+
+    def restore_histories(self, files: Mapping[str, bytes | None]) -> None:
+        """Replace these files by the given contents; None removes a file."""
+        for name, data in files.items():
+            if data is None:
+                (self.path / name).unlink(missing_ok=True)
+            else:
+                replace_bytes(self.path / name, data)
 
     def remove_histories(self) -> None:
         """Remove the JSON lines files of an earlier training run."""
@@ -279,6 +297,15 @@ class RunDirectory:
     def write_weights(self, data: bytes) -> None:
         """Replace model.safetensors."""
         replace_bytes(self.model, data)
+
+    def load_best_weights(self, model: RecurrentLM) -> None:
+        """Load model.safetensors into a model, if the file exists.
+
+        Raises:
+            RunError: if the file is damaged or does not match the model.
+        """
+        if self.model.is_file():
+            load_weights(self.model, model)
 
     def write_config(self, config: RunConfig, sources: list[str]) -> None:
         """Write config.json."""

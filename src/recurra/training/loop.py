@@ -15,8 +15,8 @@ from recurra.engine.select import select_engine
 from recurra.errors import LostProcessError, NonFiniteError, TrainingInterrupted
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.report.overfitting import describe_overfitting
-from recurra.runs.directory import RunDirectory
-from recurra.runs.weights import load_weights, save_weights
+from recurra.runs.store import RunStore
+from recurra.runs.weights import weights_to_bytes
 from recurra.training.batch_schedule import GrowingStream
 from recurra.training.budget import Budget
 from recurra.training.callbacks.batch_growth import BatchGrowth
@@ -40,7 +40,7 @@ class TrainingLoop:
         dataset: the tokens.
         config: the training configuration.
         identity: the properties that a checkpoint must share with this run, see `compatibility.py`.
-        directory: the run directory for metrics, weights and checkpoints.
+        store: the storage of metrics, weights and checkpoints, such as a `RunDirectory`.
         context: clock, processes, signals and progress display.
         prompts: prompts of the samples, preprocessed like the text.
 
@@ -54,7 +54,7 @@ class TrainingLoop:
         dataset: TokenDataset,
         config: TrainingConfig,
         identity: dict[str, Any],
-        directory: RunDirectory,
+        store: RunStore,
         context: RunContext,
         prompts: tuple[str, ...] = (),
     ) -> None:
@@ -65,11 +65,11 @@ class TrainingLoop:
             config=config,
             engine=select_engine(model, config, context.processes),
             context=context,
-            directory=directory,
+            store=store,
             data=data,
             budget=Budget(config, data.now.epoch_length(), context.clock),
         )
-        self.checkpointing = Checkpointing(directory, config, identity, context)
+        self.checkpointing = Checkpointing(store, config, identity, context)
         self.callbacks: list[Callback] = [
             Evaluation(prompts, self.checkpointing),
             EarlyStopping(config.patience),
@@ -146,7 +146,7 @@ class TrainingLoop:
     def _start_from_zero(self) -> None:
         session = self.session
         if session.context.processes.is_first:
-            session.directory.remove_histories()
+            session.store.remove_histories()
         # If the disk is full, training fails now instead of after the first report.
         self.checkpointing.save(session)
         session.budget.began = session.timing.began = session.budget.clock.seconds()
@@ -196,10 +196,9 @@ class TrainingLoop:
         session = self.session
         # Barrier: the first process must have written the weights that all processes load.
         session.context.processes.sum([0.0])
-        if session.directory.model.is_file():
-            load_weights(session.directory.model, session.model)
+        session.store.load_best_weights(session.model)
         session.model.eval()
-        records = session.directory.read_metrics()
+        records = session.store.read_metrics()
         self.checkpointing.show_cost(session.budget.clock.seconds())
         if (overfitting := describe_overfitting(records)) is not None:
             session.context.progress.message(overfitting)
@@ -222,11 +221,11 @@ class TrainingLoop:
             # There was no report yet, so the current weights are saved as the best ones.
             record = {"step": session.state.step, "nats": None}
             with session.engine.averaged_weights():
-                save_weights(session.directory.model, session.model, record)
+                session.store.write_weights(weights_to_bytes(session.model, record))
         # Barrier: torchrun ends all processes when one exits, even while the first one is writing.
         session.context.processes.sum([0.0])
         raise TrainingInterrupted(
-            stop.signum, f"saved in {session.directory.path}; {self._how_to_resume()}"
+            stop.signum, f"saved in {session.store.path}; {self._how_to_resume()}"
         ) from None
 
     def _deferred_signals(self) -> AbstractContextManager[None]:
@@ -237,4 +236,4 @@ class TrainingLoop:
 
     def _how_to_resume(self) -> str:
         step = f"step {self.checkpointing.last_step:,}"
-        return f"recurra train --resume {self.session.directory.path} continues from {step}"
+        return f"recurra train --resume {self.session.store.path} continues from {step}"

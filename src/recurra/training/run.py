@@ -25,7 +25,6 @@ from recurra.errors import (
 from recurra.inference.language_model import LanguageModel, Source, predicted_sizes
 from recurra.report.curve import write_svg
 from recurra.report.progress import Progress
-from recurra.runs.checkpoint_store import CheckpointStore
 from recurra.runs.compatibility import FREE_SETTINGS, identity
 from recurra.runs.directory import RunDirectory
 from recurra.runtime.clock import Clock
@@ -160,7 +159,7 @@ def _run(
             prepared_prompts(config),
         )
         try:
-            if CheckpointStore(folder.checkpoints).names():
+            if folder.checkpoints.names():
                 trainer.resume()
             records = trainer.fit()
         except TrainingInterrupted as stop:
@@ -184,7 +183,7 @@ def _locked(folder: RunDirectory, processes: Processes) -> Iterator[None]:
         def lock() -> str:
             stack.enter_context(folder.locked())
             folder.remove_unfinished()
-            CheckpointStore(folder.checkpoints).remove_unfinished()
+            folder.checkpoints.remove_unfinished()
             return ""
 
         processes.run_on_first(lock)

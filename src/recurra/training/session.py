@@ -12,7 +12,7 @@ from recurra.engine.engine import Engine
 from recurra.errors import NonFiniteError
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.report.progress import StepMetrics
-from recurra.runs.directory import RunDirectory
+from recurra.runs.store import RunStore
 from recurra.runs.train_state import Timing, TrainState
 from recurra.runtime.signals import SIGNALS
 from recurra.training.batch_schedule import GrowingStream
@@ -60,7 +60,7 @@ class TrainingSession:
         config: the training configuration.
         engine: executes the steps.
         context: clock, processes, signals and progress display.
-        directory: the run directory for metrics, weights and checkpoints.
+        store: the storage of metrics, weights and checkpoints.
         data: the batches of all stages.
         budget: the training budget.
         state, timing: the part of the state that is saved in checkpoints.
@@ -74,7 +74,7 @@ class TrainingSession:
     config: TrainingConfig
     engine: Engine
     context: RunContext
-    directory: RunDirectory
+    store: RunStore
     data: GrowingStream
     budget: Budget
     state: TrainState = field(default_factory=TrainState)

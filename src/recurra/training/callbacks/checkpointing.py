@@ -6,20 +6,20 @@ The first process writes checkpoints; all processes read them.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from recurra.config import TrainingConfig
 from recurra.engine.generators import OPTIONAL
 from recurra.errors import ConfigError, RunError
-from recurra.io.files import replace_bytes
-from recurra.io.tensors import Tensors, read_tensor_file, to_bytes
+from recurra.io.tensors import Tensors, to_bytes
 from recurra.report.progress import format_seconds
 from recurra.runs.checkpoint import BEST, STATE, CheckpointRecord
-from recurra.runs.checkpoint_store import CheckpointStore, Cost, name_of, step_of
+from recurra.runs.checkpoint_store import Cost, name_of, step_of
 from recurra.runs.compatibility import differences, environment
-from recurra.runs.directory import RunDirectory
+from recurra.runs.directory import HISTORIES, METRICS_FILE, SAMPLES_FILE
+from recurra.runs.store import RunStore
 from recurra.runs.train_state import TrainState
 from recurra.training.batch_schedule import at_stage
 from recurra.training.callbacks.callback import Callback
@@ -54,7 +54,7 @@ class Checkpointing(Callback):
         best_weights: the best weights, set by evaluation and saved in every checkpoint.
 
     Args:
-        directory: the run directory.
+        store: the storage of the run.
         config: the training configuration.
         identity: the properties that a checkpoint must share with the run, see
             `compatibility.identity`.
@@ -63,13 +63,13 @@ class Checkpointing(Callback):
 
     def __init__(
         self,
-        directory: RunDirectory,
+        store: RunStore,
         config: TrainingConfig,
         identity: dict[str, Any],
         context: RunContext,
     ) -> None:
-        self.directory, self.config, self.context = directory, config, context
-        self.checkpoints = CheckpointStore(directory.checkpoints)
+        self.store, self.config, self.context = store, config, context
+        self.checkpoints = store.checkpoints
         self.last_step = 0
         self.best_weights = BestWeights()
         self._identity = identity
@@ -126,7 +126,7 @@ class Checkpointing(Callback):
         processes = self.context.processes
         name = processes.run_on_first(lambda: self._newest_intact(self.checkpoints.names()))
         self._load(name, session)
-        self._restore_files(name, [*self.directory.histories()])
+        self._restore_files(name, HISTORIES)
 
     def roll_back(self, session: TrainingSession) -> None:
         """Load the newest intact checkpoint up to the last report, and delete later ones.
@@ -139,7 +139,7 @@ class Checkpointing(Callback):
         name = self.context.processes.run_on_first(lambda: self._newest_intact(names))
         self._load(name, session)
         # failures.jsonl is not restored, so that it keeps the failed step.
-        self._restore_files(name, [self.directory.metrics, self.directory.samples])
+        self._restore_files(name, [METRICS_FILE, SAMPLES_FILE])
 
     def show_cost(self, seconds: float) -> None:
         """Report number, size and writing time of the checkpoints.
@@ -181,7 +181,7 @@ class Checkpointing(Callback):
             STATE: to_bytes(tensors, {}),
             **record.to_files(),
             **({} if best is None else {BEST: best}),
-            **{p.name: p.read_bytes() for p in self.directory.histories() if p.is_file()},
+            **self.store.read_histories(),
         }
         name = name_of(state.step, final=state.finished)
         self._costs.append(self.checkpoints.write(name, files))
@@ -218,46 +218,45 @@ class Checkpointing(Callback):
         """
         damage: list[str] = []
         for name in reversed(names):
-            path = self.checkpoints.folder / name
             try:
                 self.checkpoints.verify(name)
-                self._refuse_other_run(CheckpointRecord.read(path), path)
+                self._refuse_other_run(self.checkpoints.read_record(name), name)
                 return self._report_damage(name, damage)
             except _OtherRunError as error:
                 raise RunError(str(error)) from None
             except RunError as error:
                 damage.append(str(error))
         if damage:
-            raise RunError(f"no checkpoint of {self.directory.path} is intact: {damage[0]}")
-        raise RunError(f"{self.checkpoints.folder} has no checkpoint")
+            raise RunError(f"no checkpoint of {self.store.path} is intact: {damage[0]}")
+        raise RunError(f"{self.store.path} has no checkpoint")
 
     def _report_damage(self, name: str, damage: list[str]) -> str:
         for message in damage:
             self.context.progress.message(
-                f"{message}; resuming from {self.checkpoints.folder / name}"
+                f"{message}; resuming from {self.checkpoints.path_of(name)}"
             )
         return name
 
-    def _refuse_other_run(self, record: CheckpointRecord, path: Path) -> None:
+    def _refuse_other_run(self, record: CheckpointRecord, name: str) -> None:
         found = differences(record.identity, self._identity)
         if found:
             raise _OtherRunError(
-                f"{path} belongs to another text or other settings: {'; '.join(found)}"
+                f"{self.checkpoints.path_of(name)} belongs to another text or other settings:"
+                f" {'; '.join(found)}"
             )
 
     def _load(self, name: str, session: TrainingSession) -> None:
-        path = self.checkpoints.folder / name
-        record = CheckpointRecord.read(path)
+        record = self.checkpoints.read_record(name)
         state = record.state
         rows = at_stage(self.config, state.stage).batch_size if state.step > 0 else None
         specs = session.engine.state_specs(rows)
-        tensors, _ = read_tensor_file(path / STATE, specs, optional=OPTIONAL)
+        tensors = self.checkpoints.read_state(name, specs, OPTIONAL)
         try:
             session.engine.load_state_dict(tensors, state.step)
         except ConfigError as error:
-            raise RunError(f"{path / STATE} is damaged: {error}") from error
-        best = path / BEST
-        self.best_weights.data = best.read_bytes() if best.is_file() else None
+            path = self.checkpoints.path_of(name) / STATE
+            raise RunError(f"{path} is damaged: {error}") from error
+        self.best_weights.data = self.checkpoints.read_file(name, BEST)
         self._show_changes(record, session.backend)
         self.last_step = state.step
         self._saved = copy.deepcopy(state)
@@ -275,19 +274,14 @@ class Checkpointing(Callback):
                 " of an uninterrupted run"
             )
 
-    def _restore_files(self, name: str, histories: list[Path]) -> None:
+    def _restore_files(self, name: str, histories: Sequence[str]) -> None:
         """Restore the best weights and these files to the contents saved in the checkpoint."""
         if not self.context.processes.is_first:
             return
-        path = self.checkpoints.folder / name
-        for file in histories:
-            saved = path / file.name
-            if saved.is_file():
-                replace_bytes(file, saved.read_bytes())
-            else:
-                file.unlink(missing_ok=True)
-        if (path / BEST).is_file():
-            self.directory.write_weights((path / BEST).read_bytes())
+        read_file = self.checkpoints.read_file
+        self.store.restore_histories({file: read_file(name, file) for file in histories})
+        if (best := read_file(name, BEST)) is not None:
+            self.store.write_weights(best)
 
 
 class _OtherRunError(RunError):

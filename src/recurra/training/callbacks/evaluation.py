@@ -129,9 +129,9 @@ class Evaluation(Callback):
         """Keep the weights if they are the best, write the records, and update the state."""
         self._keep_if_best(report, session)
         if session.context.processes.is_first:
-            session.directory.append_metrics(report.record)
+            session.store.append_metrics(report.record)
             for sample in report.samples:
-                session.directory.append_sample(sample)
+                session.store.append_sample(sample)
         session.context.progress.report(report.record)
         for sample in report.samples:
             session.context.progress.sample(sample["prompt"], sample["text"])
@@ -152,7 +152,7 @@ class Evaluation(Callback):
             record = {"step": state.step, "nats": report.nats}
             best = weights_to_bytes(session.model, record)
             self._checkpointing.best_weights.data = best
-            session.directory.write_weights(best)
+            session.store.write_weights(best)
 
     def _samples(self, session: TrainingSession) -> list[dict[str, Any]]:
         samples, config, step = [], session.config, session.state.step

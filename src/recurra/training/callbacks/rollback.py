@@ -42,12 +42,12 @@ class Rollback(Callback):
         if rolls_back:
             self._roll_back(session, description)
         if session.context.processes.is_first:
-            session.directory.append_failure(record)
+            session.store.append_failure(record)
         if not rolls_back:
             tried = f" after {rollbacks} rollbacks" if rollbacks else ""
             raise NonFiniteError(
                 f"training stopped{tried} {description}; try a smaller --lr (it is {pending.lr:g});"
-                f" the batch is recorded in {session.directory.failures}"
+                f" the batch is recorded in {session.store.failures}"
             ) from failure
         session.is_between_steps = True
         return True

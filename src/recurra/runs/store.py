@@ -1,0 +1,114 @@
+"""The storage of a run, as the training loop uses it; `RunDirectory` implements it on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from recurra.io.tensors import Tensors, TensorSpec
+from recurra.model.recurrent_lm import RecurrentLM
+from recurra.runs.checkpoint import CheckpointRecord
+from recurra.runs.checkpoint_store import Cost
+
+
+class Checkpoints(Protocol):
+    """The checkpoints of a run."""
+
+    def path_of(self, name: str) -> Path:
+        """Return the path of a checkpoint, for messages."""
+
+    def names(self) -> list[str]:
+        """Return the names of all checkpoints, including damaged ones, the oldest first."""
+
+    def write(self, name: str, files: Mapping[str, bytes]) -> Cost:
+        """Write a checkpoint and verify it by reading it back.
+
+        Raises:
+            OSError, RunError: the checkpoint could not be written; the others are unchanged.
+        """
+
+    def verify(self, name: str) -> None:
+        """Check that the files of a checkpoint are those that were written.
+
+        Raises:
+            RunError: a file is missing or damaged.
+        """
+
+    def read_record(self, name: str) -> CheckpointRecord:
+        """Return the state of the training loop that a checkpoint contains.
+
+        Raises:
+            RunError: a file is missing or damaged.
+        """
+
+    def read_state(
+        self, name: str, specs: Mapping[str, TensorSpec], optional: Collection[str]
+    ) -> Tensors:
+        """Return the tensors of a checkpoint.
+
+        Args:
+            name: the name of the checkpoint.
+            specs: the expected dtype and shape of each tensor.
+            optional: names of tensors that may be missing.
+
+        Raises:
+            RunError: the file is missing or damaged, or does not contain these tensors.
+        """
+
+    def read_file(self, name: str, file: str) -> bytes | None:
+        """Return the contents of a file of a checkpoint, or None if there is no such file."""
+
+    def keep_only(self, names: Collection[str]) -> None:
+        """Delete all checkpoints but these."""
+
+
+class RunStore(Protocol):
+    """What a training writes: metrics, samples, failures, the best weights and checkpoints."""
+
+    @property
+    def path(self) -> Path:
+        """The path of the run, for messages."""
+
+    @property
+    def failures(self) -> Path:
+        """The path of the failures, for messages."""
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """The checkpoints of the run."""
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Append the metrics of an evaluation."""
+
+    def append_sample(self, record: dict[str, Any]) -> None:
+        """Append a generated sample."""
+
+    def append_failure(self, record: dict[str, Any]) -> None:
+        """Append the description of a failed step."""
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Return all metrics.
+
+        Raises:
+            RunError: they are damaged.
+        """
+
+    def read_histories(self) -> dict[str, bytes]:
+        """Return the contents of the metrics, samples and failures by file name, if they exist."""
+
+    def restore_histories(self, files: Mapping[str, bytes | None]) -> None:
+        """Replace these files by the given contents; None removes a file."""
+
+    def remove_histories(self) -> None:
+        """Remove metrics, samples and failures."""
+
+    def write_weights(self, data: bytes) -> None:
+        """Replace the best weights by the contents of a weights file."""
+
+    def load_best_weights(self, model: RecurrentLM) -> None:
+        """Load the best weights into a model; without any, the model is unchanged.
+
+        Raises:
+            RunError: the weights are damaged or do not match the model.
+        """
