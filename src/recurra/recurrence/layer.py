@@ -61,8 +61,8 @@ def run(
         ConfigError: the cell or the backend is unknown, or the backend does not support the layer.
     """
     kind = find_cell(cell)
-    # The reference supports every layer without zoneout. Its requirements are not collected, because
-    # that takes 4 us, 5 % of a step in generation.
+    # The reference supports every layer without zoneout. Collecting its requirements would take
+    # 4 us, 5 % of a step in generation.
     if backend != "reference" or zoneout is not None:
         needs = requirements_of(
             kind,
