@@ -25,37 +25,35 @@ from recurra.training.estimate import SpeedTrial
 
 
 def create_run(
+    directory: RunDirectory,
     sources: Sequence[Source],
     options: RunOptions,
-    out: Source | None,
     context: RunContext,
     *,
     force: bool = False,
 ) -> str:
-    """Create a run up to its first step, and return the path of its directory.
+    """Create a run up to its first step; its directory stays locked. Return the path.
 
     Settings that were not given are chosen here (`recipe.resolve`). If torchrun has restarted the
     job that created the directory, nothing is created.
 
     Args:
+        directory: the directory of the run, which need not exist.
         sources: the text.
         options: the settings that were given.
-        out: the directory; None creates a new one under `runs/`.
         context: the context of the run.
         force: replace an older run in the directory.
 
     Raises:
         ConfigError, SourceError, RunError: invalid options, text or directory.
     """
-    path = _default_path(sources, options.config.model.cell) if out is None else Path(out)
-    folder = RunDirectory(path)
-    if is_restart() and folder.is_made_by(job_name()):
-        refuse_other_settings(folder, options)
-        return str(path)
+    if is_restart() and directory.is_made_by(job_name()):
+        refuse_other_settings(directory, options)
+        return str(directory.path)
     for line in options.config.ignored():
         context.progress.message(f"note: {line}")
     processes = context.processes
-    with folder.prepared(force=force) as staging:
+    with directory.prepared(force=force) as staging:
         tokens, vocabulary = build_token_file(sources, options.config.text, staging.path)
         # Errors must show before the directory changes.
         _check_prompts(vocabulary, options.config)
@@ -70,10 +68,10 @@ def create_run(
         if may_be_restarted():
             staging.claim(job_name())
         create_model(config, processes.device)
-    return str(path)
+    return str(directory.path)
 
 
-def _default_path(sources: Sequence[Source], cell: str) -> Path:
+def default_path(sources: Sequence[Source], cell: str) -> Path:
     """Return a new directory: runs/<text>-<cell>, with a number if that exists."""
     return numbered(Path("runs") / f"{short_name(sources)}-{cell}")
 
@@ -93,7 +91,7 @@ def numbered(path: Path) -> Path:
     return free
 
 
-def refuse_other_settings(folder: RunDirectory, options: RunOptions) -> None:
+def refuse_other_settings(directory: RunDirectory, options: RunOptions) -> None:
     """Raise an error if a given setting differs from the run's and would change its results."""
     fixed = options.values.keys() - set(FREE_SETTINGS)
     saved, given = (
@@ -101,13 +99,13 @@ def refuse_other_settings(folder: RunDirectory, options: RunOptions) -> None:
             section: {name: value for name, value in values.items() if name in fixed}
             for section, values in config.to_dict().items()
         }
-        for config in (folder.read_config(), options.config)
+        for config in (directory.read_config(), options.config)
     )
     for sections in (saved, given):
         sections["model"].pop("vocab_size", None)  # It follows from the text.
     if found := differences(saved, given):
         raise ConfigError(
-            f"{folder.path} continues with its original settings, and these differ:"
+            f"{directory.path} continues with its original settings, and these differ:"
             f" {'; '.join(found)}"
         )
 

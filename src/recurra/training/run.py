@@ -38,6 +38,7 @@ from recurra.training.context import RunContext, open_context
 from recurra.training.creation import (
     create_model,
     create_run,
+    default_path,
     prepared_prompts,
     refuse_other_settings,
 )
@@ -62,13 +63,17 @@ def start_run(
         ConfigError, SourceError, RunError: invalid options, text or directory.
     """
     if may_be_restarted() and out is None:
-        raise ConfigError("torchrun may restart this training; name its folder with --out")
+        raise ConfigError("torchrun may restart this training; name its directory with --out")
+
+    def choose_path() -> str:
+        return str(default_path(sources, options.config.model.cell))
+
     with open_context(options.config, progress, clock) as context:
-        path = context.processes.run_on_first(
-            lambda: create_run(sources, options, out, context, force=force)
+        directory = RunDirectory(out or context.processes.run_on_first(choose_path))
+        context.processes.run_on_first(
+            lambda: create_run(directory, sources, options, context, force=force)
         )
-        folder = RunDirectory(path)
-        return _run(folder, folder.read_config().training, context, resumed=is_restart())
+        return _run(directory, directory.read_config().training, context, resumed=is_restart())
 
 
 def prepare_run(
@@ -79,9 +84,10 @@ def prepare_run(
     clock: Clock,
 ) -> None:
     """Create a run without training it: `resume_run` starts its training."""
+    directory = RunDirectory(out)
     with open_context(options.config, progress, clock) as context:
-        context.processes.run_on_first(lambda: create_run(sources, options, out, context))
-        RunDirectory(out).unlock()
+        context.processes.run_on_first(lambda: create_run(directory, sources, options, context))
+        directory.unlock()
 
 
 def resume_run(
@@ -104,16 +110,16 @@ def resume_run(
         ConfigError, RunError: there is no run, another process trains in it, its checkpoints are
             damaged, or text or settings differ.
     """
-    folder = RunDirectory(path)
-    config = _with_free_settings(folder.read_config(), options)
+    directory = RunDirectory(path)
+    config = _with_free_settings(directory.read_config(), options)
     with open_context(config, progress, clock) as context:
         if options is not None:
-            refuse_other_settings(folder, options)
-        change = source_change(folder.path)
-        _refuse_other_text(folder, sources, change)
+            refuse_other_settings(directory, options)
+        change = source_change(directory.path)
+        _refuse_other_text(directory, sources, change)
         if change:
             context.progress.message(f"note: {change}; the run continues with its original text")
-        return _run(folder, config.training, context, resumed=True)
+        return _run(directory, config.training, context, resumed=True)
 
 
 def _with_free_settings(config: RunConfig, options: RunOptions | None) -> RunConfig:
@@ -125,26 +131,28 @@ def _with_free_settings(config: RunConfig, options: RunOptions | None) -> RunCon
     return dataclasses.replace(config, training=dataclasses.replace(config.training, **free))
 
 
-def _refuse_other_text(folder: RunDirectory, sources: Sequence[Source], change: str | None) -> None:
+def _refuse_other_text(
+    directory: RunDirectory, sources: Sequence[Source], change: str | None
+) -> None:
     if not sources:
         return
-    saved, given = folder.read_sources(), [str(source) for source in sources]
+    saved, given = directory.read_sources(), [str(source) for source in sources]
     if saved != given:
         change = f"sources is {given}, but was {saved}"
     if change:
         raise RunError(
-            f"{folder.path} continues with its original text, and this differs: {change}"
+            f"{directory.path} continues with its original text, and this differs: {change}"
         )
 
 
 def _run(
-    folder: RunDirectory, training: TrainingConfig, context: RunContext, *, resumed: bool
+    directory: RunDirectory, training: TrainingConfig, context: RunContext, *, resumed: bool
 ) -> LanguageModel:
     """Train the run in the directory, from its newest checkpoint if there is one."""
-    with _locked(folder, context.processes):
-        config = dataclasses.replace(folder.read_config(), training=training)
-        vocabulary = load_vocabulary(folder.path)
-        tokens = load_token_file(folder.path)
+    with _locked(directory, context.processes):
+        config = dataclasses.replace(directory.read_config(), training=training)
+        vocabulary = load_vocabulary(directory.path)
+        tokens = load_token_file(directory.path)
         if resumed:
             context.processes.run_on_first(lambda: _check_text(tokens, vocabulary, config))
         trainer = TrainingLoop(
@@ -154,36 +162,36 @@ def _run(
             ),
             config.training,
             identity(config, tokens),
-            folder,
+            directory,
             context,
             prepared_prompts(config),
         )
         try:
-            if folder.checkpoints.names():
+            if directory.checkpoints.names():
                 trainer.resume()
             records = trainer.fit()
         except TrainingInterrupted as stop:
             if stop.args:
                 raise
-            how = f"resume with recurra train --resume {folder.path}"
+            how = f"resume with recurra train --resume {directory.path}"
             raise TrainingInterrupted(stop.signum, how) from None
         if training.plot and context.processes.is_first:
-            write_svg(records, folder.curve, title=folder.path.name)
+            write_svg(records, directory.curve, title=directory.path.name)
         if (number := context.signals.received) is not None:
-            # Too late to stop this run, but who asked may have more of them in mind.
-            raise TrainingInterrupted(number, f"it had just finished; all is in {folder.path}")
-    return LanguageModel(trainer.session.model, vocabulary, config, folder.path)
+            # The run is complete, but the caller may have more runs, which the signal must stop.
+            raise TrainingInterrupted(number, f"the run had finished; it is in {directory.path}")
+    return LanguageModel(trainer.session.model, vocabulary, config, directory.path)
 
 
 @contextmanager
-def _locked(folder: RunDirectory, processes: Processes) -> Iterator[None]:
-    """Hold the folder, through the first process, for all of them."""
+def _locked(directory: RunDirectory, processes: Processes) -> Iterator[None]:
+    """Lock the directory in the first process, on behalf of all processes."""
     with ExitStack() as stack:
 
         def lock() -> str:
-            stack.enter_context(folder.locked())
-            folder.remove_unfinished()
-            folder.checkpoints.remove_unfinished()
+            stack.enter_context(directory.locked())
+            directory.remove_unfinished()
+            directory.checkpoints.remove_unfinished()
             return ""
 
         processes.run_on_first(lock)
@@ -191,7 +199,11 @@ def _locked(folder: RunDirectory, processes: Processes) -> Iterator[None]:
 
 
 def _check_text(tokens: TokenFile, vocabulary: Vocabulary, config: RunConfig) -> str:
-    """Hold the run's own text against what was written when it was made."""
+    """Check that the text of a run is the one that it was created with.
+
+    Raises:
+        RunError: the vocabulary or the token file has changed or is damaged.
+    """
     if vocabulary.fingerprint != tokens.vocabulary_fingerprint:
         raise RunError(
             f"{tokens.path.parent / 'vocabulary.json'} is not the vocabulary of {tokens.path}: its"
@@ -199,8 +211,8 @@ def _check_text(tokens: TokenFile, vocabulary: Vocabulary, config: RunConfig) ->
         )
     if len(vocabulary) != config.model.vocab_size:
         raise RunError(
-            f"config.json of {tokens.path.parent} is not of this text: model.vocab_size is"
-            f" {config.model.vocab_size}, and the vocabulary has {len(vocabulary)}"
+            f"config.json of {tokens.path.parent} does not match the text: model.vocab_size is"
+            f" {config.model.vocab_size}, but the vocabulary has {len(vocabulary)} tokens"
         )
     tokens.verify()
     tokens.check_ids(len(vocabulary))
