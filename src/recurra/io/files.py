@@ -113,6 +113,21 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Create a hard link to a file, or a copy if the file system does not support hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def umask() -> int:
+    """Return the umask of the process. It can be read only by setting it temporarily."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
 def make_folders(path: Path) -> list[Path]:
     """Create a directory and its parents. Return those that were missing, the deepest first."""
     missing = [directory for directory in (path, *path.parents) if not directory.exists()]

@@ -36,12 +36,14 @@ from recurra.io.files import (
     UNFINISHED,
     append_line,
     flush,
+    link_or_copy,
     make_folders,
     read_json,
     read_lines,
     remove_empty,
     remove_unfinished,
     replace_bytes,
+    umask,
     write_bytes,
     write_json,
 )
@@ -178,12 +180,12 @@ class RunDirectory:
             with staging.locked(), self._old_run_locked():
                 for name in TOKEN_FILES:
                     if (place / name).is_file():
-                        _link_or_copy(place / name, staging.path / name)
+                        link_or_copy(place / name, staging.path / name)
                 yield staging
                 # Another process could have created a run while the text was read.
                 self._check_free(force=force)
                 # mkdtemp grants access only to the owner; the umask applies to a run.
-                staging.path.chmod(0o777 & ~_umask())
+                staging.path.chmod(0o777 & ~umask())
                 self._replace_by(staging, place)
         finally:
             shutil.rmtree(staging.path, ignore_errors=True)
@@ -390,18 +392,3 @@ def _remove_if_abandoned(staging: Path) -> None:
     if (staging / LOCK).is_file():
         with suppress(RunError), RunDirectory(staging).locked():
             shutil.rmtree(staging)
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    """Create a hard link to a file, or a copy if the file system does not support hard links."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-def _umask() -> int:
-    """Return the umask of the process. It can be read only by setting it temporarily."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
