@@ -90,12 +90,12 @@ def load(path: Source, device: str = "cpu") -> LanguageModel:
     vocabulary = load_vocabulary(directory.path)
     if vocabulary.kind != config.text.tokens:
         raise RunError(
-            f"{directory.vocabulary} has {vocabulary.kind} tokens, but {directory.config} says"
+            f"{directory.vocabulary} has {vocabulary.kind} tokens, but {directory.config} specifies"
             f" {config.text.tokens}"
         )
     if len(vocabulary) != config.model.vocab_size:
         raise RunError(
-            f"{directory.vocabulary} has {len(vocabulary)} tokens, but {directory.config} says"
+            f"{directory.vocabulary} has {len(vocabulary)} tokens, but {directory.config} specifies"
             f" {config.model.vocab_size}"
         )
     if not directory.model.exists():

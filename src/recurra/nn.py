@@ -4,9 +4,9 @@ Each class is a subclass of the class in torch.nn. The constructor, the paramete
 and initial values, the state dict, and the checks of arguments with their errors are those of
 torch; only the computation differs. Inputs are numbers, as in torch, not token ids.
 
-T steps, B batch, I input width, H hidden width, L layers, D directions (1 or 2). Inside, time comes
-first, and a batch of sequences of unequal length is a list of segments (t, b, I): stretches of time
-during which the same b sequences, the longest ones, are active.
+T steps, B batch, I input width, H hidden width, L layers, D directions (1 or 2). Internally,
+tensors are time-major, and a batch of sequences of unequal length is a list of segments (t, b, I).
+During the t steps of a segment, the same b sequences are active: the longest ones.
 
 Where these classes differ from torch.nn:
 
@@ -43,8 +43,8 @@ _RunSegment = Callable[[Tensor, State], tuple[Tensor, State]]
 """Runs one layer over (t, b, I) from a state of b sequences."""
 
 
-class _ThroughOurRecurrence(torch.nn.RNNBase):
-    """The computation of the three classes; precedes the class of torch among their bases."""
+class _RecurraRNNBase(torch.nn.RNNBase):
+    """Common base class, which overrides the `forward` that the classes inherit from torch."""
 
     backend: str = "auto"
 
@@ -155,7 +155,7 @@ class _ThroughOurRecurrence(torch.nn.RNNBase):
         if not torch.is_autocast_enabled(input.device.type):
             for s in state:
                 if s.dtype != input.dtype:
-                    raise RuntimeError(f"input is {input.dtype}, but the hidden state {s.dtype}")
+                    raise RuntimeError(f"input is {input.dtype}, but hidden is {s.dtype}")
         return state
 
     def _zero_state(self, input: Tensor, batch_sizes: Tensor | None) -> State:
@@ -202,7 +202,7 @@ class _ThroughOurRecurrence(torch.nn.RNNBase):
         return segments, tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
 
 
-class RNN(_ThroughOurRecurrence, torch.nn.RNN):
+class RNN(_RecurraRNNBase, torch.nn.RNN):
     """Elman's recurrent layers, as torch.nn.RNN: its arguments, shapes, parameters and errors.
 
     Args:
@@ -223,7 +223,7 @@ class RNN(_ThroughOurRecurrence, torch.nn.RNN):
     """
 
 
-class GRU(_ThroughOurRecurrence, torch.nn.GRU):
+class GRU(_RecurraRNNBase, torch.nn.GRU):
     """Gated recurrent units, as torch.nn.GRU: its arguments, shapes, parameters and errors.
 
     Args:
@@ -244,7 +244,7 @@ class GRU(_ThroughOurRecurrence, torch.nn.GRU):
     """
 
 
-class LSTM(_ThroughOurRecurrence, torch.nn.LSTM):
+class LSTM(_RecurraRNNBase, torch.nn.LSTM):
     """Long short-term memory, as torch.nn.LSTM: its arguments, shapes, parameters and errors.
 
     Args:

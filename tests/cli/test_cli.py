@@ -145,7 +145,7 @@ def test_bench_prints_records_and_rejects_bad_options(capsys, fails, monkeypatch
     assert records[0]["name"] == "torch.nn, one-hot"
     assert records[0]["times_faster"] == 1
     assert all(record["milliseconds"] > 0 for record in records)
-    assert main(["bench", "write", "256", "--rounds", "1"]) == 0
+    assert main(["bench", "generation", "256", "--rounds", "1"]) == 0
     assert "| loop over torch.nn.LSTM " in capsys.readouterr().out
     fails(["bench", "nothing"], 2, "no row", "gru 256")
     fails(["bench", "--rounds", "0"], 2, "rounds")

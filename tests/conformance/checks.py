@@ -1,6 +1,7 @@
-"""What every cell, backend, optimizer and vocabulary must do, as functions that take any of them.
+"""Conformance checks for cells, backends, optimizers and vocabularies.
 
-A new part passes the function of its interface; the toy parts of test_recipes.py do.
+Every component must pass the check of its interface, including the toy components of
+test_recipes.py.
 """
 
 import copy
@@ -180,7 +181,7 @@ def _train_a_little(name, steps, start=None, **options):
 
 
 def check_vocabulary(vocabulary, texts):
-    """Check that a vocabulary restores texts of its symbols, measures, labels and stores them."""
+    """Check encoding, decoding, byte lengths, labels and serialization of a vocabulary."""
     for text in texts:
         ids = vocabulary.encode(text)
         assert ids.dtype == "int64"

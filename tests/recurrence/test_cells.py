@@ -177,7 +177,7 @@ def test_rglru_equals_scalar_equations():
 
 def test_rglru_initial_decay_is_between_0_9_and_0_999():
     decay = torch.empty(5000)
-    find_cell("rglru").first_extra("decay", decay)
+    find_cell("rglru").initialize_extra("decay", decay)
     decays = torch.sigmoid(decay) ** 8
     assert 0.9 <= float(decays.min()) < 0.901
     assert 0.998 < float(decays.max()) <= 0.9991
@@ -240,7 +240,7 @@ def test_run_wrong_extra_parameters_raise():
     inputs, state, layer = make_case("rglru", (2, 1, 3, 4))
     with pytest.raises(ConfigError, match="decay of rglru is"):
         recurrent_layer.run("rglru", inputs, state, layer._replace(extra=(torch.zeros(3),)))
-    with pytest.raises(ConfigError, match="own parameters of rglru are decay"):
+    with pytest.raises(ConfigError, match="extra parameters of rglru are decay"):
         recurrent_layer.run("rglru", inputs, state, layer._replace(extra=None))
     ids = torch.zeros(2, 1, dtype=torch.int64)
     inputs, state, layer = make_case("mogrifier", (2, 1, 3, 4))

@@ -190,11 +190,11 @@ CORRUPTIONS: dict[str, tuple[Corruption, str]] = {
     "empty config": (write(CONFIG, b""), f"{CONFIG} is damaged"),
     "vocabulary of 9 tokens": (
         edit(VOCABULARY, "tokens", value=["<unk>", *"abcdefgh"]),
-        f"{VOCABULARY} has 9 tokens, but .*{CONFIG} says 13",
+        f"{VOCABULARY} has 9 tokens, but .*{CONFIG} specifies 13",
     ),
     "vocab_size 14": (
         edit(CONFIG, "model", "vocab_size", value=14),
-        f"{VOCABULARY} has 13 tokens, but .*{CONFIG} says 14",
+        f"{VOCABULARY} has 13 tokens, but .*{CONFIG} specifies 14",
     ),
     "weights of 14 rows": (
         write(MODEL, weights(0.0, rows=14)),
@@ -204,7 +204,7 @@ CORRUPTIONS: dict[str, tuple[Corruption, str]] = {
         both(
             write(VOCABULARY, b'{"kind": "byte"}'), edit(CONFIG, "model", "vocab_size", value=256)
         ),
-        f"{VOCABULARY} has byte tokens, but .*{CONFIG} says char",
+        f"{VOCABULARY} has byte tokens, but .*{CONFIG} specifies char",
     ),
     "too many words": (
         write(VOCABULARY, word_vocabulary(MAX_VOCABULARY)),

@@ -51,7 +51,7 @@ class Recording(TorchDispatchMode):
             if isinstance(tensor, Tensor) and tensor.numel() and _memory(tensor) not in before
         ]
         if new or function._schema.is_mutable:
-            # Detached, since autograd does not allow to repeat operations on the same tensors.
+            # Detached, because autograd does not allow an operation to be repeated on its tensors.
             plain = tree_map_only(Tensor, torch.Tensor.detach, (args, kwargs, results))
             # Some operations save tensors for their backward pass only if gradients are enabled.
             self.operations.append((function, *plain, torch.is_grad_enabled()))

@@ -39,7 +39,7 @@ def write_file(tmp_path, data, name="text.txt"):
 
 
 def clean_as_d2l(text):
-    """Clean a text as section 9.2 of d2l does, with universal newlines."""
+    """Clean a text as section 8.2 of d2l does, with universal newlines."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return "".join(re.sub("[^A-Za-z]+", " ", line).strip().lower() for line in lines)
 

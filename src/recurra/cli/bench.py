@@ -28,7 +28,7 @@ class Bench:
     """
 
     words: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Run only the rows whose name contains all of these words, for example lstm 512, or write for
+    """Run only the rows whose name contains all of these words, for example lstm 512, or
     generation."""
 
     rounds: int = 15
@@ -92,14 +92,14 @@ def _describe(machine: dict[str, Any]) -> str:
     return (
         f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']},"
         f" recurra {machine['recurra']}{kernels}; matrix product: {fp32:.0f} GFLOP/s in fp32,"
-        f" {bf16:.0f} in bf16\n\nspread: interquartile range divided by the median; of the product:"
+        f" {bf16:.0f} in bf16\n\nspread: interquartile range divided by the median; % of matmul:"
         " GFLOP/s relative to the matrix product in the same precision; times faster: speed"
         " relative to torch.nn with the same input"
     )
 
 
 def _print_table(row: TrainingRow | GenerationRow, records: list[dict[str, Any]]) -> None:
-    head = ("", "ms", "spread", "tokens/s", "GFLOP/s", "of the product", "times faster")
+    head = ("", "ms", "spread", "tokens/s", "GFLOP/s", "% of matmul", "times faster")
     lines = [
         (
             record["name"],

@@ -74,7 +74,7 @@ class GenerationRow:
     @property
     def name(self) -> str:
         """The name in the results."""
-        return f"write, lstm {self.hidden_size}, V {self.vocab_size}"
+        return f"generation, lstm {self.hidden_size}, V {self.vocab_size}"
 
     @property
     def flops(self) -> int:

@@ -29,7 +29,7 @@ class Doctor:
 def run(arguments: Sequence[str]) -> int:
     """Print the report and return the exit code."""
     command = parse(Doctor, "doctor", arguments)
-    findings = {**_versions(), **_compute(), **_extras(), **_places()}
+    findings = {**_versions(), **_compute(), **_extras(), **_storage()}
     if command.json:
         print(json.dumps(findings, ensure_ascii=False))
     else:
@@ -126,7 +126,7 @@ def _extras() -> dict[str, str]:
     return found
 
 
-def _places() -> dict[str, str]:
+def _storage() -> dict[str, str]:
     from recurra.io.files import cache_folder
     from recurra.text import catalogue
 

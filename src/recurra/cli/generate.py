@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from recurra.cli.parsing import decode_argument, parse
-from recurra.cli.showing import shown
+from recurra.cli.showing import safe_for_stdout
 from recurra.config import UnknownRule
 from recurra.engine.sampling import GenerationConfig
 from recurra.errors import SourceError
@@ -86,9 +86,9 @@ def _settings(command: Generate) -> dict[str, Any]:
 def _print_stream(lm: LanguageModel, prompt: str, command: Generate) -> None:
     pieces = lm.stream(prompt, unknown=command.unknown, **_settings(command))
     if not command.only_new:
-        sys.stdout.write(shown(prompt))
+        sys.stdout.write(safe_for_stdout(prompt))
     for piece in pieces:
-        sys.stdout.write(shown(piece))
+        sys.stdout.write(safe_for_stdout(piece))
         sys.stdout.flush()
     sys.stdout.write("\n")
 
@@ -101,7 +101,7 @@ def _samples(lm: LanguageModel, prompt: str, command: Generate) -> list[str]:
 def _print_samples(lm: LanguageModel, prompt: str, command: Generate) -> None:
     for number, text in enumerate(_samples(lm, prompt, command), start=1):
         print(f"--- {number} ---")
-        print(shown(text if command.only_new else prompt + text))
+        print(safe_for_stdout(text if command.only_new else prompt + text))
 
 
 def _print_json(lm: LanguageModel, prompt: str, command: Generate) -> None:

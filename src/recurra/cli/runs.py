@@ -12,7 +12,7 @@ from typing import Any
 import tyro
 
 from recurra.cli.parsing import parse
-from recurra.cli.showing import shown
+from recurra.cli.showing import safe_for_stdout
 from recurra.errors import RunError
 
 
@@ -83,8 +83,8 @@ def _print_table(rows: Sequence[dict[str, Any]]) -> None:
         model = f"{row['cell']} {row['num_layers']} x {row['hidden_size']}"
         figures = (row["val_nats"], row["bits_per_char"], row["perplexity"])
         table.add_row(
-            shown(row["run"]),
-            shown(row["text"]),
+            safe_for_stdout(row["run"]),
+            safe_for_stdout(row["text"]),
             model,
             "-" if row["step"] is None else f"{row['step']:,}",
             "-" if row["seconds"] is None else f"{row['seconds']:.0f}",

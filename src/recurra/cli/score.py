@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from recurra.cli.parsing import parse
-from recurra.cli.showing import shown
+from recurra.cli.showing import safe_for_stdout
 from recurra.config import UnknownRule
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _print_line(line: LineScore, command: Score) -> None:
             record["surprisal"] = line.surprisal.tolist()
         print(json.dumps(record | {"text": line.text}, ensure_ascii=False))
         return
-    print(f"{line.bits_per_char:8.3f}  {line.number:>6}  {shown(line.text)}")
+    print(f"{line.bits_per_char:8.3f}  {line.number:>6}  {safe_for_stdout(line.text)}")
     if command.chars:
         for character, bits in zip(line.text + "\n", line.surprisal, strict=False):
             print(f"{bits:8.3f}  {'':>6}  {character!r}")

@@ -1,4 +1,4 @@
-"""Remove control characters from text that is printed to a terminal."""
+"""Replace control characters in text that is printed to a terminal."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ import sys
 from recurra.text.unicode import without_controls
 
 
-def shown(text: str) -> str:
-    """Return a text for stdout; on a terminal, without control characters that could act on it."""
+def safe_for_stdout(text: str) -> str:
+    """Return the text to write to stdout; on a terminal, control characters are replaced."""
     return without_controls(text, but="\n\t") if sys.stdout.isatty() else text

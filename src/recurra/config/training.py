@@ -118,8 +118,8 @@ class TrainingConfig:
 
     minutes: float | None = None
     """Budget: wall-clock minutes, including evaluation and saving; 2 if no budget is given. With a
-    time budget, every unspecified setting is chosen from the text, the budget and the measured
-    speed of this machine; the defaults listed here do not apply. The choices are printed."""
+    time budget, unspecified sizes, rates, precision, initialization and schedule are chosen from
+    the text, the budget and the measured speed of this machine instead of the listed defaults."""
 
     max_epochs: float | None = None
     """Maximum number of epochs with a budget in minutes (default 100, because further epochs
@@ -130,7 +130,7 @@ class TrainingConfig:
     loss."""
 
     report_every: int | None = None
-    """Number of updates between two evaluations; by default, one evaluation per 1/20 of the
+    """Number of updates between two evaluations; by default, 20 evaluations over the
     budget."""
 
     checkpoint_every: int | None = None
@@ -138,8 +138,9 @@ class TrainingConfig:
     seconds, limited to about 1% of the training time."""
 
     on_nan: Literal["stop", "rollback"] = "stop"
-    """Action when the loss or a gradient is NaN or infinite: stop before the update, or rollback to
-    the checkpoint of the last evaluation with half the learning rate, at most three times."""
+    """Action when the loss or a gradient is NaN or infinite: stop ends training before the update;
+    rollback returns to the checkpoint of the last evaluation with half the learning rate, at most
+    three times."""
 
     sample_every: int | None = None
     """Minimum number of updates between two generated samples. Samples are generated only at

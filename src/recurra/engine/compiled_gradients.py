@@ -132,7 +132,7 @@ class CompiledGradients:
             return tuple(buffer.zero_() for buffer in buffers)
         if [part.shape for part in state] != [shape] * len(buffers):
             raise ConfigError(
-                f"the state has shapes {[tuple(part.shape) for part in state]}, and should have"
+                f"the state has shapes {[tuple(part.shape) for part in state]}, but should have"
                 f" {[shape] * len(buffers)}"
             )
         return tuple(buffer.copy_(part) for buffer, part in zip(buffers, state, strict=True))

@@ -16,8 +16,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-SMALLEST_BYTES = 2**16
-"""Smaller buffers are not worth keeping: the allocator has them at hand without page faults."""
+MIN_POOLED_BYTES = 2**16
+"""Minimum size of a pooled buffer; the allocator reuses smaller ones without page faults."""
 MAX_FREE_BYTES = 2**28
 MAX_FREE_BUFFERS = 64
 
@@ -47,12 +47,12 @@ class BufferPool:
         """
         buffer = self._take(prod(shape), like)
         tensor = buffer[: prod(shape)].view(shape)
-        if buffer.nbytes >= SMALLEST_BYTES:
+        if buffer.nbytes >= MIN_POOLED_BYTES:
             tensor._recurra_loan = _Loan(self, buffer)  # type: ignore[attr-defined]
         return tensor
 
     def take(self, name: str, *shape: int, like: Tensor) -> Tensor:
-        """As `borrow`: a borrowed tensor needs no name."""
+        """Same as `borrow`; the name is ignored."""
         return self.borrow(*shape, like=like)
 
     def put(self, buffer: Tensor) -> None:
@@ -71,7 +71,7 @@ class BufferPool:
                     del self._free[index]
                     self.free_bytes -= buffer.nbytes
                     return buffer
-        # A buffer born in inference mode could never be written to by a later training step.
+        # Autograd cannot write to a tensor that was created in inference mode.
         with torch.inference_mode(False):
             return torch.empty(numel, dtype=like.dtype, device=like.device)
 

@@ -26,7 +26,7 @@ _in_forked_child = False
 
 
 def is_available() -> bool:
-    """Return whether the kernels can be used; the first call builds them, in some seconds.
+    """Return whether the kernels can be used; the first call builds them.
 
     If they cannot be used, the reason is logged once.
     """
@@ -45,7 +45,7 @@ def is_switched_off() -> bool:
 
 
 def describe() -> str:
-    """Describe the vectors and the products for which the kernels were built.
+    """Return the vector width and the kind of bf16 products of the built kernels.
 
     Raises:
         KernelError: the kernels cannot be loaded.
@@ -115,7 +115,7 @@ def _declare(library: Any) -> Any:
         size = getattr(library, f"recurra_{name}_bytes")
         size.restype = c_int64
         if size() != ctypes.sizeof(structure):
-            raise KernelError("the kernels are of another version")
+            raise KernelError("the built kernels do not match; run recurra kernels clean")
         for function in functions:
             _sign(library, function, POINTER(structure))
     library.recurra_gradient_norm.restype = c_double

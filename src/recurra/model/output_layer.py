@@ -1,7 +1,7 @@
 """The output layer and its cross-entropy loss.
 
-`cross_entropy` is the plain form, in torch. `compiled_cross_entropy` is the same by one kernel,
-which writes the gradient of the logits where the logits were; a test holds one against the other.
+`cross_entropy` is the reference, in torch. `compiled_cross_entropy` computes the same loss in one
+kernel, which overwrites the logits with their gradient. A test compares the two.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def compiled_cross_entropy(
     """Return `cross_entropy` by the compiled kernel, for fp32 tensors on a CPU.
 
     Raises:
-        ConfigError: tensors of another kind, or of shapes that do not fit.
+        ConfigError: a tensor is not fp32 on a CPU, or the shapes do not match.
         IndexError: a target is not below V.
         KernelError: the kernels cannot be built or loaded.
     """
@@ -102,10 +102,10 @@ class OutputPasses:
     def forward(
         self, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor
     ) -> tuple[Tensor, OutputTrace]:
-        """Return the loss and what the backward pass reads; all arguments contiguous fp32.
+        """Return the loss and the trace for the backward pass; float arguments are contiguous fp32.
 
         Raises:
-            ConfigError: not as many targets as rows.
+            ConfigError: the number of targets is not the number of rows.
             IndexError: a target is not below V.
         """
         if targets.shape != hidden.shape[:1]:

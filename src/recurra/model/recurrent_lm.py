@@ -59,14 +59,14 @@ def parameter_specs(config: ModelConfig) -> dict[str, TensorSpec]:
 class RecurrentLM(nn.Module):
     """A recurrent language model.
 
-    Parameters carry torch.nn's names: `weight_ih_l0` (G*H, I), `weight_hh_l0` (G*H, H),
-    `bias_ih_l0`, `bias_hh_l0` (G*H,), then `weight_ih_l1` and so on; around them `embedding`
-    (V, E), unless the input is one-hot, what residual blocks add (`BlockParameters`, and
-    `final_norm`), and the output layer's `head_weight` (V, H), unless tied
-    to the embedding, and `head_bias` (V,).
+    The parameters of the recurrent layers have the names of torch.nn: `weight_ih_l0` (G*H, I),
+    `weight_hh_l0` (G*H, H), `bias_ih_l0` and `bias_hh_l0` (G*H,), then `weight_ih_l1` and so on.
+    `embedding` (V, E) exists unless the input is one-hot. Residual blocks add `BlockParameters` and
+    `final_norm`. The output layer has `head_weight` (V, H), unless it is tied to the embedding, and
+    `head_bias` (V,).
 
     Args:
-        config: sizes, cell, backend, precision and initialisation.
+        config: sizes, cell, backend, precision and initialization.
 
     Examples:
         >>> import torch
@@ -148,7 +148,7 @@ class RecurrentLM(nn.Module):
         extra = self.cell.extra_shapes(self.config.hidden_size, 1)
         for name, parameter in self.named_parameters():
             if (own := name.rpartition("_l")[0]) in extra:
-                self.cell.first_extra(own, parameter)
+                self.cell.initialize_extra(own, parameter)
             elif own.endswith("norm") or name == "final_norm":
                 parameter.fill_(1.0)
             elif self.config.init == "normal":
@@ -289,7 +289,7 @@ class RecurrentLM(nn.Module):
         """Return the mean cross-entropy in nats per token, and the state after the last token.
 
         Args:
-            ids, targets: (B, T) int64; `targets[b, t]` is what follows `ids[b, t]`.
+            ids, targets: (B, T) int64; `targets[b, t]` is the token after `ids[b, t]`.
             state: as in `forward`.
             recurrent_gradient_scale: see `layer.run`.
             rows: see `layer.run_stack`.

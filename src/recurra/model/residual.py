@@ -68,7 +68,7 @@ def run_blocks(
         inputs: (T, B, H) numbers.
         blocks: the other parameters of each block.
         final_norm: (H,).
-        dropout: `between` applies to what a block adds, `output` to the result.
+        dropout: `between` applies to the output of each residual branch, `output` to the result.
         cell, state, layers, backend, rows, precision, options: as in `layer.run_stack`.
 
     Returns:

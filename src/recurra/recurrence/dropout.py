@@ -77,11 +77,11 @@ _seed_source: Callable[[], Tensor] | None = None
 
 @contextmanager
 def seeds_from(source: Callable[[], Tensor]) -> Iterator[None]:
-    """Take the seeds of masks from `source` until the context ends.
+    """Draw the seeds of masks from `source` inside the context.
 
-    An engine that records the operations of a step gives every mask a tensor that it can write a
-    new seed to before each repetition: int64 without dimensions, as `torch.randint(2**63 - 1, ())`
-    draws it.
+    An engine that records and replays a step passes a source whose tensors it overwrites with new
+    seeds before each replay. A seed is a zero-dimensional int64 tensor, as returned by
+    `torch.randint(2**63 - 1, ())`.
     """
     global _seed_source
     before, _seed_source = _seed_source, source

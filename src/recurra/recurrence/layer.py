@@ -1,6 +1,6 @@
 """Run a recurrent layer, or a stack of layers, with the selected backend.
 
-All backends share this signature, and one test compares each with `reference`.
+Every backend implements `Backend.run_layer`; one test compares each of them with `reference`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def run(
         backend: `auto`, or one of `config.backends.BACKEND_MODULES`.
         precision: name of the precision of the products, see `config.backends.OPERAND_DTYPES`.
         recurrent_gradient_scale: multiplies every gradient that passes from one step to the step
-            before; randomised truncation needs it to stay unbiased.
+            before; randomized truncation needs it to stay unbiased.
         zoneout: zoneout of the state, for cells whose output is their state.
 
     Returns:
@@ -80,7 +80,7 @@ def run(
     state = zero if state is None else state
     expected, found = ([tuple(s.shape) for s in parts] for parts in (zero, state))
     if found != expected:
-        raise ConfigError(f"the state of {cell} has shapes {found}, and should have {expected}")
+        raise ConfigError(f"the state of {cell} has shapes {found}, but should have {expected}")
     options: dict[str, Any] = {
         "dtype": find_precision(precision).product_dtype(parameters.weight_ih.dtype),
         "recurrent_gradient_scale": recurrent_gradient_scale,
@@ -95,7 +95,7 @@ def run(
 def choose_backend(
     needs: Requirements, steps: int | None = None, exclude: Collection[str] = ()
 ) -> str:
-    """Return the backend that `auto` selects: the fastest one, see docs/results/book.md.
+    """Return the backend that `auto` selects: the fastest one, see docs/results/cpu.md.
 
     On a CPU the compiled kernels are the fastest, if they can be built. Without them the
     hand-derived pass is faster than torch.nn, except for the LSTM, for which oneDNN has a fused
@@ -158,7 +158,7 @@ def run_stack(
     """
     if state is not None and any(len(s) != len(layers) for s in state):
         found = [len(s) for s in state]
-        raise ConfigError(f"the state has {found} layers, and the model {len(layers)}")
+        raise ConfigError(f"the state has {found} layers, but the model has {len(layers)}")
     if dropout.weight > 0.0:
         layers = drop_weights(layers, dropout.weight)
     finals = []

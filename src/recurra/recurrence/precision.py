@@ -50,10 +50,10 @@ def find_precision(name: str) -> Precision:
     """Return the precision of this name.
 
     Raises:
-        ConfigError: there is none; the message lists those there are.
+        ConfigError: the name is unknown; the message lists the available names.
     """
     if name not in PRECISIONS:
-        raise ConfigError(f"unknown precision {name!r}; there are {', '.join(PRECISIONS)}")
+        raise ConfigError(f"unknown precision {name!r}; choose one of {', '.join(PRECISIONS)}")
     return PRECISIONS[name]
 
 
@@ -81,10 +81,10 @@ def product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
 
 @contextmanager
 def full_precision_rnn() -> Iterator[None]:
-    """Compute cuDNN's recurrent layers in fp32 while the context lasts.
+    """Compute cuDNN's recurrent layers in fp32 inside the context.
 
-    Sets `torch.backends.cudnn.rnn.fp32_precision`, which also holds where the program used the
-    older `torch.backends.cudnn.allow_tf32`.
+    Sets `torch.backends.cudnn.rnn.fp32_precision`, which takes precedence over the older
+    `torch.backends.cudnn.allow_tf32`.
     """
     settings: Any = torch.backends.cudnn.rnn
     before = settings.fp32_precision

@@ -64,7 +64,7 @@ class Checkpoints(Protocol):
 
 
 class RunStore(Protocol):
-    """What a training writes: metrics, samples, failures, the best weights and checkpoints."""
+    """Storage of a training run: metrics, samples, failures, best weights and checkpoints."""
 
     @property
     def path(self) -> Path:
@@ -72,7 +72,7 @@ class RunStore(Protocol):
 
     @property
     def failures(self) -> Path:
-        """The path of the failures, for messages."""
+        """The path of the record of failed steps, for messages."""
 
     @property
     def checkpoints(self) -> Checkpoints:

@@ -57,13 +57,13 @@ class StopSignals:
             yield
 
     @contextmanager
-    def obeyed_at_once(self) -> Iterator[None]:
-        """Raise at once for signals inside the context, and on entry for an earlier one."""
+    def raising(self) -> Iterator[None]:
+        """Raise immediately for a signal inside the context, or on entry for an earlier signal."""
         with self._set(deferred=False, protected=False):
-            self.obey()
+            self.raise_if_received()
             yield
 
-    def obey(self) -> None:
+    def raise_if_received(self) -> None:
         """Raise an exception if a signal was received.
 
         Raises:
@@ -90,7 +90,7 @@ class StopSignals:
                 raise TrainingInterrupted(signum)
             self.on_first()
         elif not self._protected and time.monotonic() - self._since > SIGNAL_GRACE_SECONDS:
-            # Earlier signals are ignored so that the save in progress can finish.
+            # A second signal within the grace period is ignored, so that a checkpoint can be saved.
             raise TrainingInterrupted(signum)
 
     @contextmanager

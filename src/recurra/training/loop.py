@@ -135,7 +135,7 @@ class TrainingLoop:
         for callback in self.callbacks:
             callback.start(session)
         session.restart_batches()
-        session.agree()
+        session.share_progress()
         if session.state.finished:
             session.context.progress.message("this run has already finished")
         if session.state.step == 0:
@@ -150,7 +150,7 @@ class TrainingLoop:
         # If the disk is full, training fails now instead of after the first report.
         self.checkpointing.save(session)
         session.budget.began = session.timing.began = session.budget.clock.seconds()
-        session.agree()
+        session.share_progress()
 
     def _train(self) -> bool:
         """Train until the budget is spent; return False after recovery from a failed step."""

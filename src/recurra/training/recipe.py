@@ -34,7 +34,7 @@ MAX_WEIGHTS, WEIGHTS_PER_TOKEN = 3e6, 3.0
 text if that is larger. Larger models were not measured."""
 MAX_EPOCHS = 100.0
 """Maximum number of epochs; further epochs overfit."""
-LARGEST_ONE_HOT = 256
+MAX_ONE_HOT_VOCAB = 256
 """Maximum vocabulary size for which the first layer reads tokens without an embedding."""
 NARROW_EMBEDDING = 64
 """Embedding size with a small vocabulary, for cells that need an embedding."""
@@ -50,7 +50,7 @@ RESIDUAL_LR_FACTOR = 1 / 4
 WARMUP, CLIP_NORM = 0.1, 0.25
 """Warm-up is long and the clipping threshold low because the learning rates are high: training
 does not recover from early divergence."""
-LEARNING_SHARE = 0.93
+TRAINING_TIME_FRACTION = 0.93
 """Fraction of a time budget for training steps; evaluation and checkpoints take the rest."""
 _FIRST_SIZE = 256
 
@@ -84,7 +84,7 @@ def resolve(options: RunOptions, num_ids: int, trial: Trial, context: RunContext
     minutes = Budget(options.config.training, 1, context.clock).minutes
     if minutes is None or options.is_complete:
         return options.config
-    seconds = max(minutes * 60 * LEARNING_SHARE - context.clock.seconds(), 1.0)
+    seconds = max(minutes * 60 * TRAINING_TIME_FRACTION - context.clock.seconds(), 1.0)
     recipe = choose(options, num_ids, context.processes.device, trial, seconds)
     context.progress.plan(recipe.reasons)
     return recipe.config
@@ -93,7 +93,7 @@ def resolve(options: RunOptions, num_ids: int, trial: Trial, context: RunContext
 def choose(
     options: RunOptions, num_ids: int, device: torch.device, trial: Trial, seconds: float
 ) -> Recipe:
-    """Choose all settings that were not given.
+    """Choose the hyperparameters that were not given; other settings keep their defaults.
 
     Args:
         options: the settings that were given, and the vocabulary size.
@@ -154,7 +154,7 @@ def _with_size(options: RunOptions, size: int) -> RunOptions:
     is_bound = options.is_given("embedding_size") and (model.tie_weights or model.residual)
     if options.is_given("hidden_size") or is_bound:
         size = model.hidden_size
-    ties = model.vocab_size > LARGEST_ONE_HOT and not options.is_given("embedding_size")
+    ties = model.vocab_size > MAX_ONE_HOT_VOCAB and not options.is_given("embedding_size")
     if options.is_given("tie_weights"):
         ties = model.tie_weights
     narrow = NARROW_EMBEDDING if model.traits.changes_inputs else 0

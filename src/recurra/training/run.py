@@ -56,14 +56,14 @@ def start_run(
 ) -> LanguageModel:
     """Train a new run: `recurra.train` with explicit arguments.
 
-    The directory changes only after the text and the options were found valid. When torchrun has
-    started the training again after a process died, the run is resumed instead.
+    The directory is changed only after the text and the options have been validated. If torchrun
+    restarted this process after a failure, the run is resumed instead.
 
     Raises:
         ConfigError, SourceError, RunError: invalid options, text or directory.
     """
     if may_be_restarted() and out is None:
-        raise ConfigError("torchrun may restart this training; name its directory with --out")
+        raise ConfigError("torchrun can restart this training; specify --out")
 
     def choose_path() -> str:
         return str(default_path(sources, options.config.model.cell))

@@ -119,7 +119,7 @@ class TrainingSession:
         """Return the decision of the first process after the last step; False if there is none."""
         return self._decided.get(name, False)
 
-    def agree(self) -> None:
+    def share_progress(self) -> None:
         """Share progress and decisions of the first process, and the signals of all processes.
 
         A single all-reduce is used for all of them.
@@ -157,7 +157,7 @@ class TrainingSession:
         """
         batch = next(self._batches)
         if batch is None:
-            self.agree()
+            self.share_progress()
             return
         started = self.context.clock.now()
         state, lr = self.state, self.learning_rate()
@@ -171,7 +171,7 @@ class TrainingSession:
             self.collect()
         self.is_between_steps = True
         self.timing.updates += self.context.clock.now() - started
-        self.agree()
+        self.share_progress()
         self._show_progress()
 
     def collect(self) -> None:

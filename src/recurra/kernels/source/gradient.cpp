@@ -7,13 +7,13 @@ namespace {
 
 constexpr int64_t kDepth = 1024;  // rows whose panels and blocks stay in the L2 cache
 
-// How much longer the busiest of `threads` works than if `items` could be shared evenly.
+// Ratio of the work of the busiest thread to the mean work of all `threads`.
 double imbalance(int64_t items, int threads) {
   return double((items + threads - 1) / threads * threads) / double(items);
 }
 
-// c = a' b, where a has `rows` rows of `m` columns and b of `n`. Either a's blocks go over the
-// threads, and all of them pack b's panels together; or, if a has too few blocks, b's panels do.
+// c = a' b, where a is (rows, m) and b is (rows, n). Either the blocks of a are divided among the
+// threads, which pack the panels of b together, or, if a has too few blocks, the panels of b are.
 template <class P>
 void multiply_transposed(const GradientProduct& g) {
   auto* a = static_cast<const typename P::Operand*>(g.a);

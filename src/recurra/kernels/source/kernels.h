@@ -1,8 +1,8 @@
 // Arguments of the kernels: sizes and pointers. `kernels/structures.py` reads this header, so each
 // field is a scalar or a pointer, and each enumeration counts from 0.
 //
-// T steps, B rows, H units. All tensors are dense and time comes first. Of a cell, see `cell.h`:
-// G gates, of them I inner gates, S values saved per unit and step, D deltas.
+// T steps, B rows, H units. All tensors are contiguous and time-major. A cell (see `cell.h`) has G
+// gates, I of which are inner gates, saves S values per unit and step, and has D deltas.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@ namespace recurra {
 
 enum Kind : int32_t { kSingle, kRounded, kPairs, kTiles };
 
-// What the struct of a cell declares.
+// The sizes that the struct of a cell declares.
 struct CellLayout {
   int32_t gates, states, saved, inner_gates, deltas;
 };
@@ -63,7 +63,7 @@ struct DenseProduct {
   int64_t rows, depth, n;
   int64_t lda;
   int32_t is_operand, reserved;  // a holds operands, not fp32 numbers
-  const void* a;                 // (rows, depth); behind an odd depth of operands a finite number
+  const void* a;                 // (rows, depth); a finite value follows an odd depth of operands
   const float* weight;           // (depth, n): see `Layout` for its strides
   int64_t weight_row, weight_column;
   const float* bias;  // (n,), or null
@@ -104,12 +104,12 @@ struct Update {
   float lr;
   float momentum;
   float beta2, epsilon;
-  float new_share, new_square_share;  // Adam: 1 - beta_1 and 1 - beta_2, which fp32 would spoil
+  float new_share, new_square_share;  // Adam: 1 - beta_1 and 1 - beta_2, computed in fp64
   float correction, root_correction;  // Adam: 1 - beta_1^step and the root of 1 - beta_2^step
   int32_t is_first;                   // SGD: the momentum starts as the gradient
 };
 
-// New text: S samples side by side, T tokens each. Of the layers, `steps` is T and `batch` is S.
+// Generation of S samples in parallel, T tokens each. In each layer, `steps` is T and `batch` is S.
 struct Generation {
   int32_t threads, num_layers;
   int32_t packs;  // the weights are not packed yet, or have changed

@@ -4,7 +4,7 @@
 namespace recurra {
 namespace {
 
-// A stretch of the inner dimension of the backward product: these deltas meet these weight rows.
+// A range of the inner dimension of the backward product: first delta, first weight row, length.
 struct Stretch {
   int64_t delta, weight, depth;  // in units
 };

@@ -1,6 +1,5 @@
-// Dropout masks. Four numbers are decided by each word of SplitMix64 (Steele, Lea and Flood 2014),
-// which is a function of the seed and the word's place: whichever thread fills which part, the mask
-// is the same.
+// Dropout masks. Each word of SplitMix64 (Steele, Lea and Flood 2014) determines four entries. It
+// is a function of the seed and of its index, so the mask does not depend on the number of threads.
 #include "kernels.h"
 #include "team.h"
 

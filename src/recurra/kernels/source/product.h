@@ -21,7 +21,7 @@ namespace c10 {
 struct BFloat16;
 }
 namespace at::native::cpublas {
-// Exported by libtorch; null where this torch has them not.
+// Exported by libtorch; null if this version of torch does not have them.
 __attribute__((weak)) void brgemm(int64_t m, int64_t n, int64_t k, int64_t ld_a, int64_t ld_b,
                                   int64_t ld_c, bool add_c, const c10::BFloat16* a,
                                   const c10::BFloat16* b, float* c, bool is_vnni);
@@ -322,7 +322,7 @@ struct Pairs {
   }
 };
 
-// The panels are laid out as oneDNN wants its operand for AMX already.
+// The panels already have the layout that oneDNN requires for AMX.
 struct Tiles : Pairs {
   static bool exists() { return at::native::cpublas::brgemm != nullptr; }
 
@@ -333,7 +333,7 @@ struct Tiles : Pairs {
                                 reinterpret_cast<const c10::BFloat16*>(panel), c, true);
   }
 
-  // Each thread that used the tile registers gives them back.
+  // Releases the tile registers; every thread that used them must call it.
   static void finish() {
     if (at::native::cpublas::brgemm_release) at::native::cpublas::brgemm_release(true);
   }

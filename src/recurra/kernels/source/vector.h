@@ -87,8 +87,8 @@ INLINE Vec interleave(Vec a, Vec b) {
 #endif
 }
 
-// A square of numbers turned about its diagonal: as many rounds as a lane's number has bits, each
-// of which interleaves the upper half of the rows with the lower.
+// Transposes a square matrix in log2(kLanes) rounds, each of which interleaves the upper half of
+// the rows with the lower half.
 INLINE void transpose(Vec (&rows)[kLanes]) {
   for (int round = 1; round < kLanes; round *= 2) {
     Vec turned[kLanes];

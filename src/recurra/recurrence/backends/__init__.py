@@ -55,11 +55,11 @@ def find_backend(name: str) -> Backend:
     """Return the backend of this name.
 
     Raises:
-        ConfigError: there is none; the message lists all backends.
+        ConfigError: the name is unknown; the message lists all backends.
     """
     if name not in BACKEND_MODULES:
         known = ", ".join(BACKEND_MODULES)
-        raise ConfigError(f"unknown backend {name!r}; there are auto, {known}")
+        raise ConfigError(f"unknown backend {name!r}; choose one of auto, {known}")
     backend: Any = import_module(BACKEND_MODULES[name])
     return cast("Backend", backend)
 

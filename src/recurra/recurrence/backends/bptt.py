@@ -1,8 +1,8 @@
 """Backpropagation through time with hand-derived gradients, in pure torch.
 
-This module has what all cells share: the projection of all inputs at once (for token ids a lookup
-of rows), and one product over all T*B rows for each weight gradient. `reference` computes gradients
-of gradients. Forward-mode differentiation and the transforms of torch.func need `reference` too.
+This module contains the parts that all cells share: the projection of all inputs at once (for token
+ids, a lookup of rows), and one product over all T*B rows for each weight gradient. Gradients of
+gradients, forward-mode differentiation and the transforms of torch.func need `reference`.
 """
 
 from __future__ import annotations

@@ -64,7 +64,8 @@ def linear_scan(
     if backend == "auto":
         backend = "native" if _compiles(a, b, initial) and library.is_available() else "bptt"
     if backend not in BACKENDS:
-        raise ConfigError(f"unknown backend {backend!r}; there are auto, {', '.join(BACKENDS)}")
+        known = ", ".join(BACKENDS)
+        raise ConfigError(f"unknown backend {backend!r}; choose one of auto, {known}")
     if backend == "reference":
         return _reference(a, b, initial, recurrent_gradient_scale)
     if backend == "native" and not _compiles(a, b, initial):

@@ -1,7 +1,8 @@
 """Forward and backward pass of one layer by the compiled kernels.
 
-The kernels have the loop through time. This module has what all cells share: the projection of the
-inputs (for token ids a table of rows), and one product over all T*B rows for each weight gradient.
+The kernels contain the loop over time. This module contains the parts that all cells share: the
+projection of the inputs (for token ids, a table of rows), and one product over all T*B rows for
+each weight gradient.
 Tensors are fp32 on a CPU; in bf16 the operands of products are rounded, and state, sums and
 gradients stay fp32. The passes are independent of autograd.
 

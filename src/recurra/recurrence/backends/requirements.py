@@ -1,4 +1,4 @@
-"""What a layer requires of a backend, from which each backend derives whether it supports it."""
+"""Requirements of a layer; each backend compares them with the features that it supports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from recurra.recurrence.cells import Cell, LayerParameters
 
 
 class Requirements(NamedTuple):
-    """One layer and its call, as far as backends differ in what they support.
+    """Properties of a layer and a call of it that a backend may not support.
 
     Attributes:
         cell: the cell.

@@ -39,7 +39,7 @@ def find_cell(name: str) -> Cell:
     """Return the cell of this name.
 
     Raises:
-        ConfigError: there is none; the message lists those there are.
+        ConfigError: the name is unknown; the message lists the available names.
     """
     if name not in CELLS:
         traits = cell_traits(name)

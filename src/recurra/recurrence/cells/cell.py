@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from recurra.recurrence.cells.time_loop import TimeLoop
 
 State = tuple[Tensor, ...]
-"""What a layer carries from step to step: (h,) or (h, c), each (B, H); () without hidden state."""
+"""The recurrent state of a layer: (h,) or (h, c), each (B, H), or () without a hidden state."""
 
 
 class LayerParameters(NamedTuple):
@@ -138,8 +138,8 @@ class Cell(ABC):
         """Return names and shapes of the parameters that only this cell has."""
         return {}
 
-    def first_extra(self, name: str, parameter: Tensor) -> None:
-        """Initialize one of these parameters in place; with zeros by default."""
+    def initialize_extra(self, name: str, parameter: Tensor) -> None:
+        """Initialize one of the extra parameters in place, by default with zeros."""
         parameter.zero_()
 
 
@@ -169,12 +169,12 @@ def check_shapes(cell: Cell, inputs: Tensor, parameters: LayerParameters) -> Non
     found = {name: getattr(parameters, name) for name in expected}
     extra = cell.extra_shapes(units, width)
     if len(parameters.extra or ()) != len(extra):
-        raise ConfigError(f"the own parameters of {cell.name} are {', '.join(extra) or 'none'}")
+        raise ConfigError(f"the extra parameters of {cell.name} are {', '.join(extra) or 'none'}")
     found |= zip(extra, parameters.extra or (), strict=True)
     for name, shape in (expected | extra).items():
         parameter = found[name]
         if parameter is not None and tuple(parameter.shape) != shape:
-            raise ConfigError(f"{name} of {cell.name} is {tuple(parameter.shape)}, and not {shape}")
+            raise ConfigError(f"{name} of {cell.name} is {tuple(parameter.shape)}, not {shape}")
     if parameters.weight_hh is None and cell.reads_state:
         raise ConfigError(f"{cell.name} needs weight_hh")
     if not takes_numbers and cell.traits.changes_inputs:

@@ -27,8 +27,9 @@ class GruLoop(TimeLoop):
         delta_n = g * (1 - z) * (1 - n^2)      delta_z = g * (h_{t-1} - n) * z * (1 - z)
         delta_hn = delta_n * r                 delta_r = delta_n * h_n * r * (1 - r)
 
-    where delta_hn belongs to h_n and the others to both sides. They lie side by side as
-    [n, r, z, hn], so that the first three are the inputs' and the last three the hidden state's.
+    where delta_hn is the gradient of h_n; the others apply to both projections. They are stored as
+    [n, r, z, hn]: the first three are the deltas of the input projection, and the last three those
+    of the recurrent projection.
     """
 
     folds_bias_hh = False

@@ -40,8 +40,8 @@ class LinearCell(Cell):
 class MinGruCell(LinearCell):
     """h_t = (1 - z) * h_{t-1} + z * n, z = s(x_z), n = x_n: Feng et al. 2024, minGRU.
 
-    "Were RNNs All We Needed?", arXiv 2410.01201: a GRU without r, whose z and n read x_t alone. The
-    order is z, n.
+    "Were RNNs All We Needed?", arXiv 2410.01201: a GRU without reset gate, in which z and n depend
+    only on x_t. The order is z, n.
     """
 
     def coefficients(self, projected: Tensor, parameters: LayerParameters) -> tuple[Tensor, Tensor]:
@@ -53,7 +53,7 @@ class MinGruCell(LinearCell):
 class MinLstmCell(LinearCell):
     """h_t = f' * h_{t-1} + i' * g, f' = f / (f + i), i' = i / (f + i): Feng et al. 2024, minLSTM.
 
-    i, f = s(...), g = x_g; the two gates are made to sum to 1. The order is i, f, g.
+    i, f = s(...), g = x_g; the two gates are normalized to sum to 1. The order is i, f, g.
     """
 
     def coefficients(self, projected: Tensor, parameters: LayerParameters) -> tuple[Tensor, Tensor]:
@@ -66,9 +66,9 @@ class MinLstmCell(LinearCell):
 class SruCell(LinearCell):
     """c_t = f * c_{t-1} + (1 - f) * x_c, y_t = r * tanh(c_t) + (1 - r) * x_y: Lei et al. 2017, SRU.
 
-    f, r = s(...), arXiv 1709.02755 in its first form: the terms v * c_{t-1} that later ones add to
-    the gates would have them read the state. x_y, the highway's, is projected like the others. The
-    order is c, f, r, y.
+    f, r = s(...), as in the first version of arXiv 1709.02755. Later versions add v * c_{t-1} to
+    the gates, which makes them depend on the state. The highway input x_y is a projection of x_t,
+    like the gates. The order is c, f, r, y.
     """
 
     def coefficients(self, projected: Tensor, parameters: LayerParameters) -> tuple[Tensor, Tensor]:
@@ -83,18 +83,18 @@ class SruCell(LinearCell):
 class RgLruCell(LinearCell):
     """h_t = a * h_{t-1} + sqrt(1 - a^2) * (i * x), a = s(decay)^(8 r): De et al. 2024, RG-LRU.
 
-    r, i = s(...), "Griffin", arXiv 2402.19427; `decay`, (H,), is learned. The order is r, i, x; x
-    is projected too, as Griffin's block does before the layer.
+    r, i = s(...), "Griffin", arXiv 2402.19427; the parameter `decay`, (H,), is learned. The input x
+    is also a projection of x_t, as in the block of Griffin. The order is r, i, x.
     """
 
     _SHARPNESS = 8.0
     _LOWEST, _HIGHEST = 0.9, 0.999
-    """Of s(decay)^8 at first: the state halves in 7 to 700 steps."""
+    """Range of the initial s(decay)^8, with which the state halves in 7 to 700 steps if r is 1."""
 
     def extra_shapes(self, units: int, inputs: int) -> dict[str, tuple[int, ...]]:
         return {"decay": (units,)}
 
-    def first_extra(self, name: str, parameter: Tensor) -> None:
+    def initialize_extra(self, name: str, parameter: Tensor) -> None:
         kept = torch.empty_like(parameter).uniform_(self._LOWEST, self._HIGHEST)
         # s(decay)^8 = kept, so softplus(-decay) = -log(kept) / 8.
         parameter.copy_(-torch.log(torch.expm1(-torch.log(kept) / self._SHARPNESS)))

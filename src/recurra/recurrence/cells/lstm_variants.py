@@ -13,11 +13,11 @@ from recurra.recurrence.precision import product
 
 
 class LayerNormLstmCell(Cell):
-    """The LSTM with normalised sums: Ba, Kiros and Hinton 2016, "Layer Normalization".
+    """LSTM with layer normalization (Ba, Kiros and Hinton 2016).
 
-    i, f, g, o come from LN(x_t W_ih') + LN(h_{t-1} W_hh') + b, and h_t = o * tanh(LN(c_t)); each LN
-    over all units of its sum, with a separate gain, and a bias for c_t's. b is b_hh; b_ih belongs
-    to the sum before it is normalised.
+    The pre-activations of i, f, g, o are LN(x_t W_ih' + b_ih) + LN(h_{t-1} W_hh') + b_hh, and
+    h_t = o * tanh(LN(c_t)). Each LN normalizes over all entries of its argument and has its own
+    gain. Only that of c_t has its own bias.
     """
 
     def extra_shapes(self, units: int, inputs: int) -> dict[str, tuple[int, ...]]:
@@ -29,7 +29,7 @@ class LayerNormLstmCell(Cell):
             "bias_cell": (units,),
         }
 
-    def first_extra(self, name: str, parameter: Tensor) -> None:
+    def initialize_extra(self, name: str, parameter: Tensor) -> None:
         parameter.fill_(0.0 if name == "bias_cell" else 1.0)
 
     def step(
@@ -49,11 +49,11 @@ class LayerNormLstmCell(Cell):
 
 
 class MogrifierCell(Cell):
-    """The LSTM whose input and state gate each other first: Melis, Kocisky and Blunsom 2020.
+    """Mogrifier LSTM: input and state gate each other first (Melis, Kocisky and Blunsom 2020).
 
-    Five rounds: x = 2 s(h Q_1') * x, h = 2 s(x R_1') * h, x = 2 s(h Q_2') * x and so on;
-    then the LSTM reads the last x and h. Q and R begin as zeros: 2 s(0) is 1, and the cell an LSTM.
-    Needs inputs that are numbers: an embedding.
+    There are five rounds: x = 2 s(h Q_1') * x, h = 2 s(x R_1') * h, x = 2 s(h Q_2') * x and so on.
+    The LSTM then reads the last x and h. Q and R are initialized to zero, so that the cell is an
+    LSTM at first, because 2 s(0) = 1. The inputs must be vectors, so an embedding is required.
     """
 
     _ROUNDS = 5

@@ -1,4 +1,4 @@
-"""The interface of a cell's time loops with hand-derived gradients, and what they share.
+"""Interface and helpers of the time loops of cells, which have hand-derived gradients.
 
 A time loop contains only what depends on the previous step: one product with W_hh and a few
 element-wise operations, written to existing buffers. The local derivatives of all gates at all

@@ -285,4 +285,4 @@ class Checkpointing(Callback):
 
 
 class _OtherRunError(RunError):
-    """The checkpoint is intact, but belongs to another run, as older ones do; none is tried."""
+    """An intact checkpoint belongs to another run; older checkpoints are not tried."""

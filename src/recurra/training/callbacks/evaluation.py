@@ -25,8 +25,8 @@ from recurra.training.session import TrainingSession
 
 REPORTS_PER_RUN = 20
 """Number of reports in a run, at equal distances, unless `report_every` is set."""
-LEARNING_PER_REPORT = 20.0
-"""With a time budget, minimum ratio of the time between two reports to the duration of a report."""
+MIN_REPORT_INTERVAL_RATIO = 20.0
+"""Minimum time between two reports of a time budget, as a multiple of the duration of a report."""
 MAX_VALIDATION_TOKENS = 2**18
 """Maximum number of validation tokens in a report; `recurra eval` uses all of them."""
 DIVERGENCE_FACTOR = 10.0
@@ -92,15 +92,15 @@ class Evaluation(Callback):
             if with_samples:
                 state.last_sample = state.step
             self._publish(report, session)
-        session.agree()
+        session.share_progress()
         state.reports = int(session.fraction * REPORTS_PER_RUN)
         timing.updates = 0.0
         self._checkpointing.before_step(session)
         # Reserve time for one more report at the end of the budget.
         cost = clock.seconds() - started
         session.budget.reserve = timing.reserve = 1.2 * cost + 0.2
-        timing.next_report = clock.seconds() + LEARNING_PER_REPORT * cost
-        session.agree()
+        timing.next_report = clock.seconds() + MIN_REPORT_INTERVAL_RATIO * cost
+        session.share_progress()
 
     def _is_due(self, session: TrainingSession) -> bool:
         state = session.state
@@ -170,7 +170,7 @@ class Evaluation(Callback):
 def _interruptible(context: RunContext) -> AbstractContextManager[None]:
     # If one of several processes stopped here, the others would wait for it forever.
     is_single = context.processes.count == 1
-    return context.signals.obeyed_at_once() if is_single else context.signals.protected()
+    return context.signals.raising() if is_single else context.signals.protected()
 
 
 def _check_loss(session: TrainingSession) -> None:

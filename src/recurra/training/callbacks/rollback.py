@@ -62,7 +62,7 @@ class Rollback(Callback):
         session.restart_batches()
         state.rollbacks, state.lr_scale = rollbacks, scale
         session.timing.seconds, session.timing.began = seconds, session.budget.began
-        session.agree()
+        session.share_progress()
         session.context.progress.message(
             f"{description}; back to step {state.step:,} with half the learning rate"
             f" ({session.learning_rate():.3g} now), rollback {rollbacks} of {MAX_ROLLBACKS}"

@@ -25,6 +25,6 @@ class SignalHandling(Callback):
             TrainingInterrupted: a signal is pending.
         """
         if session.context.processes.count == 1:
-            session.context.signals.obey()
+            session.context.signals.raise_if_received()
         elif session.stop_signal:
             raise TrainingInterrupted(session.stop_signal)
