@@ -142,3 +142,13 @@ def test_run_options_from_config_gives_every_setting():
     assert options.is_complete
     assert options.config == config
     assert not RunOptions.of(hidden_size=9).is_complete
+
+
+def test_run_config_from_options_named_cls_is_an_unknown_option():
+    with pytest.raises(ConfigError, match="'cls'"):
+        RunOptions.of(cls=3)
+
+
+def test_model_config_cell_of_wrong_type_raises_config_error():
+    with pytest.raises(ConfigError, match="cell"):
+        ModelConfig(cell=["gru"])

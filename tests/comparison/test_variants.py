@@ -129,3 +129,8 @@ def test_compare_several_processes_are_rejected(compare, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="torchrun"):
         compare()
+
+
+def test_compare_none_in_a_variant_keeps_the_common_option(compare):
+    rows = compare({"a": {"lr": None}, "b": {}}, seeds=1, lr=0.02).rows
+    assert [recurra.load(row.results[0].folder).config.training.lr for row in rows] == [0.02, 0.02]

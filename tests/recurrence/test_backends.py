@@ -11,6 +11,7 @@ from recurra.config.backends import BACKEND_MODULES
 from recurra.errors import ConfigError
 from recurra.kernels import buffers, library
 from recurra.recurrence import layer as recurrent_layer
+from recurra.recurrence import precision
 from recurra.recurrence.backends import Requirements, find_backend, require_supported
 from recurra.recurrence.cells import CELLS, LayerParameters
 
@@ -436,3 +437,17 @@ def test_native_second_derivatives_equal_reference(cell):
         penalty = outputs.sum() + slope.square().sum()
         results.append(torch.autograd.grad(penalty, leaves))
     assert_same(list(results[0]), list(results[1]), 1e-5)
+
+
+@pytest.mark.parametrize("backend", ["auto", "native"])
+def test_native_rejects_a_precision_without_kernel(backend, monkeypatch):
+    monkeypatch.setitem(precision.PRECISIONS, "fp16", precision.Precision("fp16", torch.float16))
+    layer = make_layer("lstm", 4, 5, torch.float32)
+    inputs = torch.randn(3, 2, 4)
+    if backend == "native":
+        with pytest.raises(ConfigError, match=r"no products in torch\.float16"):
+            recurrent_layer.run("lstm", inputs, None, layer, backend, precision="fp16")
+        return
+    expected, _ = recurrent_layer.run("lstm", inputs, None, layer, "bptt", precision="fp16")
+    outputs, _ = recurrent_layer.run("lstm", inputs, None, layer, backend, precision="fp16")
+    torch.testing.assert_close(outputs, expected, rtol=1e-2, atol=1e-2)

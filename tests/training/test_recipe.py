@@ -132,6 +132,11 @@ def test_recipe_fixed_settings_have_expected_values():
     assert (model.init, model.forget_bias, model.locked_dropout) == ("orthogonal", 1.0, True)
 
 
+@pytest.mark.parametrize("backend", ["reference", "bptt", "library"])
+def test_recipe_backend_without_fast_bf16_gets_fp32(backend):
+    assert choose(backend=backend).config.model.precision == "fp32"
+
+
 def test_speed_trial_returns_operations_per_second(monkeypatch):
     config = RunConfig.from_options(hidden_size=64, embedding_size=0, batch_size=8)
     trial = estimate.SpeedTrial(np.zeros(10_000, dtype=np.uint16), SINGLE_PROCESS)

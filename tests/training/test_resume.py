@@ -1,6 +1,7 @@
 """Resuming from the newest intact checkpoint: exactness, rejected changes and recovery."""
 
 import errno
+import gc
 import itertools
 import json
 import os
@@ -393,3 +394,16 @@ def test_training_interrupted_has_signal_number(run, tmp_path, listener):
         assert "saved in" in str(stopped.value)
         assert signal.getsignal(signum) != signal.SIG_IGN
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_train_new_run_stays_locked_until_training_starts(run, tmp_path, monkeypatch):
+    lock = run_module._locked
+
+    def checked(directory, processes):
+        gc.collect()
+        with pytest.raises(RunError, match="in use"), RunDirectory(directory.path).locked():
+            pass
+        return lock(directory, processes)
+
+    monkeypatch.setattr(run_module, "_locked", checked)
+    run(tmp_path / "run", **OPTIONS | {"steps": 2})

@@ -11,6 +11,7 @@ import tyro
 from recurra.cli.options import metadata_of, type_of
 from recurra.cli.parsing import decode_argument
 from recurra.config import ModelConfig, RunOptions, TextConfig, TrainingConfig
+from recurra.config.options import given_values
 
 
 def _options_class(config: type) -> Any:
@@ -77,11 +78,15 @@ class Settings:
     training: TrainingOptions = field(default_factory=TrainingOptions)
 
     def to_options(self) -> RunOptions:
-        """Return the options that the user gave, with strings decoded.
+        """Return the options that the user gave.
 
         Raises:
-            ConfigError: a value is invalid.
+            ConfigError: a value or a combination is invalid.
         """
+        return RunOptions({}).replaced(**self.given())
+
+    def given(self) -> dict[str, Any]:
+        """Return the values that the user gave by option, with strings decoded."""
         given: dict[str, Any] = {}
         for section in (self.text, self.model, self.training):
             given |= {name: value for name, value in vars(section).items() if _is_given(value)}
@@ -89,4 +94,4 @@ class Settings:
             given["separator"] = decode_argument(given["separator"])
         if "prompt" in given:
             given["prompt"] = tuple(map(decode_argument, given["prompt"]))
-        return RunOptions.of(**given)
+        return given_values(given)

@@ -14,6 +14,7 @@ import tyro
 from recurra.cli import main
 from recurra.cli.parsing import parse
 from recurra.cli.settings import Settings
+from recurra.config import RunOptions
 from recurra.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -62,7 +63,6 @@ def run(arguments: Sequence[str]) -> int:
     command = parse(Train, "train", arguments)
     if command.resume is not None and (command.out is not None or command.force):
         raise ConfigError("--resume cannot be combined with --out or --force; remove them")
-    options = command.to_options()
     from recurra.report.progress import describe
     from recurra.runs.directory import RunDirectory
     from recurra.runtime.clock import Clock
@@ -71,9 +71,13 @@ def run(arguments: Sequence[str]) -> int:
 
     progress, clock = _progress(command), Clock(main.STARTED)
     if command.resume is not None:
+        # Not checked against the defaults: they are compared with the settings of the run.
+        options = RunOptions(command.given())
         lm = resume_run(command.resume, progress, clock, options=options, sources=command.sources)
     else:
-        lm = start_run(command.sources, options, command.out, progress, clock, force=command.force)
+        lm = start_run(
+            command.sources, command.to_options(), command.out, progress, clock, force=command.force
+        )
     if started_rank() > 0:
         return 0  # Rank 0 prints the result.
     assert lm.path is not None

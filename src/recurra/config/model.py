@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from reprlib import repr as shortened
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -110,10 +109,6 @@ class ModelConfig:
         if (self.residual or self.tie_weights) and self.embedding_size == USUAL_EMBEDDING:
             object.__setattr__(self, "embedding_size", self.hidden_size)
         require_types(self)
-        require(
-            self.cell in CELL_TRAITS,
-            f"cell is {shortened(self.cell)}; it must be one of {', '.join(CELL_TRAITS)}",
-        )
         require_choices(
             self,
             init=FirstWeights,

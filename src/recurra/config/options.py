@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from recurra.config.run import OWNER, RunConfig
+from recurra.config.training import LIMITS
 from recurra.errors import ConfigError
 
 _LIMITED_BY_DEFAULT = ("clip_norm", "max_epochs")
@@ -36,19 +37,14 @@ class RunOptions:
     vocab_size: int | None = None
 
     @classmethod
-    def of(cls, **options: Any) -> RunOptions:
+    def of(cls, /, **options: Any) -> RunOptions:
         """Return options from keyword arguments; an argument that is None counts as not given.
 
         Raises:
             ConfigError: a name is unknown, a value is invalid, or `clip_norm` or `max_epochs` is
                 None, where 0 means no limit.
         """
-        for name in _LIMITED_BY_DEFAULT:
-            if name in options and options[name] is None:
-                raise ConfigError(
-                    f"{name} is None; omit it for the default, or set it to 0 for no limit"
-                )
-        return _checked(cls({name: v for name, v in options.items() if v is not None}))
+        return _checked(cls(given_values(options)))
 
     @classmethod
     def from_config(cls, config: RunConfig) -> RunOptions:
@@ -90,6 +86,21 @@ class RunOptions:
             return config
         model = dataclasses.replace(config.model, vocab_size=self.vocab_size)
         return dataclasses.replace(config, model=model)
+
+
+def given_values(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that are not None, and None for those whose value 0 means no limit.
+
+    Raises:
+        ConfigError: `clip_norm` or `max_epochs` is None, where 0 means no limit.
+    """
+    for name in _LIMITED_BY_DEFAULT:
+        if name in options and options[name] is None:
+            raise ConfigError(
+                f"{name} is None; omit it for the default, or set it to 0 for no limit"
+            )
+    given = {name: value for name, value in options.items() if value is not None}
+    return given | {name: None for name in LIMITS if name in given and given[name] == 0}
 
 
 def _checked(options: RunOptions) -> RunOptions:

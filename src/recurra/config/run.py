@@ -81,7 +81,7 @@ class RunConfig:
         return found
 
     @classmethod
-    def from_options(cls, **options: Any) -> RunConfig:
+    def from_options(cls, /, **options: Any) -> RunConfig:
         """Return a configuration from options without sections.
 
         `vocab_size` sets the text section; that of the model is derived from the vocabulary.

@@ -26,7 +26,7 @@ Sampling = Literal["sequential", "random"]
 
 Schedule = Literal["constant", "step", "cosine", "linear", "one-cycle"]
 
-_LIMITS = ("clip_norm", "clip_value", "max_epochs")
+LIMITS = ("clip_norm", "clip_value", "max_epochs")
 """Settings for which 0 means no limit; 0 is stored as None."""
 
 MAX_BUDGET = 10**12
@@ -173,7 +173,7 @@ class TrainingConfig:
             # A single string is accepted as a tuple of one prompt.
             object.__setattr__(self, "prompt", (self.prompt,))
         require_types(self)
-        for name in _LIMITS:
+        for name in LIMITS:
             if getattr(self, name) == 0:
                 object.__setattr__(self, name, None)
         require_choices(

@@ -45,17 +45,16 @@ def select_engine(
     Raises:
         ConfigError: no engine supports the training.
     """
-    reasons: list[str] = []
+    reasons: dict[type[Engine], str] = {}
     for engine in ENGINES:
         reason = engine.unsupported(model, config, processes)
         if reason is None:
-            if reasons:
-                # Only the preferred engine was expected to be used.
-                _log_once(_BY_AUTOGRAD + reasons[0])
+            if CompiledEngine in reasons:
+                _log_once(_BY_AUTOGRAD + reasons[CompiledEngine])
             return engine(model, config, processes)
         _logger.debug("%s is not used: %s", engine.__name__, reason)
-        reasons.append(reason)
-    raise ConfigError(f"no engine supports this training: {'; '.join(reasons)}")
+        reasons[engine] = reason
+    raise ConfigError(f"no engine supports this training: {'; '.join(reasons.values())}")
 
 
 def select_gradients(

@@ -20,6 +20,7 @@ from typing import Any
 
 from recurra.config import RunConfig, RunOptions
 from recurra.config.checks import require
+from recurra.config.options import given_values
 from recurra.data.token_file import load_token_file
 from recurra.errors import (
     DivergenceError,
@@ -89,7 +90,7 @@ def compare(
         ['large', 'small']
     """
     parsed = [
-        Variant(name, RunOptions.of(**{**options, **own}))
+        Variant(name, RunOptions.of(**{**options, **given_values(own)}))
         for name, own in _parse_variants(variants)
     ]
     shown = progress or ConsoleProgress()

@@ -118,6 +118,7 @@ class RecurrentLM(nn.Module):
             self.head_bias.dtype,
             recurrent_gradient_scale,
             has_zoneout=self.config.zoneout > 0.0,
+            product_dtype=self.product_dtype,
         )
 
     def compiled_unsupported(self) -> str | None:

@@ -61,6 +61,7 @@ def run(
         ConfigError: the cell or the backend is unknown, or the backend does not support the layer.
     """
     kind = find_cell(cell)
+    dtype = find_precision(precision).product_dtype(parameters.weight_ih.dtype)
     # The reference supports every layer without zoneout. Collecting its requirements would take
     # 4 us, 5 % of a step in generation.
     if backend != "reference" or zoneout is not None:
@@ -71,6 +72,7 @@ def run(
             parameters,
             recurrent_gradient_scale=recurrent_gradient_scale,
             has_zoneout=zoneout is not None,
+            product_dtype=dtype,
         )
         if backend == "auto":
             backend = choose_backend(needs, steps=inputs.shape[0])
@@ -82,7 +84,7 @@ def run(
     if found != expected:
         raise ConfigError(f"the state of {cell} has shapes {found}, but should have {expected}")
     options: dict[str, Any] = {
-        "dtype": find_precision(precision).product_dtype(parameters.weight_ih.dtype),
+        "dtype": dtype,
         "recurrent_gradient_scale": recurrent_gradient_scale,
     }
     if zoneout is not None:

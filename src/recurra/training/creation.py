@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from recurra.config import RunConfig, RunOptions
+from recurra.config.run import OWNER
 from recurra.data.batches import BatchStream
 from recurra.data.token_file import build_token_file
 from recurra.errors import ConfigError, SourceError, UnknownTokenError
@@ -93,16 +94,11 @@ def numbered(path: Path) -> Path:
 
 def refuse_other_settings(directory: RunDirectory, options: RunOptions) -> None:
     """Raise an error if a given setting differs from the run's and would change its results."""
-    fixed = options.values.keys() - set(FREE_SETTINGS)
+    saved, given = RunOptions.from_config(directory.read_config()).values, options.values
+    fixed = [name for name in OWNER if name in given and name not in FREE_SETTINGS]
     saved, given = (
-        {
-            section: {name: value for name, value in values.items() if name in fixed}
-            for section, values in config.to_dict().items()
-        }
-        for config in (directory.read_config(), options.config)
+        {f"{OWNER[name]}.{name}": values[name] for name in fixed} for values in (saved, given)
     )
-    for sections in (saved, given):
-        sections["model"].pop("vocab_size", None)  # It follows from the text.
     if found := differences(saved, given):
         raise ConfigError(
             f"{directory.path} continues with its original settings, and these differ:"

@@ -231,7 +231,8 @@ def _reasons(
 
 def _has_fast_bf16(model: ModelConfig, device: torch.device) -> bool:
     needs = Requirements(find_cell(model.cell), device, has_zoneout=model.zoneout > 0.0)
-    is_supported = needs.cell.reads_state and find_backend("native").unsupported(needs) is None
+    is_chosen = model.backend in ("auto", "native") and needs.cell.reads_state
+    is_supported = is_chosen and find_backend("native").unsupported(needs) is None
     if not is_supported or model.residual or not library.is_available():
         return False
     kind: int = library.load().recurra_best_kind()

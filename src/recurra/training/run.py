@@ -126,8 +126,7 @@ def _with_free_settings(config: RunConfig, options: RunOptions | None) -> RunCon
     """Return the configuration of a run with the given settings that may change when it resumes."""
     if options is None:
         return config
-    given = options.config.training
-    free = {name: getattr(given, name) for name in FREE_SETTINGS if options.is_given(name)}
+    free = {name: options.values[name] for name in FREE_SETTINGS if options.is_given(name)}
     return dataclasses.replace(config, training=dataclasses.replace(config.training, **free))
 
 

@@ -19,6 +19,9 @@ from recurra.recurrence.backends.native_passes import LayerPasses, Trace
 from recurra.recurrence.backends.requirements import Requirements
 from recurra.recurrence.cells import NUM_OF_TORCH, Cell, LayerParameters, State
 
+PRODUCT_DTYPES = (torch.float32, torch.bfloat16)
+"""The dtypes of the operands of the kernels' matrix products."""
+
 
 def unsupported(needs: Requirements) -> str | None:
     """Return why this backend cannot compute a layer, or None if it can.
@@ -37,6 +40,8 @@ def unsupported(needs: Requirements) -> str | None:
         return "the compiled kernels have no projected LSTM"
     if needs.is_traced:
         return "the native backend needs tensors with memory"
+    if needs.product_dtype not in PRODUCT_DTYPES:
+        return f"the compiled kernels have no products in {needs.product_dtype}"
     if needs.dtype != torch.float32:
         return f"the native backend computes in fp32, not in {needs.dtype}"
     return None

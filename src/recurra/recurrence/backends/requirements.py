@@ -20,6 +20,7 @@ class Requirements(NamedTuple):
         dtype: the dtype of the tensors; with several dtypes, one that is not fp32.
         recurrent_gradient_scale: as in `layer.run`.
         has_zoneout: whether the state has zoneout.
+        product_dtype: the dtype of the operands of matrix products.
         is_projected: whether the layer is an LSTM with a projection.
         is_traced: whether the tensors are placeholders without memory, as in an export.
     """
@@ -29,6 +30,7 @@ class Requirements(NamedTuple):
     dtype: torch.dtype = torch.float32
     recurrent_gradient_scale: float = 1.0
     has_zoneout: bool = False
+    product_dtype: torch.dtype = torch.float32
     is_projected: bool = False
     is_traced: bool = False
 
@@ -41,6 +43,7 @@ def requirements_of(
     *,
     recurrent_gradient_scale: float = 1.0,
     has_zoneout: bool = False,
+    product_dtype: torch.dtype = torch.float32,
 ) -> Requirements:
     """Return what a call of `layer.run` requires."""
     device, dtype = inputs.device, torch.float32
@@ -57,6 +60,7 @@ def requirements_of(
         dtype,
         recurrent_gradient_scale,
         has_zoneout,
+        product_dtype,
         parameters.weight_hr is not None,
         type(inputs) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_exporting(),
     )
