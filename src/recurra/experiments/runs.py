@@ -89,8 +89,9 @@ def compare(
         >>> sorted(row.variant.name for row in comparison.rows)
         ['large', 'small']
     """
+    common = given_values(options)
     parsed = [
-        Variant(name, RunOptions.of(**{**options, **given_values(own)}))
+        Variant(name, RunOptions({}).replaced(**{**common, **given_values(own)}))
         for name, own in _parse_variants(variants)
     ]
     shown = progress or ConsoleProgress()

@@ -40,10 +40,10 @@ def unsupported(needs: Requirements) -> str | None:
         return "the compiled kernels have no projected LSTM"
     if needs.is_traced:
         return "the native backend needs tensors with memory"
-    if needs.product_dtype not in PRODUCT_DTYPES:
-        return f"the compiled kernels have no products in {needs.product_dtype}"
     if needs.dtype != torch.float32:
         return f"the native backend computes in fp32, not in {needs.dtype}"
+    if needs.product_dtype not in PRODUCT_DTYPES:
+        return f"the compiled kernels have no products in {needs.product_dtype}"
     return None
 
 
