@@ -176,3 +176,9 @@ def test_generation_config_stop_accepts_string_or_list() -> None:
     assert GenerationConfig(stop=["a", "b"]).stop == ("a", "b")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="empty"):
         GenerationConfig(stop=("a", ""))
+
+
+def test_generation_config_accepts_repetition_penalty_below_one():
+    assert GenerationConfig(repetition_penalty=0.5).repetition_penalty == 0.5
+    with pytest.raises(ConfigError, match="repetition_penalty"):
+        GenerationConfig(repetition_penalty=0.0)

@@ -21,6 +21,7 @@ from recurra.recurrence.backends import (
     time_batched,
 )
 from recurra.recurrence.cells import (
+    Cell,
     LayerParameters,
     State,
     check_shapes,
@@ -78,11 +79,13 @@ def run(
             backend = choose_backend(needs, steps=inputs.shape[0])
         require_supported(backend, needs)
     check_shapes(kind, inputs, parameters)
-    zero = zero_state(cell, inputs.shape[1], parameters)
-    state = zero if state is None else state
-    expected, found = ([tuple(s.shape) for s in parts] for parts in (zero, state))
-    if found != expected:
-        raise ConfigError(f"the state of {cell} has shapes {found}, but should have {expected}")
+    if state is None:
+        state = zero_state(cell, inputs.shape[1], parameters)
+    else:
+        expected = _state_shapes(kind, inputs.shape[1], parameters)
+        found = [tuple(part.shape) for part in state]
+        if found != expected:
+            raise ConfigError(f"the state of {cell} has shapes {found}, but should have {expected}")
     options: dict[str, Any] = {
         "dtype": dtype,
         "recurrent_gradient_scale": recurrent_gradient_scale,
@@ -129,10 +132,16 @@ def choose_backend(
 
 def zero_state(cell: str, batch_size: int, parameters: LayerParameters) -> State:
     """Return the state before the first step: zeros, each (B, H); (B, P) for a projected h."""
-    kind, weight = find_cell(cell), parameters.weight_ih
-    units = weight.shape[0] // kind.num_gates
+    shapes = _state_shapes(find_cell(cell), batch_size, parameters)
+    return tuple(parameters.weight_ih.new_zeros(shape) for shape in shapes)
+
+
+def _state_shapes(
+    cell: Cell, batch_size: int, parameters: LayerParameters
+) -> list[tuple[int, int]]:
+    units = parameters.weight_ih.shape[0] // cell.num_gates
     outputs = units if parameters.weight_hr is None else len(parameters.weight_hr)
-    return tuple(weight.new_zeros(batch_size, n) for n in (outputs, units)[: kind.num_states])
+    return [(batch_size, size) for size in (outputs, units)[: cell.num_states]]
 
 
 def run_stack(
