@@ -128,9 +128,14 @@ def umask() -> int:
     return mask
 
 
+def missing_folders(path: Path) -> list[Path]:
+    """Return a directory and its parents as far as they do not exist, the deepest first."""
+    return [directory for directory in (path, *path.parents) if not directory.exists()]
+
+
 def make_folders(path: Path) -> list[Path]:
     """Create a directory and its parents. Return those that were missing, the deepest first."""
-    missing = [directory for directory in (path, *path.parents) if not directory.exists()]
+    missing = missing_folders(path)
     path.mkdir(parents=True, exist_ok=True)
     return missing
 

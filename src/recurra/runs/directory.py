@@ -38,6 +38,7 @@ from recurra.io.files import (
     flush,
     link_or_copy,
     make_folders,
+    missing_folders,
     read_json,
     read_lines,
     remove_empty,
@@ -173,10 +174,15 @@ class RunDirectory:
         place = self.path.resolve()
         self.remove_unfinished()
         self._check_free(force=force)
-        made = make_folders(place.parent)
+        # A signal can arrive at any time: the names are known before a directory is created.
+        made = missing_folders(place.parent)
         prefix = f".{place.name}-"
-        staging = RunDirectory(tempfile.mkdtemp(prefix=prefix, suffix=UNFINISHED, dir=place.parent))
+        staging = None
         try:
+            make_folders(place.parent)
+            staging = RunDirectory(
+                tempfile.mkdtemp(prefix=prefix, suffix=UNFINISHED, dir=place.parent)
+            )
             with staging.locked(), self._old_run_locked():
                 for name in TOKEN_FILES:
                     if (place / name).is_file():
@@ -188,7 +194,8 @@ class RunDirectory:
                 staging.path.chmod(0o777 & ~umask())
                 self._replace_by(staging, place)
         finally:
-            shutil.rmtree(staging.path, ignore_errors=True)
+            if staging is not None:
+                shutil.rmtree(staging.path, ignore_errors=True)
             remove_empty(made)
 
     @contextmanager
