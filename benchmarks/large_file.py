@@ -39,6 +39,7 @@ def peak_megabytes(command: list[str]) -> tuple[float, float]:
         status = Path(f"/proc/{process.pid}/status").read_text()
         found = re.search(r"RssAnon:\s+(\d+)", status)
         peak = max(peak, int(found[1]) if found else 0)
+        # The kernel records no peak of RssAnon, so the current value is sampled until the end.
         time.sleep(POLL_SECONDS)
     if process.returncode:
         sys.exit(f"{' '.join(command)} failed")

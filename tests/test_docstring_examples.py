@@ -71,6 +71,7 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
 
 
 def skip_without(corpus: str) -> None:
+    """Skip the test if a corpus is absent: it may not be committed, and tests do not download."""
     file_name = catalogue.describe(corpus).file_name
     folders = (catalogue.data_folder(), cache_folder())
     if not any(folder and (folder / file_name).is_file() for folder in folders):

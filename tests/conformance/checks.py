@@ -19,47 +19,19 @@ from recurra.recurrence import layer
 from recurra.recurrence.backends import find_backend, requirements_of
 from recurra.recurrence.cells import LayerParameters, find_cell
 from recurra.text.vocabularies import vocabulary_from_dict
-
-
-def make_parameters(cell, inputs, units, dtype=torch.float64):
-    """Return random parameters of one layer that require gradients."""
-
-    def parameter(*shape):
-        return (torch.randn(*shape, dtype=dtype) / units**0.5).requires_grad_()
-
-    gates = cell.num_gates * units
-    extra = tuple(parameter(*shape) for shape in cell.extra_shapes(units, inputs).values())
-    return LayerParameters(
-        weight_ih=parameter(gates, inputs),
-        weight_hh=parameter(gates, units) if cell.reads_state else None,
-        bias_ih=parameter(gates),
-        bias_hh=parameter(gates) if cell.reads_state else None,
-        extra=extra or None,
-    )
+from support.layers import assert_same, layer_outcome, leaves_of, make_layer
 
 
 def make_case(name, steps=5, batch=3, inputs=4, units=6, dtype=torch.float64):
-    """Return a cell, inputs, an initial state and parameters."""
+    """Return a cell, inputs, an initial state and parameters, which require gradients."""
     torch.manual_seed(0)
     cell = find_cell(name)
-    parameters = make_parameters(cell, inputs, units, dtype)
-    state = tuple(torch.randn(batch, units, dtype=dtype) for _ in range(cell.num_states))
-    return cell, torch.randn(steps, batch, inputs, dtype=dtype), state, parameters
-
-
-def leaves_of(inputs, state, parameters):
-    """Return every tensor of a layer for which a gradient is computed."""
-    found = (inputs, *state, *parameters.of_torch, *(parameters.extra or ()))
-    return [tensor for tensor in found if tensor is not None]
-
-
-def assert_close(actual, expected, tolerance):
-    """Check the largest error relative to the largest entry of each tensor."""
-    for a, e in zip(actual, expected, strict=True):
-        assert a.shape == e.shape
-        assert a.dtype == e.dtype
-        scale = max(float(e.detach().abs().max()), 1e-30)
-        assert float((a - e).detach().abs().max()) <= tolerance * scale
+    parameters = make_layer(name, inputs, units, dtype)
+    numbers = torch.randn(steps, batch, inputs, dtype=dtype).requires_grad_()
+    state = tuple(
+        torch.randn(batch, units, dtype=dtype).requires_grad_() for _ in range(cell.num_states)
+    )
+    return cell, numbers, state, parameters
 
 
 def check_cell(name):
@@ -71,11 +43,11 @@ def check_cell(name):
     # Rows do not influence each other.
     row = tuple(part[1:2] for part in state)
     alone, alone_final = layer.run(name, inputs[:, 1:2], row, parameters, "reference")
-    assert_close([alone, *alone_final], [outputs[:, 1:2], *(p[1:2] for p in final)], 1e-12)
+    assert_same([alone, *alone_final], [outputs[:, 1:2], *(p[1:2] for p in final)], 1e-12)
     # The state is all that a window needs to know of the past.
     first, middle = layer.run(name, inputs[:2], state, parameters, "reference")
     second, end = layer.run(name, inputs[2:], middle, parameters, "reference")
-    assert_close([torch.cat([first, second]), *end], [outputs, *final], 1e-12)
+    assert_same([torch.cat([first, second]), *end], [outputs, *final], 1e-12)
     # `step` changes none of its arguments.
     before = copy.deepcopy((inputs, state))
     layer.run(name, inputs, state, parameters, "reference")
@@ -87,7 +59,7 @@ def check_cell(name):
 def check_cell_gradients(name):
     """Compare the gradients of a cell with finite differences."""
     _, inputs, state, parameters = make_case(name, steps=3, batch=2, inputs=3, units=4)
-    leaves = [leaf.detach().requires_grad_() for leaf in leaves_of(inputs, state, parameters)]
+    leaves = [leaf.detach().requires_grad_() for leaf in leaves_of(inputs, state, [parameters])]
     num_states, num_extra = len(state), len(parameters.extra or ())
 
     def function(inputs, *rest):
@@ -116,24 +88,12 @@ def check_backend(name, cells, dtype=torch.float64):
             assert reason
             continue
         supported.append(cell_name)
-        inputs.requires_grad_()
-        for part in state:
-            part.requires_grad_()
         found = [
-            _values_and_gradients(cell_name, inputs, state, parameters, backend)
+            layer_outcome(cell_name, inputs, state, parameters, backend)
             for backend in (name, "reference")
         ]
-        assert_close(*found, tolerance=1e-10 if dtype == torch.float64 else 2e-5)
+        assert_same(*found, tolerance=1e-10 if dtype == torch.float64 else 2e-5)
     return sorted(set(supported))
-
-
-def _values_and_gradients(cell, inputs, state, parameters, backend):
-    outputs, final = layer.run(cell, inputs, state, parameters, backend)
-    values = (outputs, *final)
-    weights = [torch.linspace(-1, 2, v.numel(), dtype=v.dtype).view_as(v) for v in values]
-    total = sum((value * weight).sum() for value, weight in zip(values, weights, strict=True))
-    leaves = leaves_of(inputs, state, parameters)
-    return [*(value.detach() for value in values), *torch.autograd.grad(total, leaves)]
 
 
 def check_optimizer(name, **options):

@@ -5,15 +5,14 @@ import re
 
 import pytest
 import torch
-from torch import Tensor
 
 from recurra.config.backends import BACKEND_MODULES
 from recurra.errors import ConfigError
-from recurra.kernels import buffers, library
+from recurra.kernels import library
 from recurra.recurrence import layer as recurrent_layer
-from recurra.recurrence import precision
 from recurra.recurrence.backends import Requirements, find_backend, require_supported
 from recurra.recurrence.cells import CELLS, LayerParameters
+from support.layers import assert_same, make_layer, make_state, outcome
 
 RECURRENT = ["rnn", "rnn-relu", "gru", "lstm"]
 BASIC_CELLS = [*RECURRENT, "none"]
@@ -27,78 +26,12 @@ TORCH_MODULES = {
 }
 
 
-def make_layer(cell, input_size, hidden_size, dtype, device="cpu", bias=True, proj_size=0):
-    gates = CELLS[cell].num_gates * hidden_size
-    recurrent = proj_size or hidden_size
-
-    def parameter(*shape):
-        return (torch.randn(*shape, dtype=dtype) / hidden_size**0.5).to(device).requires_grad_()
-
-    stateless = cell == "none"
-    return LayerParameters(
-        weight_ih=parameter(gates, input_size),
-        weight_hh=None if stateless else parameter(gates, recurrent),
-        bias_ih=parameter(gates) if bias else None,
-        bias_hh=parameter(gates) if bias and not stateless else None,
-        weight_hr=parameter(proj_size, hidden_size) if proj_size else None,
-    )
-
-
-def make_state(cell, batch, parameters):
-    zero = recurrent_layer.zero_state(cell, batch, parameters)
-    return tuple(torch.randn_like(s).mul_(0.5).requires_grad_() for s in zero)
-
-
-def outcome(cell, inputs, state, layers, backend, **options):
-    """Return outputs, final state and all gradients of a randomly weighted sum of both."""
-    leaves = [
-        t
-        for t in (inputs, *state, *itertools.chain(*(layer.of_torch for layer in layers)))
-        if t is not None
-    ]
-    leaves = [t for t in leaves if t.requires_grad]
-    for leaf in leaves:
-        leaf.grad = None
-    outputs, final = recurrent_layer.run_stack(
-        cell, inputs, state or None, layers, backend, **options
-    )
-    generator = torch.Generator().manual_seed(5)
-    total = torch.zeros((), dtype=torch.float64)
-    for part in (outputs, *final):
-        weights = torch.randn(part.shape, generator=generator, dtype=torch.float64)
-        total = total + (part.cpu().double() * weights).sum()
-    total.backward()
-    return [outputs.detach(), *(f.detach() for f in final), *(leaf.grad for leaf in leaves)]
-
-
 def tolerance_of(backend: str, dtype: torch.dtype, device: str) -> float:
     """Return the permitted error relative to a tensor's largest entry."""
     # cuDNN approximates tanh and the sigmoid in fp32: errors of 6e-5 were measured on an H100.
     # TF32 products would give 1e-3.
     approximates = backend == "library" and device == "cuda" and dtype == torch.float32
     return 1e-4 if approximates else TOLERANCE[dtype]
-
-
-def assert_same(actual: list[Tensor], expected: list[Tensor], tolerance: float):
-    assert len(actual) == len(expected)
-    for index, (a, e) in enumerate(zip(actual, expected, strict=True)):
-        assert a is not None, f"tensor {index} has no gradient"
-        # Relative to the tensor's own largest entry; a tensor of zeros must be zero to 1e-30.
-        scale = max(float(e.detach().abs().max()), 1e-30)
-        assert float((a - e).detach().abs().max()) <= tolerance * scale, f"tensor {index} differs"
-
-
-@pytest.fixture(autouse=True)
-def _poison_buffers(monkeypatch):
-    """Fill borrowed buffers and new memory with NaN, so that uninitialized reads are visible."""
-    taken = buffers.BUFFER_POOL._take
-    monkeypatch.setattr(
-        buffers.BUFFER_POOL, "_take", lambda n, like: taken(n, like).fill_(float("nan"))
-    )
-    torch.use_deterministic_algorithms(True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
@@ -359,95 +292,3 @@ def test_run_wrong_parameter_shape_error_names_cell(backend, name):
         recurrent_layer.run("gru", torch.zeros(2, 5, 2), None, layer, backend)
     with pytest.raises(ConfigError, match="reads numbers"):
         recurrent_layer.run("gru", torch.zeros(2, 5, 3, dtype=torch.int64), None, layer, backend)
-
-
-needs_kernels = pytest.mark.skipif(not library.is_available(), reason="no compiler for the kernels")
-# The shape with a single unit is left out: where its gate saturates, 1 - z is a rounding error, and
-# no other unit has a gradient to which the error is relative.
-NATIVE_SHAPES = [*SHAPES[1:], (5, 33, 7, 100), (6, 32, 10, 64), (4, 2, 3, 256), (3, 19, 8, 129)]
-
-
-@needs_kernels
-@pytest.mark.parametrize("input_kind", ["numbers", "ids"])
-@pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("shape", NATIVE_SHAPES, ids=str)
-@pytest.mark.parametrize("cell", BASIC_CELLS)
-def test_native_equals_reference(cell, shape, threads, input_kind):
-    torch.set_num_threads(threads)
-    steps, batch, input_size, hidden_size = shape
-    torch.manual_seed(0)
-    widths = [input_size, hidden_size]
-    layers = [make_layer(cell, w, hidden_size, torch.float32, bias=threads > 1) for w in widths]
-    states = [make_state(cell, batch, p) for p in layers]
-    state = tuple(torch.stack(s).detach().requires_grad_() for s in zip(*states, strict=True))
-    inputs = torch.randn(steps, batch, input_size).requires_grad_()
-    if input_kind == "ids":
-        inputs = torch.randint(input_size, (batch, steps)).t()
-    options = {} if cell == "none" else {"recurrent_gradient_scale": 0.75}
-    expected = outcome(cell, inputs, state, layers, "reference", **options)
-    assert_same(outcome(cell, inputs, state, layers, "native", **options), expected, 1e-5)
-
-
-@needs_kernels
-@pytest.mark.parametrize("shape", NATIVE_SHAPES, ids=str)
-@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
-def test_native_bf16_gradients_are_close_to_fp32(cell, shape):
-    steps, batch, input_size, hidden_size = shape
-    torch.manual_seed(0)
-    layers = [make_layer(cell, input_size, hidden_size, torch.float32)]
-    state = tuple(s.detach()[None].requires_grad_() for s in make_state(cell, batch, layers[0]))
-    inputs = torch.randn(steps, batch, input_size, requires_grad=True)
-    expected = outcome(cell, inputs, state, layers, "reference")
-    actual = outcome(cell, inputs, state, layers, "native", precision="bf16")
-    assert_same(actual, expected, 0.1)
-
-
-@needs_kernels
-def test_native_rejects_other_dtypes_and_projection():
-    inputs = torch.zeros(2, 1, 3)
-    with pytest.raises(ConfigError, match="fp32"):
-        recurrent_layer.run(
-            "rnn", inputs.double(), None, make_layer("rnn", 3, 4, torch.float64), "native"
-        )
-    layer = make_layer("rnn", 3, 4, torch.float32)
-    for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
-        mixed = layer._replace(**{part: getattr(layer, part).double()})
-        with pytest.raises(ConfigError, match="fp32"):
-            recurrent_layer.run("rnn", inputs, None, mixed, "native")
-    for wrong, state in ((inputs.double(), None), (inputs, (torch.zeros(1, 4).double(),))):
-        with pytest.raises(ConfigError, match="fp32"):
-            recurrent_layer.run("rnn", wrong, state, layer, "native")
-    layer = make_layer("lstm", 3, 4, torch.float32, proj_size=2)
-    with pytest.raises(ConfigError, match="projected"):
-        recurrent_layer.run("lstm", inputs, None, layer, "native")
-
-
-@needs_kernels
-@pytest.mark.parametrize("cell", RECURRENT)
-def test_native_second_derivatives_equal_reference(cell):
-    torch.manual_seed(9)
-    layer = make_layer(cell, 3, 4, torch.float32)
-    state = make_state(cell, 2, layer)
-    inputs = torch.randn(5, 2, 3, requires_grad=True)
-    leaves = [inputs, *(p for p in layer.of_torch if p is not None), *state]
-    results = []
-    for backend in ("native", "reference"):
-        outputs, _ = recurrent_layer.run(cell, inputs, state, layer, backend)
-        (slope,) = torch.autograd.grad(outputs.square().sum(), inputs, create_graph=True)
-        penalty = outputs.sum() + slope.square().sum()
-        results.append(torch.autograd.grad(penalty, leaves))
-    assert_same(list(results[0]), list(results[1]), 1e-5)
-
-
-@pytest.mark.parametrize("backend", ["auto", "native"])
-def test_native_rejects_a_precision_without_kernel(backend, monkeypatch):
-    monkeypatch.setitem(precision.PRECISIONS, "fp16", precision.Precision("fp16", torch.float16))
-    layer = make_layer("lstm", 4, 5, torch.float32)
-    inputs = torch.randn(3, 2, 4)
-    if backend == "native":
-        with pytest.raises(ConfigError, match=r"no products in torch\.float16"):
-            recurrent_layer.run("lstm", inputs, None, layer, backend, precision="fp16")
-        return
-    expected, _ = recurrent_layer.run("lstm", inputs, None, layer, "bptt", precision="fp16")
-    outputs, _ = recurrent_layer.run("lstm", inputs, None, layer, backend, precision="fp16")
-    torch.testing.assert_close(outputs, expected, rtol=1e-2, atol=1e-2)

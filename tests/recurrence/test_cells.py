@@ -11,6 +11,7 @@ from recurra.kernels import library
 from recurra.recurrence import layer as recurrent_layer
 from recurra.recurrence.backends import Requirements, supporting_backends
 from recurra.recurrence.cells import CELLS, LayerParameters, LinearCell, find_cell
+from support.layers import assert_same, layer_outcome, leaves_of, make_layer
 
 LINEAR = [name for name, cell in CELLS.items() if isinstance(cell, LinearCell)]
 BASIC_CELLS = ["rnn", "rnn-relu", "gru", "lstm", "none"]
@@ -18,47 +19,10 @@ VARIANTS = [name for name in CELLS if name not in (*LINEAR, *BASIC_CELLS)]
 SHAPES = [(1, 1, 1, 1), (1, 3, 4, 5), (7, 1, 3, 8), (13, 5, 6, 17)]
 
 
-def make_layer(name, inputs, units, dtype=torch.float64, bias=True):
-    cell = find_cell(name)
-
-    def parameter(*shape):
-        return (torch.randn(*shape, dtype=dtype) / units**0.5).requires_grad_()
-
-    gates = cell.num_gates * units
-    extra = tuple(parameter(*shape) for shape in cell.extra_shapes(units, inputs).values())
-    return LayerParameters(
-        weight_ih=parameter(gates, inputs),
-        weight_hh=parameter(gates, units) if cell.reads_state else None,
-        bias_ih=parameter(gates) if bias else None,
-        bias_hh=parameter(gates) if bias and cell.reads_state else None,
-        extra=extra or None,
-    )
-
-
-def leaves_of(layer, inputs, state):
-    found = (inputs, *state, *layer.of_torch, *(layer.extra or ()))
-    return [t for t in found if t is not None and t.requires_grad]
-
-
-def outcome(name, inputs, state, layer, backend, **options):
-    """Return outputs, final state and all gradients of a weighted sum of both."""
-    outputs, final = recurrent_layer.run(name, inputs, state, layer, backend, **options)
-    weights = [torch.linspace(-1, 2, p.numel()).view_as(p) for p in (outputs, *final)]
-    total = sum((p * w).sum() for p, w in zip((outputs, *final), weights, strict=True))
-    values = [part.detach() for part in (outputs, *final)]
-    return [*values, *torch.autograd.grad(total, leaves_of(layer, inputs, state))]
-
-
-def assert_same(actual, expected, tolerance):
-    for a, e in zip(actual, expected, strict=True):
-        scale = max(float(e.detach().abs().max()), 1e-30)
-        assert float((a - e).detach().abs().max()) <= tolerance * scale
-
-
 def make_case(name, shape, dtype=torch.float64, bias=True):
     steps, batch, inputs, units = shape
     torch.manual_seed(0)
-    layer = make_layer(name, inputs, units, dtype, bias)
+    layer = make_layer(name, inputs, units, dtype, bias=bias)
     state = tuple(
         torch.randn(batch, units, dtype=dtype).requires_grad_()
         for _ in range(find_cell(name).num_states)
@@ -72,8 +36,8 @@ def make_case(name, shape, dtype=torch.float64, bias=True):
 def test_linear_cell_bptt_equals_reference(name, shape, bias):
     inputs, state, layer = make_case(name, shape, bias=bias)
     for options in ({}, {"recurrent_gradient_scale": 0.75}):
-        expected = outcome(name, inputs, state, layer, "reference", **options)
-        assert_same(outcome(name, inputs, state, layer, "bptt", **options), expected, 1e-10)
+        expected = layer_outcome(name, inputs, state, layer, "reference", **options)
+        assert_same(layer_outcome(name, inputs, state, layer, "bptt", **options), expected, 1e-10)
 
 
 @pytest.mark.skipif(not library.is_available(), reason="no compiler for the kernels")
@@ -81,8 +45,8 @@ def test_linear_cell_bptt_equals_reference(name, shape, bias):
 @pytest.mark.parametrize("name", LINEAR)
 def test_linear_cell_native_equals_reference(name, shape):
     inputs, state, layer = make_case(name, shape, torch.float32)
-    expected = outcome(name, inputs, state, layer, "reference")
-    assert_same(outcome(name, inputs, state, layer, "native"), expected, 2e-5)
+    expected = layer_outcome(name, inputs, state, layer, "reference")
+    assert_same(layer_outcome(name, inputs, state, layer, "native"), expected, 2e-5)
 
 
 @pytest.mark.parametrize("name", LINEAR)
@@ -90,15 +54,15 @@ def test_linear_cell_token_ids_equal_one_hot_inputs(name):
     _, state, layer = make_case(name, (9, 3, 11, 6))
     ids = torch.randint(11, (9, 3))
     one_hot = torch.nn.functional.one_hot(ids, 11).double()
-    expected = outcome(name, one_hot, state, layer, "reference")
+    expected = layer_outcome(name, one_hot, state, layer, "reference")
     for backend in ("reference", "bptt"):
-        assert_same(outcome(name, ids, state, layer, backend), expected, 1e-10)
+        assert_same(layer_outcome(name, ids, state, layer, backend), expected, 1e-10)
 
 
 @pytest.mark.parametrize("name", LINEAR + VARIANTS)
 def test_cell_gradients_pass_gradcheck(name):
     inputs, state, layer = make_case(name, (4, 2, 3, 4))
-    leaves = leaves_of(layer, inputs, state)
+    leaves = leaves_of(inputs, state, [layer])
     extra = len(layer.extra or ())
 
     def function(inputs, *rest):
@@ -186,7 +150,7 @@ def test_rglru_initial_decay_is_between_0_9_and_0_999():
 def test_rglru_gradients_are_finite_at_decay_one():
     inputs, state, layer = make_case("rglru", (5, 2, 3, 4), torch.float32)
     layer = layer._replace(extra=(torch.full((4,), 60.0, requires_grad=True),))
-    for part in outcome("rglru", inputs, state, layer, "reference"):
+    for part in layer_outcome("rglru", inputs, state, layer, "reference"):
         assert torch.isfinite(part).all()
 
 

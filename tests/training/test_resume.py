@@ -1,15 +1,11 @@
 """Resuming from the newest intact checkpoint: exactness, rejected changes and recovery."""
 
 import errno
-import gc
 import itertools
 import json
 import os
 import re
 import signal
-import stat
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -238,74 +234,6 @@ def test_resume_restores_damaged_weights_of_finished_run(run, tmp_path):
     assert model.read_bytes() == intact
 
 
-def test_run_directory_lock_rejects_second_training(run, tmp_path, listener):
-    stop(run, listener, tmp_path / "run", 9)
-    with RunDirectory(tmp_path / "run").locked():
-        with pytest.raises(RunError, match="in use"):
-            resume(tmp_path / "run")
-        with pytest.raises(RunError, match="in use"):
-            run(tmp_path / "run", force=True, steps=1)
-    resume(tmp_path / "run")
-
-
-def test_run_directory_lock_is_released_by_dead_process(run, tmp_path, listener):
-    stop(run, listener, tmp_path / "run", 9)
-    program = (
-        "import sys, time; from recurra.runs.directory import RunDirectory\n"
-        "with RunDirectory(sys.argv[1]).locked():\n"
-        "    print('locked', flush=True); time.sleep(60)"
-    )
-    holder = subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path / "run")], stdout=subprocess.PIPE
-    )
-    with holder:
-        assert holder.stdout.readline() == b"locked\n"
-        with pytest.raises(RunError, match="in use"):
-            resume(tmp_path / "run")
-        holder.kill()
-    resume(tmp_path / "run")
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no POSIX modes")
-@pytest.mark.parametrize(
-    ("umask", "file", "folder"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700)]
-)
-def test_train_file_modes_follow_umask(run, tmp_path, umask, file, folder):
-    before = os.umask(umask)
-    try:
-        run(tmp_path / "run", steps=4, report_every=2)
-    finally:
-        os.umask(before)
-    for path in (tmp_path / "run", *(tmp_path / "run").rglob("*")):
-        wanted = folder if path.is_dir() else file
-        assert stat.S_IMODE(path.stat().st_mode) == wanted, path
-
-
-def test_train_removes_abandoned_staging_directories(run, tmp_path):
-    abandoned, busy = tmp_path / ".run-abcdefgh.tmp", tmp_path / ".run-a_345678.tmp"
-    # Run `run-2`, moved aside when its process was killed.
-    other = tmp_path / ".run-2.old.tmp"
-    for folder in (abandoned, busy, other):
-        folder.mkdir()
-        (folder / ".lock").touch()
-    (tmp_path / ".run-mine").mkdir()
-    with RunDirectory(busy).locked():
-        run(tmp_path / "run", steps=1)
-    assert not abandoned.exists()
-    assert busy.exists()
-    assert other.exists()
-    assert (tmp_path / ".run-mine").exists()
-
-
-def test_train_restores_run_moved_aside_by_killed_process(run, tmp_path):
-    run(tmp_path / "run", steps=1)
-    (tmp_path / "run").rename(tmp_path / ".run.old.tmp")
-    with pytest.raises(RunError, match="--force"):
-        run(tmp_path / "run", steps=2)
-    assert not (tmp_path / ".run.old.tmp").exists()
-    api.load(tmp_path / "run")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "code"),
@@ -394,16 +322,3 @@ def test_training_interrupted_has_signal_number(run, tmp_path, listener):
         assert "saved in" in str(stopped.value)
         assert signal.getsignal(signum) != signal.SIG_IGN
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_train_new_run_stays_locked_until_training_starts(run, tmp_path, monkeypatch):
-    lock = run_module._locked
-
-    def checked(directory, processes):
-        gc.collect()
-        with pytest.raises(RunError, match="in use"), RunDirectory(directory.path).locked():
-            pass
-        return lock(directory, processes)
-
-    monkeypatch.setattr(run_module, "_locked", checked)
-    run(tmp_path / "run", **OPTIONS | {"steps": 2})

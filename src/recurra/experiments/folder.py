@@ -28,6 +28,7 @@ from recurra.io.files import (
     write_json,
 )
 from recurra.runs.directory import LOCK, RunDirectory
+from recurra.runs.staging import check_removable
 from recurra.text.sources import COMPARISON_FILES
 
 STAGING, READY, ASIDE = (f".comparison-{name}{UNFINISHED}" for name in ("new", "ready", "old"))
@@ -122,7 +123,7 @@ class ComparisonFolder:
             if path.exists() and path.name not in names:
                 raise RunError(f"{path} exists but is not a run of this comparison; move it away")
         for run in old:
-            run.check_removable()
+            check_removable(run)
 
     def _exchange(self, old: list[Path]) -> None:
         """Replace the old comparison by renaming only.

@@ -27,6 +27,7 @@ from recurra.inference.score import Score, score_document
 from recurra.io.files import write_json
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.runs.directory import RunDirectory
+from recurra.runs.staging import staged_run
 from recurra.runs.weights import save_weights
 from recurra.text.corpus import prepare_text
 from recurra.text.vocabulary import Vocabulary
@@ -258,7 +259,7 @@ class LanguageModel:
             LanguageModel(lstm, 1 x 8, char vocabulary of 58, 6,602 parameters)
         """
         directory = RunDirectory(path)
-        with directory.prepared(force=False) as staging:
+        with staged_run(directory, force=False) as staging:
             write_json(staging.vocabulary, self.vocabulary.to_dict())
             save_weights(staging.model, self.model, {})
             sources = RunDirectory(self.path).read_sources() if self.path else []

@@ -1,4 +1,4 @@
-"""A run directory: its files, its lock and its creation.
+"""A run directory: its files and its lock. `staging.py` creates and replaces it.
 
     config.json          everything needed to rebuild the model and repeat the training
     vocabulary.json      the tokens
@@ -19,11 +19,8 @@ contents are defined in `checkpoint.py`, `weights.py` and `training/callbacks/ev
 from __future__ import annotations
 
 import os
-import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any
@@ -33,23 +30,15 @@ from filelock import FileLock, Timeout
 from recurra.config import RunConfig
 from recurra.errors import ConfigError, RunError
 from recurra.io.files import (
-    UNFINISHED,
     append_line,
-    flush,
-    link_or_copy,
-    make_folders,
-    missing_folders,
     read_json,
     read_lines,
-    remove_empty,
-    remove_unfinished,
     replace_bytes,
-    umask,
     write_bytes,
     write_json,
 )
 from recurra.model.recurrent_lm import RecurrentLM
-from recurra.runs.checkpoint_store import CheckpointStore, is_name
+from recurra.runs.checkpoint_store import CheckpointStore
 from recurra.runs.weights import load_weights
 from recurra.version import __version__
 
@@ -124,7 +113,7 @@ class RunDirectory:
         if not self.path.is_dir():
             raise RunError(f"{self.path} contains no run (the directory does not exist)")
         try:
-            # `prepared` leaves a new run locked.
+            # `staging.staged_run` leaves a new run locked.
             if not self._lock.is_locked:
                 self._lock.acquire(blocking=False)
         except Timeout:
@@ -138,137 +127,12 @@ class RunDirectory:
         """Release the lock of the directory."""
         self._lock.release()
 
-    def remove_unfinished(self) -> None:
-        """Remove the unfinished files of killed processes in this directory and beside it."""
-        place = self.path.resolve()
-        if (aside := _aside(place)).is_dir():
-            # A process was killed while it replaced an older run (--force).
-            if place.exists():
-                shutil.rmtree(aside)
-            else:
-                aside.rename(place)
-        # Match exactly the eight characters of mkdtemp, not runs whose names begin like this one's.
-        name = re.compile(rf"\.{re.escape(place.name)}-\w{{8}}{re.escape(UNFINISHED)}")
-        if place.parent.is_dir():
-            for staging in place.parent.iterdir():
-                if name.fullmatch(staging.name):
-                    _remove_if_abandoned(staging)
-        if place.is_dir():
-            remove_unfinished(place)
-
-    @contextmanager
-    def prepared(self, *, force: bool) -> Iterator[RunDirectory]:
-        """Yield a temporary directory in which a new run is prepared.
-
-        At the end of the block the temporary directory replaces this one and remains locked. If the
-        block fails, the temporary directory is removed and this one is unchanged.
-
-        Args:
-            force: whether to replace an older run. The files of its token file are linked into the
-                temporary directory, so that they can be reused for the same text and settings.
-
-        Raises:
-            RunError: if the directory is not empty and `force` is False; or if it contains other
-                files than those of a run, or another process is training in it.
-        """
-        place = self.path.resolve()
-        self.remove_unfinished()
-        self._check_free(force=force)
-        # A signal can arrive at any time: the names are known before a directory is created.
-        made = missing_folders(place.parent)
-        prefix = f".{place.name}-"
-        staging = None
-        try:
-            make_folders(place.parent)
-            staging = RunDirectory(
-                tempfile.mkdtemp(prefix=prefix, suffix=UNFINISHED, dir=place.parent)
-            )
-            with staging.locked(), self._old_run_locked():
-                for name in TOKEN_FILES:
-                    if (place / name).is_file():
-                        link_or_copy(place / name, staging.path / name)
-                yield staging
-                # Another process could have created a run while the text was read.
-                self._check_free(force=force)
-                # mkdtemp grants access only to the owner; the umask applies to a run.
-                staging.path.chmod(0o777 & ~umask())
-                self._replace_by(staging, place)
-        finally:
-            if staging is not None:
-                shutil.rmtree(staging.path, ignore_errors=True)
-            remove_empty(made)
-
-    @contextmanager
-    def _old_run_locked(self) -> Iterator[None]:
-        """Hold the lock of the older run, if there is one, while a new run is prepared."""
-        if not self.is_run:
-            yield
-            return
-        with RunDirectory(self.path).locked():
-            yield
-
-    def _replace_by(self, staging: RunDirectory, place: Path) -> None:
-        """Rename a prepared directory to `place`, then remove the older run."""
-        if os.name == "nt":
-            # Windows cannot rename a directory that contains an open file.
-            staging._lock.release()
-        aside = _aside(place)
-        if place.exists():
-            place.rename(aside)
-        try:
-            staging.path.rename(place)
-        except OSError:
-            if aside.exists():
-                aside.rename(place)
-            raise
-        flush(place.parent)
-        shutil.rmtree(aside, ignore_errors=True)
+    def take_lock_of(self, renamed: RunDirectory) -> None:
+        """Hold the lock of a locked directory that was renamed to this one."""
         if os.name != "nt":
             # The lock file was renamed together with its directory.
-            self._lock = staging._lock
+            self._lock = renamed._lock
         self._lock.acquire(blocking=False)
-
-    def check_removable(self) -> None:
-        """Check that the directory contains only run files and is not locked by another process.
-
-        Raises:
-            RunError: if it contains other files, or another process is training in it.
-        """
-        self._check_free(force=True)
-        with self.locked():
-            pass
-
-    def _check_free(self, *, force: bool) -> None:
-        if not self.path.exists():
-            return
-        if not self.path.is_dir():
-            raise RunError(f"{self.path} is a file; --out must be a directory")
-        if self.path.resolve() == Path.cwd():
-            raise RunError(f"{self.path} is the current directory; choose another --out")
-        if not any(self.path.iterdir()):
-            return
-        if not self.is_run:
-            raise RunError(f"{self.path} is not a run directory; choose another --out")
-        if not force:
-            raise RunError(
-                f"{self.path} already exists; choose another --out, or replace it with --force"
-                " (from Python: force=True)"
-            )
-        files = (p for p in self.path.rglob("*") if not p.is_dir())
-        foreign = sorted(str(p.relative_to(self.path)) for p in files if not self._is_run_file(p))
-        if foreign:
-            raise RunError(
-                f"{self.path} contains {foreign[0]}, which is not a file of a run; --force does not"
-                " remove it"
-            )
-
-    def _is_run_file(self, file: Path) -> bool:
-        named = {self.config, self.model, *self.histories(), self.curve}
-        named |= {self.path / name for name in TOKEN_FILES}
-        if file.name.startswith("."):
-            return file.name in (LOCK, JOB) or file.name.endswith(UNFINISHED)
-        is_checkpoint = file.parent.parent == self.checkpoints.folder and is_name(file.parent.name)
-        return file in named or is_checkpoint or file.parent.name.endswith(UNFINISHED)
 
     def histories(self) -> tuple[Path, ...]:
         """Return the paths of the JSON lines files, to which training appends."""
@@ -387,15 +251,3 @@ class RunDirectory:
         if validated:
             return min(validated, key=lambda record: float(record["val_nats"]))
         return records[-1] if records else {}
-
-
-def _aside(place: Path) -> Path:
-    """Return the temporary path of an older run while a new run replaces it."""
-    return place.with_name(f".{place.name}.old{UNFINISHED}")
-
-
-def _remove_if_abandoned(staging: Path) -> None:
-    """Remove a temporary directory of `prepared`, unless another process still uses it."""
-    if (staging / LOCK).is_file():
-        with suppress(RunError), RunDirectory(staging).locked():
-            shutil.rmtree(staging)

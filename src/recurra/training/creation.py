@@ -16,6 +16,7 @@ from recurra.inference.language_model import Source
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.runs.compatibility import FREE_SETTINGS, differences
 from recurra.runs.directory import RunDirectory
+from recurra.runs.staging import staged_run
 from recurra.runtime.distributed import is_restart, job_name, may_be_restarted
 from recurra.text.catalogue import DEFAULT_CORPUS
 from recurra.text.corpus import prepare_text
@@ -54,7 +55,7 @@ def create_run(
     for line in options.config.ignored():
         context.progress.message(f"note: {line}")
     processes = context.processes
-    with directory.prepared(force=force) as staging:
+    with staged_run(directory, force=force) as staging:
         tokens, vocabulary = build_token_file(sources, options.config.text, staging.path)
         # Errors must show before the directory changes.
         _check_prompts(vocabulary, options.config)

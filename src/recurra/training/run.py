@@ -27,6 +27,7 @@ from recurra.report.curve import write_svg
 from recurra.report.progress import Progress
 from recurra.runs.compatibility import FREE_SETTINGS, identity
 from recurra.runs.directory import RunDirectory
+from recurra.runs.staging import remove_unfinished
 from recurra.runtime.clock import Clock
 from recurra.runtime.distributed import (
     Processes,
@@ -189,7 +190,7 @@ def _locked(directory: RunDirectory, processes: Processes) -> Iterator[None]:
 
         def lock() -> str:
             stack.enter_context(directory.locked())
-            directory.remove_unfinished()
+            remove_unfinished(directory)
             directory.checkpoints.remove_unfinished()
             return ""
 
