@@ -13,7 +13,7 @@ from recurra.cli.main import main
         (["fly"], ["fly", "train"]),
         (["train", "--hiden-size", "3"], ["--hiden-size", "--hidden-size"]),
         (["train", "--hidden-size", "0"], ["hidden_size", "at least 1"]),
-        (["train", "--clip-norm", "None"], ["--clip-norm", "'None'"]),
+        (["train", "--clip-norm", "None"], ["--clip-norm", "0 for no limit"]),
         (["train", "--cell", "None"], ["--cell", "'None'"]),
         (["train", "--cell", "tree"], ["tree", "lstm"]),
         (["train", "--epochs", "1", "--minutes", "1"], ["epochs", "minutes"]),

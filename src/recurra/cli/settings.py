@@ -11,14 +11,14 @@ import tyro
 from recurra.cli.options import metadata_of, type_of
 from recurra.cli.parsing import decode_argument
 from recurra.config import ModelConfig, RunOptions, TextConfig, TrainingConfig
-from recurra.config.options import given_values
+from recurra.config.training import LIMITS
 
 
 def _options_class(config: type) -> Any:
     """Return a dataclass with the options of a configuration, all of them unspecified by
     default."""
     made = [
-        (name, *_not_given(hint))
+        (name, *_not_given(name, hint))
         for name, hint in get_type_hints(config, include_extras=True).items()
         if tyro.conf.Suppress not in metadata_of(hint)
     ]
@@ -27,31 +27,38 @@ def _options_class(config: type) -> Any:
     )
 
 
-def _not_given(hint: Any) -> tuple[Any, Any]:
+def _not_given(name: str, hint: Any) -> tuple[Any, Any]:
     """Return the type of an option on the command line, and its value if it is unspecified."""
     kind = type_of(hint)
     if kind is bool:
         return hint, False
     if get_origin(kind) is tuple:
         return hint, ()
-    return Annotated[kind | None, _parser(kind)], None
+    return Annotated[kind | None, _parser(name, kind)], None
 
 
 def _is_given(value: Any) -> bool:
     return value is not None and value is not False and value != ()
 
 
-def _parser(kind: Any) -> tyro.constructors.PrimitiveConstructorSpec[Any]:
+def _parser(name: str, kind: Any) -> tyro.constructors.PrimitiveConstructorSpec[Any]:
     """Return a parser of one value.
 
     The parser of tyro for `kind | None` would read the text "None" as None.
     """
     choices = get_args(kind) if get_origin(kind) is Literal else None
     convert = str if choices else kind
+
+    def parse(texts: list[str]) -> Any:
+        if kind in (int, float) and texts[0].lower() == "none":
+            limit = ", or set it to 0 for no limit" if name in LIMITS else ""
+            raise ValueError(f"None is not a number; omit the option for its default{limit}")
+        return convert(texts[0])
+
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar="VALUE",
-        instance_from_str=lambda texts: convert(texts[0]),
+        instance_from_str=parse,
         is_instance=lambda value: value is None or isinstance(value, convert),
         str_from_instance=lambda value: [str(value)],
         choices=choices,
@@ -83,7 +90,7 @@ class Settings:
         Raises:
             ConfigError: a value or a combination is invalid.
         """
-        return RunOptions({}).replaced(**self.given())
+        return RunOptions.of(**self.given())
 
     def given(self) -> dict[str, Any]:
         """Return the values that the user gave by option, with strings decoded."""
@@ -94,4 +101,4 @@ class Settings:
             given["separator"] = decode_argument(given["separator"])
         if "prompt" in given:
             given["prompt"] = tuple(map(decode_argument, given["prompt"]))
-        return given_values(given)
+        return given

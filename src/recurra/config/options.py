@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any
 
 from recurra.config.run import OWNER, RunConfig
-from recurra.config.training import LIMITS
 from recurra.errors import ConfigError
 
 _LIMITED_BY_DEFAULT = ("clip_norm", "max_epochs")
@@ -89,7 +88,7 @@ class RunOptions:
 
 
 def given_values(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that are not None, and None for those whose value 0 means no limit.
+    """Return the options that are not None.
 
     Raises:
         ConfigError: `clip_norm` or `max_epochs` is None, where 0 means no limit.
@@ -99,8 +98,7 @@ def given_values(options: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigError(
                 f"{name} is None; omit it for the default, or set it to 0 for no limit"
             )
-    given = {name: value for name, value in options.items() if value is not None}
-    return given | {name: None for name in LIMITS if name in given and given[name] == 0}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _checked(options: RunOptions) -> RunOptions:

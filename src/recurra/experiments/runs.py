@@ -91,7 +91,7 @@ def compare(
     """
     common = given_values(options)
     parsed = [
-        Variant(name, RunOptions({}).replaced(**{**common, **given_values(own)}))
+        Variant(name, RunOptions.of(**{**common, **given_values(own)}))
         for name, own in _parse_variants(variants)
     ]
     shown = progress or ConsoleProgress()

@@ -9,6 +9,7 @@ import torch
 
 from recurra.config import RunConfig, RunOptions
 from recurra.config.run import OWNER
+from recurra.config.training import LIMITS
 from recurra.data.batches import BatchStream
 from recurra.data.token_file import build_token_file
 from recurra.errors import ConfigError, SourceError, UnknownTokenError
@@ -95,7 +96,9 @@ def numbered(path: Path) -> Path:
 
 def refuse_other_settings(directory: RunDirectory, options: RunOptions) -> None:
     """Raise an error if a given setting differs from the run's and would change its results."""
-    saved, given = RunOptions.from_config(directory.read_config()).values, options.values
+    saved, given = RunOptions.from_config(directory.read_config()).values, dict(options.values)
+    # The limit 0 is stored as None.
+    given |= {name: None for name in LIMITS if given.get(name) == 0}
     fixed = [name for name in OWNER if name in given and name not in FREE_SETTINGS]
     saved, given = (
         {f"{OWNER[name]}.{name}": values[name] for name in fixed} for values in (saved, given)
