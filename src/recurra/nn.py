@@ -8,14 +8,22 @@ T steps, B batch, I input width, H hidden width, L layers, D directions (1 or 2)
 tensors are time-major, and a batch of sequences of unequal length is a list of segments (t, b, I).
 During the t steps of a segment, the same b sequences are active: the longest ones.
 
-Where these classes differ from torch.nn:
+Under autocast, the operands of products are rounded to bf16, sums and states are fp32 until the
+last step, and outputs and states are returned in the dtype that torch.nn returns.
 
-- `backend="bptt"` is differentiated in reverse mode only. Forward mode and the transforms of
-  torch.func need `backend="reference"` (`functional_call` works with all).
-- Under autocast with bf16, the operands of products are rounded to bf16, and outputs and states
-  keep the dtype of the weights. In torch their dtype depends on the cell.
-- torch.compile leaves the layers uncompiled. torch.jit.script rejects the classes;
-  torch.jit.trace needs `backend="reference"` or `"library"`.
+With the default backend `auto`, the layers also support what torch.nn supports beyond a call and
+its backward pass:
+
+- Inside the transforms of torch.func (`grad`, `jacrev`, `vmap`, ...), and with forward-mode
+  differentiation, `backend="reference"` computes the layer: the equations, step by step.
+- Gradients of gradients and batched gradients (`is_grads_batched`) are computed by `reference` in
+  the backward pass.
+- In `torch.export`, with tensor subclasses, and below dispatch modes such as `FakeTensorMode`,
+  torch's own operators compute the layer.
+
+Other backends raise ConfigError there, except below dispatch modes. As with torch's layers,
+torch.compile leaves the layers uncompiled unless `torch._dynamo.config.allow_rnn` is set.
+torch.jit.script rejects the classes; torch.jit.trace needs `backend="reference"` or `"library"`.
 """
 
 from __future__ import annotations
@@ -29,7 +37,13 @@ from torch import Tensor
 from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
-from recurra.recurrence.backends import Requirements, require_name
+from recurra.recurrence.backends import (
+    Requirements,
+    is_observed,
+    is_traced,
+    is_transformed,
+    require_name,
+)
 from recurra.recurrence.cells import CELLS, LayerParameters, State, find_cell
 from recurra.recurrence.layer import choose_backend, run
 from recurra.recurrence.precision import autocast_precision
@@ -73,17 +87,7 @@ class _RecurraRNNBase(torch.nn.RNNBase):
         Raises:
             RuntimeError, ValueError: shapes or dtypes do not fit, as in torch.nn.
         """
-        data = input.data if isinstance(input, PackedSequence) else input
-        backend = self.backend
-        if backend == "auto":
-            backend = choose_backend(
-                Requirements(
-                    find_cell(_CELLS[self.mode]),
-                    data.device,
-                    self.all_weights[0][0].dtype,
-                    is_projected=self.proj_size > 0,
-                )
-            )
+        backend = self._choose_backend(input, hx) if self.backend == "auto" else self.backend
         if backend == "library":
             # The forward method of torch passes all layers and directions to its kernels at once.
             return super().forward(input, hx)
@@ -96,6 +100,24 @@ class _RecurraRNNBase(torch.nn.RNNBase):
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, layers, backend)
         return self._forward_padded(input, hx, layers, backend)
+
+    def _choose_backend(self, input: Any, hx: Any) -> str:
+        if torch.compiler.is_dynamo_compiling():
+            return "library"  # Dynamo cannot trace the checks below.
+        data = input.data if isinstance(input, PackedSequence) else input
+        state = hx if isinstance(hx, tuple) else (hx,)
+        traced = is_observed() or is_traced(data, *state, *self._flat_weights)
+        if traced and not is_transformed():
+            # torch's operators have dynamic shapes and rules for each kind of tensor.
+            return "library"
+        needs = Requirements(
+            find_cell(_CELLS[self.mode]),
+            data.device,
+            self.all_weights[0][0].dtype,
+            is_projected=self.proj_size > 0,
+            is_transformed=is_transformed(),
+        )
+        return choose_backend(needs)
 
     def _forward_padded(
         self, input: Tensor, hx: Any, layers: list[LayerParameters], backend: str
@@ -125,7 +147,7 @@ class _RecurraRNNBase(torch.nn.RNNBase):
             hx = self.permute_hidden(hx, sorted_indices)
         state = self._initial_state(data, hx, batch_sizes, None)
         segments = _segments(data, batch_sizes)
-        outputs, state = self._run_stack(segments, state, layers, backend)
+        outputs, state = self._run_stack(segments, state, layers, backend, is_packed=True)
         packed = PackedSequence(_flatten(outputs), batch_sizes, sorted_indices, unsorted_indices)
         return packed, self.permute_hidden(self._as_hidden(state), unsorted_indices)
 
@@ -169,12 +191,19 @@ class _RecurraRNNBase(torch.nn.RNNBase):
         return state if self.mode == "LSTM" else state[0]
 
     def _run_stack(
-        self, segments: list[Tensor], state: State, layers: list[LayerParameters], backend: str
+        self,
+        segments: list[Tensor],
+        state: State,
+        layers: list[LayerParameters],
+        backend: str,
+        is_packed: bool = False,
     ) -> tuple[list[Tensor], State]:
         """Run all layers and directions; `layers` and `state` are sorted by layer, direction."""
         weight = layers[0].weight_ih
         device, precision = weight.device.type, autocast_precision(weight)
+        result_dtype = None
         if torch.is_autocast_enabled(device):
+            result_dtype = self._autocast_dtype(state, weight, is_packed)
             segments = [s.to(weight.dtype) for s in segments]
             state = tuple(s.to(weight.dtype) for s in state)
         finals: list[State] = []
@@ -199,7 +228,24 @@ class _RecurraRNNBase(torch.nn.RNNBase):
         if len(segments) == 1 and segments[0]._is_view() and segments[0].requires_grad:
             # The backward pass needs this tensor unchanged, and the caller may write to the result.
             segments = [segments[0].clone()]
-        return segments, tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
+        state = tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
+        if result_dtype is not None:
+            segments = [s.to(result_dtype) for s in segments]
+            state = tuple(s.to(result_dtype) for s in state)
+        return segments, state
+
+    def _autocast_dtype(self, state: State, weight: Tensor, is_packed: bool) -> torch.dtype:
+        """Return the dtype of outputs and states under autocast, which is that of torch.nn."""
+        if weight.dtype == torch.float64:
+            return weight.dtype
+        device = weight.device.type
+        is_fused = self.mode != "GRU" and not (
+            self.mode == "LSTM" and (is_packed or self.proj_size)
+        )
+        if device == "cpu" and not is_fused:
+            # There torch casts the operands of each product only, and the state keeps its dtype.
+            return state[0].dtype
+        return torch.get_autocast_dtype(device)
 
 
 class RNN(_RecurraRNNBase, torch.nn.RNN):

@@ -252,7 +252,7 @@ def test_choose_backend_returns_fastest_supported_backend(monkeypatch):
         ("native", "gru", "cuda", {}, "the native backend computes on a CPU, not on cuda"),
         ("native", "gru", "cpu", {"dtype": torch.float64}, "in fp32, not in torch.float64"),
         ("native", "lstm", "cpu", {"is_projected": True}, "have no projected LSTM"),
-        ("native", "rnn", "cpu", {"is_traced": True}, "needs tensors with memory"),
+        ("native", "rnn", "cpu", {"is_traced": True}, "needs plain tensors"),
         ("library", "gru", "cpu", {"recurrent_gradient_scale": 0.5}, "cannot scale recurrent"),
         ("bptt", "gru", "cpu", {"has_zoneout": True}, "zoneout needs the reference backend"),
         ("native", "gru", "cpu", {"has_zoneout": True}, "zoneout needs the reference backend"),

@@ -92,3 +92,13 @@ def test_linear_scan_propagates_nan(backend, place):
     leaves = [t.detach().clone() for t in make((5, 70), torch.float32)]
     leaves[place].view(-1)[-1] = float("nan")
     assert linear_scan(*leaves, backend)[-1, -1].isnan()
+
+
+def test_scan_inside_transforms_equals_reference():
+    a, b = torch.rand(5, 3), torch.randn(5, 3)
+    expected = torch.autograd.functional.jacobian(
+        lambda a: linear_scan(a, b, backend="reference"), a
+    )
+    assert torch.allclose(torch.func.jacrev(lambda a: linear_scan(a, b))(a), expected)
+    batched = torch.autograd.functional.jacobian(lambda a: linear_scan(a, b), a, vectorize=True)
+    assert torch.allclose(batched, expected)

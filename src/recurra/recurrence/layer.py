@@ -16,6 +16,7 @@ from recurra.kernels import library as kernels
 from recurra.recurrence.backends import (
     Requirements,
     find_backend,
+    is_observed,
     require_supported,
     requirements_of,
     time_batched,
@@ -76,7 +77,8 @@ def run(
             product_dtype=dtype,
         )
         if backend == "auto":
-            backend = choose_backend(needs, steps=inputs.shape[0])
+            unseen = ("native", "bptt") if is_observed() else ()
+            backend = choose_backend(needs, steps=inputs.shape[0], exclude=unseen)
         require_supported(backend, needs)
     check_shapes(kind, inputs, parameters)
     if state is None:
@@ -118,6 +120,8 @@ def choose_backend(
     def supports(name: str) -> bool:
         return name not in exclude and find_backend(name).unsupported(needs) is None
 
+    if needs.is_transformed:
+        return "reference"
     on_cpu = needs.device.type == "cpu"
     if on_cpu and steps == 1:
         return "reference"

@@ -16,13 +16,22 @@ from torch import Tensor
 from recurra.config.backends import BACKEND_MODULES
 from recurra.errors import ConfigError
 from recurra.kernels import library
-from recurra.recurrence.backends.requirements import Requirements, requirements_of
+from recurra.recurrence.backends.requirements import (
+    Requirements,
+    is_observed,
+    is_traced,
+    is_transformed,
+    requirements_of,
+)
 from recurra.recurrence.cells import Cell, LayerParameters, State, find_cell
 
 __all__ = [
     "Backend",
     "Requirements",
     "find_backend",
+    "is_observed",
+    "is_traced",
+    "is_transformed",
     "require_backend",
     "require_name",
     "require_supported",

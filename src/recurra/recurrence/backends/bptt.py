@@ -1,8 +1,9 @@
 """Backpropagation through time with hand-derived gradients, in pure torch.
 
 This module contains the parts that all cells share: the projection of all inputs at once (for token
-ids, a lookup of rows), and one product over all T*B rows for each weight gradient. Gradients of
-gradients, forward-mode differentiation and the transforms of torch.func need `reference`.
+ids, a lookup of rows), and one product over all T*B rows for each weight gradient. `reference`
+computes gradients of gradients and batched gradients; forward-mode differentiation and the
+transforms of torch.func need it from the start.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from recurra.kernels.buffers import BUFFER_POOL
 from recurra.recurrence.backends import reference
-from recurra.recurrence.backends.requirements import Requirements
+from recurra.recurrence.backends.requirements import Requirements, needs_graph
 from recurra.recurrence.cells import NUM_OF_TORCH, Cell, LayerParameters, State, find_cell
 from recurra.recurrence.cells.time_loop import LoopGradients, RecurrentWeights, Trace
 
@@ -27,6 +28,10 @@ def unsupported(needs: Requirements) -> str | None:
         return "zoneout needs the reference backend"
     if needs.cell.reads_state and needs.cell.loop is None:
         return f"the bptt backend has no {needs.cell.name} cell"
+    if needs.is_traced:
+        return "the bptt backend needs plain tensors, outside an export"
+    if needs.is_transformed:
+        return "transforms of torch.func and forward-mode differentiation need the reference"
     return None
 
 
@@ -40,16 +45,6 @@ def run_layer(
     recurrent_gradient_scale: float,
 ) -> tuple[Tensor, State]:
     """Run one layer through time; arguments and result as in `layer.run`."""
-    if type(inputs) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_exporting():
-        # Placeholders without memory, as in an export, cannot be written to.
-        return reference.run_layer(
-            cell,
-            inputs,
-            state,
-            parameters,
-            dtype=dtype,
-            recurrent_gradient_scale=recurrent_gradient_scale,
-        )
     apply: Any = _LayerThroughTime.apply
     if "torch._dynamo" in sys.modules:
         # torch.compile cannot trace reused buffers. `torch.compiler.disable` imports torch._dynamo,
@@ -89,7 +84,7 @@ class _LayerThroughTime(torch.autograd.Function):
         hidden, *saved = ctx.saved_tensors
         buffers, (inputs, *saved) = saved[: ctx.num_buffers], saved[ctx.num_buffers :]
         parameters = LayerParameters.from_torch(saved[:NUM_OF_TORCH])
-        if torch.is_grad_enabled():
+        if needs_graph(grad_outputs, *grad_final):
             state = tuple(saved[NUM_OF_TORCH:])
             found = backward_with_graph(
                 ctx.cell.name,
@@ -120,28 +115,31 @@ def backward_with_graph(
     needed: Sequence[bool],
     **options: Any,
 ) -> list[Tensor | None]:
-    """Return the gradients of a layer by `reference`, with a graph, for second derivatives.
+    """Return the gradients of a layer by `reference`, with a graph if gradients are enabled.
 
     Args:
         name, inputs, state, parameters, options: the cell's name, and as in `run_layer`.
         grads: of the outputs and of each part of the final state.
         needed: whether each gradient is needed: of the inputs, each parameter, each state tensor.
     """
-    # With aliases, a path between two of them outside this layer does not count twice.
-    given: list[Any] = [
-        None if t is None else t.view_as(t) for t in (inputs, *parameters.of_torch, *state)
-    ]
-    first, rest = 1 + NUM_OF_TORCH, given[1:]
-    outputs, final = reference.run_layer(
-        find_cell(name),
-        given[0],
-        tuple(given[first:]),
-        LayerParameters.from_torch(rest[:NUM_OF_TORCH]),
-        **options,
-    )
+    first, creates = 1 + NUM_OF_TORCH, torch.is_grad_enabled()
+    with torch.enable_grad():
+        # With aliases, a path between two of them outside this layer does not count twice.
+        given: list[Any] = [
+            None if t is None else t.view_as(t) for t in (inputs, *parameters.of_torch, *state)
+        ]
+        outputs, final = reference.run_layer(
+            find_cell(name),
+            given[0],
+            tuple(given[first:]),
+            LayerParameters.from_torch(given[1:first]),
+            **options,
+        )
     wanted = [alias for alias, need in zip(given, needed, strict=True) if need]
     found = iter(
-        torch.autograd.grad((outputs, *final), wanted, grads, create_graph=True, allow_unused=True)
+        torch.autograd.grad(
+            (outputs, *final), wanted, grads, create_graph=creates, allow_unused=True
+        )
     )
     return [next(found) if need else None for need in needed]
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from recurra.errors import ConfigError
 from recurra.kernels import library, structures
 from recurra.recurrence.backends.reference import scale_gradient
+from recurra.recurrence.backends.requirements import is_traced, is_transformed, needs_graph
 
 BACKENDS = ("reference", "bptt", "native")
 """The plain loop, torch with hand-derived gradients, and the compiled kernel."""
@@ -62,7 +63,7 @@ def linear_scan(
             f" not {tuple(a.shape)}, {tuple(b.shape)} and {tuple(initial.shape)}"
         )
     if backend == "auto":
-        backend = "native" if _compiles(a, b, initial) and library.is_available() else "bptt"
+        backend = _choose_backend(a, b, initial)
     if backend not in BACKENDS:
         known = ", ".join(BACKENDS)
         raise ConfigError(f"unknown backend {backend!r}; choose one of auto, {known}")
@@ -73,6 +74,12 @@ def linear_scan(
     apply: Any = _LinearScan.apply
     outputs: Tensor = apply(a, b, initial, backend, recurrent_gradient_scale)
     return outputs
+
+
+def _choose_backend(*tensors: Tensor) -> str:
+    if is_transformed() or is_traced(*tensors):
+        return "reference"
+    return "native" if _compiles(*tensors) and library.is_available() else "bptt"
 
 
 def _compiles(*tensors: Tensor) -> bool:
@@ -113,7 +120,7 @@ class _LinearScan(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         a, b, initial, outputs = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if needs_graph(grad_outputs):
             return (*_backward_with_graph(ctx, a, b, initial, grad_outputs), None, None)
         grad_outputs = grad_outputs.contiguous()
         if ctx.backend == "native":
@@ -146,13 +153,14 @@ def _native_backward(
 def _backward_with_graph(
     ctx: Any, a: Tensor, b: Tensor, initial: Tensor, grad_outputs: Tensor
 ) -> list[Tensor | None]:
-    """Return the gradients by the plain loop, with a graph, for second derivatives."""
-    # With aliases, a path between two of them outside this scan does not count twice.
-    given = (a.view_as(a), b.view_as(b), initial.view_as(initial))
-    needed = ctx.needs_input_grad[:3]
+    """Return the gradients by the plain loop, with a graph if gradients are enabled."""
+    creates, needed = torch.is_grad_enabled(), ctx.needs_input_grad[:3]
+    with torch.enable_grad():
+        # With aliases, a path between two of them outside this scan does not count twice.
+        given = (a.view_as(a), b.view_as(b), initial.view_as(initial))
+        outputs = _reference(*given, ctx.scale)
     wanted = [tensor for tensor, need in zip(given, needed, strict=True) if need]
-    outputs = _reference(*given, ctx.scale)
-    found = iter(torch.autograd.grad(outputs, wanted, grad_outputs, create_graph=True))
+    found = iter(torch.autograd.grad(outputs, wanted, grad_outputs, create_graph=creates))
     return [next(found) if need else None for need in needed]
 
 

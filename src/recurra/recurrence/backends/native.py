@@ -16,7 +16,7 @@ from recurra.kernels import structures
 from recurra.kernels.buffers import BUFFER_POOL, NewBuffers
 from recurra.recurrence.backends.bptt import backward_with_graph
 from recurra.recurrence.backends.native_passes import LayerPasses, Trace
-from recurra.recurrence.backends.requirements import Requirements
+from recurra.recurrence.backends.requirements import Requirements, needs_graph
 from recurra.recurrence.cells import NUM_OF_TORCH, Cell, LayerParameters, State
 
 PRODUCT_DTYPES = (torch.float32, torch.bfloat16)
@@ -39,7 +39,9 @@ def unsupported(needs: Requirements) -> str | None:
     if needs.is_projected:
         return "the compiled kernels have no projected LSTM"
     if needs.is_traced:
-        return "the native backend needs tensors with memory"
+        return "the native backend needs plain tensors, outside an export"
+    if needs.is_transformed:
+        return "transforms of torch.func and forward-mode differentiation need the reference"
     if needs.dtype != torch.float32:
         return f"the native backend computes in fp32, not in {needs.dtype}"
     if needs.product_dtype not in PRODUCT_DTYPES:
@@ -87,13 +89,14 @@ class _LayerThroughTime(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_outputs: Tensor, *grad_final: Tensor) -> tuple[Any, ...]:
-        split = len(Trace._fields)
-        trace, (inputs, *rest) = Trace(*ctx.saved_tensors[:split]), ctx.saved_tensors[split:]
+        # Non-reentrant checkpoints allow unpacking the saved tensors only once.
+        saved, split = ctx.saved_tensors, len(Trace._fields)
+        trace, (inputs, *rest) = Trace(*saved[:split]), saved[split:]
         parameters, state = (
             LayerParameters.from_torch(rest[:NUM_OF_TORCH]),
             tuple(rest[NUM_OF_TORCH:]),
         )
-        if torch.is_grad_enabled():
+        if needs_graph(grad_outputs, *grad_final):
             found = backward_with_graph(
                 ctx.passes.cell,
                 inputs,

@@ -7,8 +7,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from recurra.recurrence.cells import Cell, LayerParameters
+
+_PLAIN_TYPES = (Tensor, torch.nn.Parameter, type(None))
 
 
 class Requirements(NamedTuple):
@@ -22,7 +25,8 @@ class Requirements(NamedTuple):
         has_zoneout: whether the state has zoneout.
         product_dtype: the dtype of the operands of matrix products.
         is_projected: whether the layer is an LSTM with a projection.
-        is_traced: whether the tensors are placeholders without memory, as in an export.
+        is_traced: whether the layer must consist of torch operators, see `is_traced`.
+        is_transformed: whether a transform of torch.func is active, see `is_transformed`.
     """
 
     cell: Cell
@@ -33,6 +37,7 @@ class Requirements(NamedTuple):
     product_dtype: torch.dtype = torch.float32
     is_projected: bool = False
     is_traced: bool = False
+    is_transformed: bool = False
 
 
 def requirements_of(
@@ -62,5 +67,40 @@ def requirements_of(
         has_zoneout,
         product_dtype,
         parameters.weight_hr is not None,
-        type(inputs) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_exporting(),
+        is_traced(inputs, *state, *parameters.of_torch),
+        is_transformed(),
     )
+
+
+def is_traced(*tensors: Tensor | None) -> bool:
+    """Return whether torch must see each operation on these tensors.
+
+    This is the case in `torch.export`, and for subclasses of Tensor, which may have no memory.
+    """
+    return torch.compiler.is_exporting() or any(type(t) not in _PLAIN_TYPES for t in tensors)
+
+
+def is_observed() -> bool:
+    """Return whether a dispatch mode observes operations, as in `make_fx` or a flop counter.
+
+    A backend that was chosen by name is not replaced there, because its results are right.
+    """
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
+def is_transformed() -> bool:
+    """Return whether a transform of torch.func or forward-mode differentiation is active."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def needs_graph(*grads: Tensor) -> bool:
+    """Return whether a backward pass must itself be differentiable, or its gradients are batched.
+
+    Gradients are batched with `is_grads_batched`, which runs a backward pass inside `vmap`.
+    """
+    return torch.is_grad_enabled() or any(map(_is_batched, grads))
+
+
+def _is_batched(tensor: Tensor) -> bool:
+    functorch = torch._C._functorch
+    return functorch.is_batchedtensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
