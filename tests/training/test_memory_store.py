@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from recurra.runtime.clock import Clock
 from recurra.runtime.distributed import SINGLE_PROCESS
 from recurra.runtime.signals import stop_signals
 from recurra.text.vocabulary import CharVocabulary
+from recurra.training.callbacks.checkpointing import SECONDS_BETWEEN
 from recurra.training.context import RunContext
 from recurra.training.loop import TrainingLoop
 from support.memory_store import MemoryStore
@@ -27,7 +29,7 @@ OPTIONS = {
 
 
 @contextlib.contextmanager
-def opened_loop(store, progress=None, **options):
+def opened_loop(store, progress=None, clock=None, **options):
     """Yield a training loop of a small model on `TEXT`."""
     config = RunConfig.from_options(**OPTIONS | options)
     vocabulary = CharVocabulary.from_text(TEXT)
@@ -37,7 +39,7 @@ def opened_loop(store, progress=None, **options):
     sizes = {"hidden_size": 8, "embedding_size": 4, "backend": "reference"}
     model = RecurrentLM(ModelConfig(vocab_size=len(vocabulary), **sizes))
     with stop_signals() as signals, torch.random.fork_rng():
-        context = RunContext(progress or Progress(), Clock(), SINGLE_PROCESS, signals)
+        context = RunContext(progress or Progress(), clock or Clock(), SINGLE_PROCESS, signals)
         yield TrainingLoop(model, dataset, config.training, {"run": 1}, store, context)
 
 
@@ -62,6 +64,34 @@ def test_training_loop_in_memory_writes_metrics_and_best_weights():
     store.load_best_weights(best)
     expected = loop.session.model.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in best.state_dict().items())
+
+
+def test_training_loop_in_memory_saves_after_interval(monkeypatch):
+    store, names, sessions = MemoryStore(), [], []
+    write = store.checkpoints.write
+
+    def recording_write(name, files):
+        names.append(name)
+        return write(name, files)
+
+    def seconds_of_steps():
+        """Every training step takes a fifth of the interval, and all else no time."""
+        return sessions[0].state.step * SECONDS_BETWEEN / 5 if sessions else 0.0
+
+    monkeypatch.setattr(store.checkpoints, "write", recording_write)
+    options = {"checkpoint_every": None, "report_every": 20}
+    with opened_loop(store, clock=Clock(source=seconds_of_steps), **options) as loop:
+        sessions.append(loop.session)
+        loop.fit()
+    steps = [int(name.split("-")[1]) for name in names]
+    assert steps == [0, 5, 10, 15, 20, 20]
+
+
+def test_training_loop_in_memory_samples_at_first_multiple_of_interval():
+    store = MemoryStore()
+    trained(store, sample_every=5)
+    samples = [json.loads(line) for line in store.histories["samples.jsonl"].splitlines()]
+    assert [sample["step"] for sample in samples] == [5, 10, 15, 20]
 
 
 def test_training_loop_in_memory_resumes_exactly(listener):
