@@ -110,10 +110,11 @@ class _RecurraRNNBase(torch.nn.RNNBase):
         if traced and not is_transformed():
             # torch's operators have dynamic shapes and rules for each kind of tensor.
             return "library"
+        weight: Tensor = self.weight_ih_l0  # type: ignore[assignment]
         needs = Requirements(
             find_cell(_CELLS[self.mode]),
             data.device,
-            self.all_weights[0][0].dtype,
+            weight.dtype,
             is_projected=self.proj_size > 0,
             is_transformed=is_transformed(),
         )

@@ -45,10 +45,12 @@ class BufferPool:
 
         Its storage is reused once the tensor is freed, so no view may outlive the tensor.
         """
-        buffer = self._take(prod(shape), like)
-        tensor = buffer[: prod(shape)].view(shape)
-        if buffer.nbytes >= MIN_POOLED_BYTES:
-            tensor._recurra_loan = _Loan(self, buffer)  # type: ignore[attr-defined]
+        numel = prod(shape)
+        if numel * like.element_size() < MIN_POOLED_BYTES:
+            return _new(shape, like)
+        buffer = self._take(numel, like)
+        tensor = buffer[:numel].view(shape)
+        tensor._recurra_loan = _Loan(self, buffer)  # type: ignore[attr-defined]
         return tensor
 
     def take(self, name: str, *shape: int, like: Tensor) -> Tensor:
@@ -71,9 +73,15 @@ class BufferPool:
                     del self._free[index]
                     self.free_bytes -= buffer.nbytes
                     return buffer
-        # Autograd cannot write to a tensor that was created in inference mode.
-        with torch.inference_mode(False):
-            return torch.empty(numel, dtype=like.dtype, device=like.device)
+        return _new((numel,), like)
+
+
+def _new(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    if not torch.is_inference_mode_enabled():
+        return torch.empty(shape, dtype=like.dtype, device=like.device)
+    # Autograd cannot write to a tensor that was created in inference mode.
+    with torch.inference_mode(False):
+        return torch.empty(shape, dtype=like.dtype, device=like.device)
 
 
 class _Loan:

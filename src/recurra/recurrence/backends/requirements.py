@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 
 from recurra.recurrence.cells import Cell, LayerParameters
 
-_PLAIN_TYPES = (Tensor, torch.nn.Parameter, type(None))
+_PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter, type(None)))
 
 
 class Requirements(NamedTuple):
@@ -77,7 +77,7 @@ def is_traced(*tensors: Tensor | None) -> bool:
 
     This is the case in `torch.export`, and for subclasses of Tensor, which may have no memory.
     """
-    return torch.compiler.is_exporting() or any(type(t) not in _PLAIN_TYPES for t in tensors)
+    return torch.compiler.is_exporting() or not _PLAIN_TYPES.issuperset(map(type, tensors))
 
 
 def is_observed() -> bool:
@@ -98,9 +98,9 @@ def needs_graph(*grads: Tensor) -> bool:
 
     Gradients are batched with `is_grads_batched`, which runs a backward pass inside `vmap`.
     """
-    return torch.is_grad_enabled() or any(map(_is_batched, grads))
-
-
-def _is_batched(tensor: Tensor) -> bool:
     functorch = torch._C._functorch
-    return functorch.is_batchedtensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
+    return (
+        torch.is_grad_enabled()
+        or any(map(functorch.is_batchedtensor, grads))
+        or any(map(functorch.is_legacy_batchedtensor, grads))
+    )
