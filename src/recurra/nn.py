@@ -11,19 +11,18 @@ During the t steps of a segment, the same b sequences are active: the longest on
 Under autocast, the operands of products are rounded to bf16, sums and states are fp32 until the
 last step, and outputs and states are returned in the dtype that torch.nn returns.
 
-With the default backend `auto`, the layers also support what torch.nn supports beyond a call and
-its backward pass:
+The layers also support what torch.nn supports beyond a call and its backward pass, where the
+backends `bptt` and `native` are replaced:
 
 - Inside the transforms of torch.func (`grad`, `jacrev`, `vmap`, ...), and with forward-mode
-  differentiation, `backend="reference"` computes the layer: the equations, step by step.
+  differentiation, `reference` computes the layer: the equations, step by step.
 - Gradients of gradients and batched gradients (`is_grads_batched`) are computed by `reference` in
   the backward pass.
-- In `torch.export`, with tensor subclasses, and below dispatch modes such as `FakeTensorMode`,
-  torch's own operators compute the layer.
+- In `torch.export` and `torch.jit.trace`, with tensor subclasses, and below dispatch modes such as
+  `FakeTensorMode`, torch's own operators compute the layer.
 
-Other backends raise ConfigError there, except below dispatch modes. As with torch's layers,
-torch.compile leaves the layers uncompiled unless `torch._dynamo.config.allow_rnn` is set.
-torch.jit.script rejects the classes; torch.jit.trace needs `backend="reference"` or `"library"`.
+As with torch's layers, torch.compile leaves the layers uncompiled unless
+`torch._dynamo.config.allow_rnn` is set. torch.jit.script rejects the classes.
 """
 
 from __future__ import annotations
@@ -87,7 +86,7 @@ class _RecurraRNNBase(torch.nn.RNNBase):
         Raises:
             RuntimeError, ValueError: shapes or dtypes do not fit, as in torch.nn.
         """
-        backend = self._choose_backend(input, hx) if self.backend == "auto" else self.backend
+        backend = self._choose_backend(input, hx)
         if backend == "library":
             # The forward method of torch passes all layers and directions to its kernels at once.
             return super().forward(input, hx)
@@ -102,21 +101,26 @@ class _RecurraRNNBase(torch.nn.RNNBase):
         return self._forward_padded(input, hx, layers, backend)
 
     def _choose_backend(self, input: Any, hx: Any) -> str:
+        """Return the name of the backend for this call, see the documentation of the module."""
+        if self.backend in ("reference", "library"):
+            return self.backend
         if torch.compiler.is_dynamo_compiling():
             return "library"  # Dynamo cannot trace the checks below.
         data = input.data if isinstance(input, PackedSequence) else input
         state = hx if isinstance(hx, tuple) else (hx,)
-        traced = is_observed() or is_traced(data, *state, *self._flat_weights)
-        if traced and not is_transformed():
+        if is_transformed():
+            return "reference"
+        if is_observed() or is_traced(data, *state, *self._flat_weights):
             # torch's operators have dynamic shapes and rules for each kind of tensor.
             return "library"
+        if self.backend != "auto":
+            return self.backend
         weight: Tensor = self.weight_ih_l0  # type: ignore[assignment]
         needs = Requirements(
             find_cell(_CELLS[self.mode]),
             data.device,
             weight.dtype,
             is_projected=self.proj_size > 0,
-            is_transformed=is_transformed(),
         )
         return choose_backend(needs)
 

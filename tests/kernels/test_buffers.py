@@ -66,6 +66,7 @@ def test_buffer_pool_retained_graph_keeps_buffers(pool, kind):
     assert torch.equal(first, second)
 
 
+@pytest.mark.filterwarnings("ignore:The tensor attributes:UserWarning")  # as with torch.nn
 @pytest.mark.parametrize("kind", [RNN, GRU, LSTM])
 def test_module_exported_equals_torch(pool, kind):
     ours = kind(4, 8, backend="bptt")

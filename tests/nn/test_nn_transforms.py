@@ -32,6 +32,8 @@ from nn.test_nn_torch_suite import NAMES, torch_common_modules
 from recurra.config import ModelConfig
 from recurra.errors import ConfigError
 from recurra.model.recurrent_lm import RecurrentLM
+from recurra.recurrence.cells import LayerParameters
+from recurra.recurrence.layer import run
 
 TOLERANCE = 2e-5
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
@@ -300,6 +302,16 @@ def test_export_equals_torch_and_accepts_other_batch_sizes(name, options):
 
 
 @pytest.mark.filterwarnings("ignore")
+@every_cell
+def test_traced_module_equals_torch_with_other_lengths(name, options):
+    ours, theirs = auto_pair(name, **options)
+    traced = torch.jit.trace(ours, (inputs_of(),))
+    x = torch.randn(2 * STEPS, BATCH + 1, INPUT)
+    for actual, expected in zip(tensors(traced(x)), tensors(theirs(x)), strict=True):
+        assert_close(actual, expected)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_strict_export_equals_torch():
     ours, theirs = auto_pair("LSTM")
     x = inputs_of()
@@ -415,10 +427,19 @@ def test_data_parallel_replica_equals_torch(name, options):
 
 
 @pytest.mark.parametrize("backend", ["bptt", *KERNELS])
-def test_chosen_backend_inside_transform_raises_config_error(backend):
-    layer = recurra.nn.GRU(INPUT, HIDDEN, backend=backend)
+def test_chosen_backend_is_replaced_inside_transform(backend):
+    ours, theirs = make_pair("GRU", INPUT, HIDDEN, backend=backend, dtype=torch.float32)
+    x = inputs_of()
+    found = grad(partial(loss, ours))(weights_of(ours), x)
+    for key, expected in loss_gradients(theirs, x).items():
+        assert_close(found[key], expected)
+
+
+@pytest.mark.parametrize("backend", ["bptt", *KERNELS])
+def test_chosen_backend_of_layer_function_inside_transform_raises_config_error(backend):
+    weights = LayerParameters(torch.randn(HIDDEN, INPUT), torch.randn(HIDDEN, HIDDEN))
     with pytest.raises(ConfigError, match="use auto, reference"):
-        grad(lambda x: layer(x)[0].sum())(inputs_of())
+        grad(lambda x: run("rnn", x, None, weights, backend)[0].sum())(inputs_of())
 
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm", "mingru"])

@@ -75,9 +75,12 @@ def requirements_of(
 def is_traced(*tensors: Tensor | None) -> bool:
     """Return whether torch must see each operation on these tensors.
 
-    This is the case in `torch.export`, and for subclasses of Tensor, which may have no memory.
+    This is the case in `torch.export` and `torch.jit.trace`, and for subclasses of Tensor, which
+    may have no memory.
     """
-    return torch.compiler.is_exporting() or not _PLAIN_TYPES.issuperset(map(type, tensors))
+    if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
+        return True
+    return not _PLAIN_TYPES.issuperset(map(type, tensors))
 
 
 def is_observed() -> bool:
