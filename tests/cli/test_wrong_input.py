@@ -120,8 +120,8 @@ def test_train_resume_rejects_changed_settings_and_text(run, source, tmp_path, c
     resume = ["train", "--resume", run]
     fails([*resume, "--lr", "1"], 2, "training.lr", "1.0", "0.004")
     fails([*resume, "--hidden-size", "13"], 2, "model.hidden_size", "13", "12")
-    fails([*resume, "--steps", "3"], 2, "training.steps", "3", "6")
-    fails([*resume, "--minutes", "3"], 2, "training.minutes", "3.0")
+    fails([*resume, "--steps", "3"], 2, "6 steps", "--steps greater than 6")
+    fails([*resume, "--steps", "9", "--minutes", "3"], 2, "only one budget")
     fails([*resume, "--batch-growth", "64"], 2, "training.batch_growth", "64", "1")
     fails([*resume, "--out", tmp_path / "other"], 2, "--out")
     other = tmp_path / "other.txt"

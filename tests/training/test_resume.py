@@ -64,7 +64,7 @@ def test_train_equal_seeds_give_equal_files(run, tmp_path, crash):
 
 @pytest.mark.parametrize(
     ("section", "name", "value"),
-    [("training", "lr", 0.5), ("training", "seed", 9), ("training", "steps", 31),
+    [("training", "lr", 0.5), ("training", "seed", 9),
      ("model", "hidden_size", 25), ("text", "min_freq", 2), ("training", "lr_milestones", [0.1])],
 )  # fmt: skip
 def test_resume_changed_setting_error_names_field(run, tmp_path, listener, section, name, value):

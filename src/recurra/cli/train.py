@@ -44,8 +44,9 @@ class Train(Settings):
     """Run directory to create; by default, a new directory in runs/."""
 
     resume: Path | None = None
-    """Run directory of an interrupted run to resume. Its text and settings cannot be changed,
-    except --threads, --device, --plot, --checkpoint-every and --on-nan."""
+    """Run directory of a run to resume. With a greater budget (--minutes, --steps or --epochs,
+    counted from the start of the run), a finished run trains longer. Its text and other settings
+    cannot be changed, except --threads, --device, --plot, --checkpoint-every and --on-nan."""
 
     force: bool = False
     """Replace an existing run in the directory of --out."""

@@ -26,6 +26,9 @@ Sampling = Literal["sequential", "random"]
 
 Schedule = Literal["constant", "step", "cosine", "linear", "one-cycle"]
 
+BUDGETS = ("epochs", "steps", "minutes")
+"""The settings that can be the budget of a run; at most one of them is set."""
+
 LIMITS = ("clip_norm", "clip_value", "max_epochs")
 """Settings for which 0 means no limit; 0 is stored as None."""
 
@@ -187,9 +190,9 @@ class TrainingConfig:
         self._check_sizes()
         self._check_growth()
         self._check_rates()
-        given = [n for n in ("epochs", "steps", "minutes") if getattr(self, n) is not None]
+        given = [n for n in BUDGETS if getattr(self, n) is not None]
         require(len(given) <= 1, f"specify only one budget: {' and '.join(given)}")
-        for name in ("epochs", "steps", "minutes", "max_epochs"):
+        for name in (*BUDGETS, "max_epochs"):
             value = getattr(self, name)
             within = value is None or 0 < value <= MAX_BUDGET
             require(within, f"{name} is {value}; it must be greater than 0 and at most 1e12")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from recurra.config import RunConfig
+from recurra.config.training import BUDGETS
 from recurra.data.token_file import TokenFile
 from recurra.runtime.devices import device_name, processor_name
 from recurra.runtime.distributed import Processes
@@ -19,6 +20,8 @@ from recurra.version import __version__
 
 FREE_SETTINGS = ("threads", "device", "plot", "checkpoint_every", "on_nan")
 """Training settings that can change when a run is resumed; they do not affect the result."""
+BUDGET_SETTINGS = (*BUDGETS, "max_epochs")
+"""Training settings that can change when a run is resumed, although they affect the result."""
 
 
 def identity(config: RunConfig, tokens: TokenFile) -> dict[str, Any]:
@@ -51,6 +54,19 @@ def environment(processes: Processes, backend: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "processes": processes.count,
     }
+
+
+def other_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the differences of two identities, except in the budget, which may change."""
+    return differences(_without_budget(before), _without_budget(now))
+
+
+def _without_budget(identity: Mapping[str, Any]) -> dict[str, Any]:
+    training = identity.get("training")
+    if not isinstance(training, Mapping):
+        return dict(identity)
+    kept = {name: value for name, value in training.items() if name not in BUDGET_SETTINGS}
+    return {**identity, "training": kept}
 
 
 def differences(before: Any, now: Mapping[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ from recurra.data.token_file import build_token_file
 from recurra.errors import ConfigError, SourceError, UnknownTokenError
 from recurra.inference.language_model import Source
 from recurra.model.recurrent_lm import RecurrentLM
-from recurra.runs.compatibility import FREE_SETTINGS, differences
+from recurra.runs.compatibility import BUDGET_SETTINGS, FREE_SETTINGS, differences
 from recurra.runs.directory import RunDirectory
 from recurra.runs.staging import staged_run
 from recurra.runtime.distributed import is_restart, job_name, may_be_restarted
@@ -99,14 +99,15 @@ def refuse_other_settings(directory: RunDirectory, options: RunOptions) -> None:
     saved, given = RunOptions.from_config(directory.read_config()).values, dict(options.values)
     # The limit 0 is stored as None.
     given |= {name: None for name in LIMITS if given.get(name) == 0}
-    fixed = [name for name in OWNER if name in given and name not in FREE_SETTINGS]
+    free = (*FREE_SETTINGS, *BUDGET_SETTINGS)
+    fixed = [name for name in OWNER if name in given and name not in free]
     saved, given = (
         {f"{OWNER[name]}.{name}": values[name] for name in fixed} for values in (saved, given)
     )
     if found := differences(saved, given):
         raise ConfigError(
             f"{directory.path} continues with its original settings, and these differ:"
-            f" {'; '.join(found)}"
+            f" {'; '.join(found)}; remove these settings, or train a new run with --out"
         )
 
 

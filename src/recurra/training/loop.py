@@ -28,6 +28,7 @@ from recurra.training.callbacks.rollback import Rollback
 from recurra.training.callbacks.stop_signals import SignalHandling
 from recurra.training.context import RunContext
 from recurra.training.estimate import announce_plan
+from recurra.training.extension import extend
 from recurra.training.session import PendingStep, StepFailedError, TrainingSession
 
 
@@ -94,6 +95,17 @@ class TrainingLoop:
         if not session.state.finished:
             session.context.progress.message(f"resuming from step {session.state.step:,}")
 
+    def extend(self, before: TrainingConfig) -> None:
+        """Continue with the budget of the configuration, after `resume`; see `extension.extend`.
+
+        Args:
+            before: the configuration with the previous budget.
+
+        Raises:
+            ConfigError: the new budget is spent already.
+        """
+        extend(self.session, before)
+
     def fit(self) -> list[dict[str, Any]]:
         """Train until the budget is spent, early stopping ends it, or a signal arrives.
 
@@ -137,7 +149,11 @@ class TrainingLoop:
         session.restart_batches()
         session.share_progress()
         if session.state.finished:
-            session.context.progress.message("this run has already finished")
+            session.context.progress.message(
+                f"this run has already finished; recurra train --resume {session.store.path} with a"
+                " greater budget, for example --steps"
+                f" {2 * session.state.step}, continues from step {session.state.step:,}"
+            )
         if session.state.step == 0:
             announce_plan(session)
             self._start_from_zero()

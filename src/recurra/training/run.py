@@ -25,7 +25,7 @@ from recurra.errors import (
 from recurra.inference.language_model import LanguageModel, Source, predicted_sizes
 from recurra.report.curve import write_svg
 from recurra.report.progress import Progress
-from recurra.runs.compatibility import FREE_SETTINGS, identity
+from recurra.runs.compatibility import BUDGET_SETTINGS, FREE_SETTINGS, identity
 from recurra.runs.directory import RunDirectory
 from recurra.runs.staging import remove_unfinished
 from recurra.runtime.clock import Clock
@@ -43,6 +43,7 @@ from recurra.training.creation import (
     prepared_prompts,
     refuse_other_settings,
 )
+from recurra.training.extension import with_budget
 from recurra.training.loop import TrainingLoop
 
 
@@ -99,12 +100,13 @@ def resume_run(
     options: RunOptions | None = None,
     sources: Sequence[Source] = (),
 ) -> LanguageModel:
-    """Resume an interrupted run exactly; start it if it has no step yet.
+    """Resume an interrupted run exactly, or train a run longer; start it if it has no step yet.
 
     Args:
         path: the directory of the run.
-        options: settings to resume with. Those in `FREE_SETTINGS` replace the settings of the run;
-            the others must be equal to them.
+        options: settings to resume with. Those in `FREE_SETTINGS` and the budget replace the
+            settings of the run; the others must be equal to them. A budget counts from the start
+            of the run, see `extension.py`.
         sources: the text, which must be that of the run; by default it is not compared.
 
     Raises:
@@ -112,7 +114,12 @@ def resume_run(
             damaged, or text or settings differ.
     """
     directory = RunDirectory(path)
-    config = _with_free_settings(directory.read_config(), options)
+    before = directory.read_config()
+    config = _with_free_settings(before, options)
+    if options is not None and any(options.is_given(name) for name in BUDGET_SETTINGS):
+        extended = before.training
+    else:
+        extended = None
     with open_context(config, progress, clock) as context:
         if options is not None:
             refuse_other_settings(directory, options)
@@ -120,7 +127,7 @@ def resume_run(
         _refuse_other_text(directory, sources, change)
         if change:
             context.progress.message(f"note: {change}; the run continues with its original text")
-        return _run(directory, config.training, context, resumed=True)
+        return _run(directory, config.training, context, resumed=True, extended=extended)
 
 
 def _with_free_settings(config: RunConfig, options: RunOptions | None) -> RunConfig:
@@ -128,7 +135,8 @@ def _with_free_settings(config: RunConfig, options: RunOptions | None) -> RunCon
     if options is None:
         return config
     free = {name: options.values[name] for name in FREE_SETTINGS if options.is_given(name)}
-    return dataclasses.replace(config, training=dataclasses.replace(config.training, **free))
+    training = with_budget(dataclasses.replace(config.training, **free), options)
+    return dataclasses.replace(config, training=training)
 
 
 def _refuse_other_text(
@@ -141,14 +149,23 @@ def _refuse_other_text(
         change = f"sources is {given}, but was {saved}"
     if change:
         raise RunError(
-            f"{directory.path} continues with its original text, and this differs: {change}"
+            f"{directory.path} continues with its original text, and this differs: {change};"
+            " remove the sources, or train a new run with --out"
         )
 
 
 def _run(
-    directory: RunDirectory, training: TrainingConfig, context: RunContext, *, resumed: bool
+    directory: RunDirectory,
+    training: TrainingConfig,
+    context: RunContext,
+    *,
+    resumed: bool,
+    extended: TrainingConfig | None = None,
 ) -> LanguageModel:
-    """Train the run in the directory, from its newest checkpoint if there is one."""
+    """Train the run in the directory, from its newest checkpoint if there is one.
+
+    `extended` is the configuration before a budget was given, or None if none was.
+    """
     with _locked(directory, context.processes):
         config = dataclasses.replace(directory.read_config(), training=training)
         vocabulary = load_vocabulary(directory.path)
@@ -169,6 +186,8 @@ def _run(
         try:
             if directory.checkpoints.names():
                 trainer.resume()
+            if extended is not None:
+                _extend(trainer, directory, config, extended)
             records = trainer.fit()
         except TrainingInterrupted as stop:
             if stop.args:
@@ -181,6 +200,24 @@ def _run(
             # The run is complete, but the caller may have more runs, which the signal must stop.
             raise TrainingInterrupted(number, f"the run had finished; it is in {directory.path}")
     return LanguageModel(trainer.session.model, vocabulary, config, directory.path)
+
+
+def _extend(
+    trainer: TrainingLoop, directory: RunDirectory, config: RunConfig, before: TrainingConfig
+) -> None:
+    """Continue with the new budget in `config`, and store it."""
+    session = trainer.session
+    changed = any(getattr(before, n) != getattr(config.training, n) for n in BUDGET_SETTINGS)
+    if not changed:
+        return
+
+    def store() -> str:
+        directory.write_config(config, directory.read_sources())
+        return ""
+
+    if session.state.step > 0:
+        trainer.extend(before)
+    session.context.processes.run_on_first(store)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from recurra.io.tensors import Tensors, to_bytes
 from recurra.report.progress import format_seconds
 from recurra.runs.checkpoint import BEST, STATE, CheckpointRecord
 from recurra.runs.checkpoint_store import Cost, name_of, step_of
-from recurra.runs.compatibility import differences, environment
+from recurra.runs.compatibility import differences, environment, other_run
 from recurra.runs.directory import HISTORIES, METRICS_FILE, SAMPLES_FILE
 from recurra.runs.store import RunStore
 from recurra.runs.train_state import TrainState
@@ -238,7 +238,7 @@ class Checkpointing(Callback):
         return name
 
     def _refuse_other_run(self, record: CheckpointRecord, name: str) -> None:
-        found = differences(record.identity, self._identity)
+        found = other_run(record.identity, self._identity)
         if found:
             raise _OtherRunError(
                 f"{self.checkpoints.path_of(name)} belongs to another text or other settings:"
