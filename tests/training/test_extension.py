@@ -1,5 +1,7 @@
 """A run trains longer: with a greater budget it continues exactly from its end."""
 
+import dataclasses
+
 import pytest
 
 from recurra.config import RunOptions
@@ -88,6 +90,25 @@ def test_budget_that_is_spent_raises_config_error_and_keeps_config(run, tmp_path
     with pytest.raises(ConfigError, match=r"10 steps, .* --steps greater than 10"):
         extend(tmp_path / "run", steps=steps)
     assert RunDirectory(tmp_path / "run").read_config().training.steps == 10
+
+
+def test_run_extended_and_killed_before_first_checkpoint_continues(run, lines, tmp_path):
+    run(tmp_path / "run", steps=10, **OPTIONS)
+    directory = RunDirectory(tmp_path / "run")
+    config = directory.read_config()
+    # The state that is left if the process is killed after it has written config.json.
+    training = dataclasses.replace(config.training, steps=20)
+    directory.write_config(dataclasses.replace(config, training=training), directory.read_sources())
+    resume_run(tmp_path / "run", Progress(), Clock())
+    assert losses(lines, tmp_path / "run")[-1][0] == 20
+
+
+def test_extension_does_not_store_free_settings(run, tmp_path):
+    run(tmp_path / "run", steps=10, **OPTIONS)
+    before = RunDirectory(tmp_path / "run").read_config().training
+    extend(tmp_path / "run", steps=20, threads=1, checkpoint_every=3)
+    after = RunDirectory(tmp_path / "run").read_config().training
+    assert after == dataclasses.replace(before, steps=20)
 
 
 def test_run_stopped_by_patience_continues_with_greater_budget(run, lines, tmp_path):

@@ -1,6 +1,7 @@
 """The training loop on a store in memory: metrics, weights, resume and rollback without files."""
 
 import contextlib
+import dataclasses
 import itertools
 import json
 
@@ -36,11 +37,12 @@ def opened_loop(store, progress=None, clock=None, **options):
     ids = vocabulary.encode(TEXT)
     dataset = TokenDataset(ids[:1800], ids[1800:], len(TEXT) - 1800, len(TEXT) - 1800, vocabulary)
     torch.manual_seed(config.training.seed)
+    identity = {"training": dataclasses.asdict(config.training)}
     sizes = {"hidden_size": 8, "embedding_size": 4, "backend": "reference"}
     model = RecurrentLM(ModelConfig(vocab_size=len(vocabulary), **sizes))
     with stop_signals() as signals, torch.random.fork_rng():
         context = RunContext(progress or Progress(), clock or Clock(), SINGLE_PROCESS, signals)
-        yield TrainingLoop(model, dataset, config.training, {"run": 1}, store, context)
+        yield TrainingLoop(model, dataset, config.training, identity, store, context)
 
 
 def trained(store, **options):

@@ -35,6 +35,7 @@ def test_run_directory_lock_is_released_by_dead_process(run, tmp_path):
     program = (
         "import sys, time; from recurra.runs.directory import RunDirectory\n"
         "with RunDirectory(sys.argv[1]).locked():\n"
+        # The process is killed below. If the test fails before, it ends by itself.
         "    print('locked', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen(

@@ -8,6 +8,7 @@ the learning rate usually rises again; stages of growing batches are not repeate
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -38,6 +39,18 @@ def with_budget(config: TrainingConfig, options: RunOptions) -> TrainingConfig:
     return replace(config, **changes | given)
 
 
+def previous_budget(identity: Mapping[str, Any], config: TrainingConfig) -> TrainingConfig | None:
+    """Return the configuration with the budget of a checkpoint, or None if it is the same.
+
+    Args:
+        identity: the identity in the checkpoint, see `compatibility.identity`.
+        config: the configuration of the run.
+    """
+    saved = {name: identity["training"].get(name) for name in BUDGET_SETTINGS}
+    before = replace(config, **saved)
+    return None if before == config else before
+
+
 def extend(session: TrainingSession, before: TrainingConfig) -> None:
     """Let a resumed training continue with the budget of its configuration, and report it.
 
@@ -57,9 +70,10 @@ def extend(session: TrainingSession, before: TrainingConfig) -> None:
     rate = learning_rate(before, 1.0 if state.finished else spent) * state.lr_scale
     state.finished, state.reports_since_best = False, 0
     state.reports = int(session.fraction * REPORTS_PER_RUN)
+    unit, amount = _budget(session.config)
     session.context.progress.message(
-        f"the budget is now {describe(session.config)}, counted from the start of the run;"
-        f" {session.fraction:.0%} of it is spent"
+        f"the budget is now {amount:,g} {unit.removesuffix('s') if amount == 1 else unit}, counted"
+        f" from the start of the run; {session.fraction:.0%} of it is spent"
     )
     session.context.progress.message(
         f"the {session.config.schedule} schedule continues at this point of the new budget: the"
@@ -67,19 +81,17 @@ def extend(session: TrainingSession, before: TrainingConfig) -> None:
     )
 
 
-def describe(config: TrainingConfig) -> str:
-    """Return the budget in words, for example `5,000 steps`."""
+def _budget(config: TrainingConfig) -> tuple[str, float]:
+    """Return the unit of the budget and its amount."""
     unit = next((name for name in BUDGETS if getattr(config, name) is not None), "minutes")
-    amount = getattr(config, unit) or DEFAULT_MINUTES
-    return f"{amount:,g} {unit.removesuffix('s') if amount == 1 else unit}"
+    return unit, getattr(config, unit) or DEFAULT_MINUTES
 
 
 def _spent_message(session: TrainingSession) -> str:
     config, trained = session.config, _trained(session)
     amounts = ", ".join(f"{amount:,.4g} {unit}" for unit, amount in trained.items())
-    unit = next((name for name in BUDGETS if getattr(config, name) is not None), "minutes")
-    least = max(trained[unit], getattr(config, unit) or DEFAULT_MINUTES)
-    remedy = f"specify --{unit} greater than {least:,.4g}"
+    unit, amount = _budget(config)
+    remedy = f"specify --{unit} greater than {max(trained[unit], amount):,.4g}"
     if config.max_epochs is not None and trained["epochs"] >= config.max_epochs:
         remedy = f"specify --max-epochs greater than {config.max_epochs:g}, or 0 for no limit"
     return (

@@ -28,7 +28,7 @@ from recurra.training.callbacks.rollback import Rollback
 from recurra.training.callbacks.stop_signals import SignalHandling
 from recurra.training.context import RunContext
 from recurra.training.estimate import announce_plan
-from recurra.training.extension import extend
+from recurra.training.extension import extend, previous_budget
 from recurra.training.session import PendingStep, StepFailedError, TrainingSession
 
 
@@ -81,9 +81,10 @@ class TrainingLoop:
         ]
 
     def resume(self) -> None:
-        """Load the newest intact checkpoint.
+        """Load the newest intact checkpoint; with another budget than its own, train longer.
 
         Raises:
+            ConfigError: the budget differs from that of the checkpoint, and is spent already.
             RunError: there is no checkpoint, all are damaged, or it belongs to another text or
                 other settings.
         """
@@ -94,17 +95,9 @@ class TrainingLoop:
         session.budget.reserve, session.budget.began = session.timing.reserve, session.timing.began
         if not session.state.finished:
             session.context.progress.message(f"resuming from step {session.state.step:,}")
-
-    def extend(self, before: TrainingConfig) -> None:
-        """Continue with the budget of the configuration, after `resume`; see `extension.extend`.
-
-        Args:
-            before: the configuration with the previous budget.
-
-        Raises:
-            ConfigError: the new budget is spent already.
-        """
-        extend(self.session, before)
+        before = previous_budget(self.checkpointing.restored_identity, session.config)
+        if before is not None and session.state.step > 0:
+            extend(session, before)
 
     def fit(self) -> list[dict[str, Any]]:
         """Train until the budget is spent, early stopping ends it, or a signal arrives.

@@ -114,12 +114,7 @@ def resume_run(
             damaged, or text or settings differ.
     """
     directory = RunDirectory(path)
-    before = directory.read_config()
-    config = _with_free_settings(before, options)
-    if options is not None and any(options.is_given(name) for name in BUDGET_SETTINGS):
-        extended = before.training
-    else:
-        extended = None
+    config = _with_free_settings(directory.read_config(), options)
     with open_context(config, progress, clock) as context:
         if options is not None:
             refuse_other_settings(directory, options)
@@ -127,7 +122,7 @@ def resume_run(
         _refuse_other_text(directory, sources, change)
         if change:
             context.progress.message(f"note: {change}; the run continues with its original text")
-        return _run(directory, config.training, context, resumed=True, extended=extended)
+        return _run(directory, config.training, context, resumed=True)
 
 
 def _with_free_settings(config: RunConfig, options: RunOptions | None) -> RunConfig:
@@ -155,17 +150,9 @@ def _refuse_other_text(
 
 
 def _run(
-    directory: RunDirectory,
-    training: TrainingConfig,
-    context: RunContext,
-    *,
-    resumed: bool,
-    extended: TrainingConfig | None = None,
+    directory: RunDirectory, training: TrainingConfig, context: RunContext, *, resumed: bool
 ) -> LanguageModel:
-    """Train the run in the directory, from its newest checkpoint if there is one.
-
-    `extended` is the configuration before a budget was given, or None if none was.
-    """
+    """Train the run in the directory, from its newest checkpoint if there is one."""
     with _locked(directory, context.processes):
         config = dataclasses.replace(directory.read_config(), training=training)
         vocabulary = load_vocabulary(directory.path)
@@ -186,8 +173,7 @@ def _run(
         try:
             if directory.checkpoints.names():
                 trainer.resume()
-            if extended is not None:
-                _extend(trainer, directory, config, extended)
+            context.processes.run_on_first(lambda: _store_budget(directory, training))
             records = trainer.fit()
         except TrainingInterrupted as stop:
             if stop.args:
@@ -202,22 +188,14 @@ def _run(
     return LanguageModel(trainer.session.model, vocabulary, config, directory.path)
 
 
-def _extend(
-    trainer: TrainingLoop, directory: RunDirectory, config: RunConfig, before: TrainingConfig
-) -> None:
-    """Continue with the new budget in `config`, and store it."""
-    session = trainer.session
-    changed = any(getattr(before, n) != getattr(config.training, n) for n in BUDGET_SETTINGS)
-    if not changed:
-        return
-
-    def store() -> str:
+def _store_budget(directory: RunDirectory, training: TrainingConfig) -> str:
+    """Write the budget to config.json if it has changed."""
+    stored = directory.read_config()
+    budget = {name: getattr(training, name) for name in BUDGET_SETTINGS}
+    config = dataclasses.replace(stored, training=dataclasses.replace(stored.training, **budget))
+    if config != stored:
         directory.write_config(config, directory.read_sources())
-        return ""
-
-    if session.state.step > 0:
-        trainer.extend(before)
-    session.context.processes.run_on_first(store)
+    return ""
 
 
 @contextmanager

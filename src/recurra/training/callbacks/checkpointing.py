@@ -73,6 +73,7 @@ class Checkpointing(Callback):
         self.last_step = 0
         self.best_weights = BestWeights()
         self._identity = identity
+        self.restored_identity = identity
         self._saved: TrainState | None = None
         self._when = context.clock.now()
         self._costs: list[Cost] = []
@@ -257,6 +258,7 @@ class Checkpointing(Callback):
             path = self.checkpoints.path_of(name) / STATE
             raise RunError(f"{path} is damaged: {error}") from error
         self.best_weights.data = self.checkpoints.read_file(name, BEST)
+        self.restored_identity = record.identity
         self._show_changes(record, session.backend)
         self.last_step = state.step
         self._saved = copy.deepcopy(state)
