@@ -103,6 +103,16 @@ def test_run_extended_and_killed_before_first_checkpoint_continues(run, lines, t
     assert losses(lines, tmp_path / "run")[-1][0] == 20
 
 
+def test_greater_budget_in_minutes_replaces_max_epochs(run, lines, tmp_path):
+    run(tmp_path / "run", minutes=1.0, max_epochs=0.5, **OPTIONS)
+    reached = losses(lines, tmp_path / "run")[-1][0]
+    with pytest.raises(ConfigError, match="--max-epochs greater than 0.4"):
+        extend(tmp_path / "run", max_epochs=0.4)
+    lm = extend(tmp_path / "run", steps=reached + 5)
+    assert lm.config.training.max_epochs is None
+    assert losses(lines, tmp_path / "run")[-1][0] == reached + 5
+
+
 def test_extension_does_not_store_free_settings(run, tmp_path):
     run(tmp_path / "run", steps=10, **OPTIONS)
     before = RunDirectory(tmp_path / "run").read_config().training

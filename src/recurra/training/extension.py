@@ -25,18 +25,16 @@ from recurra.training.session import TrainingSession
 def with_budget(config: TrainingConfig, options: RunOptions) -> TrainingConfig:
     """Return the configuration with the budget of the options, if they have one.
 
-    A budget in another unit replaces the old one. `max_epochs` belongs to a budget in minutes.
+    A new budget replaces the old one together with `max_epochs`, which the recipe may have chosen
+    and the run may have reached.
 
     Raises:
         ConfigError: several budgets are given.
     """
     given = {name: options.values[name] for name in BUDGET_SETTINGS if options.is_given(name)}
-    changes: dict[str, Any] = {}
-    if any(name in given for name in BUDGETS):
-        changes = dict.fromkeys(BUDGETS)
-        if "minutes" not in given:
-            changes["max_epochs"] = None
-    return replace(config, **changes | given)
+    changed = any(name in given and given[name] != getattr(config, name) for name in BUDGETS)
+    dropped: dict[str, Any] = dict.fromkeys(BUDGET_SETTINGS) if changed else {}
+    return replace(config, **dropped | given)
 
 
 def previous_budget(identity: Mapping[str, Any], config: TrainingConfig) -> TrainingConfig | None:
