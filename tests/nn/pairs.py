@@ -2,7 +2,9 @@
 
 import itertools
 
+import pytest
 import torch
+from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import recurra.nn
@@ -135,3 +137,37 @@ def raised_error(module_class, constructor, forward):
     except Exception as error:
         return error
     return None
+
+
+FLOAT32_TOLERANCE = 2e-5
+every_cell = pytest.mark.parametrize(("name", "options"), CELLS, ids=CELL_IDS)
+
+
+def auto_pair(name, **options):
+    """Return a pair of two bidirectional fp32 layers, ours with the backend `auto`."""
+    settings = {"num_layers": 2, "bidirectional": True} | options
+    return make_pair(name, INPUT, HIDDEN, backend="auto", dtype=torch.float32, **settings)
+
+
+def inputs_of(dtype=torch.float32):
+    return torch.randn(STEPS, BATCH, INPUT, dtype=dtype)
+
+
+def weights_of(module):
+    return {key: p.detach() for key, p in module.named_parameters()}
+
+
+def loss(module, weights, x):
+    return functional_call(module, weights, (x,))[0].square().sum()
+
+
+def loss_gradients(module, x):
+    module.zero_grad()
+    module(x)[0].square().sum().backward()
+    return {key: p.grad.clone() for key, p in module.named_parameters()}
+
+
+def assert_close(actual, expected):
+    assert actual.shape == expected.shape
+    scale = max(1.0, float(expected.detach().abs().max()))
+    assert float((actual - expected).detach().abs().max()) < FLOAT32_TOLERANCE * scale

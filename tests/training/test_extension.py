@@ -106,7 +106,7 @@ def test_run_extended_and_killed_before_first_checkpoint_continues(run, lines, t
 def test_greater_budget_in_minutes_replaces_max_epochs(run, lines, tmp_path):
     run(tmp_path / "run", minutes=1.0, max_epochs=0.5, **OPTIONS)
     reached = losses(lines, tmp_path / "run")[-1][0]
-    with pytest.raises(ConfigError, match="--max-epochs greater than 0.4"):
+    with pytest.raises(ConfigError, match=r"--max-epochs greater than 0\.4"):
         extend(tmp_path / "run", max_epochs=0.4)
     lm = extend(tmp_path / "run", steps=reached + 5)
     assert lm.config.training.max_epochs is None
