@@ -6,17 +6,18 @@ The module connects the lower-level packages and contains no computation.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from recurra.config import RunOptions
-from recurra.data.token_file import load_vocabulary
-from recurra.errors import RunError
+from recurra.config.checks import require
 from recurra.inference.language_model import LanguageModel, Source, as_list
+from recurra.inference.loading import load_language_model
 from recurra.report.progress import ConsoleProgress, Progress
-from recurra.runs.directory import RunDirectory
-from recurra.runs.weights import load_model
 from recurra.runtime.clock import Clock
-from recurra.runtime.devices import choose_device
+from recurra.text.memory import MemoryText, TextInMemory
+from recurra.text.sources import TextSource
+from recurra.training.creation import requested
 from recurra.training.run import start_run
 
 __all__ = ["LanguageModel", "load", "train"]
@@ -25,6 +26,9 @@ __all__ = ["LanguageModel", "load", "train"]
 def train(
     source: Source | Sequence[Source] = (),
     *,
+    text: TextInMemory | None = None,
+    base: Source | None = None,
+    config: Source | None = None,
     out: Source | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -35,6 +39,11 @@ def train(
     Args:
         source: a file, a directory, a corpus name, or a sequence of these. By default, the bundled
             English story.
+        text: instead of `source`, a text in memory: a string, bytes, an open file, or an iterable
+            of strings or of bytes, which are joined by `separator`.
+        base: run directory of a model to fine-tune; see `training/fine_tuning.py`.
+        config: file with defaults for the options: the config.json of a run, or TOML with the same
+            fields. `source` also defaults to the sources of that file.
         out: run directory to create; by default, a new directory in `runs/`.
         force: replace an existing run in that directory.
         progress: receives training events. Defaults to `ConsoleProgress`, which writes to stderr.
@@ -58,10 +67,17 @@ def train(
         'gru'
         >>> lm.path.name
         'story'
+        >>> cats = recurra.train(text="The cat sat on the mat. " * 99, base="runs/story", steps=5)
+        >>> cats.config.model.hidden_size
+        8
     """
     clock = Clock()
-    progress = progress or ConsoleProgress()
-    return start_run(as_list(source), RunOptions.of(**options), out, progress, clock, force=force)
+    sources: list[TextSource] = [*as_list(source)]
+    if text is not None:
+        require(not sources, "source and text are both given; remove one of the two")
+        sources = [MemoryText(text)]
+    request = requested(sources, RunOptions.of(**options), config, base)
+    return start_run(replace(request, force=force), out, progress or ConsoleProgress(), clock)
 
 
 def load(path: Source, device: str = "cpu") -> LanguageModel:
@@ -85,33 +101,4 @@ def load(path: Source, device: str = "cpu") -> LanguageModel:
         >>> lm.config.model.hidden_size
         8
     """
-    directory = RunDirectory(path)
-    config = directory.read_config()
-    vocabulary = load_vocabulary(directory.path)
-    if vocabulary.kind != config.text.tokens:
-        raise RunError(
-            f"{directory.vocabulary} has {vocabulary.kind} tokens, but {directory.config} specifies"
-            f" {config.text.tokens}"
-        )
-    if len(vocabulary) != config.model.vocab_size:
-        raise RunError(
-            f"{directory.vocabulary} has {len(vocabulary)} tokens, but {directory.config} specifies"
-            f" {config.model.vocab_size}"
-        )
-    if not directory.model.exists():
-        raise RunError(
-            f"{directory.model} is missing because the run stopped before its first evaluation;"
-            f" resume it with recurra train --resume {directory.path}"
-        )
-    try:
-        model = load_model(directory.model, config.model)
-    except RunError as error:
-        raise RunError(f"{error}{_remedy(directory)}") from error
-    return LanguageModel(model.to(choose_device(device)).eval(), vocabulary, config, directory.path)
-
-
-def _remedy(directory: RunDirectory) -> str:
-    """Return how to restore damaged weights, or an empty string if no checkpoint has a copy."""
-    if not directory.has_copy_of_model:
-        return ""
-    return f"; recurra train --resume {directory.path} restores them from the last checkpoint"
+    return load_language_model(path, device)

@@ -24,6 +24,7 @@ from recurra.report.progress import Progress
 from recurra.runs.directory import RunDirectory
 from recurra.runtime.clock import Clock
 from recurra.training import run as run_module
+from recurra.training.creation import RunRequest
 
 TEXT = "the cat sat on the mat and the dog sat on the log. " * 40
 SMALL = {"hidden_size": 24, "batch_size": 4, "num_steps": 16, "lr": 1e-2, "sample_length": 20}
@@ -179,7 +180,8 @@ def test_train_warm_up_starts_at_first_update(source, tmp_path):
     started = time.monotonic() - 2.0
     options = SMALL | {"warmup": 0.5, "schedule": "constant", "report_every": 1}
     given = RunOptions.of(minutes=0.08, **options)
-    run_module.start_run([source], given, tmp_path / "run", Progress(), Clock(started))
+    request = RunRequest([source], given)
+    run_module.start_run(request, tmp_path / "run", Progress(), Clock(started))
     rates = [line["lr"] for line in lines(tmp_path / "run")]
     assert rates[0] < SMALL["lr"] / 4
     # The time reserved for the last report is estimated, so the progress can decrease slightly.

@@ -38,7 +38,7 @@ from recurra.runs.directory import RunDirectory
 from recurra.runtime.clock import Clock
 from recurra.runtime.distributed import started_count
 from recurra.training.batch_schedule import tokens_per_step
-from recurra.training.creation import numbered, short_name
+from recurra.training.creation import RunRequest, numbered, short_name
 from recurra.training.run import prepare_run, resume_run
 
 COMMON = (
@@ -234,7 +234,7 @@ def _prepare_first_runs(
         run = folder.run(variant.name, variant.options.config.training.seed)
         if not run.is_run:
             shown = _ChosenSettings(progress, variant.name)
-            prepare_run(sources, variant.options, run.path, shown, Clock())
+            prepare_run(RunRequest(sources, variant.options), run.path, shown, Clock())
         held_out = len(load_token_file(run.path).val)
         require(
             held_out >= 2, f"{variant.name}: too little text for validation; increase val_fraction"
@@ -313,7 +313,7 @@ def _run(
     messages = _RunMessages(progress, f"{variant.name}, seed {seed}")
     try:
         if not run.is_run:
-            prepare_run(sources, options, run.path, Progress(), Clock())
+            prepare_run(RunRequest(sources, options), run.path, Progress(), Clock())
         lm = resume_run(run.path, messages, Clock(), options=options, sources=sources)
     except (DivergenceError, NonFiniteError) as error:
         progress.message(f"{messages.name}: {error}")

@@ -27,6 +27,7 @@ from recurra.inference.score import Score, score_document
 from recurra.io.files import write_json
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.runs.directory import RunDirectory
+from recurra.runs.provenance import Provenance
 from recurra.runs.staging import staged_run
 from recurra.runs.weights import save_weights
 from recurra.text.corpus import prepare_text
@@ -262,8 +263,8 @@ class LanguageModel:
         with staged_run(directory, force=False) as staging:
             write_json(staging.vocabulary, self.vocabulary.to_dict())
             save_weights(staging.model, self.model, {})
-            sources = RunDirectory(self.path).read_sources() if self.path else []
-            staging.write_config(self.config, sources)
+            provenance = RunDirectory(self.path).read_provenance() if self.path else Provenance()
+            staging.write_config(self.config, provenance)
         directory.unlock()
 
     def read(self, sources: Source | Sequence[Source] = ()) -> str | bytes:

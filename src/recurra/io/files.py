@@ -5,6 +5,7 @@ All files that the project stores on disk are written by these functions.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -199,6 +200,16 @@ def opened_regular(file: Path) -> Iterator[BufferedReader]:
         raise RunError(f"{file} is missing") from error
     except OSError as error:
         raise RunError(f"cannot read {file}: {error.strerror}") from error
+
+
+def sha256_of(file: Path) -> str:
+    """Return the SHA-256 of a regular file, in hexadecimal.
+
+    Raises:
+        RunError: as for `opened_regular`.
+    """
+    with opened_regular(file) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_json(file: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:

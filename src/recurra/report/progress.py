@@ -260,6 +260,12 @@ def format_count(number: float) -> str:
     return f"{number:.0f}"
 
 
+def format_list(names: Sequence[str], limit: int = 10) -> str:
+    """Return the first names and the number of the others: `a, b and 7 more`."""
+    shown, more = ", ".join(names[:limit]), len(names) - limit
+    return f"{shown} and {more:,} more" if more > 0 else shown
+
+
 def _one_line(text: str) -> str:
     """Return a text on one line, with line breaks and control characters made visible."""
     return without_controls(text.replace("\n", "⏎"))

@@ -4,6 +4,7 @@
     vocabulary.json      the tokens
     tokens.bin, .json    the text as ids, and where it came from
     model.safetensors    the best weights by validation loss
+    initial.safetensors  the weights before the first step, if another run was fine-tuned
     metrics.jsonl        one line per evaluation
     samples.jsonl        text that the model generated at the evaluations
     failures.jsonl       the batches on which the loss became NaN or infinite, if any
@@ -39,6 +40,7 @@ from recurra.io.files import (
 )
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.runs.checkpoint_store import CheckpointStore
+from recurra.runs.provenance import Provenance
 from recurra.runs.weights import load_weights
 from recurra.version import __version__
 
@@ -74,6 +76,7 @@ class RunDirectory:
         self.config = self.path / "config.json"
         self.vocabulary = self.path / "vocabulary.json"
         self.model = self.path / "model.safetensors"
+        self.initial = self.path / "initial.safetensors"
         self.metrics, self.samples, self.failures = (self.path / name for name in HISTORIES)
         self.checkpoints = CheckpointStore(self.path / "checkpoints")
         self.curve = self.path / "loss.svg"
@@ -180,9 +183,9 @@ class RunDirectory:
         if self.model.is_file():
             load_weights(self.model, model)
 
-    def write_config(self, config: RunConfig, sources: list[str]) -> None:
+    def write_config(self, config: RunConfig, provenance: Provenance) -> None:
         """Write config.json."""
-        record = {"format": FORMAT, "recurra": __version__, "sources": sources}
+        record = {"format": FORMAT, "recurra": __version__, **provenance.to_dict()}
         write_json(self.config, record | config.to_dict())
 
     def read_config(self) -> RunConfig:
@@ -198,18 +201,24 @@ class RunDirectory:
         except ConfigError as error:
             raise RunError(f"{self.config}: {error}") from error
 
+    def read_provenance(self) -> Provenance:
+        """Return where the run comes from.
+
+        Raises:
+            RunError: as for `read_config`.
+        """
+        try:
+            return Provenance.from_dict(self._read_record())
+        except ConfigError as error:
+            raise RunError(f"{self.config}: {error}") from error
+
     def read_sources(self) -> list[str]:
         """Return the sources of the training text, as specified by the user.
 
         Raises:
             RunError: as for `read_config`.
         """
-        sources = self._read_record().get("sources", [])
-        if not isinstance(sources, list) or not all(isinstance(s, str) for s in sources):
-            raise RunError(
-                f"{self.config}: sources is {shortened(sources)}; it must be a list of strings"
-            )
-        return sources
+        return list(self.read_provenance().sources)
 
     def _read_record(self) -> dict[str, Any]:
         if not self.config.is_file():

@@ -10,11 +10,11 @@ import codecs
 import io
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from dataclasses import replace
 
 from recurra.config import TextConfig
 from recurra.errors import ConfigError, SourceError
-from recurra.text.sources import RawSource, SourceReader, resolve
+from recurra.text.sources import RawSource, SourceReader, TextSource, resolve
 
 _BYTE_ORDER_MARK = "\ufeff"
 
@@ -28,7 +28,7 @@ def prepare_text(text: str, config: TextConfig) -> str:
     return LettersOnly().push(text) if config.letters_only else text
 
 
-def read_text(sources: Sequence[str | Path], config: TextConfig) -> str:
+def read_text(sources: Sequence[TextSource], config: TextConfig) -> str:
     """Return the whole prepared text of the sources, which must fit into memory.
 
     Raises:
@@ -37,7 +37,7 @@ def read_text(sources: Sequence[str | Path], config: TextConfig) -> str:
     return "".join(iterate_text(sources, config))
 
 
-def read_bytes(sources: Sequence[str | Path], config: TextConfig) -> bytes:
+def read_bytes(sources: Sequence[TextSource], config: TextConfig) -> bytes:
     """Return all bytes of the sources, which must fit into memory, for byte tokens.
 
     Raises:
@@ -46,7 +46,7 @@ def read_bytes(sources: Sequence[str | Path], config: TextConfig) -> bytes:
     return b"".join(iterate_bytes(sources, config))
 
 
-def iterate_text(sources: Sequence[str | Path], config: TextConfig) -> Iterator[str]:
+def iterate_text(sources: Sequence[TextSource], config: TextConfig) -> Iterator[str]:
     """Yield the prepared text of the sources in non-empty chunks.
 
     Files are joined by `config.separator`, and the byte order mark of each file is removed. With
@@ -61,7 +61,7 @@ def iterate_text(sources: Sequence[str | Path], config: TextConfig) -> Iterator[
     return text_chunks(SourceReader(resolve_sources(sources, config)), config)
 
 
-def iterate_bytes(sources: Sequence[str | Path], config: TextConfig) -> Iterator[bytes]:
+def iterate_bytes(sources: Sequence[TextSource], config: TextConfig) -> Iterator[bytes]:
     """Yield the unchanged bytes of the sources in chunks, with `config.separator` between files.
 
     Raises:
@@ -72,9 +72,10 @@ def iterate_bytes(sources: Sequence[str | Path], config: TextConfig) -> Iterator
     return byte_chunks(SourceReader(resolve_sources(sources, config)), config)
 
 
-def resolve_sources(sources: Sequence[str | Path], config: TextConfig) -> list[RawSource]:
+def resolve_sources(sources: Sequence[TextSource], config: TextConfig) -> list[RawSource]:
     """Check the encoding and return the byte streams of the sources; see `sources.resolve`."""
-    return resolve(sources, nul_is_text=b"\0" in _encode("\n", config))
+    nul_is_text = b"\0" in _encode("\n", config)
+    return resolve(sources, nul_is_text=nul_is_text, separator=config.separator)
 
 
 def text_chunks(reader: SourceReader, config: TextConfig) -> Iterator[str]:
@@ -127,10 +128,11 @@ class LettersOnly:
 
 
 def _joined(reader: SourceReader, config: TextConfig) -> Iterator[str]:
-    for position, (name, chunks) in enumerate(reader.files()):
+    for position, (source, chunks) in enumerate(reader.files()):
         if position > 0:
             yield config.separator
-        yield from _decoded(name, chunks, config)
+        own = replace(config, encoding=source.encoding or config.encoding)
+        yield from _decoded(source.name, chunks, own)
 
 
 def _decoded(name: str, chunks: Iterator[bytes], config: TextConfig) -> Iterator[str]:

@@ -1,7 +1,7 @@
-"""Resolve source arguments (files, directories, stdin, corpus names) to byte streams.
+"""Resolve sources (files, directories, stdin, corpus names, texts in memory) to byte streams.
 
-A source is a file, a directory, `-` for standard input, or the name of a corpus. If no source is
-specified, the bundled English story is used. The bytes are decoded in `corpus.py`.
+A source is a file, a directory, `-` for standard input, the name of a corpus, or a `MemoryText`. If
+no source is specified, the bundled English story is used. The bytes are decoded in `corpus.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import cast
 
 from recurra.errors import SourceError
 from recurra.text import catalogue
+from recurra.text.memory import MEMORY, MemoryText
 
 CHUNK_BYTES = 1 << 20
 """Maximum number of bytes that are read at a time."""
@@ -32,6 +33,9 @@ _FILE_BORDER = b"\0next file\0"
 _logger = logging.getLogger("recurra")
 
 
+TextSource = str | Path | MemoryText
+
+
 @dataclass(frozen=True)
 class RawSource:
     """A stream of bytes and its name."""
@@ -40,7 +44,13 @@ class RawSource:
     """Name of the source as specified by the user, used in messages and records."""
 
     path: Path | None
-    """Path of the file; None for standard input."""
+    """Path of the file; None for standard input and for a text in memory."""
+
+    memory: Iterator[bytes] | None = None
+    """The chunks of a text in memory."""
+
+    encoding: str | None = None
+    """The encoding of the bytes; None for that of the configuration."""
 
     @property
     def rereadable(self) -> bool:
@@ -64,6 +74,9 @@ class RawSource:
             raise SourceError(f"{self.name} is empty")
 
     def _read(self) -> Iterator[bytes]:
+        if self.memory is not None:
+            yield from filter(None, self.memory)
+            return
         if self.path is None:
             # read1 returns available bytes at once, so max_tokens can end a slow pipe early.
             if sys.stdin is None:
@@ -96,13 +109,13 @@ class SourceReader:
         """SHA-256 of the bytes read so far. For a single complete file, it is that of the file."""
         return self._digest.hexdigest()
 
-    def files(self) -> Iterator[tuple[str, Iterator[bytes]]]:
-        """Yield (name, chunks) of each source.
+    def files(self) -> Iterator[tuple[RawSource, Iterator[bytes]]]:
+        """Yield each source with its chunks.
 
         All chunks must be consumed before the next source is requested.
         """
         for position, source in enumerate(self._sources):
-            yield source.name, self._hashed_chunks(source, b"" if position == 0 else _FILE_BORDER)
+            yield source, self._hashed_chunks(source, b"" if position == 0 else _FILE_BORDER)
         self.complete = True
 
     def _hashed_chunks(self, source: RawSource, border: bytes) -> Iterator[bytes]:
@@ -127,15 +140,18 @@ def digest_of(sources: Sequence[RawSource], limit: int | None = None) -> str:
     return reader.sha256
 
 
-def resolve(sources: Sequence[str | Path], *, nul_is_text: bool = False) -> list[RawSource]:
+def resolve(
+    sources: Sequence[TextSource], *, nul_is_text: bool = False, separator: str | bytes = "\n"
+) -> list[RawSource]:
     """Return the streams of the given sources.
 
     An existing path takes precedence over a corpus name.
 
     Args:
-        sources: paths, corpus names or `-`.
+        sources: paths, corpus names, `-` or texts in memory.
         nul_is_text: whether text can contain NUL bytes, as in UTF-16 and UTF-32. Otherwise files of
             a directory that contain NUL bytes are skipped.
+        separator: the text between two items of a text in memory.
 
     Raises:
         SourceError: if a file does not exist, a directory has no text files, or `-` is repeated.
@@ -145,16 +161,22 @@ def resolve(sources: Sequence[str | Path], *, nul_is_text: bool = False) -> list
     if names.count(STDIN) > 1:
         raise SourceError("- (standard input) is specified twice, but can be read only once")
     found: list[RawSource] = []
-    for name in names:
-        found += _resolve_one(name, nul_is_text)
+    for source in _as_sequence(sources) or names:
+        if isinstance(source, MemoryText):
+            found.append(RawSource(MEMORY, None, source.read(separator), source.encoding))
+        else:
+            found += _resolve_one(str(source), nul_is_text)
     return found
 
 
-def source_names(sources: Sequence[str | Path]) -> list[str]:
+def source_names(sources: Sequence[TextSource]) -> list[str]:
     """Return the sources as strings, or the name of the bundled story if there are none."""
+    return [str(source) for source in _as_sequence(sources)] or [catalogue.DEFAULT_CORPUS]
+
+
+def _as_sequence(sources: TextSource | Sequence[TextSource]) -> Sequence[TextSource]:
     # A string is also a sequence of strings, so a single source is handled separately.
-    given = [sources] if isinstance(sources, str | Path) else sources
-    return [str(source) for source in given] or [catalogue.DEFAULT_CORPUS]
+    return [sources] if isinstance(sources, str | Path | MemoryText) else sources
 
 
 def _resolve_one(name: str, nul_is_text: bool) -> list[RawSource]:

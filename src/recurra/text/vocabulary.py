@@ -165,11 +165,40 @@ class SymbolVocabulary(Vocabulary):
             )
         kept.sort(key=lambda symbol: (-counts[symbol], symbol))
         if vocab_size is None and len(kept) >= MAX_VOCABULARY:
-            raise SourceError(
-                f"the text has {len(kept):,} different tokens; a vocabulary has at most"
-                f" {MAX_VOCABULARY:,}; omit rare tokens with --vocab-size or --min-freq"
-            )
+            raise SourceError(_too_many(len(kept)))
         return cls(kept if vocab_size is None else kept[: vocab_size - 1])
+
+    def extended(
+        self, counts: Mapping[str, int], *, min_freq: int = 1, vocab_size: int | None = None
+    ) -> Self:
+        """Return a vocabulary with the same ids, and symbols of another text after them.
+
+        The new symbols are sorted by descending frequency, then by code point.
+
+        Args:
+            counts: frequency of each symbol of the other text; symbols of this vocabulary have no
+                effect.
+            min_freq: minimum frequency of a new symbol.
+            vocab_size: maximum number of tokens, including `<unk>`. If this vocabulary already has
+                as many, no symbols are added.
+
+        Raises:
+            SourceError: if there are more than `MAX_VOCABULARY` tokens and `vocab_size` is None.
+
+        Examples:
+            >>> from recurra.text.vocabulary import CharVocabulary
+            >>> CharVocabulary("ab").extended({"b": 3, "c": 1, "d": 2}).tokens
+            ('<unk>', 'a', 'b', 'd', 'c')
+        """
+        new = {symbol: count for symbol, count in counts.items() if symbol not in self.index}
+        free = MAX_VOCABULARY if vocab_size is None else vocab_size - len(self)
+        if free <= 0 or not any(count >= max(min_freq, 1) for count in new.values()):
+            return self
+        limit = None if vocab_size is None else free + 1
+        added = self.from_counts(new, min_freq=min_freq, vocab_size=limit).tokens[1:]
+        if len(self) + len(added) > MAX_VOCABULARY:
+            raise SourceError(_too_many(len(self) + len(added)))
+        return type(self)([*self.tokens[1:], *added])
 
     @classmethod
     def from_text(cls, text: str, *, min_freq: int = 1, vocab_size: int | None = None) -> Self:
@@ -355,6 +384,13 @@ class ByteVocabulary(Vocabulary):
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Self:
         return cls()
+
+
+def _too_many(count: int) -> str:
+    return (
+        f"the text has {count:,} different tokens; a vocabulary has at most {MAX_VOCABULARY:,};"
+        " omit rare tokens with --vocab-size or --min-freq"
+    )
 
 
 def checked_ids(ids: Iterable[int], size: int) -> Ids:
