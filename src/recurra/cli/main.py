@@ -25,7 +25,7 @@ COMMANDS = {
     "eval": "report perplexity and bits per character of a text",
     "score": "report the surprisal of a text by line and character",
     "data": "list, download or locate the named corpora",
-    "runs": "list runs and their metrics",
+    "runs": "list, delete and move runs",
     "bench": "benchmark training and generation against torch.nn",
     "kernels": "build or remove the compiled CPU kernels",
     "doctor": "report the environment and missing components",
