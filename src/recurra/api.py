@@ -1,4 +1,4 @@
-"""Public functions: `train()` and `load()` return a `LanguageModel`.
+"""Public functions: `train()`, `resume()` and `load()` return a `LanguageModel`.
 
 The module connects the lower-level packages and contains no computation.
 """
@@ -18,9 +18,9 @@ from recurra.runtime.clock import Clock
 from recurra.text.memory import MemoryText, TextInMemory
 from recurra.text.sources import TextSource
 from recurra.training.creation import requested
-from recurra.training.run import start_run
+from recurra.training.run import resume_run, start_run
 
-__all__ = ["LanguageModel", "load", "train"]
+__all__ = ["LanguageModel", "load", "resume", "train"]
 
 
 def train(
@@ -78,6 +78,45 @@ def train(
         sources = [MemoryText(text)]
     request = requested(sources, RunOptions.of(**options), config, base)
     return start_run(replace(request, force=force), out, progress or ConsoleProgress(), clock)
+
+
+def resume(
+    path: Source,
+    source: Source | Sequence[Source] = (),
+    *,
+    progress: Progress | None = None,
+    **options: Any,
+) -> LanguageModel:
+    """Resume an interrupted run exactly, or train a run longer.
+
+    Args:
+        path: the run directory.
+        source: the text, which must be that of the run; by default it is not compared.
+        progress: receives training events. Defaults to `ConsoleProgress`, which writes to stderr.
+        options: a greater budget (minutes, steps or epochs), which counts from the start of the
+            run; threads, device, plot, checkpoint_every and on_nan. Others must be equal to those
+            of the run.
+
+    Returns:
+        The model with the weights of the lowest validation loss.
+
+    Raises:
+        ConfigError: an option differs from the run, or the budget is spent already.
+        RunError: the directory contains no run, its checkpoints are damaged, the text differs, or
+            another process is training in it.
+        DivergenceError, TrainingInterrupted: as for `train`.
+
+    Examples:
+        >>> import recurra
+        >>> _ = recurra.train(hidden_size=8, steps=5, out="runs/story")
+        >>> lm = recurra.resume("runs/story", steps=10)
+        >>> lm.config.training.steps
+        10
+    """
+    clock = Clock()
+    shown = progress or ConsoleProgress()
+    given = RunOptions.of(**options)
+    return resume_run(path, shown, clock, options=given, sources=as_list(source))
 
 
 def load(path: Source, device: str = "cpu") -> LanguageModel:

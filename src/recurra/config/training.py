@@ -186,7 +186,7 @@ class TrainingConfig:
             schedule=Schedule,
             on_nan=Literal["stop", "rollback"],
         )
-        require_known("optimizer", self.optimizer, OPTIMIZERS)
+        require_known("optimizer", self.optimizer, OPTIMIZERS, "recurra.register_optimizer")
         self._check_sizes()
         self._check_growth()
         self._check_rates()
