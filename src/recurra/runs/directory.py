@@ -41,6 +41,7 @@ from recurra.io.files import (
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.runs.checkpoint_store import CheckpointStore
 from recurra.runs.provenance import Provenance
+from recurra.runs.store import best_record
 from recurra.runs.weights import load_weights
 from recurra.version import __version__
 
@@ -247,16 +248,9 @@ class RunDirectory:
         return records
 
     def best_metrics(self) -> dict[str, Any]:
-        """Return the record of metrics.jsonl that belongs to the weights in model.safetensors.
-
-        This is the record with the lowest validation loss, or the last record if there is no
-        validation part. Before the first evaluation the result is empty.
+        """Return the record of metrics.jsonl that belongs to the best weights; see `best_record`.
 
         Raises:
             RunError: as for `read_metrics`.
         """
-        records = self.read_metrics()
-        validated = [r for r in records if r["val_nats"] is not None]
-        if validated:
-            return min(validated, key=lambda record: float(record["val_nats"]))
-        return records[-1] if records else {}
+        return best_record(self.read_metrics())

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,11 +40,10 @@ def staged_run(directory: RunDirectory, *, force: bool) -> Iterator[RunDirectory
     _check_free(directory, force=force)
     # A signal can arrive at any time: the names are known before a directory is created.
     made = files.missing_folders(place.parent)
-    prefix = f".{place.name}-"
-    staging = None
+    staging = RunDirectory(place.with_name(f".{place.name}-{secrets.token_hex(4)}{UNFINISHED}"))
     try:
         files.make_folders(place.parent)
-        staging = RunDirectory(tempfile.mkdtemp(prefix=prefix, suffix=UNFINISHED, dir=place.parent))
+        staging.path.mkdir(mode=0o700)
         with staging.locked(), _old_run_locked(directory):
             for name in TOKEN_FILES:
                 if (place / name).is_file():
@@ -52,12 +51,11 @@ def staged_run(directory: RunDirectory, *, force: bool) -> Iterator[RunDirectory
             yield staging
             # Another process could have created a run while the text was read.
             _check_free(directory, force=force)
-            # mkdtemp grants access only to the owner; the umask applies to a run.
+            # Until now, only the owner had access; the umask applies to a run.
             staging.path.chmod(0o777 & ~files.umask())
             _replace(directory, staging)
     finally:
-        if staging is not None:
-            shutil.rmtree(staging.path, ignore_errors=True)
+        shutil.rmtree(staging.path, ignore_errors=True)
         files.remove_empty(made)
 
 
@@ -70,7 +68,7 @@ def remove_unfinished(directory: RunDirectory) -> None:
             shutil.rmtree(aside)
         else:
             aside.rename(place)
-    # Match exactly the eight characters of mkdtemp, not runs whose names begin like this one's.
+    # Match exactly the eight characters of `staged_run`, not runs whose names begin like this one's.
     name = re.compile(rf"\.{re.escape(place.name)}-\w{{8}}{re.escape(UNFINISHED)}")
     if place.parent.is_dir():
         for staging in place.parent.iterdir():

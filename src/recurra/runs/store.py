@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,6 +10,18 @@ from recurra.io.tensors import Tensors, TensorSpec
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.runs.checkpoint import CheckpointRecord
 from recurra.runs.checkpoint_store import Cost
+
+
+def best_record(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the metrics that belong to the best weights, or {} before the first evaluation.
+
+    This is the record with the lowest validation loss, or the last record if there is no validation
+    part.
+    """
+    validated = [record for record in records if record["val_nats"] is not None]
+    if validated:
+        return min(validated, key=lambda record: float(record["val_nats"]))
+    return records[-1] if records else {}
 
 
 class Checkpoints(Protocol):

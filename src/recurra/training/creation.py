@@ -17,6 +17,7 @@ from recurra.errors import ConfigError, SourceError, UnknownTokenError
 from recurra.inference.language_model import LanguageModel
 from recurra.inference.loading import load_language_model
 from recurra.model.recurrent_lm import RecurrentLM
+from recurra.report.usability import describe_short_text
 from recurra.runs.compatibility import BUDGET_SETTINGS, FREE_SETTINGS, differences
 from recurra.runs.config_file import read_config_file
 from recurra.runs.directory import RunDirectory
@@ -123,6 +124,9 @@ def create_run(directory: RunDirectory, request: RunRequest, context: RunContext
             context,
         )
         BatchStream(tokens.train, config.training, processes)
+        note = describe_short_text(len(tokens.train), options.config.text.tokens)
+        if note is not None and base is None:
+            context.progress.message(note)
         provenance = Provenance(tuple(str(source) for source in request.sources))
         if base is not None:
             provenance = replace(provenance, base=fine_tuning.base_record(base, vocabulary))

@@ -15,7 +15,8 @@ from recurra.engine.select import select_engine
 from recurra.errors import LostProcessError, NonFiniteError, TrainingInterrupted
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.report.overfitting import describe_overfitting
-from recurra.runs.store import RunStore
+from recurra.report.usability import Outcome, describe_unusable
+from recurra.runs.store import RunStore, best_record
 from recurra.runs.weights import weights_to_bytes
 from recurra.training.batch_schedule import GrowingStream
 from recurra.training.budget import Budget
@@ -211,8 +212,23 @@ class TrainingLoop:
         self.checkpointing.show_cost(session.budget.clock.seconds())
         if (overfitting := describe_overfitting(records)) is not None:
             session.context.progress.message(overfitting)
+        if (unusable := self._describe_unusable(records)) is not None:
+            session.context.progress.message(unusable)
         session.context.progress.finished(records)
         return records
+
+    def _describe_unusable(self, records: list[dict[str, Any]]) -> str | None:
+        session = self.session
+        if not records:
+            return None
+        outcome = Outcome(
+            best_record(records),
+            session.dataset.frequency_nats(),
+            len(session.dataset.train),
+            session.state.step,
+            str(session.store.path),
+        )
+        return describe_unusable(outcome, session.config)
 
     def _leave(self, stop: TrainingInterrupted) -> NoReturn:
         """Save a checkpoint unless a step is in progress, and raise with instructions to resume.
