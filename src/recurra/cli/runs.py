@@ -129,6 +129,7 @@ _ACTIONS: dict[str, Callable[[Runs, Sequence[Path]], int]] = {
 
 def _delete(directories: Sequence[RunDirectory], *, yes: bool) -> int:
     """Delete runs after confirmation, and return the exit code."""
+    from recurra.report.folders import format_bytes
     from recurra.runs.organizing import check_deletable, delete_run, size_of
 
     for directory in directories:
@@ -137,9 +138,9 @@ def _delete(directories: Sequence[RunDirectory], *, yes: bool) -> int:
         _require_terminal()
     sizes = [size_of(directory) for directory in directories]
     for directory, size in zip(directories, sizes, strict=True):
-        print(f"{size / 1e6:8.1f} MB  {directory.path}", file=sys.stderr)
+        print(f"{format_bytes(size):>10}  {directory.path}", file=sys.stderr)
     count = f"{len(directories)} run{'s' if len(directories) > 1 else ''}"
-    if not yes and not _is_confirmed(f"delete {count}, {sum(sizes) / 1e6:.1f} MB?"):
+    if not yes and not _is_confirmed(f"delete {count}, {format_bytes(sum(sizes))}?"):
         print("nothing was deleted", file=sys.stderr)
         return 1
     for directory in directories:

@@ -56,6 +56,10 @@ class TextConfig:
     separator: str = "\n"
     """Text inserted between two source files."""
 
+    shuffle_lines: bool = False
+    """Shuffle the lines of the text before it is split, for lists in which each line is independent
+    of the others. The order is the same in every run."""
+
     new_tokens: NewTokens = "add"
     """With --from: tokens of the text that the vocabulary of the base run lacks. add extends the
     vocabulary, replace reads them as <unk>, error refuses the text."""

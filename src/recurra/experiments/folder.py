@@ -29,7 +29,7 @@ from recurra.io.files import (
 )
 from recurra.runs.directory import LOCK, RunDirectory
 from recurra.runs.staging import check_removable
-from recurra.text.sources import COMPARISON_FILES
+from recurra.text.folders import COMPARISON_FILES
 
 STAGING, READY, ASIDE = (f".comparison-{name}{UNFINISHED}" for name in ("new", "ready", "old"))
 """Subdirectories during replacement: runs in preparation, prepared runs, and the old comparison."""

@@ -18,7 +18,8 @@ from recurra.errors import RunError
 from recurra.runs.checkpoint_store import name_of, step_of
 from recurra.runs.directory import RunDirectory
 from recurra.runs.staging import check_removable
-from recurra.text.sources import COMPARISON_FILES, source_names
+from recurra.text.folders import COMPARISON_FILES
+from recurra.text.sources import source_names
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def remove_unfinished(directory: RunDirectory) -> None:
             shutil.rmtree(aside)
         else:
             aside.rename(place)
-    # Match exactly the eight characters of `staged_run`, not runs whose names begin like this one's.
+    # Exactly the eight characters of `staged_run`, not runs whose names begin like this one's.
     name = re.compile(rf"\.{re.escape(place.name)}-\w{{8}}{re.escape(UNFINISHED)}")
     if place.parent.is_dir():
         for staging in place.parent.iterdir():

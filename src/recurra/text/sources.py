@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,19 +17,16 @@ from typing import cast
 
 from recurra.errors import SourceError
 from recurra.text import catalogue
+from recurra.text.folders import FolderScan, scan_folder
 from recurra.text.memory import MEMORY, MemoryText
 
 CHUNK_BYTES = 1 << 20
 """Maximum number of bytes that are read at a time."""
 
 STDIN = "-"
-COMPARISON_FILES = ("comparison.json", "results.json", "comparison.svg")
-"""Files that a comparison writes beside its runs, the first one at its start. They are skipped."""
-_NUL_SEARCH_BYTES = 1 << 16
 _MAX_NAME_CHARS = 120
 # Separates two files in the digest, so that moving text between them changes the digest.
 _FILE_BORDER = b"\0next file\0"
-_logger = logging.getLogger("recurra")
 
 
 TextSource = str | Path | MemoryText
@@ -141,7 +137,11 @@ def digest_of(sources: Sequence[RawSource], limit: int | None = None) -> str:
 
 
 def resolve(
-    sources: Sequence[TextSource], *, nul_is_text: bool = False, separator: str | bytes = "\n"
+    sources: Sequence[TextSource],
+    *,
+    encoding: str | None = None,
+    nul_is_text: bool = False,
+    separator: str | bytes = "\n",
 ) -> list[RawSource]:
     """Return the streams of the given sources.
 
@@ -149,6 +149,8 @@ def resolve(
 
     Args:
         sources: paths, corpus names, `-` or texts in memory.
+        encoding: the encoding of the files of a directory, where others are skipped; None accepts
+            any bytes.
         nul_is_text: whether text can contain NUL bytes, as in UTF-16 and UTF-32. Otherwise files of
             a directory that contain NUL bytes are skipped.
         separator: the text between two items of a text in memory.
@@ -164,9 +166,26 @@ def resolve(
     for source in _as_sequence(sources) or names:
         if isinstance(source, MemoryText):
             found.append(RawSource(MEMORY, None, source.read(separator), source.encoding))
+        elif is_folder(source):
+            scan = scan_folder(Path(source), encoding, nul_is_text=nul_is_text)
+            found += [RawSource(str(path), path) for path in _require_files(scan)]
         else:
-            found += _resolve_one(str(source), nul_is_text)
+            found.append(_resolve_one(str(source)))
     return found
+
+
+def is_folder(source: TextSource) -> bool:
+    """Return whether a source is a directory."""
+    # Unlike Path.is_dir, os.path.isdir returns False for names that no file system supports.
+    return not isinstance(source, MemoryText) and str(source) != STDIN and os.path.isdir(source)
+
+
+def _require_files(scan: FolderScan) -> list[Path]:
+    if not scan.files:
+        reasons = ", ".join(f"{path}: {reason}" for path, reason in list(scan.skipped.items())[:3])
+        skipped = f" (skipped: {reasons})" if reasons else ""
+        raise SourceError(f"the directory {scan.folder} contains no text files{skipped}")
+    return scan.files
 
 
 def source_names(sources: Sequence[TextSource]) -> list[str]:
@@ -179,16 +198,14 @@ def _as_sequence(sources: TextSource | Sequence[TextSource]) -> Sequence[TextSou
     return [sources] if isinstance(sources, str | Path | MemoryText) else sources
 
 
-def _resolve_one(name: str, nul_is_text: bool) -> list[RawSource]:
+def _resolve_one(name: str) -> RawSource:
     if name == STDIN:
-        return [RawSource("standard input", None)]
+        return RawSource("standard input", None)
     # Unlike Path.exists, os.path.exists returns False for names that no file system supports.
     if os.path.exists(name):
-        if os.path.isdir(name):
-            return _text_files(Path(name), nul_is_text)
-        return [RawSource(name, Path(name))]
+        return RawSource(name, Path(name))
     if name in catalogue.names():
-        return [RawSource(name, catalogue.locate(name))]
+        return RawSource(name, catalogue.locate(name))
     raise SourceError(_missing(name))
 
 
@@ -204,46 +221,3 @@ def _missing(name: str) -> str:
 
 def _all_names() -> str:
     return ", ".join(catalogue.names())
-
-
-def _text_files(directory: Path, nul_is_text: bool) -> list[RawSource]:
-    """Return the text files below a directory, sorted by path.
-
-    Hidden, empty and binary files are skipped.
-    """
-    found, binary = [], []
-    for path in sorted(_visible_files(directory), key=lambda path: path.parts):
-        source = RawSource(str(path), path)
-        try:
-            with path.open("rb") as file:
-                head = file.read(_NUL_SEARCH_BYTES)
-        except OSError as error:
-            raise SourceError(f"cannot read {path}: {error.strerror}") from error
-        if b"\0" in head and not nul_is_text:
-            binary.append(path)
-        elif head:
-            found.append(source)
-    if not found:
-        skipped = f" ({len(binary)} files with NUL bytes were skipped)" if binary else ""
-        raise SourceError(f"the directory {directory} contains no text files{skipped}")
-    for path in binary:
-        _logger.warning("skipping %s: it contains NUL bytes, so it is not text", path)
-    return found
-
-
-def _visible_files(directory: Path) -> Iterator[Path]:
-    def raise_source_error(error: OSError) -> None:
-        raise SourceError(f"cannot read {error.filename}: {error.strerror}") from error
-
-    for parent, directories, files in os.walk(directory, onerror=raise_source_error):
-        if "tokens.bin" in files and "config.json" in files:
-            _logger.info("skipping %s: it is a run directory", parent)
-            directories.clear()
-            continue
-        # os.walk descends only into the directories that remain in the list.
-        directories[:] = [name for name in directories if not name.startswith(".")]
-        generated = COMPARISON_FILES if COMPARISON_FILES[0] in files else ()
-        for name in files:
-            path = Path(parent, name)
-            if not name.startswith(".") and name not in generated and path.is_file():
-                yield path

@@ -12,11 +12,13 @@ from recurra.config import RunConfig, RunOptions
 from recurra.config.run import OWNER
 from recurra.config.training import LIMITS
 from recurra.data.batches import BatchStream
+from recurra.data.split import describe_split
 from recurra.data.token_file import TokenFile, build_token_file, load_vocabulary
 from recurra.errors import ConfigError, SourceError, UnknownTokenError
 from recurra.inference.language_model import LanguageModel
 from recurra.inference.loading import load_language_model
 from recurra.model.recurrent_lm import RecurrentLM
+from recurra.report.folders import describe_folder
 from recurra.report.usability import describe_short_text
 from recurra.runs.compatibility import BUDGET_SETTINGS, FREE_SETTINGS, differences
 from recurra.runs.config_file import read_config_file
@@ -26,7 +28,7 @@ from recurra.runs.staging import staged_run
 from recurra.runs.weights import save_weights
 from recurra.runtime.distributed import is_restart, job_name, may_be_restarted
 from recurra.text.catalogue import DEFAULT_CORPUS
-from recurra.text.corpus import prepare_text
+from recurra.text.corpus import prepare_text, scan_folders
 from recurra.text.memory import MEMORY
 from recurra.text.sources import STDIN, TextSource
 from recurra.text.vocabulary import Vocabulary
@@ -106,6 +108,9 @@ def create_run(directory: RunDirectory, request: RunRequest, context: RunContext
     for line in options.config.ignored():
         context.progress.message(f"note: {line}")
     processes = context.processes
+    for scan in scan_folders(request.sources, options.config.text):
+        if scan.files:  # Otherwise, reading the text raises an error.
+            context.progress.plan(describe_folder(scan))
     with staged_run(directory, force=request.force) as staging:
         tokens, vocabulary = build_token_file(
             request.sources,
@@ -124,9 +129,7 @@ def create_run(directory: RunDirectory, request: RunRequest, context: RunContext
             context,
         )
         BatchStream(tokens.train, config.training, processes)
-        note = describe_short_text(len(tokens.train), options.config.text.tokens)
-        if note is not None and base is None:
-            context.progress.message(note)
+        _note_about_text(tokens, vocabulary, request, context)
         provenance = Provenance(tuple(str(source) for source in request.sources))
         if base is not None:
             provenance = replace(provenance, base=fine_tuning.base_record(base, vocabulary))
@@ -137,6 +140,19 @@ def create_run(directory: RunDirectory, request: RunRequest, context: RunContext
         if base is not None:
             _write_initial_weights(staging, base, model, tokens, context)
     return str(directory.path)
+
+
+def _note_about_text(
+    tokens: TokenFile, vocabulary: Vocabulary, request: RunRequest, context: RunContext
+) -> None:
+    """Report a text that is too short, or whose validation part differs in kind."""
+    text = request.options.config.text
+    notes = [
+        describe_short_text(len(tokens.train), text.tokens) if request.base is None else None,
+        None if text.shuffle_lines else describe_split(tokens, vocabulary),
+    ]
+    for note in filter(None, notes):
+        context.progress.message(note)
 
 
 def _write_initial_weights(
