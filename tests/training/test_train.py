@@ -23,6 +23,7 @@ from recurra.model import RecurrentLM
 from recurra.report.progress import Progress
 from recurra.runs.directory import RunDirectory
 from recurra.runtime.clock import Clock
+from recurra.training import estimate
 from recurra.training import run as run_module
 from recurra.training.creation import RunRequest
 
@@ -186,6 +187,25 @@ def test_train_warm_up_starts_at_first_update(source, tmp_path):
     assert rates[0] < SMALL["lr"] / 4
     # The time reserved for the last report is estimated, so the progress can decrease slightly.
     assert all(later > 0.98 * earlier for earlier, later in itertools.pairwise(rates))
+
+
+def test_train_slow_validation_is_limited_to_share_of_time(source, tmp_path, monkeypatch, listener):
+    source.write_text(source.read_text() * 40)
+    monkeypatch.setattr(estimate, "_validate", lambda session, num: time.sleep(2e-4 * num))
+    progress = listener()
+    run = api.train(source, out=tmp_path / "run", minutes=0.1, progress=progress, **SMALL)
+    plan = "\n".join(progress.plans)
+    # 5 % of 6 s permit fewer tokens than the minimum.
+    assert "validate  the first 2,048 of 8,1" in plan
+    final = run.path / "checkpoints" / RunDirectory(run.path).checkpoints.names()[-1]
+    timing = json.loads((final / "session.json").read_text())["timing"]
+    assert timing["validation_tokens"] == 2048
+
+
+def test_train_fast_validation_reads_all_tokens(run, tmp_path, listener):
+    progress = listener()
+    run(tmp_path / "run", progress, minutes=0.05)
+    assert "validate" not in "\n".join(progress.plans)
 
 
 def test_train_diverging_lr_raises_divergence_error(source, tmp_path):
