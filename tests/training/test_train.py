@@ -77,7 +77,7 @@ def test_train_run_directory_has_expected_files(source, tmp_path):
         for name in ("step-00000040", "step-00000040-final")
         for file in (
             "state.safetensors", "training.json", "session.json", "best.safetensors",
-            "metrics.jsonl", "samples.jsonl", "manifest.sha256",
+            "manifest.sha256",
         )
     }  # fmt: skip
     metrics = lines(folder)

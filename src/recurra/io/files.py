@@ -72,11 +72,31 @@ def replaced(file: Path) -> Iterator[Path]:
         os.replace(temporary, file)
         flush(file.parent)
     except OSError as error:
-        # The error raised for a full disk does not name the file.
-        error.filename = error.filename or str(file)
+        _name_file(error, temporary, file)
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _name_file(error: OSError, temporary: Path, file: Path) -> None:
+    """Make an error name the final file, which the user knows, instead of a temporary one.
+
+    The error of a full disk names no file.
+    """
+    if error.filename is None or Path(str(error.filename)) == temporary:
+        error.filename, error.filename2 = str(file), None
+
+
+@contextmanager
+def named_by(temporary: Path, final: Path) -> Iterator[None]:
+    """Make errors in a temporary directory name the files of the final one."""
+    try:
+        yield
+    except OSError as error:
+        path = Path(str(error.filename or temporary))
+        if path.is_relative_to(temporary):
+            error.filename, error.filename2 = str(final / path.relative_to(temporary)), None
+        raise
 
 
 def replace_bytes(file: Path, data: bytes) -> None:

@@ -40,6 +40,7 @@ from recurra.io.files import (
 )
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.runs.checkpoint_store import CheckpointStore
+from recurra.runs.history import HistoryMark, mark_of, restore
 from recurra.runs.provenance import Provenance
 from recurra.runs.store import best_record
 from recurra.runs.weights import load_weights
@@ -142,11 +143,20 @@ class RunDirectory:
         """Return the paths of the JSON lines files, to which training appends."""
         return self.metrics, self.samples, self.failures
 
-    def read_histories(self) -> dict[str, bytes]:
-        """Return the contents of the histories that exist, by file name."""
-        return {file.name: file.read_bytes() for file in self.histories() if file.is_file()}
+    def mark_histories(self) -> dict[str, HistoryMark]:
+        """Flush the histories that exist to disk, and return their lengths by file name."""
+        return {file.name: mark_of(file) for file in self.histories() if file.is_file()}
 
-    def restore_histories(self, files: Mapping[str, bytes | None]) -> None:
+    def cut_histories(self, marks: Mapping[str, HistoryMark | None]) -> list[str]:
+        """Cut off what was appended after these marks; None removes a file.
+
+        Returns:
+            Messages about damaged files, of which only a part could be kept.
+        """
+        messages = [restore(self.path / name, mark) for name, mark in marks.items()]
+        return [message for message in messages if message is not None]
+
+    def replace_histories(self, files: Mapping[str, bytes | None]) -> None:
         """Replace these files by the given contents; None removes a file."""
         for name, data in files.items():
             if data is None:

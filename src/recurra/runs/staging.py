@@ -48,7 +48,8 @@ def staged_run(directory: RunDirectory, *, force: bool) -> Iterator[RunDirectory
             for name in TOKEN_FILES:
                 if (place / name).is_file():
                     files.link_or_copy(place / name, staging.path / name)
-            yield staging
+            with files.named_by(staging.path, directory.path):
+                yield staging
             # Another process could have created a run while the text was read.
             _check_free(directory, force=force)
             # Until now, only the owner had access; the umask applies to a run.

@@ -10,6 +10,7 @@ from recurra.io.tensors import Tensors, TensorSpec
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.runs.checkpoint import CheckpointRecord
 from recurra.runs.checkpoint_store import Cost
+from recurra.runs.history import HistoryMark
 
 
 def best_record(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -106,10 +107,17 @@ class RunStore(Protocol):
             RunError: they are damaged.
         """
 
-    def read_histories(self) -> dict[str, bytes]:
-        """Return the contents of the metrics, samples and failures by file name, if they exist."""
+    def mark_histories(self) -> dict[str, HistoryMark]:
+        """Make metrics, samples and failures durable; return their lengths by file name."""
 
-    def restore_histories(self, files: Mapping[str, bytes | None]) -> None:
+    def cut_histories(self, marks: Mapping[str, HistoryMark | None]) -> list[str]:
+        """Cut off what was appended after these marks; None removes a file.
+
+        Returns:
+            Messages about damaged files, of which only a part could be kept.
+        """
+
+    def replace_histories(self, files: Mapping[str, bytes | None]) -> None:
         """Replace these files by the given contents; None removes a file."""
 
     def remove_histories(self) -> None:
