@@ -13,6 +13,7 @@ from pathlib import Path
 
 import recurra
 from recurra.cli.parsing import parse
+from recurra.installation import install_command
 
 _EXTRAS = {"plot": "matplotlib", "bpe": "tokenizers"}
 
@@ -122,7 +123,7 @@ def _extras() -> dict[str, str]:
             version = importlib.metadata.version(package)
             found[f"extra {extra}"] = f"{package} {version}"
         except importlib.metadata.PackageNotFoundError:
-            found[f"extra {extra}"] = f"missing; pip install 'recurra[{extra}]'"
+            found[f"extra {extra}"] = f"missing; {install_command(extra)}"
     return found
 
 
