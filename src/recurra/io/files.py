@@ -19,7 +19,7 @@ from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any
 
-from recurra.errors import RunError
+from recurra.errors import ConfigError, RunError
 
 UNFINISHED = ".tmp"
 """Suffix of files and directories that are still being written. Their names begin with a dot."""
@@ -45,16 +45,31 @@ def cache_folder() -> Path:
     """Return the directory of downloads and built kernels.
 
     This is the value of `RECURRA_CACHE` or, if it is not set, the platform's cache directory.
+
+    Raises:
+        ConfigError: neither these variables nor the user database name a home directory.
     """
     if chosen := os.environ.get("RECURRA_CACHE"):
         return Path(chosen)
     if sys.platform == "win32":
         local = os.environ.get("LOCALAPPDATA")
-        return (Path(local) if local else Path.home() / "AppData" / "Local") / "recurra" / "Cache"
+        return (Path(local) if local else _home() / "AppData" / "Local") / "recurra" / "Cache"
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "recurra"
+        return _home() / "Library" / "Caches" / "recurra"
     xdg = os.environ.get("XDG_CACHE_HOME")
-    return (Path(xdg) if xdg else Path.home() / ".cache") / "recurra"
+    return (Path(xdg) if xdg else _home() / ".cache") / "recurra"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        # No directory for temporary files is used instead: other users could write to it, and the
+        # cache contains a library that is loaded.
+        raise ConfigError(
+            "the home directory is unknown; set RECURRA_CACHE to a directory for downloads and"
+            " compiled kernels"
+        ) from error
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from recurra.errors import CorpusError
+from recurra.errors import ConfigError, CorpusError
 from recurra.io.files import cache_folder, replaced
 
 DEFAULT_CORPUS = "english-story"
@@ -165,13 +165,21 @@ def _find_in_data_folder(corpus: Corpus) -> Path | None:
 
 
 def _find_in_cache(corpus: Corpus) -> Path | None:
-    path = cache_folder() / corpus.file_name
+    path = _cached(corpus)
     if not path.is_file():
         return None
     if _has_checksum(path, corpus):
         return path
     _logger.warning("%s is damaged; downloading %s again", path, corpus.name)
     return None
+
+
+def _cached(corpus: Corpus) -> Path:
+    """Return the path of a corpus in the cache, where it need not exist."""
+    try:
+        return cache_folder() / corpus.file_name
+    except ConfigError as error:
+        raise CorpusError(f"{corpus.name} is not on this machine, and {error}") from error
 
 
 def _has_checksum(path: Path, corpus: Corpus) -> bool:
@@ -183,7 +191,7 @@ def _has_checksum(path: Path, corpus: Corpus) -> bool:
 
 
 def _download(corpus: Corpus) -> Path:
-    target = cache_folder() / corpus.file_name
+    target = _cached(corpus)
     try:
         text = _fetch(corpus)
     except (OSError, http.client.HTTPException, zipfile.BadZipFile, KeyError) as error:
