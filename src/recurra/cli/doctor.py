@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import recurra
 from recurra.cli.parsing import parse
+from recurra.cli.showing import json_line, safe_for_stdout
 from recurra.installation import install_command
 
 _EXTRAS = {"plot": "matplotlib", "bpe": "tokenizers"}
@@ -32,10 +32,10 @@ def run(arguments: Sequence[str]) -> int:
     command = parse(Doctor, "doctor", arguments)
     findings = {**_versions(), **_compute(), **_extras(), **_storage()}
     if command.json:
-        print(json.dumps(findings, ensure_ascii=False))
+        print(json_line(findings))
     else:
         for name, finding in findings.items():
-            print(f"{name:<12} {finding}")
+            print(safe_for_stdout(f"{name:<12} {finding}"))
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from recurra.cli.parsing import parse
+from recurra.cli.showing import json_line
 from recurra.config import UnknownRule
 from recurra.errors import ConfigError
 
@@ -77,7 +77,7 @@ def run(arguments: Sequence[str]) -> int:
         figures: dict[str, Any] = dict(result.to_dict())
         if dynamic is not None:
             figures["dynamic"] = dynamic.to_dict()
-        print(json.dumps(figures))
+        print(json_line(figures))
         return 0
     print(result)
     if dynamic is not None:

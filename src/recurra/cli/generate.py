@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from recurra.cli.parsing import decode_argument, parse
-from recurra.cli.showing import safe_for_stdout
+from recurra.cli.showing import json_line, safe_for_stdout
 from recurra.config import UnknownRule
 from recurra.engine.sampling import GenerationConfig
 from recurra.errors import SourceError
@@ -110,4 +109,4 @@ def _print_json(lm: LanguageModel, prompt: str, command: Generate) -> None:
         "samples": _samples(lm, prompt, command),
         "settings": _settings(command),
     }
-    print(json.dumps(record, ensure_ascii=False))
+    print(json_line(record))

@@ -63,11 +63,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run_command(command, rest)
 
 
+class _MessageFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return _one_line(super().format(record))
+
+
 @contextlib.contextmanager
 def _console_logging() -> Iterator[None]:
     """Print log messages of recurra, but not those of other libraries, to stderr."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("recurra: %(message)s"))
+    handler.setFormatter(_MessageFormatter("recurra: %(message)s"))
     logger = logging.getLogger("recurra")
     before = logger.level
     logger.addHandler(handler)
@@ -139,14 +144,20 @@ def _run_command(command: str, arguments: list[str]) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    # Keep the message on one line even if a file name contains a newline.
     try:
-        print("recurra:", message.replace("\n", "\\n"), file=sys.stderr, flush=True)
+        print("recurra:", _one_line(message), file=sys.stderr, flush=True)
     except OSError:
         # stderr is closed (a pipe or a terminal); only the exit code reports the failure. Python
         # flushes stderr at exit and would raise again, so redirect it to the null device.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     return code
+
+
+def _one_line(message: str) -> str:
+    """Return a message on one line without control characters, which a file name can contain."""
+    from recurra.text.unicode import escape_controls
+
+    return escape_controls(message.replace("\n", "\\n"))
 
 
 if __name__ == "__main__":

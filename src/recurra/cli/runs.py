@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from typing import Any
 import tyro
 
 from recurra.cli.parsing import parse
-from recurra.cli.showing import safe_for_stdout
+from recurra.cli.showing import json_line, safe_for_stdout
 from recurra.errors import RunError
 
 
@@ -35,7 +35,7 @@ def run(arguments: Sequence[str]) -> int:
     rows = sorted(_rows(command.directory), key=_by_loss)
     for row in rows:
         if command.json:
-            print(json.dumps(row, ensure_ascii=False))
+            print(json_line(row))
     if not command.json:
         _print_table(rows)
     return 0
@@ -50,7 +50,7 @@ def _rows(directory: Path) -> Iterator[dict[str, Any]]:
             config = run_directory.read_config()
             best = run_directory.best_metrics()
         except RunError as error:
-            print(f"recurra: {error}", file=sys.stderr)
+            logging.getLogger("recurra").warning("%s", error)
             continue
         yield {
             "run": str(file.parent),

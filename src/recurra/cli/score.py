@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from recurra.cli.parsing import parse
-from recurra.cli.showing import safe_for_stdout
+from recurra.cli.showing import json_line, safe_for_stdout
 from recurra.config import UnknownRule
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ def run(arguments: Sequence[str]) -> int:
         _print_line(line, command)
     if command.json:
         total = {"total_bits": score.total_bits, "num_chars": len(score.text)}
-        print(json.dumps(total | {"bits_per_char": score.bits_per_char}))
+        print(json_line(total | {"bits_per_char": score.bits_per_char}))
     return 0
 
 
@@ -85,7 +84,7 @@ def _print_line(line: LineScore, command: Score) -> None:
         }
         if command.chars:
             record["surprisal"] = line.surprisal.tolist()
-        print(json.dumps(record | {"text": line.text}, ensure_ascii=False))
+        print(json_line(record | {"text": line.text}))
         return
     print(f"{line.bits_per_char:8.3f}  {line.number:>6}  {safe_for_stdout(line.text)}")
     if command.chars:

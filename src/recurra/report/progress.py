@@ -171,7 +171,8 @@ class ConsoleProgress(Progress):
             self._print(curve)
 
     def _print(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)
+        # A message can contain the name of a file, and a file name any character.
+        self.console.print(without_controls(text, but="\n\t"), markup=False, soft_wrap=True)
 
 
 class Several(Progress):
