@@ -143,10 +143,19 @@ def locate(name: str) -> Path:
         CorpusError: if no corpus has this name, it cannot be downloaded or stored, or the
             downloaded text does not match its checksum.
     """
+    return find(name) or _download(describe(name))
+
+
+def find(name: str) -> Path | None:
+    """Return the path of a corpus if it is on this machine, or None.
+
+    Raises:
+        CorpusError: if no corpus has this name, or its file cannot be read.
+    """
     corpus = describe(name)
     if corpus.bundled:
         return Path(str(importlib.resources.files("recurra.text") / "originals" / corpus.file_name))
-    return _find_in_data_folder(corpus) or _find_in_cache(corpus) or _download(corpus)
+    return _find_in_data_folder(corpus) or _find_in_cache(corpus)
 
 
 def data_folder() -> Path | None:
@@ -170,7 +179,7 @@ def _find_in_cache(corpus: Corpus) -> Path | None:
         return None
     if _has_checksum(path, corpus):
         return path
-    _logger.warning("%s is damaged; downloading %s again", path, corpus.name)
+    _logger.warning("%s is damaged; %s must be downloaded again", path, corpus.name)
     return None
 
 
