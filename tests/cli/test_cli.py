@@ -49,7 +49,7 @@ def test_generate_same_seed_gives_same_sample(run, capsys):
     assert len(first) == 4 + 30 + 1
     assert main(arguments) == 0
     assert capsys.readouterr().out == first
-    assert main([*arguments, "--only-new"]) == 0
+    assert main([*arguments, "--no-prompt"]) == 0
     assert capsys.readouterr().out == first.removeprefix("the ")
     assert main([*arguments, "--json", "--num-samples", "2"]) == 0
     record = json.loads(capsys.readouterr().out)

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import tyro
 
-from recurra.cli.options import format_help
+from recurra.cli.options import describe, format_help
 from recurra.errors import ConfigError
 
 Command = TypeVar("Command")
@@ -34,13 +34,14 @@ def parse(command: type[Command], name: str, arguments: Sequence[str]) -> Comman
         columns = shutil.get_terminal_size((_DEFAULT_COLUMNS, 24)).columns
         print(format_help(command, name, max(columns, _MIN_COLUMNS)), end="", flush=True)
         raise SystemExit(0)
+    arguments = _with_joined_lists(command, arguments)
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output), _wide_terminal():
             return tyro.cli(
                 command,
                 prog=f"recurra {name}",
-                args=list(arguments),
+                args=arguments,
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
             )
     except SystemExit as exit_request:
@@ -49,6 +50,39 @@ def parse(command: type[Command], name: str, arguments: Sequence[str]) -> Comman
         message = _first_paragraph(output.getvalue())
         hint = f"recurra {name} --help lists the options"
         raise ConfigError(f"{message} ({hint})") from exit_request
+
+
+def _with_joined_lists(command: type, arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with each list option, such as --stop, once, at the end.
+
+    tyro would use only the last of several `--stop TEXT`, and ignore an option without values.
+
+    Raises:
+        ConfigError: a list option has no value.
+    """
+    options = [option for group in describe(command) for option in group.options]
+    lists = {option.name for option in options if option.is_list}
+    others: list[str] = []
+    values: dict[str, list[str]] = {}
+    current: list[str] | None = None
+    for argument in arguments:
+        name, is_assigned, value = argument.partition("=")
+        name = name.replace("_", "-")
+        if name in lists:
+            current = values.setdefault(name, [])
+            if is_assigned:
+                current.append(value)
+                current = None
+        elif current is None or argument.startswith("--"):
+            current = None
+            others.append(argument)
+        else:
+            current.append(argument)
+    for name, given in values.items():
+        if not given:
+            raise ConfigError(f"{name} needs at least one value")
+        others += [name, *given]
+    return others
 
 
 def decode_argument(argument: str) -> str:

@@ -53,7 +53,8 @@ class TextConfig:
     always keep them."""
 
     separator: str = "\n"
-    """Text inserted between two source files."""
+    r"""Text inserted between two source files. On the command line, backslash escapes such as \n
+    are replaced."""
 
     def __post_init__(self) -> None:
         require_types(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from reprlib import repr as shortened
@@ -23,6 +24,7 @@ from recurra.inference.document import (
 from recurra.inference.dynamic import DynamicConfig, evaluate_dynamically
 from recurra.inference.evaluate import Evaluation, evaluate, evaluate_document
 from recurra.inference.generate import generate, stream
+from recurra.inference.novelty import KnownLines, known_lines, new_lines, new_texts
 from recurra.inference.score import Score, score_document
 from recurra.io.files import write_json
 from recurra.model.recurrent_lm import RecurrentLM
@@ -33,6 +35,7 @@ from recurra.text.corpus import prepare_text
 from recurra.text.vocabulary import Vocabulary
 
 Source = str | Path
+_logger = logging.getLogger("recurra")
 
 
 class LanguageModel:
@@ -64,6 +67,7 @@ class LanguageModel:
         self.vocabulary = vocabulary
         self.config = config
         self.path = path
+        self._known_lines: KnownLines | None = None
 
     def __repr__(self) -> str:
         model = self.config.model
@@ -74,23 +78,34 @@ class LanguageModel:
         )
 
     def generate(
-        self, prompt: str = "", *, unknown: UnknownRule = "error", **settings: Any
+        self,
+        prompt: str = "",
+        *,
+        unknown: UnknownRule = "error",
+        only_new: bool = False,
+        **settings: Any,
     ) -> str | list[str]:
         """Continue a prompt.
+
+        A warning is logged if a stop string contains a character that the model cannot generate.
 
         Args:
             prompt: the text to continue; can be empty.
             unknown: "error", or "replace" to read symbols outside the vocabulary as <unk>.
+            only_new: leave out generated lines that occur as a line of the text of the run. The
+                result consists of whole lines: the first one includes the end of the prompt.
             settings: fields of `GenerationConfig`: max_new_tokens, temperature, top_k, top_p,
                 min_p, repetition_penalty, stop, num_samples, seed, greedy.
 
         Returns:
-            The new text without the prompt; a list of texts if num_samples is greater than 1.
+            The new text without the prompt; a list of texts if num_samples is greater than 1. With
+            `only_new`, the list contains only texts that have a new line.
 
         Raises:
             UnknownTokenError: a symbol of the prompt is not in the vocabulary and `unknown` is
                 "error".
             ConfigError: a setting is invalid.
+            RunError: `only_new` is set, and the text of the run is not available or has changed.
 
         Examples:
             >>> import recurra
@@ -100,13 +115,20 @@ class LanguageModel:
             >>> len(lm.generate("The cat", num_samples=3))
             3
         """
-        config = GenerationConfig(**settings)
-        prepared = prepare_text(prompt, self.config.text)
+        prepared, config = self._prepare(prompt, settings)
+        known = self._lines_of_run() if only_new else None
         texts = generate(self.model, self.vocabulary, prepared, config, unknown)
-        return texts if config.num_samples > 1 else texts[0]
+        if known is not None:
+            texts = new_texts(texts, known, prepared)
+        return texts if config.num_samples > 1 else "".join(texts)
 
     def stream(
-        self, prompt: str = "", *, unknown: UnknownRule = "error", **settings: Any
+        self,
+        prompt: str = "",
+        *,
+        unknown: UnknownRule = "error",
+        only_new: bool = False,
+        **settings: Any,
     ) -> Iterator[str]:
         """Return an iterator over the continuation of a prompt, in pieces of text.
 
@@ -119,9 +141,24 @@ class LanguageModel:
             >>> "".join(pieces) == lm.generate("The cat", max_new_tokens=20, seed=1)
             True
         """
+        prepared, config = self._prepare(prompt, settings)
+        known = self._lines_of_run() if only_new else None
+        pieces = stream(self.model, self.vocabulary, prepared, config, unknown)
+        return pieces if known is None else new_lines(pieces, known, prepared)
+
+    def _prepare(self, prompt: str, settings: dict[str, Any]) -> tuple[str, GenerationConfig]:
         config = GenerationConfig(**settings)
-        prepared = prepare_text(prompt, self.config.text)
-        return stream(self.model, self.vocabulary, prepared, config, unknown)
+        for stop in config.stop:
+            if missing := self.vocabulary.missing_characters(stop):
+                _logger.warning(
+                    "the stop string %r cannot occur: %r is not in the vocabulary", stop, missing[0]
+                )
+        return prepare_text(prompt, self.config.text), config
+
+    def _lines_of_run(self) -> KnownLines:
+        if self._known_lines is None:
+            self._known_lines = known_lines(self.path, self.vocabulary, self.config.text)
+        return self._known_lines
 
     def evaluate(
         self, text: str | bytes, *, window: int | None = None, unknown: UnknownRule = "replace"
