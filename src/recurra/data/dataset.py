@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from recurra.data.batches import Ids
+from recurra.data.provisional import CHUNK_IDS
 from recurra.text.vocabulary import Vocabulary
 
 
@@ -26,3 +29,15 @@ class TokenDataset:
     num_val_chars: int
     num_val_bytes: int
     vocabulary: Vocabulary
+
+    def unknown_share(self) -> tuple[float, str]:
+        """Return the fraction of <unk> among the tokens that the reports are about, and their name.
+
+        These are the validation tokens, or the training tokens if there is no validation part.
+        """
+        ids, name = (self.val, "validation") if len(self.val) else (self.train, "training")
+        unknown_id, count = self.vocabulary.unknown_id, 0
+        # The ids can be a memory map that is larger than memory.
+        for start in range(0, 0 if unknown_id is None else len(ids), CHUNK_IDS):
+            count += int(np.count_nonzero(ids[start : start + CHUNK_IDS] == unknown_id))
+        return count / len(ids), f"{name} tokens"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recurra.config import RunOptions
+from recurra.inference.evaluate import unknown_remark
 from recurra.io.markdown import table
 
 
@@ -150,18 +151,12 @@ class Comparison:
                 "one seed each: use more --seeds to test whether the differences are significant"
             )
         for row in self.rows:
-            if (fraction := row.mean_of("unknown") or 0.0) > UNKNOWN_THRESHOLD:
-                lines.append(
-                    f"{row.variant.name}: {fraction:.1%} of the predicted tokens are <unk>, which"
-                    " makes its metrics too optimistic"
-                )
+            if remark := unknown_remark(row.mean_of("unknown") or 0.0):
+                lines.append(f"{row.variant.name}: {remark}")
         return "\n".join([*lines, f"runs in {self.folder}"])
 
     __repr__ = __str__
 
-
-UNKNOWN_THRESHOLD = 0.001
-"""Fraction of <unk> tokens above which the table contains a remark."""
 
 _HEAD = (
     "variant", "nats/token", "bits/char", "spread", "best", "runs", "parameters", "tokens",

@@ -22,7 +22,7 @@ from recurra.inference.document import (
     read_document,
 )
 from recurra.inference.dynamic import DynamicConfig, evaluate_dynamically
-from recurra.inference.evaluate import Evaluation, evaluate, evaluate_document
+from recurra.inference.evaluate import Evaluation, Report, evaluate, evaluate_document
 from recurra.inference.generate import generate, stream
 from recurra.inference.novelty import KnownLines, known_lines, new_lines, new_texts
 from recurra.inference.score import Score, score_document
@@ -161,7 +161,12 @@ class LanguageModel:
         return self._known_lines
 
     def evaluate(
-        self, text: str | bytes, *, window: int | None = None, unknown: UnknownRule = "replace"
+        self,
+        text: str | bytes,
+        *,
+        window: int | None = None,
+        unknown: UnknownRule = "replace",
+        progress: Report | None = None,
     ) -> Evaluation:
         """Return perplexity and bits per token, character and byte of a text.
 
@@ -171,6 +176,7 @@ class LanguageModel:
             window: number of tokens in a window. Each window is read from the zero state instead of
                 carrying the state through the text.
             unknown: "error", or "replace" to read symbols outside the vocabulary as <unk>.
+            progress: called repeatedly with the number of predicted tokens so far and in total.
 
         Raises:
             SourceError: the text has fewer than 2 tokens.
@@ -185,10 +191,11 @@ class LanguageModel:
             >>> evaluation.num_tokens
             22
         """
-        return evaluate_document(self.model, self._encode(text, unknown), window=window)
+        document = self._encode(text, unknown)
+        return evaluate_document(self.model, document, window=window, progress=progress)
 
-    def validate(self, *, window: int | None = None) -> Evaluation:
-        """Evaluate the model on the validation split of its run.
+    def validate(self, *, window: int | None = None, progress: Report | None = None) -> Evaluation:
+        """Evaluate the model on the validation split of its run; see `evaluate`.
 
         Raises:
             RunError: the model has no run directory, or the run has no validation split.
@@ -209,6 +216,7 @@ class LanguageModel:
             num_chars=num_chars,
             num_bytes=num_bytes,
             unknown_id=self.vocabulary.unknown_id,
+            progress=progress,
         )
 
     def evaluate_dynamically(
@@ -216,6 +224,7 @@ class LanguageModel:
         text: str | bytes | None = None,
         *,
         unknown: UnknownRule = "replace",
+        progress: Report | None = None,
         **settings: Any,
     ) -> Evaluation:
         """Evaluate the model while it adapts to the text that it has predicted.
@@ -224,7 +233,7 @@ class LanguageModel:
 
         Args:
             text: as in `evaluate`; by default, the validation split of the run.
-            unknown: as in `evaluate`.
+            unknown, progress: as in `evaluate`.
             settings: fields of `DynamicConfig`: segment, lr, decay.
 
         Raises:
@@ -248,13 +257,19 @@ class LanguageModel:
         else:
             document = self._encode(text, unknown)
             static, ids = evaluate_document(self.model, document), document.ids
-        nats = evaluate_dynamically(self.model, ids, tokens.train, config)
+        nats = evaluate_dynamically(self.model, ids, tokens.train, config, progress)
         return dataclasses.replace(static, total_nats=nats)
 
     def _encode(self, text: str | bytes, unknown: UnknownRule) -> Document:
         return encode_document(text, self.vocabulary, self.config.text, unknown)
 
-    def score(self, text: str | bytes, *, unknown: UnknownRule = "replace") -> Score:
+    def score(
+        self,
+        text: str | bytes,
+        *,
+        unknown: UnknownRule = "replace",
+        progress: Report | None = None,
+    ) -> Score:
         """Return the surprisal of each character in bits, given the characters before it.
 
         The first character is predicted from the zero state. The text is prepared like the training
@@ -264,6 +279,7 @@ class LanguageModel:
         Args:
             text: the text to score.
             unknown: "error", or "replace" to read symbols outside the vocabulary as <unk>.
+            progress: called repeatedly with the number of tokens so far and in total.
 
         Raises:
             SourceError: the text is empty.
@@ -278,7 +294,7 @@ class LanguageModel:
         """
         if isinstance(text, bytes) and self.config.text.tokens != "byte":
             text = text.decode("utf-8", "replace")
-        return score_document(self.model, self._encode(text, unknown))
+        return score_document(self.model, self._encode(text, unknown), progress=progress)
 
     def save(self, path: Source) -> None:
         """Write the model to a new run directory, without the training state.

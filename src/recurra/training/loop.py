@@ -13,6 +13,7 @@ from recurra.config import TrainingConfig
 from recurra.data.dataset import TokenDataset
 from recurra.engine.select import select_engine
 from recurra.errors import LostProcessError, NonFiniteError, TrainingInterrupted
+from recurra.inference.evaluate import unknown_remark
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.report.overfitting import describe_overfitting
 from recurra.runs.store import RunStore
@@ -211,6 +212,9 @@ class TrainingLoop:
         self.checkpointing.show_cost(session.budget.clock.seconds())
         if (overfitting := describe_overfitting(records)) is not None:
             session.context.progress.message(overfitting)
+        share, of_what = session.dataset.unknown_share()
+        if (remark := unknown_remark(share, of_what)) is not None:
+            session.context.progress.message(f"unknown   {remark}")
         session.context.progress.finished(records)
         return records
 
