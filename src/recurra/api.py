@@ -5,18 +5,21 @@ The module connects the lower-level packages and contains no computation.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from typing import Any
 
 from recurra.config import RunOptions
 from recurra.data.token_file import load_vocabulary
-from recurra.errors import RunError
+from recurra.errors import RunError, TrainingInterrupted
 from recurra.inference.language_model import LanguageModel, Source, as_list
-from recurra.report.progress import ConsoleProgress, Progress
+from recurra.report.notebook import default_progress
+from recurra.report.progress import Progress
 from recurra.runs.directory import RunDirectory
 from recurra.runs.weights import load_model
 from recurra.runtime.clock import Clock
 from recurra.runtime.devices import choose_device
+from recurra.runtime.interactive import is_interactive
 from recurra.training.run import start_run
 
 __all__ = ["LanguageModel", "load", "train"]
@@ -37,19 +40,22 @@ def train(
             English story.
         out: run directory to create; by default, a new directory in `runs/`.
         force: replace an existing run in that directory.
-        progress: receives training events. Defaults to `ConsoleProgress`, which writes to stderr.
+        progress: receives training events. Defaults to `ConsoleProgress`, which writes to stderr,
+            or in a Jupyter notebook to `NotebookProgress`, which updates one display.
         options: fields of `TextConfig`, `ModelConfig` and `TrainingConfig`; None means unspecified.
             With a budget in minutes (2 if no budget is given), `training/recipe.py` chooses the
             unspecified options. Otherwise, they have their defaults.
 
     Returns:
-        The model with the weights of the lowest validation loss.
+        The model with the weights of the lowest validation loss. If Ctrl-C, or the stop button of
+        a notebook, interrupts training in an interactive session, this is the model so far.
 
     Raises:
         ConfigError, SourceError, CorpusError, RunError: see `recurra.errors`; nothing is written.
         DivergenceError: training failed. The run directory contains the last good checkpoint, a
             record of the failed batch and the best weights.
-        TrainingInterrupted: a signal was received; a checkpoint was saved.
+        TrainingInterrupted: a signal was received; a checkpoint was saved. In an interactive
+            session, Ctrl-C raises it only before the first checkpoint or in the middle of a step.
 
     Examples:
         >>> import recurra
@@ -60,8 +66,16 @@ def train(
         'story'
     """
     clock = Clock()
-    progress = progress or ConsoleProgress()
-    return start_run(as_list(source), RunOptions.of(**options), out, progress, clock, force=force)
+    progress = progress or default_progress()
+    given = RunOptions.of(**options)
+    try:
+        return start_run(as_list(source), given, out, progress, clock, force=force)
+    except TrainingInterrupted as stop:
+        # A script must end at Ctrl-C, but an interactive user expects the model.
+        if stop.run is None or stop.signum != signal.SIGINT or not is_interactive():
+            raise
+        progress.message(f"interrupted; {stop}; train() returns the model so far")
+        return load(stop.run, given.config.training.device)
 
 
 def load(path: Source, device: str = "cpu") -> LanguageModel:

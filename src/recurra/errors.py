@@ -20,6 +20,8 @@
 The second column is the built-in class that an exception is also derived from.
 """
 
+from pathlib import Path
+
 from recurra.installation import install_command
 
 
@@ -104,8 +106,10 @@ class TrainingInterrupted(KeyboardInterrupt):
 
     Attributes:
         signum: the number of the signal.
+        run: the run directory with the model so far, or None if there is none.
     """
 
-    def __init__(self, signum: int, message: str = "") -> None:
+    def __init__(self, signum: int, message: str = "", run: Path | None = None) -> None:
         self.signum = signum
+        self.run = run
         super().__init__(*([message] if message else []))

@@ -17,6 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from recurra.errors import ConfigError, NonFiniteError, SourceError
+from recurra.inference.display import evaluation_html
 from recurra.inference.document import Document
 from recurra.inference.reading import IdArray, as_id_array, read_nats
 from recurra.runtime.distributed import SINGLE_PROCESS, Processes
@@ -122,6 +123,9 @@ class Evaluation:
             f"tokens          {self.num_tokens:,}{unknown}"
             + (f"\nnote: {remark}" if remark else "")
         )
+
+    def _repr_html_(self) -> str:
+        return evaluation_html(self)
 
     def _bits_per(self, count: int | None) -> float:
         return self.total_nats / math.log(2) / count if count else math.nan

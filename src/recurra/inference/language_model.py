@@ -14,6 +14,7 @@ from recurra.config.checks import require
 from recurra.data.token_file import TokenFile, load_token_file
 from recurra.engine.sampling import GenerationConfig
 from recurra.errors import RunError
+from recurra.inference.display import model_html
 from recurra.inference.document import (
     Document,
     decode_document,
@@ -76,6 +77,9 @@ class LanguageModel:
             f" {self.config.text.tokens} vocabulary of {len(self.vocabulary)},"
             f" {self.model.num_parameters:,} parameters)"
         )
+
+    def _repr_html_(self) -> str:
+        return model_html(self)
 
     def generate(
         self,

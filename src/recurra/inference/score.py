@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from recurra.errors import ConfigError, NonFiniteError, SourceError
+from recurra.inference.display import line_html, score_html
 from recurra.inference.document import Document
 from recurra.inference.evaluate import Report
 from recurra.inference.reading import (
@@ -48,6 +49,9 @@ class LineScore:
 
     surprisal: FloatArray
     """Surprisal of each character in bits, including the newline."""
+
+    def _repr_html_(self) -> str:
+        return line_html(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +106,9 @@ class Score:
             lines.append(LineScore(number, line, bits, bits / (end - first), surprisal))
             first = end
         return lines
+
+    def _repr_html_(self) -> str:
+        return score_html(self)
 
     def top(self, count: int) -> list[LineScore]:
         """Return the `count` lines with the most bits per character, in descending order.

@@ -154,8 +154,8 @@ class ConsoleProgress(Progress):
 
     def sample(self, prompt: str, text: str) -> None:
         shown = Text("    ")
-        shown.append(_one_line(prompt), style="bold")
-        shown.append(_one_line(text), style="dim")
+        shown.append(one_line(prompt), style="bold")
+        shown.append(one_line(text), style="dim")
         shown.truncate(self.console.width if self.console.is_terminal else 200, overflow="ellipsis")
         self.console.print(shown, soft_wrap=True)
 
@@ -261,6 +261,6 @@ def format_count(number: float) -> str:
     return f"{number:.0f}"
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Return a text on one line, with line breaks and control characters made visible."""
     return without_controls(text.replace("\n", "⏎"))

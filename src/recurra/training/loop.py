@@ -238,7 +238,9 @@ class TrainingLoop:
         # Barrier: torchrun ends all processes when one exits, even while the first one is writing.
         session.context.processes.sum([0.0])
         raise TrainingInterrupted(
-            stop.signum, f"saved in {session.store.path}; {self._how_to_resume()}"
+            stop.signum,
+            f"saved in {session.store.path}; {self._how_to_resume()}",
+            session.store.path,
         ) from None
 
     def _deferred_signals(self) -> AbstractContextManager[None]:
