@@ -5,6 +5,7 @@ All files that the project stores on disk are written by these functions.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -23,6 +24,8 @@ from recurra.errors import ConfigError, RunError
 
 UNFINISHED = ".tmp"
 """Suffix of files and directories that are still being written. Their names begin with a dot."""
+CHOOSE_ANOTHER_OUT = "choose another directory with --out (from Python: out=...)"
+"""What to do if a run cannot be created in a directory."""
 MAX_JSON_BYTES = 1 << 24
 """Maximum size of a JSON file."""
 MAX_JSON_MEMORY = 190_000_000
@@ -70,6 +73,21 @@ def _home() -> Path:
             "the home directory is unknown; set RECURRA_CACHE to a directory for downloads and"
             " compiled kernels"
         ) from error
+
+
+@contextmanager
+def denial_explained(directory: Path, remedy: str) -> Iterator[None]:
+    """Raise a `RunError` that names the remedy if a directory cannot be written to.
+
+    Raises:
+        RunError: the block failed because of missing permissions or a read-only file system.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise RunError(f"cannot write to {directory}: {error.strerror}; {remedy}") from error
 
 
 @contextmanager

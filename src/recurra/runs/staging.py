@@ -33,7 +33,7 @@ def staged_run(directory: RunDirectory, *, force: bool) -> Iterator[RunDirectory
 
     Raises:
         RunError: if the directory is not empty and `force` is False; or if it contains other
-            files than those of a run, or another process is training in it.
+            files than those of a run, another process is training in it, or it cannot be created.
     """
     place = directory.path.resolve()
     remove_unfinished(directory)
@@ -43,8 +43,10 @@ def staged_run(directory: RunDirectory, *, force: bool) -> Iterator[RunDirectory
     prefix = f".{place.name}-"
     staging = None
     try:
-        files.make_folders(place.parent)
-        staging = RunDirectory(tempfile.mkdtemp(prefix=prefix, suffix=UNFINISHED, dir=place.parent))
+        with files.denial_explained(place.parent, files.CHOOSE_ANOTHER_OUT):
+            files.make_folders(place.parent)
+            made_now = tempfile.mkdtemp(prefix=prefix, suffix=UNFINISHED, dir=place.parent)
+        staging = RunDirectory(made_now)
         with staging.locked(), _old_run_locked(directory):
             for name in TOKEN_FILES:
                 if (place / name).is_file():
