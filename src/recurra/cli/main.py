@@ -11,7 +11,9 @@ import contextlib
 import importlib
 import logging
 import os
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 
@@ -42,6 +44,7 @@ commands:
 recurra COMMAND --help lists the options of a command; recurra --version prints the version.
 To get started, run: recurra train
 """
+_MIN_COLUMNS, _DEFAULT_COLUMNS = 40, 100
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     _prepare_streams()
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(help_text(), end="", file=sys.stdout if arguments else sys.stderr)
+        print(help_text(terminal_columns()), end="", file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
     if arguments[0] == "--version":
         import recurra
@@ -104,10 +107,21 @@ def _escape_unencodable(error: UnicodeError) -> tuple[str, int]:
     return "".join(f"\\u{unit}" for unit in units.hex(" ", 2).split()), error.end
 
 
-def help_text() -> str:
-    """Return the text that `recurra --help` prints."""
-    commands = "\n".join(f"  {name:<10} {meaning}" for name, meaning in COMMANDS.items())
-    return _HELP.format(commands=commands)
+def terminal_columns() -> int:
+    """Return the width of help texts: that of the terminal, or 100 columns without one."""
+    return max(shutil.get_terminal_size((_DEFAULT_COLUMNS, 24)).columns, _MIN_COLUMNS)
+
+
+def help_text(columns: int) -> str:
+    """Return the text that `recurra --help` prints, wrapped at a number of columns."""
+    commands = "\n".join(
+        textwrap.fill(meaning, columns, initial_indent=f"  {name:<10} ", subsequent_indent=" " * 13)
+        for name, meaning in COMMANDS.items()
+    )
+    lines = _HELP.format(commands=commands).split("\n")
+    return "\n".join(
+        textwrap.fill(line, columns) if len(line) > columns else line for line in lines
+    )
 
 
 def _run_command(command: str, arguments: list[str]) -> int:
