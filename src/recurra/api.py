@@ -5,16 +5,20 @@ The module connects the lower-level packages and contains no computation.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from recurra.config import RunOptions
 from recurra.config.checks import require
+from recurra.errors import TrainingInterrupted
 from recurra.inference.language_model import LanguageModel, Source, as_list
 from recurra.inference.loading import load_language_model
-from recurra.report.progress import ConsoleProgress, Progress
+from recurra.report.notebook import default_progress
+from recurra.report.progress import Progress
 from recurra.runtime.clock import Clock
+from recurra.runtime.interactive import is_interactive
 from recurra.text.memory import MemoryText, TextInMemory
 from recurra.text.sources import TextSource
 from recurra.training.creation import requested
@@ -46,19 +50,22 @@ def train(
             fields. `source` also defaults to the sources of that file.
         out: run directory to create; by default, a new directory in `runs/`.
         force: replace an existing run in that directory.
-        progress: receives training events. Defaults to `ConsoleProgress`, which writes to stderr.
+        progress: receives training events. Defaults to `ConsoleProgress`, which writes to stderr,
+            or in a Jupyter notebook to `NotebookProgress`, which updates one display.
         options: fields of `TextConfig`, `ModelConfig` and `TrainingConfig`; None means unspecified.
             With a budget in minutes (2 if no budget is given), `training/recipe.py` chooses the
             unspecified options. Otherwise, they have their defaults.
 
     Returns:
-        The model with the weights of the lowest validation loss.
+        The model with the weights of the lowest validation loss. If Ctrl-C, or the stop button of
+        a notebook, interrupts training in an interactive session, this is the model so far.
 
     Raises:
         ConfigError, SourceError, CorpusError, RunError: see `recurra.errors`; nothing is written.
         DivergenceError: training failed. The run directory contains the last good checkpoint, a
             record of the failed batch and the best weights.
-        TrainingInterrupted: a signal was received; a checkpoint was saved.
+        TrainingInterrupted: a signal was received; a checkpoint was saved. In an interactive
+            session, Ctrl-C raises it only before the first checkpoint or in the middle of a step.
 
     Examples:
         >>> import recurra
@@ -76,8 +83,12 @@ def train(
     if text is not None:
         require(not sources, "source and text are both given; remove one of the two")
         sources = [MemoryText(text)]
-    request = requested(sources, RunOptions.of(**options), config, base)
-    return start_run(replace(request, force=force), out, progress or ConsoleProgress(), clock)
+    request = replace(requested(sources, RunOptions.of(**options), config, base), force=force)
+    shown = progress or default_progress()
+    try:
+        return start_run(request, out, shown, clock)
+    except TrainingInterrupted as stop:
+        return _model_so_far(stop, request.options, shown)
 
 
 def resume(
@@ -92,7 +103,7 @@ def resume(
     Args:
         path: the run directory.
         source: the text, which must be that of the run; by default it is not compared.
-        progress: receives training events. Defaults to `ConsoleProgress`, which writes to stderr.
+        progress: receives training events, as for `train`.
         options: a greater budget (minutes, steps or epochs), which counts from the start of the
             run; threads, device, plot, checkpoint_every and on_nan. Others must be equal to those
             of the run.
@@ -114,9 +125,27 @@ def resume(
         10
     """
     clock = Clock()
-    shown = progress or ConsoleProgress()
+    shown = progress or default_progress()
     given = RunOptions.of(**options)
-    return resume_run(path, shown, clock, options=given, sources=as_list(source))
+    try:
+        return resume_run(path, shown, clock, options=given, sources=as_list(source))
+    except TrainingInterrupted as stop:
+        return _model_so_far(stop, given, shown)
+
+
+def _model_so_far(
+    stop: TrainingInterrupted, options: RunOptions, progress: Progress
+) -> LanguageModel:
+    """Return the model of an interrupted training in an interactive session.
+
+    Raises:
+        TrainingInterrupted: the session is not interactive (a script must end at Ctrl-C), the
+            signal was not that of Ctrl-C, or there is no model.
+    """
+    if stop.run is None or stop.signum != signal.SIGINT or not is_interactive():
+        raise stop
+    progress.message(f"interrupted; {stop}; the result is the model so far")
+    return load(stop.run, options.config.training.device)
 
 
 def load(path: Source, device: str = "cpu") -> LanguageModel:

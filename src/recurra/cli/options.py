@@ -40,6 +40,11 @@ class Option:
     default: str
     meaning: str
 
+    @property
+    def is_list(self) -> bool:
+        """Whether several values follow the option, as in `--stop TEXT ...`."""
+        return self.value.endswith(" ...")
+
 
 @dataclass(frozen=True)
 class Group:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from recurra.cli.parsing import parse
-from recurra.cli.showing import safe_for_stdout
+from recurra.cli.showing import json_line, safe_for_stdout
 from recurra.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from recurra.runs.directory import RunDirectory
     from recurra.runs.organizing import RunSummary
+
+_logger = logging.getLogger("recurra")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +77,7 @@ def _list(command: Runs, folder: Path) -> int:
     runs = sorted(_summaries(folder), key=lambda run: run.loss)
     if command.json:
         for summary in runs:
-            print(json.dumps(_record(summary), ensure_ascii=False))
+            print(json_line(_record(summary)))
     else:
         _print_table(runs)
     return 0
@@ -112,7 +114,7 @@ def _prune(command: Runs, paths: Sequence[Path]) -> int:
             check_deletable(summary.directory)
             free.append(summary)
         except RunError as error:
-            print(f"recurra: kept: {error}", file=sys.stderr)
+            _logger.warning("kept: %s", error)
     found = superseded(free, command.keep)
     if not found:
         print(f"no text has more than {command.keep} runs", file=sys.stderr)
@@ -170,7 +172,7 @@ def _summaries(folder: Path) -> Iterator[RunSummary]:
         try:
             yield summarize(directory)
         except RunError as error:
-            print(f"recurra: {error}", file=sys.stderr)
+            _logger.warning("%s", error)
 
 
 def _record(run: RunSummary) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ import tyro
 from recurra.cli import main
 from recurra.cli.parsing import decode_argument, parse
 from recurra.cli.settings import Settings
+from recurra.cli.showing import json_line
 from recurra.config import RunOptions
 from recurra.errors import ConfigError
 
@@ -101,7 +101,7 @@ def run(arguments: Sequence[str]) -> int:
     assert lm.path is not None
     best = RunDirectory(lm.path).best_metrics()
     if command.json:
-        print(json.dumps({"run": str(lm.path), **best}, ensure_ascii=False))
+        print(json_line({"run": str(lm.path), **best}))
     progress.message(f"best     {describe(best)}")
     progress.message(f"saved in {lm.path}; try: recurra generate {lm.path} --prompt TEXT")
     return 0
@@ -127,7 +127,7 @@ def _progress(command: Train) -> Progress:
         def report(self, record: dict[str, Any]) -> None:
             # A closed stdout must not abort training.
             with contextlib.suppress(OSError):
-                print(json.dumps(record, ensure_ascii=False), flush=True)
+                print(json_line(record), flush=True)
 
     shown = Progress() if command.quiet else ConsoleProgress()
     return Several(shown, JsonLines()) if command.json else shown

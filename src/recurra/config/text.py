@@ -54,7 +54,8 @@ class TextConfig:
     always keep them."""
 
     separator: str = "\n"
-    """Text inserted between two source files."""
+    r"""Text inserted between two source files. On the command line, backslash escapes such as \n
+    are replaced."""
 
     shuffle_lines: bool = False
     """Shuffle the lines of the text before it is split, for lists in which each line is independent

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from recurra.data.batches import Ids
+from recurra.data.provisional import CHUNK_IDS
 from recurra.text.vocabulary import Vocabulary
 
 MAX_COUNTED = 2**24
@@ -45,3 +46,15 @@ class TokenDataset:
         predicted = np.bincount(held_out[:MAX_COUNTED], minlength=size)
         log_shares = np.log((counts + 1) / (counts.sum() + size))
         return float(-(predicted @ log_shares) / predicted.sum())
+
+    def unknown_share(self) -> tuple[float, str]:
+        """Return the fraction of <unk> among the tokens that the reports are about, and their name.
+
+        These are the validation tokens, or the training tokens if there is no validation part.
+        """
+        ids, name = (self.val, "validation") if len(self.val) else (self.train, "training")
+        unknown_id, count = self.vocabulary.unknown_id, 0
+        # The ids can be a memory map that is larger than memory.
+        for start in range(0, 0 if unknown_id is None else len(ids), CHUNK_IDS):
+            count += int(np.count_nonzero(ids[start : start + CHUNK_IDS] == unknown_id))
+        return count / len(ids), f"{name} tokens"

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from recurra.config import RunOptions
+from recurra.inference.evaluate import unknown_remark
+from recurra.io import html
 from recurra.io.markdown import table
 
 
@@ -135,9 +137,18 @@ class Comparison:
         ]
 
     def __str__(self) -> str:
+        lines = [table(_HEAD, [_cells(row) for row in self.rows]), ""]
+        return "\n".join([*lines, *self._remarks(), f"runs in {self.folder}"])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        cells = html.table(_HEAD, [_cells(row) for row in self.rows])
+        remarks = [*self._remarks(), f"runs in {self.folder}"]
+        return cells + "".join(f"<p>{html.escape(remark)}</p>" for remark in remarks)
+
+    def _remarks(self) -> list[str]:
         lines = [
-            table(_HEAD, [_cells(row) for row in self.rows]),
-            "",
             "means over the runs, on the whole validation split with carried state; spread:"
             " standard deviation of bits/char between seeds; best: lowest bits/char",
         ]
@@ -150,18 +161,10 @@ class Comparison:
                 "one seed each: use more --seeds to test whether the differences are significant"
             )
         for row in self.rows:
-            if (fraction := row.mean_of("unknown") or 0.0) > UNKNOWN_THRESHOLD:
-                lines.append(
-                    f"{row.variant.name}: {fraction:.1%} of the predicted tokens are <unk>, which"
-                    " makes its metrics too optimistic"
-                )
-        return "\n".join([*lines, f"runs in {self.folder}"])
+            if remark := unknown_remark(row.mean_of("unknown") or 0.0):
+                lines.append(f"{row.variant.name}: {remark}")
+        return lines
 
-    __repr__ = __str__
-
-
-UNKNOWN_THRESHOLD = 0.001
-"""Fraction of <unk> tokens above which the table contains a remark."""
 
 _HEAD = (
     "variant", "nats/token", "bits/char", "spread", "best", "runs", "parameters", "tokens",

@@ -32,7 +32,8 @@ from recurra.experiments.results import Comparison, Result, Row, Variant
 from recurra.inference.language_model import LanguageModel, Source, as_list
 from recurra.io.files import to_json, write_json
 from recurra.report.curve import require_matplotlib, write_comparison_svg
-from recurra.report.progress import ConsoleProgress, Progress, StepMetrics, format_count
+from recurra.report.notebook import default_progress
+from recurra.report.progress import Progress, StepMetrics, format_count
 from recurra.runs.compatibility import FREE_SETTINGS
 from recurra.runs.directory import RunDirectory
 from recurra.runtime.clock import Clock
@@ -70,7 +71,7 @@ def compare(
         out: directory of the comparison; by default, a new directory in `runs/`. If it contains the
             same comparison, that comparison is resumed.
         force: replace an existing comparison.
-        progress: receives training events. Defaults to `ConsoleProgress`, which writes to stderr.
+        progress: receives training events; the default is that of `train`.
         options: options of `train` for all variants.
 
     Returns:
@@ -94,7 +95,7 @@ def compare(
         Variant(name, RunOptions.of(**{**common, **given_values(own)}))
         for name, own in _parse_variants(variants)
     ]
-    shown = progress or ConsoleProgress()
+    shown = progress or default_progress()
     return run_comparison(as_list(source), parsed, seeds, num_tokens, out, shown, force=force)
 
 

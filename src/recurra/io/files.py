@@ -5,6 +5,7 @@ All files that the project stores on disk are written by these functions.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -20,10 +21,12 @@ from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any
 
-from recurra.errors import RunError
+from recurra.errors import ConfigError, RunError
 
 UNFINISHED = ".tmp"
 """Suffix of files and directories that are still being written. Their names begin with a dot."""
+CHOOSE_ANOTHER_OUT = "choose another directory with --out (from Python: out=...)"
+"""What to do if a run cannot be created in a directory."""
 MAX_JSON_BYTES = 1 << 24
 """Maximum size of a JSON file."""
 MAX_JSON_MEMORY = 190_000_000
@@ -46,16 +49,46 @@ def cache_folder() -> Path:
     """Return the directory of downloads and built kernels.
 
     This is the value of `RECURRA_CACHE` or, if it is not set, the platform's cache directory.
+
+    Raises:
+        ConfigError: neither these variables nor the user database name a home directory.
     """
     if chosen := os.environ.get("RECURRA_CACHE"):
         return Path(chosen)
     if sys.platform == "win32":
         local = os.environ.get("LOCALAPPDATA")
-        return (Path(local) if local else Path.home() / "AppData" / "Local") / "recurra" / "Cache"
+        return (Path(local) if local else _home() / "AppData" / "Local") / "recurra" / "Cache"
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "recurra"
+        return _home() / "Library" / "Caches" / "recurra"
     xdg = os.environ.get("XDG_CACHE_HOME")
-    return (Path(xdg) if xdg else Path.home() / ".cache") / "recurra"
+    return (Path(xdg) if xdg else _home() / ".cache") / "recurra"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        # No directory for temporary files is used instead: other users could write to it, and the
+        # cache contains a library that is loaded.
+        raise ConfigError(
+            "the home directory is unknown; set RECURRA_CACHE to a directory for downloads and"
+            " compiled kernels"
+        ) from error
+
+
+@contextmanager
+def denial_explained(directory: Path, remedy: str) -> Iterator[None]:
+    """Raise a `RunError` that names the remedy if a directory cannot be written to.
+
+    Raises:
+        RunError: the block failed because of missing permissions or a read-only file system.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise RunError(f"cannot write to {directory}: {error.strerror}; {remedy}") from error
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from recurra.config import RunConfig
 from recurra.errors import ConfigError, RunError
 from recurra.io.files import (
     append_line,
+    denial_explained,
     read_json,
     read_lines,
     replace_bytes,
@@ -113,14 +114,16 @@ class RunDirectory:
         The operating system releases the lock of a process that ends.
 
         Raises:
-            RunError: if another process is training in the directory, or it does not exist.
+            RunError: if another process is training in the directory, it does not exist, or it
+            cannot be written to.
         """
         if not self.path.is_dir():
             raise RunError(f"{self.path} contains no run (the directory does not exist)")
         try:
             # `staging.staged_run` leaves a new run locked.
-            if not self._lock.is_locked:
-                self._lock.acquire(blocking=False)
+            with denial_explained(self.path, "copy the run to a directory that can be written to"):
+                if not self._lock.is_locked:
+                    self._lock.acquire(blocking=False)
         except Timeout:
             raise RunError(f"{self.path} is in use: another process is training in it") from None
         try:

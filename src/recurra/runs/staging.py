@@ -33,7 +33,7 @@ def staged_run(directory: RunDirectory, *, force: bool) -> Iterator[RunDirectory
 
     Raises:
         RunError: if the directory is not empty and `force` is False; or if it contains other
-            files than those of a run, or another process is training in it.
+            files than those of a run, another process is training in it, or it cannot be created.
     """
     place = directory.path.resolve()
     remove_unfinished(directory)
@@ -42,8 +42,9 @@ def staged_run(directory: RunDirectory, *, force: bool) -> Iterator[RunDirectory
     made = files.missing_folders(place.parent)
     staging = RunDirectory(place.with_name(f".{place.name}-{secrets.token_hex(4)}{UNFINISHED}"))
     try:
-        files.make_folders(place.parent)
-        staging.path.mkdir(mode=0o700)
+        with files.denial_explained(place.parent, files.CHOOSE_ANOTHER_OUT):
+            files.make_folders(place.parent)
+            staging.path.mkdir(mode=0o700)
         with staging.locked(), _old_run_locked(directory):
             for name in TOKEN_FILES:
                 if (place / name).is_file():

@@ -90,6 +90,13 @@ class Vocabulary(abc.ABC):
     def decoder(self) -> IncrementalDecoder:
         """Return a decoder for ids that arrive one at a time."""
 
+    def missing_characters(self, text: str) -> list[str]:
+        """Return the characters of a text that no sequence of tokens can produce, in its order.
+
+        A byte-level vocabulary can produce every character except a lone surrogate.
+        """
+        return _SURROGATE.findall(text)
+
     @abc.abstractmethod
     def label(self, token_id: int) -> str:
         """Return a printable name of a token, for tables and plots."""
@@ -218,6 +225,14 @@ class SymbolVocabulary(Vocabulary):
     def index(self) -> Mapping[str, int]:
         """Ids by symbol, without `<unk>`."""
         return {symbol: token_id for token_id, symbol in enumerate(self.tokens) if token_id > 0}
+
+    @cached_property
+    def _characters(self) -> frozenset[str]:
+        return frozenset("".join(self.tokens[1:]))
+
+    def missing_characters(self, text: str) -> list[str]:
+        """Return the characters that are part of no symbol, in the order of the text."""
+        return [character for character in text if character not in self._characters]
 
     def __len__(self) -> int:
         """Return the number of symbols plus one for `<unk>`."""

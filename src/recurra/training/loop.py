@@ -13,6 +13,7 @@ from recurra.config import TrainingConfig
 from recurra.data.dataset import TokenDataset
 from recurra.engine.select import select_engine
 from recurra.errors import LostProcessError, NonFiniteError, TrainingInterrupted
+from recurra.inference.evaluate import unknown_remark
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.report.overfitting import describe_overfitting
 from recurra.report.usability import Outcome, describe_unusable
@@ -214,6 +215,9 @@ class TrainingLoop:
             session.context.progress.message(overfitting)
         if (unusable := self._describe_unusable(records)) is not None:
             session.context.progress.message(unusable)
+        share, of_what = session.dataset.unknown_share()
+        if (remark := unknown_remark(share, of_what)) is not None:
+            session.context.progress.message(f"unknown   {remark}")
         session.context.progress.finished(records)
         return records
 
@@ -250,7 +254,9 @@ class TrainingLoop:
         # Barrier: torchrun ends all processes when one exits, even while the first one is writing.
         session.context.processes.sum([0.0])
         raise TrainingInterrupted(
-            stop.signum, f"saved in {session.store.path}; {self._how_to_resume()}"
+            stop.signum,
+            f"saved in {session.store.path}; {self._how_to_resume()}",
+            session.store.path,
         ) from None
 
     def _deferred_signals(self) -> AbstractContextManager[None]:

@@ -183,7 +183,9 @@ def _run(
             write_svg(records, directory.curve, title=directory.path.name)
         if (number := context.signals.received) is not None:
             # The run is complete, but the caller may have more runs, which the signal must stop.
-            raise TrainingInterrupted(number, f"the run had finished; it is in {directory.path}")
+            raise TrainingInterrupted(
+                number, f"the run had finished; it is in {directory.path}", directory.path
+            )
     return LanguageModel(trainer.session.model, vocabulary, config, directory.path)
 
 
