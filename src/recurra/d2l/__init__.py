@@ -99,6 +99,9 @@ __all__ = [
     "use_svg_display",
 ]
 
+plt: Any
+"""`matplotlib.pyplot`, imported on first use by `__getattr__`."""
+
 # Notebooks use the libraries that d2l imports as attributes of d2l.
 _LIBRARIES = {"torch": "torch", "nn": "torch.nn", "F": "torch.nn.functional", "np": "numpy"}
 
