@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from recurra.d2l.text import Vocab, load_corpus_time_machine
+from recurra import d2l
+from recurra.d2l.text import Vocab
 from recurra.errors import ConfigError
 
 Ids = Sequence[int] | Tensor
@@ -120,8 +121,10 @@ class SeqDataLoader:
         self, batch_size: int, num_steps: int, use_random_iter: bool, max_tokens: int
     ) -> None:
         _require_sizes(batch_size, num_steps)
-        self.data_iter_fn = seq_data_iter_random if use_random_iter else seq_data_iter_sequential
-        self.corpus, self.vocab = load_corpus_time_machine(max_tokens)
+        self.data_iter_fn = (
+            d2l.seq_data_iter_random if use_random_iter else d2l.seq_data_iter_sequential
+        )
+        self.corpus, self.vocab = d2l.load_corpus_time_machine(max_tokens)
         self.batch_size, self.num_steps = batch_size, num_steps
 
     def __iter__(self) -> Batches:
@@ -142,7 +145,7 @@ def load_data_time_machine(
         >>> [X.shape for X, Y in train_iter][0], len(vocab)
         (torch.Size([32, 35]), 28)
     """
-    data_iter = SeqDataLoader(batch_size, num_steps, use_random_iter, max_tokens)
+    data_iter = d2l.SeqDataLoader(batch_size, num_steps, use_random_iter, max_tokens)
     return data_iter, data_iter.vocab
 
 
