@@ -29,6 +29,27 @@ def bigram_v1(inputs, state, params):
     return [X @ params[0] for X in inputs], state
 
 
+class Ones(d2l.DataModule):
+    def train_dataloader(self):
+        return [(torch.ones(2, 1), torch.ones(2, 1))]
+
+    def val_dataloader(self):
+        return None
+
+
+def fit():
+    pytest.importorskip("matplotlib", reason="the plot extra is not installed")
+    d2l.Trainer(max_epochs=1, num_gpus=1).fit(d2l.LinearRegression(lr=0.1), Ones())
+
+
+def find_missing_gpu():
+    d2l.try_gpu(1000)
+
+
+def load_time_machine():
+    d2l.TimeMachine(2, 5)
+
+
 VOCAB = list("time travler")
 BATCHES = [(torch.tensor([[0, 1]]), torch.tensor([[1, 2]]))]
 
@@ -98,6 +119,9 @@ USES = [
                        "load_corpus_time_machine", "read_time_machine", "seq_data_iter_sequential",
                        "tokenize"]),
     (load_random, ["SeqDataLoader", "seq_data_iter_random"]),
+    (fit, ["ProgressBoard", "num_gpus", "use_svg_display"]),
+    (load_time_machine, ["Vocab", "download"]),
+    (find_missing_gpu, ["cpu", "num_gpus"]),
     (evaluate, ["Accumulator"]),
     (plot, ["set_axes", "set_figsize", "use_svg_display"]),
     (animate, ["set_axes", "use_svg_display"]),
@@ -151,6 +175,21 @@ def test_train_and_predict_rnn_replaced_clipping_receives_arguments_of_v1(monkey
     (params, theta, device) = received[0]
     assert [p.shape for p in params] == [(3, 3)]
     assert (theta, device) == (1.0, "cpu")
+
+
+@pytest.mark.usefixtures("small_corpora")
+def test_time_machine_uses_replaced_vocab(monkeypatch):
+    class Reversed(d2l.SortedVocab):
+        def __init__(self, tokens):
+            super().__init__(tokens)
+            self.idx_to_token.reverse()
+            self.token_to_idx = {t: i for i, t in enumerate(self.idx_to_token)}
+
+    ordinary = d2l.TimeMachine(2, 5)
+    monkeypatch.setattr(d2l, "Vocab", Reversed)
+    data = d2l.TimeMachine(2, 5)
+    assert isinstance(data.vocab, Reversed)
+    assert torch.equal(data.X, len(data.vocab) - 1 - ordinary.X)
 
 
 def test_d2l_replaced_pyplot_is_used(monkeypatch):
