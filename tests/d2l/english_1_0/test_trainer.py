@@ -10,7 +10,7 @@ from recurra.errors import ConfigError, NonFiniteError, SourceError
 
 
 class Points(d2l.DataModule):
-    """y = 2 x for the numbers 1 to 8; the last two are for validation."""
+    """y = 2 x for x = 1, ..., 8; the last two are for validation."""
 
     def __init__(self, batch_size=2, num_train=6):
         super().__init__()
