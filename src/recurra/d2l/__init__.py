@@ -10,6 +10,8 @@ becomes `from recurra import d2l`. The editions and their chapters:
   `load_data_time_machine`, `train_ch8`, ...
 - Chinese first edition: the lyrics chapter (v1). Functions: `train_and_predict_rnn`, ...
 
+The modules name sections of the preview editions, those in `english_1_0/` sections of edition 1.0.
+
 Names, signatures and behaviour are those of the book. Where the code of the book fails silently (an
 empty prefix, NaN gradients), this package raises an error. Functions look up other names of d2l
 when they are called, so that a replaced name (`d2l.grad_clipping = clip`) has effect. Two names
@@ -161,9 +163,10 @@ def __getattr__(name: str) -> Any:
     near = difflib.get_close_matches(name, [*__all__, *ALIASES, *_LIBRARIES, "plt"])
     hint = f"; similar names: {', '.join(near)}" if near else ""
     raise AttributeError(
-        f"recurra.d2l has no {name!r}; it supports the language models of the book: chapters 9 and"
-        f" 10.1 to 10.4 of the English edition 1.0, sections 8.1 to 9.4 of earlier editions and of"
-        f" the Chinese second edition, and the lyrics chapter of the Chinese first edition{hint}",
+        f"recurra.d2l has no {name!r}; it supports the language models of the book: chapter 9 and"
+        f" sections 10.1 to 10.4 of the English edition 1.0, sections 8.1 to 9.4 of the English"
+        f" preview and the Chinese second edition, and the lyrics chapter of the Chinese first"
+        f" edition{hint}",
         name=name,
     )
 

@@ -1,7 +1,7 @@
 """Text functions of the book: reading both corpora, tokenization, and `Vocab`.
 
-They follow sections 8.2 and 8.3 of Dive into Deep Learning (first edition) and the lyrics section
-of the Chinese v1. `recurra.text.catalogue` locates and downloads the files.
+They follow sections 8.2 and 8.3 of the editions before 1.0 and the lyrics section of the Chinese
+first edition (v1). `recurra.text.catalogue` locates and downloads the files.
 """
 
 from __future__ import annotations
