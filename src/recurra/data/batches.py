@@ -217,8 +217,8 @@ class BatchStream:
         A window ends after each step with probability 1 / num_steps. With this probability the
         gradient is not passed across the step. Otherwise it is multiplied by the inverse of the
         probability that it is passed. Its mean is then the gradient of full BPTT (d2l 0.17,
-        section 8.7, after Tallec and Ollivier 2017). This holds for fixed weights: updates between windows,
-        clipping and Adam act on the gradient of each window.
+        section 8.7, after Tallec and Ollivier 2017). This holds for fixed weights: updates between
+        windows, clipping and Adam act on the gradient of each window.
 
         The factor is 1 unless `bptt` is "randomized".
         """
