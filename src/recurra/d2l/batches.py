@@ -29,7 +29,8 @@ def _as_tensor(corpus: Ids, dtype: torch.dtype, device: torch.device | str | Non
     return torch.as_tensor(corpus, dtype=dtype, device=device)
 
 
-def _require_sizes(batch_size: int, num_steps: int) -> None:
+def require_sizes(batch_size: int, num_steps: int) -> None:
+    """Raise a ConfigError if a size is less than 1."""
     if batch_size < 1 or num_steps < 1:
         raise ConfigError(
             f"batch_size ({batch_size}) and num_steps ({num_steps}) must be at least 1"
@@ -65,7 +66,7 @@ def seq_data_iter_random(corpus: Ids, batch_size: int, num_steps: int) -> Batche
         >>> X.shape, bool((Y == X + 1).all())
         (torch.Size([2, 5]), True)
     """
-    _require_sizes(batch_size, num_steps)
+    require_sizes(batch_size, num_steps)
     skipped = random.randint(0, num_steps - 1)
     yield from _shuffled_windows(_as_tensor(corpus, torch.int64)[skipped:], batch_size, num_steps)
 
@@ -88,7 +89,7 @@ def seq_data_iter_sequential(corpus: Ids, batch_size: int, num_steps: int) -> Ba
         >>> bool((batches[1][0] == batches[0][0] + 5).all())
         True
     """
-    _require_sizes(batch_size, num_steps)
+    require_sizes(batch_size, num_steps)
     skipped = random.randint(0, num_steps)
     ids = _as_tensor(corpus, torch.int64)[skipped:]
     row_length = max(len(ids) - 1, 0) // batch_size
@@ -120,7 +121,7 @@ class SeqDataLoader:
     def __init__(
         self, batch_size: int, num_steps: int, use_random_iter: bool, max_tokens: int
     ) -> None:
-        _require_sizes(batch_size, num_steps)
+        require_sizes(batch_size, num_steps)
         self.data_iter_fn = (
             d2l.seq_data_iter_random if use_random_iter else d2l.seq_data_iter_sequential
         )
@@ -164,7 +165,7 @@ def data_iter_random(
         >>> X.shape, X.dtype
         (torch.Size([2, 6]), torch.float32)
     """
-    _require_sizes(batch_size, num_steps)
+    require_sizes(batch_size, num_steps)
     yield from _shuffled_windows(
         _as_tensor(corpus_indices, torch.float32, device), batch_size, num_steps
     )
@@ -185,7 +186,7 @@ def data_iter_consecutive(
         tensor([[ 0.,  1.,  2.,  3.,  4.,  5.],
                 [15., 16., 17., 18., 19., 20.]])
     """
-    _require_sizes(batch_size, num_steps)
+    require_sizes(batch_size, num_steps)
     ids = _as_tensor(corpus_indices, torch.float32, device)
     row_length = len(ids) // batch_size
     rows = ids[: row_length * batch_size].reshape(batch_size, row_length)

@@ -204,6 +204,11 @@ def test_predict_applies_no_dropout_and_restores_mode():
     assert not model.training
 
 
+def test_rnn_lm_scratch_with_concise_layer_raises():
+    with pytest.raises(ConfigError, match="use RNNLM"):
+        d2l.RNNLMScratch(d2l.GRU(V, H), V)
+
+
 def test_predict_empty_prefix_raises():
     model = d2l.RNNLMScratch(d2l.RNNScratch(V, H), V)
     with pytest.raises(ConfigError, match="prefix"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from recurra import d2l
-from recurra.errors import SourceError
+from recurra.errors import ConfigError, SourceError
 
 
 def test_sorted_vocab_ids_are_in_order_of_tokens():
@@ -53,6 +53,8 @@ def test_time_machine_subclass_can_replace_each_step():
     assert vocab.to_tokens(corpus) == ["two", "one", "<unk>"]
     with pytest.raises(SourceError, match="24 tokens"):
         Words(batch_size=2, num_steps=24)
+    with pytest.raises(ConfigError, match="num_steps"):
+        Words(batch_size=2, num_steps=0)
 
 
 @pytest.mark.usefixtures("small_corpora")

@@ -17,6 +17,7 @@ from torch.utils.data import (
 )
 
 from recurra import d2l
+from recurra.d2l.batches import require_sizes
 from recurra.d2l.english_1_0.hyperparameters import HyperParameters
 from recurra.d2l.text import Vocab
 from recurra.errors import SourceError
@@ -131,6 +132,7 @@ class TimeMachine(DataModule):
         Y: the targets of all windows, in the same memory.
 
     Raises:
+        ConfigError: `batch_size` or `num_steps` is less than 1.
         CorpusError: the text is not available locally and cannot be downloaded.
         SourceError: the text that `_download` returns has no window.
 
@@ -149,6 +151,7 @@ class TimeMachine(DataModule):
     def __init__(
         self, batch_size: int, num_steps: int, num_train: int = 10000, num_val: int = 5000
     ) -> None:
+        require_sizes(batch_size, num_steps)
         super().__init__()
         self.save_hyperparameters()
         corpus, self.vocab = self.build(self._download())

@@ -27,6 +27,9 @@ class RNNLMScratch(Classifier):
         vocab_size: size of the vocabulary.
         lr: learning rate.
 
+    Raises:
+        ConfigError: the layer has no attribute `sigma`.
+
     Examples:
         >>> import torch
         >>> from recurra import d2l
@@ -48,6 +51,11 @@ class RNNLMScratch(Classifier):
 
     def init_params(self) -> None:
         """Create the parameters of the output layer."""
+        if not hasattr(self.rnn, "sigma"):
+            raise ConfigError(
+                f"{type(self.rnn).__name__} has no attribute sigma, the standard deviation of the"
+                " initial weights; use RNNLM, which does not need it"
+            )
         weight = torch.randn(self.rnn.num_hiddens, self.vocab_size) * self.rnn.sigma
         self.W_hq = nn.Parameter(weight)
         self.b_q = nn.Parameter(torch.zeros(self.vocab_size))
