@@ -3,9 +3,10 @@
     python benchmarks/notes.py NOTE.txt [--section TEXT] [--epochs N] [--print-code]
 
 A note is Markdown with ```python blocks, or a notebook pasted as text, with "In [3]:" cells between
-prose and outputs. The cells run in one namespace, as in a notebook. If a cell fails, the failure is
-reported and the next cell runs. Exit status: 0 if all cells ran, 1 if some failed, 2 for invalid
-usage or if no code was found.
+prose and outputs. Sources of the book itself (chapter_*/*.md in the repository d2l-ai/d2l-en) are
+read too; of the blocks for several libraries (`%%tab`), those for PyTorch run. The cells run in one
+namespace, as in a notebook. If a cell fails, the failure is reported and the next cell runs. Exit
+status: 0 if all cells ran, 1 if some failed, 2 for invalid usage or if no code was found.
 
 The code of the note is executed as it is, so run only notes that you trust. Python's own parser
 separates code from prose.
@@ -30,11 +31,14 @@ from typing import Any
 
 CELL = re.compile(r"^In \[([\d ]*|None)\]:\s*(.*)$")
 HEADING = re.compile(r"^(#{1,6})\s+(.+?)\s*#*$")
-FENCE = re.compile(r"^\s*(```+|~~~+)\s*([\w+-]*)")
-MAGIC = re.compile(r"^([%!]\w.*)$")
+FENCE = re.compile(r"^\s*(```+|~~~+)\s*(?:\{\.(?=python \.input))?([\w+-]*)")
+MAGIC = re.compile(r"^([%!]{1,2}\w.*)$")
+TAB = re.compile(r"^%%tab +(.*)$")
+"""First line of a block of the book: the names of the libraries that it is for."""
 BOOK = re.compile(r"^(d2l|d2l\.torch|d2l_\w+|d2lzh\w*)$")
-EPOCH_SETTINGS = {"num_epochs", "pred_period"}
-"""Variables that --epochs limits: the number of epochs, and the epochs between two predictions."""
+EPOCH_SETTINGS = {"num_epochs", "max_epochs", "pred_period"}
+"""Variables and arguments that --epochs limits: the number of epochs, and the epochs between two
+predictions."""
 TAIL_LINES = 6
 """Number of output lines that are shown for a cell."""
 
@@ -83,11 +87,27 @@ def _fenced_cells(lines: list[str]) -> Iterator[Cell]:
             if fence:
                 start, mark, language = i + 1, fence[1], fence[2].lower()
         elif line.strip() == mark:
-            if language in ("python", "py", "python3"):
+            if language in ("python", "py", "python3") and _is_for_torch(lines[start]):
                 number += 1
                 code = "\n".join(_without_magic(lines[start:i]))
                 yield Cell(code, start + 1, f"block {number}", headings.titles())
             start = None
+
+
+def _is_for_torch(first_line: str) -> bool:
+    tab = TAB.match(first_line)
+    return tab is None or bool({"pytorch", "all"} & set(re.split(r"[,\s]+", tab[1])))
+
+
+class Tab:
+    """The object `tab` of the book's sources: the reader selected PyTorch."""
+
+    def selected(self, *names: str) -> bool:
+        """Return whether PyTorch is among the names."""
+        return "pytorch" in names
+
+    def interact_select(self, *names: object) -> None:
+        """Let the reader select a library; here, the selection is fixed."""
 
 
 def _notebook_cells(lines: list[str]) -> Iterator[Cell]:
@@ -187,7 +207,7 @@ def _imports_book(node: ast.AST) -> bool:
 
 
 def cap_epochs(code: str, epochs: int) -> str:
-    """Return the code with `num_epochs` and `pred_period` limited to `epochs`."""
+    """Return the code with the settings of EPOCH_SETTINGS limited to `epochs`."""
     try:
         tree = ast.parse(code)
     except SyntaxError:
@@ -204,6 +224,10 @@ def cap_epochs(code: str, epochs: int) -> str:
 
 
 def _epoch_numbers(node: ast.AST) -> Iterator[ast.Constant]:
+    if isinstance(node, ast.keyword):
+        if node.arg in EPOCH_SETTINGS and isinstance(node.value, ast.Constant):
+            yield node.value
+        return
     if not isinstance(node, ast.Assign):
         return
     for target in node.targets:
@@ -241,7 +265,7 @@ def run_note(cells: list[Cell], full_output: bool) -> int:
     """Run the cells in one namespace, print the status of each, and return how many failed."""
     os.environ.setdefault("MPLBACKEND", "Agg")
     warnings.filterwarnings("ignore", message="FigureCanvasAgg is non-interactive")
-    namespace: dict[str, Any] = {"__name__": "__main__"}
+    namespace: dict[str, Any] = {"__name__": "__main__", "tab": Tab()}
     failed = 0
     for number, cell in enumerate(cells, 1):
         name, output, start = f"<cell {number}>", io.StringIO(), time.perf_counter()
@@ -276,7 +300,7 @@ def main() -> int:
     parser.add_argument(
         "--section", help="run only the code under a heading that contains this text"
     )
-    parser.add_argument("--epochs", type=int, help="maximum of num_epochs and pred_period")
+    parser.add_argument("--epochs", type=int, help="maximum of num_epochs, max_epochs, pred_period")
     parser.add_argument(
         "--print-code", action="store_true", help="print the code without running it"
     )

@@ -7,7 +7,7 @@
 Requires the named corpora (from RECURRA_DATA or the network). Run nothing else meanwhile. The text
 `source` is the source code of this project, and `20k` the first 20,480 bytes of the bundled English
 story. --options are passed to recurra train. With --against-book, a one-layer LSTM with the book's
-settings (d2l section 9.2) trains for the same minutes, interleaved.
+settings (d2l 0.17 section 9.2) trains for the same minutes, interleaved.
 
 Prints a Markdown table: nats per character on the whole validation part, with the state carried
 from end to end, and in windows of 64 characters from the zero state. Whole commands are timed.

@@ -37,6 +37,7 @@ CORPORA = {
     "recurra.d2l.load_corpus_time_machine": "time-machine",
     "recurra.d2l.load_data_time_machine": "time-machine",
     "recurra.d2l.SeqDataLoader": "time-machine",
+    "recurra.d2l.TimeMachine": "time-machine",
     "recurra.d2l.load_data_jay_lyrics": "jaychou-lyrics",
 }
 """The corpora that examples read; tests do not download them."""

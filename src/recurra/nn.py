@@ -27,13 +27,12 @@ As with torch's layers, torch.compile leaves the layers uncompiled unless
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
 from recurra.recurrence.backends import (
@@ -46,20 +45,27 @@ from recurra.recurrence.backends import (
 from recurra.recurrence.cells import CELLS, LayerParameters, State, find_cell
 from recurra.recurrence.layer import choose_backend, run
 from recurra.recurrence.precision import autocast_precision
+from recurra.recurrence.recording import StateRecord, record_states
+from recurra.recurrence.segments import (
+    RunSegment,
+    drop,
+    flatten,
+    split,
+    sweep_backward,
+    sweep_forward,
+)
 
-__all__ = ["GRU", "LSTM", "RNN"]
+__all__ = ["GRU", "LSTM", "RNN", "record_states"]
 
 _CELLS = {c.torch_kernel.mode: name for name, c in CELLS.items() if c.torch_kernel is not None}
 """The name of the cell for each `mode` of torch's layers."""
-
-_RunSegment = Callable[[Tensor, State], tuple[Tensor, State]]
-"""Runs one layer over (t, b, I) from a state of b sequences."""
 
 
 class _RecurraRNNBase(torch.nn.RNNBase):
     """Common base class, which overrides the `forward` that the classes inherit from torch."""
 
     backend: str = "auto"
+    _state_record: StateRecord | None = None
 
     def __init__(self, *args: Any, backend: str = "auto", **kwargs: Any) -> None:
         require_name(backend)
@@ -86,7 +92,7 @@ class _RecurraRNNBase(torch.nn.RNNBase):
         Raises:
             RuntimeError, ValueError: shapes or dtypes do not fit, as in torch.nn.
         """
-        backend = self._choose_backend(input, hx)
+        backend = "reference" if self._state_record is not None else self._choose_backend(input, hx)
         if backend == "library":
             # The forward method of torch passes all layers and directions to its kernels at once.
             return super().forward(input, hx)
@@ -137,6 +143,8 @@ class _RecurraRNNBase(torch.nn.RNNBase):
         if input.shape[1 - batch_dim] == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         segment = input.transpose(0, 1) if self.batch_first else input
+        if self._state_record is not None:
+            self._state_record.begin(len(layers), has_batch=rank == 3)
         (outputs,), state = self._run_stack([segment], state, layers, backend)
         if self.batch_first:
             outputs = outputs.transpose(0, 1)
@@ -148,12 +156,14 @@ class _RecurraRNNBase(torch.nn.RNNBase):
         self, input: PackedSequence, hx: Any, layers: list[LayerParameters], backend: str
     ) -> tuple[PackedSequence, Any]:
         data, batch_sizes, sorted_indices, unsorted_indices = input
+        if self._state_record is not None:
+            self._state_record.begin(len(layers), order=unsorted_indices)
         if hx is not None:
             hx = self.permute_hidden(hx, sorted_indices)
         state = self._initial_state(data, hx, batch_sizes, None)
-        segments = _segments(data, batch_sizes)
+        segments = split(data, batch_sizes)
         outputs, state = self._run_stack(segments, state, layers, backend, is_packed=True)
-        packed = PackedSequence(_flatten(outputs), batch_sizes, sorted_indices, unsorted_indices)
+        packed = PackedSequence(flatten(outputs), batch_sizes, sorted_indices, unsorted_indices)
         return packed, self.permute_hidden(self._as_hidden(state), unsorted_indices)
 
     def _initial_state(
@@ -216,13 +226,16 @@ class _RecurraRNNBase(torch.nn.RNNBase):
         with torch.autocast(device, enabled=False):
             while len(finals) < len(layers):
                 if finals and self.training and self.dropout > 0.0:
-                    segments = _drop(segments, self.dropout)
+                    segments = drop(segments, self.dropout)
                 directions = []
-                for sweep in (_sweep_forward, _sweep_backward)[: 1 + self.bidirectional]:
+                for sweep in (sweep_forward, sweep_backward)[: 1 + self.bidirectional]:
                     index = len(finals)
-                    run_segment = partial(
+                    run_segment: RunSegment = partial(
                         _run_segment, _CELLS[self.mode], layers[index], backend, precision.name
                     )
+                    if self._state_record is not None:
+                        backward = sweep is sweep_backward
+                        run_segment = self._state_record.recorded(run_segment, index, backward)
                     outputs, final = sweep(run_segment, segments, tuple(s[index] for s in state))
                     directions.append(outputs)
                     finals.append(final)
@@ -331,56 +344,3 @@ def _run_segment(
     state: State,
 ) -> tuple[Tensor, State]:
     return run(cell, segment, state, parameters, backend, precision=precision)
-
-
-def _sweep_forward(
-    run_segment: _RunSegment, segments: list[Tensor], state: State
-) -> tuple[list[Tensor], State]:
-    """Run from the first step to the last; a sequence that ends keeps its state."""
-    outputs, ended = [], []
-    for segment in segments:
-        batch = segment.shape[1]
-        ended.append(tuple(s[batch:] for s in state))
-        output, state = run_segment(segment, tuple(s[:batch] for s in state))
-        outputs.append(output)
-    ended.append(state)
-    # The shortest sequences, which ended first, are the last of the batch.
-    return outputs, tuple(torch.cat(parts[::-1]) for parts in zip(*ended, strict=True))
-
-
-def _sweep_backward(
-    run_segment: _RunSegment, segments: list[Tensor], initial: State
-) -> tuple[list[Tensor], State]:
-    """Run from the last step to the first; a sequence starts at its end, from its initial state."""
-    outputs, state = [], tuple(s[:0] for s in initial)
-    for segment in reversed(segments):
-        joined, batch = state[0].shape[0], segment.shape[1]
-        joining = (i[joined:batch] for i in initial)
-        state = tuple(torch.cat(parts) for parts in zip(state, joining, strict=True))
-        output, state = run_segment(segment.flip(0), state)
-        outputs.append(output.flip(0))
-    return outputs[::-1], state
-
-
-def _segments(data: Tensor, batch_sizes: Tensor) -> list[Tensor]:
-    """Split a PackedSequence into segments, (t, b, I) for each run of equal batch sizes."""
-    sizes, steps = torch.unique_consecutive(batch_sizes, return_counts=True)
-    shapes = list(zip(steps.tolist(), sizes.tolist(), strict=True))
-    parts = torch.split(data, [t * b for t, b in shapes])
-    return [part.view(*shape, -1) for part, shape in zip(parts, shapes, strict=True)]
-
-
-def _flatten(segments: list[Tensor]) -> Tensor:
-    """Concatenate the rows of the segments, in the layout of a PackedSequence."""
-    if len(segments) == 1:
-        return segments[0].flatten(0, 1)
-    return torch.cat([segment.flatten(0, 1) for segment in segments])
-
-
-def _drop(segments: list[Tensor], probability: float) -> list[Tensor]:
-    """Apply dropout to all segments in one draw, which gives the same mask as torch.nn."""
-    if len(segments) == 1:
-        return [dropout(segments[0], probability)]
-    rows = [segment.shape[0] * segment.shape[1] for segment in segments]
-    parts = torch.split(dropout(_flatten(segments), probability), rows)
-    return [part.view_as(segment) for part, segment in zip(parts, segments, strict=True)]

@@ -2,6 +2,8 @@
 
 import os
 import random
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,15 @@ LYRICS = "雨落在屋顶\n我听见雨\r\n雨听见我\n" * 30
 def _seed() -> None:
     random.seed(3)
     torch.manual_seed(3)
+
+
+@pytest.fixture(autouse=True)
+def _pyplot(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Use a backend without a display, and close the figures of the test."""
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 @pytest.fixture

@@ -96,6 +96,51 @@ def test_read_note_ends_notebook_cells_at_prose_and_output(notes):
     assert cells[3].code == "f()"
 
 
+BOOK_SOURCE = """# Section
+```{.python .input  n=1}
+%load_ext d2lbook.tab
+tab.interact_select(['mxnet', 'pytorch'])
+```
+```{.python .input}
+%%tab mxnet
+raise ImportError
+```
+```{.python .input  n=3}
+%%tab mxnet, pytorch
+from d2l import torch as d2l
+x = "torch" if tab.selected('pytorch', 'jax') else "other"
+```
+:begin_tab:`pytorch`
+Prose of one library.
+:end_tab:
+```{.python .input}
+%%tab all
+fit(max_epochs=7)
+if not tab.selected('mxnet'):
+    print(x)
+```
+```text
+not python
+```
+"""
+
+
+def test_read_note_selects_pytorch_blocks_of_book_source(notes):
+    cells = notes.read_note(BOOK_SOURCE)
+    assert [c.line for c in cells] == [3, 11, 19]
+    assert cells[0].code.startswith("pass  # %load_ext")
+    assert cells[1].code.splitlines()[0] == "pass  # %%tab mxnet, pytorch"
+    assert notes.use_recurra(cells[1].code).splitlines()[1] == "from recurra import d2l"
+    assert "fit(max_epochs=3)" in notes.cap_epochs(cells[2].code, 3)
+    assert "fit(max_epochs=7)" in notes.cap_epochs(cells[2].code, 9)
+
+
+def test_notes_book_source_runs_with_tab_of_pytorch(tmp_path):
+    done = run(tmp_path, BOOK_SOURCE.replace("fit(max_epochs=7)", ""))
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-2:] == ["    | torch", "3 of 3 cells ran"]
+
+
 def test_use_recurra_changes_only_d2l_imports(notes):
     code = "import sys\nsys.path.append('x')\nimport d2lzh_pytorch as d2l\nif 1:\n    import d2l"
     assert notes.use_recurra(code).splitlines() == [

@@ -45,9 +45,13 @@ class Display(types.ModuleType):
 def notebook(monkeypatch):
     display = Display()
     ipython = types.ModuleType("IPython")
+    ipython.version_info = (9, 0)
     ipython.get_ipython = lambda: types.SimpleNamespace(kernel=object())
     monkeypatch.setitem(sys.modules, "IPython", ipython)
     monkeypatch.setitem(sys.modules, "IPython.display", display)
+    inline = types.ModuleType("matplotlib_inline.backend_inline")
+    inline.set_matplotlib_formats = lambda *formats: None
+    monkeypatch.setitem(sys.modules, "matplotlib_inline.backend_inline", inline)
     return display
 
 
@@ -68,6 +72,72 @@ def test_animator_without_notebook_prints_points_to_stderr(capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == ["epoch 10: train perplexity 12.35", "x 1: y 2"]
+
+
+def test_animator_figure_is_current_figure_of_pyplot(tmp_path):
+    plt = pytest.importorskip("matplotlib.pyplot", reason="the plot extra is not installed")
+    animator = d2l.Animator(xlabel="epoch", legend=["train", "test"])
+    animator.add(1, (2.0, 3.0))
+    animator.add(2, (1.0, None))
+    assert plt.gcf() is animator.fig
+    assert curves(plt.gca()) == [([1, 2], [2, 1]), ([1], [3])]
+    assert plt.gca().get_legend() is not None
+    plt.savefig(tmp_path / "picture.png")
+    blue = plt.imread(tmp_path / "picture.png")[..., :3] @ [-1, 0, 1] > 0.5
+    assert blue.sum() > 100  # the first curve of matplotlib's default colours
+
+
+def test_train_ch8_then_savefig_saves_curve(tmp_path):
+    plt = pytest.importorskip("matplotlib.pyplot", reason="the plot extra is not installed")
+    net = d2l.RNNModel(torch.nn.RNN(11, 4), 11)
+    batches = [(torch.tensor([[0, 1]]), torch.tensor([[1, 2]]))]
+    d2l.train_ch8(net, batches, d2l.Vocab(list("time travler")), 1, 30, "cpu")
+    d2l.plt.savefig(tmp_path / "picture.svg")
+    assert "perplexity" in plt.gca().get_ylabel()
+    (line,) = plt.gca().lines
+    assert line.get_xdata().tolist() == [10, 20, 30]
+    assert (tmp_path / "picture.svg").read_text().count("stroke: #1f77b4") > 0
+
+
+def test_animator_second_figure_leaves_first_unchanged():
+    plt = pytest.importorskip("matplotlib.pyplot", reason="the plot extra is not installed")
+    first, second = d2l.Animator(), d2l.Animator()
+    first.add(1, 2.0)
+    second.add(1, 3.0)
+    assert plt.gcf() is second.fig
+    assert curves(first.axes[0]) == [([1], [2])]
+    assert curves(plt.gca()) == [([1], [3])]
+
+
+class InlineBackend:
+    """The part of pyplot that the display in a notebook reads, with the inline backend."""
+
+    def __init__(self, figure):
+        self.open = {figure.number: figure}
+
+    def get_backend(self):
+        return "module://matplotlib_inline.backend_inline"
+
+    def get_fignums(self):
+        return list(self.open)
+
+    def figure(self, number):
+        return self.open[number]
+
+
+def test_animator_with_inline_backend_clears_picture_before_end_of_cell(notebook, monkeypatch):
+    pytest.importorskip("matplotlib", reason="the plot extra is not installed")
+    animator = d2l.Animator()
+    pyplot = InlineBackend(animator.fig)
+    monkeypatch.setattr(d2l, "plt", pyplot, raising=False)
+    animator.add(1, 2.0)
+    animator.add(2, 1.0)  # too early for another picture; the backend shows the last one
+    assert notebook.events == [("show", animator.fig), ("clear", True)]
+    pyplot.open = {
+        animator.fig.number: object()
+    }  # closed at the end of the cell, and its number assigned again
+    animator.add(3, 0.5)
+    assert [kind for kind, _ in notebook.events[2:]] == ["clear", "show"]
 
 
 def test_animator_save_works_without_display(tmp_path):

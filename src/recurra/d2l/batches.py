@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from recurra.d2l.text import Vocab, load_corpus_time_machine
+from recurra import d2l
+from recurra.d2l.text import Vocab
 from recurra.errors import ConfigError
 
 Ids = Sequence[int] | Tensor
@@ -28,7 +29,8 @@ def _as_tensor(corpus: Ids, dtype: torch.dtype, device: torch.device | str | Non
     return torch.as_tensor(corpus, dtype=dtype, device=device)
 
 
-def _require_sizes(batch_size: int, num_steps: int) -> None:
+def require_sizes(batch_size: int, num_steps: int) -> None:
+    """Raise a ConfigError if a size is less than 1."""
     if batch_size < 1 or num_steps < 1:
         raise ConfigError(
             f"batch_size ({batch_size}) and num_steps ({num_steps}) must be at least 1"
@@ -64,7 +66,7 @@ def seq_data_iter_random(corpus: Ids, batch_size: int, num_steps: int) -> Batche
         >>> X.shape, bool((Y == X + 1).all())
         (torch.Size([2, 5]), True)
     """
-    _require_sizes(batch_size, num_steps)
+    require_sizes(batch_size, num_steps)
     skipped = random.randint(0, num_steps - 1)
     yield from _shuffled_windows(_as_tensor(corpus, torch.int64)[skipped:], batch_size, num_steps)
 
@@ -87,7 +89,7 @@ def seq_data_iter_sequential(corpus: Ids, batch_size: int, num_steps: int) -> Ba
         >>> bool((batches[1][0] == batches[0][0] + 5).all())
         True
     """
-    _require_sizes(batch_size, num_steps)
+    require_sizes(batch_size, num_steps)
     skipped = random.randint(0, num_steps)
     ids = _as_tensor(corpus, torch.int64)[skipped:]
     row_length = max(len(ids) - 1, 0) // batch_size
@@ -119,9 +121,11 @@ class SeqDataLoader:
     def __init__(
         self, batch_size: int, num_steps: int, use_random_iter: bool, max_tokens: int
     ) -> None:
-        _require_sizes(batch_size, num_steps)
-        self.data_iter_fn = seq_data_iter_random if use_random_iter else seq_data_iter_sequential
-        self.corpus, self.vocab = load_corpus_time_machine(max_tokens)
+        require_sizes(batch_size, num_steps)
+        self.data_iter_fn = (
+            d2l.seq_data_iter_random if use_random_iter else d2l.seq_data_iter_sequential
+        )
+        self.corpus, self.vocab = d2l.load_corpus_time_machine(max_tokens)
         self.batch_size, self.num_steps = batch_size, num_steps
 
     def __iter__(self) -> Batches:
@@ -142,7 +146,7 @@ def load_data_time_machine(
         >>> [X.shape for X, Y in train_iter][0], len(vocab)
         (torch.Size([32, 35]), 28)
     """
-    data_iter = SeqDataLoader(batch_size, num_steps, use_random_iter, max_tokens)
+    data_iter = d2l.SeqDataLoader(batch_size, num_steps, use_random_iter, max_tokens)
     return data_iter, data_iter.vocab
 
 
@@ -161,7 +165,7 @@ def data_iter_random(
         >>> X.shape, X.dtype
         (torch.Size([2, 6]), torch.float32)
     """
-    _require_sizes(batch_size, num_steps)
+    require_sizes(batch_size, num_steps)
     yield from _shuffled_windows(
         _as_tensor(corpus_indices, torch.float32, device), batch_size, num_steps
     )
@@ -182,7 +186,7 @@ def data_iter_consecutive(
         tensor([[ 0.,  1.,  2.,  3.,  4.,  5.],
                 [15., 16., 17., 18., 19., 20.]])
     """
-    _require_sizes(batch_size, num_steps)
+    require_sizes(batch_size, num_steps)
     ids = _as_tensor(corpus_indices, torch.float32, device)
     row_length = len(ids) // batch_size
     rows = ids[: row_length * batch_size].reshape(batch_size, row_length)

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recurra.d2l.batches import Ids, data_iter_consecutive, data_iter_random
-from recurra.d2l.models import Device, to_onehot
+from recurra import d2l
+from recurra.d2l.batches import Ids
+from recurra.d2l.models import Device
 from recurra.d2l.training import greedy, train_epoch
-from recurra.d2l.updates import sgd
 from recurra.errors import ConfigError
 
 
@@ -36,7 +36,7 @@ class _FunctionNet:
         self.num_hiddens, self.vocab_size = num_hiddens, vocab_size
 
     def __call__(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
-        outputs, state = self.rnn(to_onehot(inputs, self.vocab_size), state, self.params)
+        outputs, state = self.rnn(d2l.to_onehot(inputs, self.vocab_size), state, self.params)
         return torch.cat(tuple(outputs)), state
 
     def begin_state(self, batch_size: int, device: Device) -> Any:
@@ -140,20 +140,18 @@ def predict_rnn_pytorch(
 def _train_and_print(
     net: _FunctionNet | _ModuleNet,
     updater: torch.optim.Optimizer | Callable[..., Any],
+    predict: Callable[[str], str],
     device: Device,
     corpus_indices: Ids,
-    idx_to_char: Sequence[str],
-    char_to_idx: Mapping[str, int],
     is_random_iter: bool,
     num_epochs: int,
     num_steps: int,
     clipping_theta: float,
     batch_size: int,
     pred_period: int,
-    pred_len: int,
     prefixes: Sequence[str],
 ) -> None:
-    batches_of = data_iter_random if is_random_iter else data_iter_consecutive
+    batches_of = d2l.data_iter_random if is_random_iter else d2l.data_iter_consecutive
     loss = nn.CrossEntropyLoss()
     for epoch in range(1, num_epochs + 1):
         start = time.perf_counter()
@@ -164,14 +162,13 @@ def _train_and_print(
             updater,
             device,
             is_random_iter,
-            clipping_theta,
+            lambda: d2l.grad_clipping(net.params, clipping_theta, device),
         )
         if epoch % pred_period == 0:
             seconds = time.perf_counter() - start
             print(f"epoch {epoch}, perplexity {ppl:f}, time {seconds:.2f} sec")
             for prefix in prefixes:
-                text = _continue_text(prefix, pred_len, net, device, idx_to_char, char_to_idx)
-                print(" -", text)
+                print(" -", predict(prefix))
 
 
 def train_and_predict_rnn(
@@ -218,20 +215,33 @@ def train_and_predict_rnn(
          - abcab
     """
     params = get_params()
+
+    def predict(prefix: str) -> str:
+        return d2l.predict_rnn(
+            prefix,
+            pred_len,
+            rnn,
+            params,
+            init_rnn_state,
+            num_hiddens,
+            vocab_size,
+            device,
+            idx_to_char,
+            char_to_idx,
+        )
+
     _train_and_print(
         _FunctionNet(rnn, params, init_rnn_state, num_hiddens, vocab_size),
-        lambda batch_size: sgd(params, lr, batch_size),
+        lambda batch_size: d2l.sgd(params, lr, batch_size),
+        predict,
         device,
         corpus_indices,
-        idx_to_char,
-        char_to_idx,
         is_random_iter,
         num_epochs,
         num_steps,
         clipping_theta,
         batch_size,
         pred_period,
-        pred_len,
         prefixes,
     )
 
@@ -255,7 +265,7 @@ def train_and_predict_rnn_pytorch(
 ) -> None:
     """Train a module with Adam on adjacent windows; prints the same as `train_and_predict_rnn`.
 
-    `num_hiddens` and `vocab_size` are part of the v1 signature and are ignored.
+    `num_hiddens` is part of the v1 signature and is ignored.
 
     Raises:
         SourceError: the corpus is too short for one batch.
@@ -274,19 +284,23 @@ def train_and_predict_rnn_pytorch(
          - a...
     """
     model.to(device)
+
+    def predict(prefix: str) -> str:
+        return d2l.predict_rnn_pytorch(
+            prefix, pred_len, model, vocab_size, device, idx_to_char, char_to_idx
+        )
+
     _train_and_print(
         _ModuleNet(model),
         torch.optim.Adam(model.parameters(), lr=lr),
+        predict,
         device,
         corpus_indices,
-        idx_to_char,
-        char_to_idx,
         False,
         num_epochs,
         num_steps,
         clipping_theta,
         batch_size,
         pred_period,
-        pred_len,
         prefixes,
     )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from recurra import d2l
 from recurra.errors import ConfigError
 
 Device = torch.device | str | None
@@ -41,7 +42,7 @@ def to_onehot(X: Tensor, n_class: int) -> list[Tensor]:  # noqa: N803
         >>> len(matrices), matrices[0].shape
         (5, torch.Size([2, 10]))
     """
-    return [one_hot(column, n_class) for column in X.T]
+    return [d2l.one_hot(column, n_class) for column in X.T]
 
 
 class RNNModelScratch:

@@ -1,21 +1,20 @@
 """Figures of the book: `plot`, and `Animator`, which draws curves during training.
 
-In a notebook, an Animator redraws its figure in place. Elsewhere, it prints each point as a line on
-stderr, and `save` writes the figure. matplotlib (the `plot` extra) is imported on first use, so
-training works without it.
+In a notebook, an Animator redraws its figure in place. Elsewhere, it also prints each point as a
+line on stderr. The figure belongs to pyplot, so that `plt.savefig` after the training saves it.
+matplotlib (the `plot` extra) is imported on first use, and training works without it.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import io
 import sys
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recurra import d2l
+from recurra.d2l.figures import NotebookDisplay, has_matplotlib, notebook, open_figure
 from recurra.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -38,19 +37,6 @@ def pyplot() -> Any:
     return matplotlib.pyplot
 
 
-def _notebook() -> Any | None:
-    """Return the display module of IPython in a notebook, otherwise None."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    if shell is None or not hasattr(shell, "kernel"):
-        return None
-    return importlib.import_module("IPython.display")
-
-
-def _has_matplotlib() -> bool:
-    return importlib.util.find_spec("matplotlib") is not None
-
-
 def use_svg_display() -> None:
     """Display figures in a notebook as SVG; no effect outside a notebook.
 
@@ -58,7 +44,7 @@ def use_svg_display() -> None:
         >>> from recurra import d2l
         >>> d2l.use_svg_display()
     """
-    if _notebook() is not None:
+    if notebook() is not None:
         importlib.import_module("matplotlib_inline.backend_inline").set_matplotlib_formats("svg")
 
 
@@ -74,8 +60,8 @@ def set_figsize(figsize: tuple[float, float] = (3.5, 2.5)) -> None:
         >>> d2l.plt.rcParams["figure.figsize"]
         [4.0, 3.0]
     """
-    use_svg_display()
-    pyplot().rcParams["figure.figsize"] = figsize
+    d2l.use_svg_display()
+    d2l.plt.rcParams["figure.figsize"] = figsize
 
 
 def set_axes(
@@ -149,8 +135,8 @@ def plot(
         >>> len(d2l.plt.gca().lines)
         2
     """
-    set_figsize(figsize)
-    axes = axes if axes is not None else pyplot().gca()
+    d2l.set_figsize(figsize)
+    axes = axes if axes is not None else d2l.plt.gca()
     if Y is None:
         ys = _curves(X)
         xs = [range(len(y)) for y in ys]
@@ -160,7 +146,7 @@ def plot(
     axes.cla()
     for i, (x, y) in enumerate(zip(xs, ys, strict=True)):
         axes.plot(x, y, fmts[i % len(fmts)])
-    set_axes(axes, xlabel, ylabel, xlim, ylim, xscale, yscale, legend)
+    d2l.set_axes(axes, xlabel, ylabel, xlim, ylim, xscale, yscale, legend)
 
 
 class Animator:
@@ -198,10 +184,14 @@ class Animator:
         self._settings = (xlabel, ylabel, xlim, ylim, xscale, yscale, legend)
         self._xlabel, self._ylabel = xlabel or "x", ylabel or "y"
         self._legend = list(legend or [])
-        self._rows, self._columns, self._figsize = nrows, ncols, figsize
+        self._display = NotebookDisplay()
+        self._figure: tuple[Figure, list[Axes]] | None = None
         self.fmts = fmts
         self.X: list[list[float]] = []
         self.Y: list[list[float]] = []
+        if has_matplotlib():
+            d2l.use_svg_display()
+            self._figure = open_figure(figsize, nrows, ncols)
 
     def add(self, x: Any, y: Any) -> None:
         """Add a point to each curve, and display the figure or print the points.
@@ -224,12 +214,10 @@ class Animator:
         for curve, a, b in points:
             self.X[curve].append(a)
             self.Y[curve].append(b)
-        display = _notebook()
-        if display is None or not _has_matplotlib():
+        if self._figure is not None:
+            self._draw()
+        if self._figure is None or not self._display.show(self.fig):
             self._write(points)
-        else:
-            display.clear_output(wait=True)
-            display.display(display.SVG(self._render("svg")))
 
     def save(self, path: str | Path) -> None:
         """Write the figure to a file; the suffix (.svg, .png, .pdf) determines the format.
@@ -237,38 +225,34 @@ class Animator:
         Raises:
             MissingExtraError: matplotlib is not installed.
         """
-        path = Path(path)
-        path.write_bytes(self._render(path.suffix.removeprefix(".") or "svg"))
+        self.fig.savefig(path, format=Path(path).suffix.removeprefix(".") or "svg")
 
-    @cached_property
+    @property
     def fig(self) -> Figure:
-        """The matplotlib Figure, independent of pyplot, so that it requires no display.
+        """The matplotlib Figure.
 
         Raises:
             MissingExtraError: matplotlib is not installed.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise MissingExtraError("drawing", "plot") from error
-        return Figure(figsize=self._figsize, layout="tight")
+        return self._require_figure()[0]
 
-    @cached_property
+    @property
     def axes(self) -> list[Axes]:
         """The Axes of the figure, row by row; the curves are in the first one."""
-        grid = self.fig.subplots(self._rows, self._columns, squeeze=False)
-        return list(grid.flat)
+        return self._require_figure()[1]
 
-    def _render(self, file_format: str) -> bytes:
+    def _require_figure(self) -> tuple[Figure, list[Axes]]:
+        if self._figure is None:
+            raise MissingExtraError("drawing", "plot")
+        return self._figure
+
+    def _draw(self) -> None:
         axes = self.axes[0]
         axes.cla()
         for i, (x, y) in enumerate(zip(self.X, self.Y, strict=True)):
             axes.plot(x, y, self.fmts[i % len(self.fmts)])
         xlabel, ylabel, xlim, ylim, xscale, yscale, legend = self._settings
-        set_axes(axes, xlabel, ylabel, xlim, ylim, xscale, yscale, legend)
-        picture = io.BytesIO()
-        self.fig.savefig(picture, format=file_format)
-        return picture.getvalue()
+        d2l.set_axes(axes, xlabel, ylabel, xlim, ylim, xscale, yscale, legend)
 
     def _write(self, points: Sequence[tuple[int, float, float]]) -> None:
         values = [f"{self._label(curve)} {y:.4g}" for curve, _, y in points]

@@ -1,7 +1,7 @@
 """Text functions of the book: reading both corpora, tokenization, and `Vocab`.
 
-They follow sections 8.2 and 8.3 of Dive into Deep Learning (first edition) and the lyrics section
-of the Chinese v1. `recurra.text.catalogue` locates and downloads the files.
+They follow sections 8.2 and 8.3 of the editions before 1.0 and the lyrics section of the Chinese
+first edition (v1). `recurra.text.catalogue` locates and downloads the files.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from recurra import d2l
 from recurra.errors import ConfigError
 from recurra.text import catalogue
 
@@ -22,11 +23,15 @@ DATA_HUB: dict[str, tuple[str, str]] = {}
 LYRICS_LENGTH = 10_000
 
 
-def download(name: str) -> str:
+def download(name: str, folder: str | None = None, sha1_hash: str | None = None) -> str:
     """Return the path of a corpus, downloaded if necessary.
 
     Args:
-        name: the name in the book (`time_machine`) or in recurra (`time-machine`).
+        name: the name in the book (`time_machine`) or in recurra (`time-machine`), or the address
+            in the book (`d2l.DATA_URL + "timemachine.txt"`).
+        folder: part of the signature of the book; ignored. The text is read from the directory
+            that `RECURRA_DATA` names, or from the cache.
+        sha1_hash: part of the signature of the book; ignored. The catalogue has its own checksums.
 
     Raises:
         CorpusError: the corpus is unknown, or is not available locally and cannot be downloaded.
@@ -37,6 +42,11 @@ def download(name: str) -> str:
         >>> Path(d2l.download("time_machine")).name
         'time_machine.txt'
     """
+    if "://" in name:
+        file_name = name.rpartition("/")[2]
+        for corpus in map(catalogue.describe, catalogue.names()):
+            if corpus.url is not None and corpus.url.endswith("/" + file_name):
+                return str(catalogue.locate(corpus.name))
     return str(catalogue.locate(name.replace("_", "-")))
 
 
@@ -51,7 +61,7 @@ def read_time_machine() -> list[str]:
         >>> len(lines), lines[0]
         (3221, 'the time machine by h g wells')
     """
-    with catalogue.locate("time-machine").open(encoding="utf-8") as file:
+    with open(d2l.download("time_machine"), encoding="utf-8") as file:
         return [re.sub("[^A-Za-z]+", " ", line).strip().lower() for line in file]
 
 
@@ -115,7 +125,8 @@ class Vocab:
         min_freq: int = 0,
         reserved_tokens: Sequence[Any] | None = None,
     ) -> None:
-        self._token_freqs = count_corpus(tokens or []).most_common()
+        counts = d2l.count_corpus(tokens or [])
+        self._token_freqs = sorted(counts.items(), key=lambda item: item[1], reverse=True)
         kept = [token for token, count in self._token_freqs if count >= min_freq]
         # dict.fromkeys removes duplicates: a token that is also reserved has a single id.
         self.idx_to_token: list[Any] = list(
@@ -163,8 +174,8 @@ def load_corpus_time_machine(max_tokens: int = -1) -> tuple[list[int], Vocab]:
         >>> len(corpus), len(vocab)
         (170580, 28)
     """
-    tokens = tokenize(read_time_machine(), "char")
-    vocab = Vocab(tokens)
+    tokens = d2l.tokenize(d2l.read_time_machine(), "char")
+    vocab = d2l.Vocab(tokens)
     corpus: list[int] = [vocab[token] for line in tokens for token in line]
     return (corpus[:max_tokens] if max_tokens > 0 else corpus), vocab
 

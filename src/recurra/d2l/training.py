@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recurra.d2l.measuring import Accumulator, Timer
+from recurra import d2l
 from recurra.d2l.models import Device
-from recurra.d2l.plotting import Animator
-from recurra.d2l.updates import clear_gradients, detached, grad_clipping, perplexity, sgd
+from recurra.d2l.updates import clear_gradients, detached, perplexity
 from recurra.errors import ConfigError, SourceError
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -76,14 +75,14 @@ def train_epoch(
     updater: Updater,
     device: Device,
     use_random_iter: bool,
-    theta: float,
+    clip_gradients: Callable[[], None],
 ) -> tuple[float, float]:
     """Train for one epoch and return (perplexity, tokens per second).
 
-    `theta` is the maximum norm of the gradients. See `train_epoch_ch8` for the other arguments and
-    the errors.
+    `clip_gradients` is called after each backward pass. See `train_epoch_ch8` for the other
+    arguments and the errors.
     """
-    state, timer, metric = None, Timer(), Accumulator(2)
+    state, timer, metric = None, d2l.Timer(), d2l.Accumulator(2)
     for inputs, targets in train_iter:
         if state is None or use_random_iter:
             state = net.begin_state(batch_size=inputs.shape[0], device=device)
@@ -96,7 +95,7 @@ def train_epoch(
         # Updaters that are defined in notebooks often do not clear the gradients.
         clear_gradients(net)
         mean_loss.backward()  # type: ignore[no-untyped-call]
-        grad_clipping(net, theta)
+        clip_gradients()
         if isinstance(updater, torch.optim.Optimizer):
             updater.step()
         else:
@@ -144,7 +143,15 @@ def train_epoch_ch8(
         >>> ppl > 1
         True
     """
-    return train_epoch(net, train_iter, loss, updater, device, use_random_iter, theta=1)
+    return train_epoch(
+        net,
+        train_iter,
+        loss,
+        updater,
+        device,
+        use_random_iter,
+        lambda: d2l.grad_clipping(net, 1),
+    )
 
 
 def train_ch8(
@@ -182,7 +189,7 @@ def train_ch8(
     if num_epochs < 1:
         raise ConfigError(f"num_epochs is {num_epochs}; it must be at least 1")
     loss = nn.CrossEntropyLoss()
-    animator = Animator(
+    animator = d2l.Animator(
         xlabel="epoch", ylabel="perplexity", legend=["train"], xlim=[REPORT_EVERY, num_epochs]
     )
     updater: Updater
@@ -191,16 +198,16 @@ def train_ch8(
     else:
 
         def updater(batch_size: int) -> None:
-            sgd(net.params, lr, batch_size)
+            d2l.sgd(net.params, lr, batch_size)
 
     for epoch in range(1, num_epochs + 1):
-        ppl, speed = train_epoch_ch8(net, train_iter, loss, updater, device, use_random_iter)
+        ppl, speed = d2l.train_epoch_ch8(net, train_iter, loss, updater, device, use_random_iter)
         if epoch % REPORT_EVERY == 0:
-            print(predict_ch8(PREFIXES[0], PREDICTED, net, vocab, device))
+            print(d2l.predict_ch8(PREFIXES[0], PREDICTED, net, vocab, device))
             animator.add(epoch, [ppl])
     print(f"perplexity {ppl:.1f}, {speed:.1f} tokens/sec on {device!s}")
     for prefix in PREFIXES:
-        print(predict_ch8(prefix, PREDICTED, net, vocab, device))
+        print(d2l.predict_ch8(prefix, PREDICTED, net, vocab, device))
 
 
 def evaluate_loss(net: Callable[[Tensor], Tensor], data_iter: Batches, loss: Loss) -> float:
@@ -215,7 +222,7 @@ def evaluate_loss(net: Callable[[Tensor], Tensor], data_iter: Batches, loss: Los
         >>> d2l.evaluate_loss(net, data, torch.nn.MSELoss(reduction="none"))
         0.5
     """
-    metric = Accumulator(2)
+    metric = d2l.Accumulator(2)
     for inputs, targets in data_iter:
         predicted = net(inputs)
         losses = loss(predicted, targets.reshape(predicted.shape))

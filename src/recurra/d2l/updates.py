@@ -59,7 +59,16 @@ def grad_clipping(net: Any, theta: float, device: torch.device | str | None = No
         >>> weight.grad
         tensor([0.6000, 0.8000])
     """
-    gradients = [p.grad for p in parameters_of(net) if p.grad is not None]
+    clip_to_norm(parameters_of(net), theta)
+
+
+def clip_to_norm(parameters: Iterable[Tensor], theta: float) -> None:
+    """Scale the gradients in place so that their global L2 norm is at most `theta`.
+
+    Raises:
+        NonFiniteError: the norm is NaN or infinite. The gradients are left unchanged.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return
     # Sum on the device, so that there is a single transfer instead of one per gradient.

@@ -1,6 +1,6 @@
 """Cut a sequence of ids into batches: sequential partitioning and random sampling.
 
-Both methods follow d2l section 8.3: every epoch starts at a new random offset below `num_steps`.
+Both methods follow d2l 0.17, section 8.3: every epoch starts at a random offset below `num_steps`.
 The offset and the order of an epoch are drawn from (seed, epoch) alone. A position in the data is
 therefore the pair (epoch, index of the batch), and resuming needs nothing else. This holds for any
 number of processes that share the batches. The ids can be any integer array, including a memory
@@ -216,9 +216,9 @@ class BatchStream:
 
         A window ends after each step with probability 1 / num_steps. With this probability the
         gradient is not passed across the step. Otherwise it is multiplied by the inverse of the
-        probability that it is passed. Its mean is then the gradient of full BPTT (d2l section 8.7,
-        after Tallec and Ollivier 2017). This holds for fixed weights: updates between windows,
-        clipping and Adam act on the gradient of each window.
+        probability that it is passed. Its mean is then the gradient of full BPTT (d2l 0.17,
+        section 8.7, after Tallec and Ollivier 2017). This holds for fixed weights: updates between
+        windows, clipping and Adam act on the gradient of each window.
 
         The factor is 1 unless `bptt` is "randomized".
         """

@@ -17,7 +17,7 @@ def clip_gradients(
     max_norm: float | None = None,
     max_value: float | None = None,
 ) -> float:
-    """Clip all gradients in place, by value first and then by norm (d2l section 8.5.5).
+    """Clip all gradients in place, by value first and then by norm (d2l 0.17 section 8.5.5).
 
     Args:
         named_parameters: as returned by `module.named_parameters()`; parameters without a gradient

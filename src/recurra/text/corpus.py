@@ -133,7 +133,7 @@ def _joined_bytes(reader: SourceReader, config: TextConfig) -> Iterator[bytes]:
 
 
 class LettersOnly:
-    """Incremental text cleaning as in 'Dive into Deep Learning', section 8.2.
+    """Incremental text cleaning as in 'Dive into Deep Learning' 0.17, section 8.2.
 
     In every line, each run of characters outside A-Z and a-z is replaced by one space. The line is
     then stripped and converted to lower case. Lines are joined without a separator.

@@ -84,7 +84,7 @@ class ReluLoop(ElmanLoop):
 
 
 class TanhCell(Cell):
-    """h_t = tanh(x_t W_ih' + b_ih + h_{t-1} W_hh' + b_hh): Elman 1990; d2l section 8.4."""
+    """h_t = tanh(x_t W_ih' + b_ih + h_{t-1} W_hh' + b_hh): Elman 1990; d2l 0.17 section 8.4."""
 
     loop = TanhLoop()
     torch_kernel = TorchKernel(torch.rnn_tanh, "RNN_TANH")

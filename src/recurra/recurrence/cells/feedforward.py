@@ -9,7 +9,7 @@ from recurra.recurrence.cells.cell import Cell, LayerParameters, State
 
 
 class FeedForwardCell(Cell):
-    """y_t = tanh(x_t W_ih' + b_ih): the network without hidden state of d2l section 8.4.1."""
+    """y_t = tanh(x_t W_ih' + b_ih): the network without hidden state of d2l 0.17 section 8.4.1."""
 
     def step(
         self, projected: Tensor, state: State, parameters: LayerParameters, dtype: torch.dtype

@@ -94,7 +94,7 @@ class GruLoop(TimeLoop):
 
 
 class GruCell(Cell):
-    """Gated recurrent unit: Cho et al. 2014 in torch's form; d2l section 9.1.
+    """Gated recurrent unit: Cho et al. 2014 in torch's form; d2l 0.17 section 9.1.
 
     r = s(x_r + h_r), z = s(x_z + h_z), n = tanh(x_n + r * h_n), h_t = (1 - z) * n + z * h_{t-1},
     where x_* are the three parts of x_t W_ih' + b_ih and h_* those of h_{t-1} W_hh' + b_hh. The

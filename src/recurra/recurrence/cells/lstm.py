@@ -113,7 +113,7 @@ class LstmLoop(TimeLoop):
 
 
 class LstmCell(Cell):
-    """Long short-term memory: Hochreiter & Schmidhuber 1997 with forget gate; d2l section 9.2.
+    """Long short-term memory: Hochreiter & Schmidhuber 1997 with forget gate; d2l 0.17 section 9.2.
 
     i, f, o = s(...), g = tanh(...), c_t = f * c_{t-1} + i * g, h_t = o * tanh(c_t); with a
     projection (Sak et al. 2014) h_t = (o * tanh(c_t)) W_hr'.

@@ -4,8 +4,8 @@ A time loop contains only what depends on the previous step: one product with W_
 element-wise operations, written to existing buffers. The local derivatives of all gates at all
 steps are computed before the backward loop. `backends/bptt.py` connects the loops to autograd.
 
-Derivations follow d2l section 8.7. Throughout, `deltas` are gradients of the loss with respect to
-the pre-activations, so that each weight gradient is a single product over T*B rows.
+Derivations follow d2l 0.17, section 8.7. Throughout, `deltas` are gradients of the loss with
+respect to the pre-activations, so that each weight gradient is a single product over T*B rows.
 """
 
 from __future__ import annotations
