@@ -52,8 +52,8 @@ class Compare(Settings):
     equal_parameters: bool = False
     """Compare models of equal size: choose the hidden size of each variant but the first so that
     its number of parameters differs by at most 2% from that of the first, or as little as possible.
-    Multiples of 16, 8, 4 and 2 units are preferred, in this order. By default, the hidden size is that of --hidden-size, or chosen
-    for each variant if there is a time budget."""
+    Multiples of 16, 8, 4 and 2 units are preferred, in this order. By default, the hidden size is
+    that of --hidden-size, or chosen for each variant if there is a time budget."""
 
     out: Path | None = None
     """Directory of the comparison; by default, a new directory in runs/. If the directory contains
