@@ -86,16 +86,30 @@ def require_matplotlib() -> None:
         raise MissingExtraError("--plot", "plot") from error
 
 
-def write_svg(records: Sequence[dict[str, Any]], file: Path, title: str) -> None:
+def write_svg(
+    records: Sequence[dict[str, Any]],
+    file: Path,
+    title: str,
+    losses: Sequence[dict[str, Any]] = (),
+) -> None:
     """Write a plot of the training and validation loss against training tokens as SVG.
+
+    Args:
+        records: lines of metrics.jsonl.
+        file: the file to write.
+        title: title of the figure.
+        losses: lines of loss.jsonl, which have more points of the training loss.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
     with _figure(file, title, height=3.8) as figure:
         axes = figure.subplots()
-        for key, label in (("train_nats", "training"), ("val_nats", "validation")):
-            points = [(r["tokens"], r[key]) for r in records if r.get(key) is not None]
+        training = losses if len(losses) > len(records) else records
+        for key, label, lines in (
+            ("train_nats", "training", training), ("val_nats", "validation", records)
+        ):  # fmt: skip
+            points = [(r["tokens"], r[key]) for r in lines if r.get(key) is not None]
             if points:
                 marker = "o" if len(points) == 1 else None
                 axes.plot(*zip(*points, strict=True), label=label, marker=marker)
