@@ -76,6 +76,14 @@ def test_compare_equal_parameters_chooses_hidden_sizes(compare, listener, budget
     assert "differ in size" not in str(comparison)
 
 
+def test_compare_equal_parameters_first_variant_gives_the_size(compare):
+    variants = {"lstm": {"hidden_size": 24}, "rnn": {"cell": "rnn", "hidden_size": None}}
+    rows = compare(variants, seeds=1, equal_parameters=True, hidden_size=None).rows
+    sizes = {row.variant.name: row.results[0].hidden_size for row in rows}
+    assert sizes["lstm"] == 24
+    assert 24 < sizes["rnn"] < 72
+
+
 def test_compare_equal_parameters_resumes_with_the_same_sizes(compare, listener):
     variants = {"lstm": {}, "rnn": {"cell": "rnn"}}
     options = {"hidden_size": 32, "equal_parameters": True}

@@ -92,12 +92,13 @@ def _check_common(config: RunConfig, other: RunConfig) -> None:
 def _check_adjustable(variants: Sequence[Variant]) -> None:
     """Check that the hidden size of each variant but the first can be chosen."""
     first, *others = variants
+    given = first.options.values.get("hidden_size")
     for variant in others:
         model = variant.options.config.model
         require(
-            model.hidden_size == first.options.config.model.hidden_size,
-            f"{variant.name}: equal_parameters chooses the hidden size; give no other hidden_size"
-            f" than that of {first.name}",
+            variant.options.values.get("hidden_size") in (None, given),
+            f"{variant.name}: equal_parameters chooses the hidden size of every variant but the"
+            " first; remove its hidden_size",
         )
         is_bound = variant.options.is_given("embedding_size") and model.embedding_size > 0
         require(
