@@ -52,6 +52,8 @@ def comparable_files(folder: Path) -> dict[str, bytes]:
         data = file.read_bytes()
         if file.name == "metrics.jsonl":
             data = b"\n".join(map(_without_clock, data.splitlines()))
+        if file.name == "config.json":
+            data = _without_commands(data)
         found[str(file.relative_to(folder))] = data
     return found
 
@@ -59,6 +61,10 @@ def comparable_files(folder: Path) -> dict[str, bytes]:
 def _without_clock(line: bytes) -> bytes:
     record = json.loads(line)
     return json.dumps({k: v for k, v in record.items() if k not in CLOCK_FIELDS}).encode()
+
+
+def _without_commands(data: bytes) -> bytes:
+    return json.dumps({k: v for k, v in json.loads(data).items() if k != "commands"}).encode()
 
 
 def differences(whole: Path, parts: Path) -> list[str]:

@@ -45,8 +45,8 @@ def test_readme_translations_show_equal_commands():
 
 def test_recurra_all_lists_public_names():
     assert recurra.__all__ == [
-        "LanguageModel", "__version__", "compare", "config", "d2l", "errors", "load", "model", "nn",
-        "train",
+        "Cell", "LanguageModel", "__version__", "compare", "config", "d2l", "errors", "load",
+        "model", "nn", "register_cell", "register_optimizer", "resume", "train",
     ]  # fmt: skip
     for name in recurra.__all__:
         assert getattr(recurra, name) is not None

@@ -10,7 +10,8 @@ from unittest import mock
 import pytest
 
 import recurra
-from recurra.config.cells import CELL_TRAITS, CellTraits, register_cell
+from recurra.config.cells import CELL_TRAITS, CellTraits
+from recurra.config.optimizers import OPTIMIZERS
 from recurra.experiments import Comparison
 from recurra.inference.dynamic import DynamicConfig
 from recurra.inference.evaluate import Evaluation
@@ -18,14 +19,14 @@ from recurra.inference.generate import GenerationConfig
 from recurra.inference.score import Score
 from recurra.io.files import cache_folder
 from recurra.recurrence.backends.linear_scan import linear_scan
-from recurra.recurrence.cells import Cell
+from recurra.recurrence.cells import CELLS
 from recurra.report.progress import Progress
 from recurra.text import catalogue
 
 MODULES = (recurra, recurra.config, recurra.d2l, recurra.model, recurra.nn)
 
 OTHERS = (
-    recurra.errors.RecurraError, Cell, CellTraits, register_cell, linear_scan,
+    recurra.errors.RecurraError, CellTraits, linear_scan,
     Comparison, DynamicConfig, Evaluation, GenerationConfig, Progress, Score,
 )  # fmt: skip
 """Public objects that are in the `__all__` of none of these modules."""
@@ -63,10 +64,14 @@ OBJECTS = {name: value for name, value in public_objects() if is_documented(valu
 
 @pytest.fixture
 def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty working directory, and cells that are registered for one test only."""
+    """An empty working directory; cells and optimizers are registered for one test only."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
-    with mock.patch.dict(CELL_TRAITS):
+    with (
+        mock.patch.dict(CELL_TRAITS),
+        mock.patch.dict(CELLS),
+        mock.patch.dict(OPTIMIZERS),
+    ):
         yield
 
 

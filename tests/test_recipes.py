@@ -4,21 +4,25 @@ import json
 import logging
 import sys
 import types
+from unittest import mock
 
 import pytest
+import torch
 
+import recurra
 from conformance import checks
 from recurra import api
 from recurra.cli import main as command_line
 from recurra.config.backends import BACKEND_MODULES
 from recurra.config.optimizers import OPTIMIZERS, OptimizerSpec
 from recurra.engine import select
-from recurra.errors import ConfigError, TrainingInterrupted
+from recurra.errors import ConfigError, RunError, TrainingInterrupted
 from recurra.recurrence.cells import CELLS
 from recurra.report.progress import Progress
 from recurra.runtime.clock import Clock
 from recurra.training import run as run_module
 from support.recorded import RecordedEngine
+from support.toy_optimizer import SignMomentum
 
 SMALL = {"hidden_size": 12, "batch_size": 4, "num_steps": 16, "sample_length": 20, "threads": 1}
 
@@ -68,6 +72,43 @@ def test_optimizer_added_as_one_file_and_row_resumes(source, tmp_path, toy_optim
         api.train(source, out=tmp_path / "parts", progress=listener(stop_at=7), **options)
     run_module.resume_run(tmp_path / "parts", Progress(), Clock())
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+def test_registered_optimizer_trains_and_resumes_exactly(source, tmp_path, listener):
+    with mock.patch.dict(OPTIMIZERS):
+        recurra.register_optimizer(
+            SignMomentum, name="my-optimizer", options=("momentum",), slots=("mean",)
+        )
+        options = {"steps": 12, "report_every": 3, "momentum": 0.9, "lr": 2e-3, **SMALL}
+        options["optimizer"] = "my-optimizer"
+        api.train(source, out=tmp_path / "whole", **options)
+        with pytest.raises(TrainingInterrupted):
+            api.train(source, out=tmp_path / "parts", progress=listener(stop_at=7), **options)
+        recurra.resume(tmp_path / "parts")
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    with pytest.raises(RunError, match=r"optimizer is 'my-optimizer'.*recurra.register_optimizer"):
+        recurra.resume(tmp_path / "parts", steps=20)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options", "message"),
+    [
+        (
+            SignMomentum,
+            {"options": ("momentum",)},
+            "state of the optimizer new has mean",
+        ),
+        (SignMomentum, {"name": "adam"}, "'adam' belongs to an optimizer of recurra"),
+        (SignMomentum, {"name": "a b"}, "must consist of letters"),
+        (SignMomentum, {"slot": "mean"}, "cannot be registered.*slot"),
+        (SignMomentum, {"options": ("beta",)}, "a step of the optimizer new failed.*beta"),
+        (torch.nn.Linear, {}, "not a subclass of torch.optim.Optimizer"),
+    ],
+)
+def test_register_optimizer_invalid_raises(optimizer, options, message):
+    with pytest.raises(ConfigError, match=message):
+        recurra.register_optimizer(optimizer, **{"name": "new"} | options)
+    assert "new" not in OPTIMIZERS
 
 
 def test_train_unknown_optimizer_error_lists_names():

@@ -25,18 +25,26 @@ if "torch" not in sys.modules and not os.environ.keys() & {"GOMP_SPINCOUNT", "OM
 
 if TYPE_CHECKING:
     from recurra import config, d2l, errors, model, nn
-    from recurra.api import LanguageModel, load, train
+    from recurra.api import LanguageModel, load, resume, train
+    from recurra.engine.optimizers import register_optimizer
     from recurra.experiments import compare
+    from recurra.recurrence.cells import Cell
+    from recurra.recurrence.cells.registration import register_cell
 
 _FUNCTIONS = {
+    "Cell": "recurrence.cells",
     "LanguageModel": "api",
     "compare": "experiments",
     "load": "api",
+    "register_cell": "recurrence.cells.registration",
+    "register_optimizer": "engine.optimizers",
+    "resume": "api",
     "train": "api",
 }
 _MODULES = ("config", "d2l", "errors", "model", "nn")
 
 __all__ = [
+    "Cell",
     "LanguageModel",
     "__version__",
     "compare",
@@ -46,6 +54,9 @@ __all__ = [
     "load",
     "model",
     "nn",
+    "register_cell",
+    "register_optimizer",
+    "resume",
     "train",
 ]
 

@@ -1,30 +1,38 @@
-"""Public functions: `train()` and `load()` return a `LanguageModel`.
+"""Public functions: `train()`, `resume()` and `load()` return a `LanguageModel`.
 
 The module connects the lower-level packages and contains no computation.
 """
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from recurra.config import RunOptions
-from recurra.data.token_file import load_vocabulary
-from recurra.errors import RunError
+from recurra.config.checks import require
+from recurra.errors import TrainingInterrupted
 from recurra.inference.language_model import LanguageModel, Source, as_list
-from recurra.report.progress import ConsoleProgress, Progress
-from recurra.runs.directory import RunDirectory
-from recurra.runs.weights import load_model
+from recurra.inference.loading import load_language_model
+from recurra.report.notebook import default_progress
+from recurra.report.progress import Progress
 from recurra.runtime.clock import Clock
-from recurra.runtime.devices import choose_device
-from recurra.training.run import start_run
+from recurra.runtime.interactive import is_interactive
+from recurra.text.memory import MemoryText, TextInMemory
+from recurra.text.sources import TextSource
+from recurra.training.creation import requested
+from recurra.training.run import resume_run, start_run
 
-__all__ = ["LanguageModel", "load", "train"]
+__all__ = ["LanguageModel", "load", "resume", "train"]
 
 
 def train(
     source: Source | Sequence[Source] = (),
     *,
+    text: TextInMemory | None = None,
+    base: Source | None = None,
+    config: Source | None = None,
     out: Source | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -35,21 +43,29 @@ def train(
     Args:
         source: a file, a directory, a corpus name, or a sequence of these. By default, the bundled
             English story.
+        text: instead of `source`, a text in memory: a string, bytes, an open file, or an iterable
+            of strings or of bytes, which are joined by `separator`.
+        base: run directory of a model to fine-tune; see `training/fine_tuning.py`.
+        config: file with defaults for the options: the config.json of a run, or TOML with the same
+            fields. `source` also defaults to the sources of that file.
         out: run directory to create; by default, a new directory in `runs/`.
         force: replace an existing run in that directory.
-        progress: receives training events. Defaults to `ConsoleProgress`, which writes to stderr.
+        progress: receives training events. Defaults to `ConsoleProgress`, which writes to stderr,
+            or in a Jupyter notebook to `NotebookProgress`, which updates one display.
         options: fields of `TextConfig`, `ModelConfig` and `TrainingConfig`; None means unspecified.
             With a budget in minutes (2 if no budget is given), `training/recipe.py` chooses the
             unspecified options. Otherwise, they have their defaults.
 
     Returns:
-        The model with the weights of the lowest validation loss.
+        The model with the weights of the lowest validation loss. If Ctrl-C, or the stop button of
+        a notebook, interrupts training in an interactive session, this is the model so far.
 
     Raises:
         ConfigError, SourceError, CorpusError, RunError: see `recurra.errors`; nothing is written.
         DivergenceError: training failed. The run directory contains the last good checkpoint, a
             record of the failed batch and the best weights.
-        TrainingInterrupted: a signal was received; a checkpoint was saved.
+        TrainingInterrupted: a signal was received; a checkpoint was saved. In an interactive
+            session, Ctrl-C raises it only before the first checkpoint or in the middle of a step.
 
     Examples:
         >>> import recurra
@@ -58,10 +74,78 @@ def train(
         'gru'
         >>> lm.path.name
         'story'
+        >>> cats = recurra.train(text="The cat sat on the mat. " * 99, base="runs/story", steps=5)
+        >>> cats.config.model.hidden_size
+        8
     """
     clock = Clock()
-    progress = progress or ConsoleProgress()
-    return start_run(as_list(source), RunOptions.of(**options), out, progress, clock, force=force)
+    sources: list[TextSource] = [*as_list(source)]
+    if text is not None:
+        require(not sources, "source and text are both given; remove one of the two")
+        sources = [MemoryText(text)]
+    request = replace(requested(sources, RunOptions.of(**options), config, base), force=force)
+    shown = progress or default_progress()
+    try:
+        return start_run(request, out, shown, clock)
+    except TrainingInterrupted as stop:
+        return _model_so_far(stop, request.options, shown)
+
+
+def resume(
+    path: Source,
+    source: Source | Sequence[Source] = (),
+    *,
+    progress: Progress | None = None,
+    **options: Any,
+) -> LanguageModel:
+    """Resume an interrupted run exactly, or train a run longer.
+
+    Args:
+        path: the run directory.
+        source: the text, which must be that of the run; by default it is not compared.
+        progress: receives training events, as for `train`.
+        options: a greater budget (minutes, steps or epochs), which counts from the start of the
+            run; threads, device, plot, checkpoint_every and on_nan. Others must be equal to those
+            of the run.
+
+    Returns:
+        The model with the weights of the lowest validation loss.
+
+    Raises:
+        ConfigError: an option differs from the run, or the budget is spent already.
+        RunError: the directory contains no run, its checkpoints are damaged, the text differs, or
+            another process is training in it.
+        DivergenceError, TrainingInterrupted: as for `train`.
+
+    Examples:
+        >>> import recurra
+        >>> _ = recurra.train(hidden_size=8, steps=5, out="runs/story")
+        >>> lm = recurra.resume("runs/story", steps=10)
+        >>> lm.config.training.steps
+        10
+    """
+    clock = Clock()
+    shown = progress or default_progress()
+    given = RunOptions.of(**options)
+    try:
+        return resume_run(path, shown, clock, options=given, sources=as_list(source))
+    except TrainingInterrupted as stop:
+        return _model_so_far(stop, given, shown)
+
+
+def _model_so_far(
+    stop: TrainingInterrupted, options: RunOptions, progress: Progress
+) -> LanguageModel:
+    """Return the model of an interrupted training in an interactive session.
+
+    Raises:
+        TrainingInterrupted: the session is not interactive (a script must end at Ctrl-C), the
+            signal was not that of Ctrl-C, or there is no model.
+    """
+    if stop.run is None or stop.signum != signal.SIGINT or not is_interactive():
+        raise stop
+    progress.message(f"interrupted; {stop}; the result is the model so far")
+    return load(stop.run, options.config.training.device)
 
 
 def load(path: Source, device: str = "cpu") -> LanguageModel:
@@ -85,33 +169,4 @@ def load(path: Source, device: str = "cpu") -> LanguageModel:
         >>> lm.config.model.hidden_size
         8
     """
-    directory = RunDirectory(path)
-    config = directory.read_config()
-    vocabulary = load_vocabulary(directory.path)
-    if vocabulary.kind != config.text.tokens:
-        raise RunError(
-            f"{directory.vocabulary} has {vocabulary.kind} tokens, but {directory.config} specifies"
-            f" {config.text.tokens}"
-        )
-    if len(vocabulary) != config.model.vocab_size:
-        raise RunError(
-            f"{directory.vocabulary} has {len(vocabulary)} tokens, but {directory.config} specifies"
-            f" {config.model.vocab_size}"
-        )
-    if not directory.model.exists():
-        raise RunError(
-            f"{directory.model} is missing because the run stopped before its first evaluation;"
-            f" resume it with recurra train --resume {directory.path}"
-        )
-    try:
-        model = load_model(directory.model, config.model)
-    except RunError as error:
-        raise RunError(f"{error}{_remedy(directory)}") from error
-    return LanguageModel(model.to(choose_device(device)).eval(), vocabulary, config, directory.path)
-
-
-def _remedy(directory: RunDirectory) -> str:
-    """Return how to restore damaged weights, or an empty string if no checkpoint has a copy."""
-    if not directory.has_copy_of_model:
-        return ""
-    return f"; recurra train --resume {directory.path} restores them from the last checkpoint"
+    return load_language_model(path, device)

@@ -20,6 +20,10 @@
 The second column is the built-in class that an exception is also derived from.
 """
 
+from pathlib import Path
+
+from recurra.installation import install_command
+
 
 class RecurraError(Exception):
     """Base class of all errors that recurra raises. The message is one sentence.
@@ -91,10 +95,10 @@ class KernelError(RecurraError, RuntimeError):
 
 
 class MissingExtraError(RecurraError, ImportError):
-    """An optional dependency is not installed. The message names the extra that installs it."""
+    """An optional dependency is not installed. The message has the command that installs it."""
 
     def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(f"{feature} needs the '{extra}' extra: pip install 'recurra[{extra}]'")
+        super().__init__(f"{feature} needs the '{extra}' extra: {install_command(extra)}")
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -102,8 +106,10 @@ class TrainingInterrupted(KeyboardInterrupt):
 
     Attributes:
         signum: the number of the signal.
+        run: the run directory with the model so far, or None if there is none.
     """
 
-    def __init__(self, signum: int, message: str = "") -> None:
+    def __init__(self, signum: int, message: str = "", run: Path | None = None) -> None:
         self.signum = signum
+        self.run = run
         super().__init__(*([message] if message else []))

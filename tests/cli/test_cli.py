@@ -52,7 +52,7 @@ def test_generate_same_seed_gives_same_sample(run, capsys):
     assert len(first) == 4 + 30 + 1
     assert main(arguments) == 0
     assert capsys.readouterr().out == first
-    assert main([*arguments, "--only-new"]) == 0
+    assert main([*arguments, "--no-prompt"]) == 0
     assert capsys.readouterr().out == first.removeprefix("the ")
     assert main([*arguments, "--json", "--num-samples", "2"]) == 0
     record = json.loads(capsys.readouterr().out)
@@ -152,6 +152,25 @@ def test_data_list_get_and_where(capsys, monkeypatch, tmp_path, fails):
     assert main(["data", "where", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["RECURRA_DATA"] == str(tmp_path)
     fails(["data", "get"], 2, "name")
+
+
+def test_data_list_shows_path_and_size_of_local_corpora(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("RECURRA_DATA", str(tmp_path))
+    monkeypatch.setenv("RECURRA_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "time_machine.txt"
+    file.write_text("another edition", "utf-8")
+    assert main(["data", "list", "--json"]) == 0
+    out, err = capsys.readouterr()
+    listed = {record["name"]: record for record in map(json.loads, out.splitlines())}
+    assert (listed["time-machine"]["path"], listed["time-machine"]["num_bytes"]) == (str(file), 15)
+    assert os.path.isfile(listed["english-story"]["path"])
+    assert listed["tiny-shakespeare"]["path"] is None
+    assert listed["tiny-shakespeare"]["num_bytes"] == 1_115_394
+    assert "differs from the published time-machine" in err
+    assert main(["data", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"15 bytes  {file}" in lines[5]
+    assert "1,115,394 bytes  not on this machine" in lines[9]
 
 
 def test_doctor_json_reports_libraries_and_backends(capsys):

@@ -101,9 +101,11 @@ def test_generate_undecodable_prompt_error_is_one_line(folder: Path) -> None:
 
 def test_train_unknown_option_error_is_one_line_in_any_locale(locale: Locale) -> None:
     long = "a-file-name-that-is-longer-than-the-rows-of-a-narrow-terminal.txt"
-    _, err = locale.recurra("train", "--hiden-size", long, code=2)
-    for word in ("--hiden-size", long, "--hidden-size", "recurra train --help"):
+    _, err = locale.recurra("train", "--hiden-size", "3", code=2)
+    for word in ("--hiden-size", "--hidden-size", "recurra train --help"):
         assert word in err
+    _, err = locale.recurra("generate", "run", long, code=2)
+    assert f"unexpected argument {long} (" in err
 
 
 def test_help_and_data_list_in_any_locale(locale: Locale) -> None:

@@ -72,6 +72,54 @@ def test_output_escapes_controls_for_terminal_only(tmp_path, quick, capsys, monk
     assert sys.stdout.getvalue() == piped.replace("\x1b", "\N{SYMBOL FOR ESCAPE}")
 
 
+CONTROLS = "\x07\x1b\x7f\x85\x9b\u2028\u202e\u2066"
+"""A bell, escape, delete, two C1 controls, a line separator and two marks of direction."""
+
+
+def test_json_output_escapes_all_controls(tmp_path, quick, capsys):
+    folder, text = tmp_path / "run", tmp_path / "text.txt"
+    text.write_text(f"{CONTROLS}\n" * 100, "utf-8")
+    assert main(["train", str(text), "--out", str(folder), "--quiet", "--json", *quick]) == 0
+    for command in (
+        ["generate", folder, "--prompt", CONTROLS, "--max-new-tokens", "50", "--json"],
+        ["score", folder, text, "--top", "2", "--json", "--chars"],
+        ["runs", tmp_path, "--json"],
+    ):
+        assert main([str(argument) for argument in command]) == 0
+    out = capsys.readouterr().out
+    assert not set(out) & set(CONTROLS)
+    decoded = [json.loads(line) for line in out.split("\n")[:-1]]
+    assert CONTROLS in {record.get("text") for record in decoded}
+    assert CONTROLS in {record.get("prompt") for record in decoded}
+
+
+def test_terminal_output_replaces_marks_of_direction(tmp_path, quick, capsys, monkeypatch):
+    folder, text = tmp_path / "run", tmp_path / "text.txt"
+    text.write_text(f"{CONTROLS}\n" * 100, "utf-8")
+    assert main(["train", str(text), "--out", str(folder), "--quiet", *quick]) == 0
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    assert main(["score", str(folder)]) == 0
+    assert not set(sys.stdout.getvalue()) & set(CONTROLS)
+
+
+def test_error_messages_escape_controls_of_file_names(tmp_path, capsys, quick, text):
+    name = "a\x1b[31m\x9b\u202eb"
+    (tmp_path / f"{name}.txt").write_bytes(b"\xff")
+    assert main(["train", str(tmp_path / f"{name}.txt"), *quick]) == 1
+    err = capsys.readouterr().err
+    assert "a\\u001b[31m\\u009b\\u202eb" in err
+    assert not set(err) & set(CONTROLS)
+    folder = tmp_path / name / "run"
+    source = tmp_path / "text.txt"
+    source.write_text(text, "utf-8")
+    assert main(["train", str(source), "--out", str(folder), *quick]) == 0
+    (folder / "metrics.jsonl").write_text("{}\n")
+    assert main(["runs", str(tmp_path)]) == 0
+    err = capsys.readouterr().err
+    assert "metrics.jsonl, line 1 is damaged" in err
+    assert not set(err) & set(CONTROLS)
+
+
 def test_commands_with_closed_or_ascii_streams_exit_cleanly(run, source, tmp_path, quick):
     def run_shell(command, **environment):
         done = subprocess.run(

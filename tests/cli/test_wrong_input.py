@@ -30,6 +30,45 @@ def test_main_wrong_usage_is_one_line_and_exits_2(tmp_path, monkeypatch, argumen
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--cell"], "--cell needs a value"),
+        (["train", "--prompt"], "--prompt needs a value"),
+        (["train", "--hidden-size", "x"], "--hidden-size is 'x'; it must be an integer"),
+        (["train", "--minutes=abc"], "--minutes is 'abc'; it must be a number"),
+        (["train", "--lr-milestones", "x"], "--lr-milestones is 'x'; it must be a number"),
+        (["score", "run", "--top", "x"], "--top is 'x'; it must be an integer"),
+        (["eval", "run", "--unknown", "x"], "--unknown is 'x'; it must be one of error, replace"),
+        (["data", "fly"], "action is 'fly'; it must be one of list, get, where"),
+        (["compare", "--variant"], "--variant needs a value"),
+        (["generate"], "missing argument: RUN (Run directory)"),
+        (["kernels"], "missing argument: {build,clean}"),
+        (["generate", "a", "b"], "unexpected argument b"),
+        (["generate", "a", "b", "c"], "unexpected arguments b, c"),
+        (["eval", "run", "--nope", "3"], "unknown option --nope"),
+        (
+            ["train", "--hiden-size", "3"],
+            "unknown option --hiden-size; perhaps you meant --hidden-size",
+        ),
+    ],
+)
+def test_main_usage_error_is_in_terms_of_the_help(arguments, message, fails):
+    command = arguments[0]
+    fails(arguments, 2, f"recurra: {message} (recurra {command} --help lists the options)\n")
+
+
+@pytest.mark.parametrize("columns", [40, 63, 200])
+def test_help_is_wrapped_at_terminal_width(monkeypatch, capsys, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert columns - 20 < max(map(len, text.split("\n"))) <= columns or columns == 200
+    unwrapped = " ".join(text.split())
+    assert "report the surprisal of a text by line and character" in unwrapped
+    assert "recurra --version prints the version. To get started" in unwrapped
+
+
 def test_main_no_arguments_lists_commands_and_exits_2(capsys):
     assert main([]) == 2
     assert "train" in capsys.readouterr().err

@@ -19,11 +19,11 @@ from recurra.training import run as run_module
 def test_compare_resumed_keeps_finished_runs(compare, tmp_path, monkeypatch):
     started = []
 
-    def count_runs(sources, config, out, *args, **kwargs):
+    def count_runs(request, out, *args):
         started.append(Path(out).name)
         if len(started) == 3:
             raise TrainingInterrupted(signal.SIGINT)
-        return run_module.prepare_run(sources, config, out, *args, **kwargs)
+        return run_module.prepare_run(request, out, *args)
 
     monkeypatch.setattr(runs, "prepare_run", count_runs)
     with pytest.raises(TrainingInterrupted):

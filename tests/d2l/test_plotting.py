@@ -104,7 +104,7 @@ def test_animator_without_matplotlib_stores_points_only(tmp_path, capsys):
     assert "train y 2" in capsys.readouterr().err
     with pytest.raises(MissingExtraError, match="plot"):
         animator.save(tmp_path / "loss.svg")
-    with pytest.raises(MissingExtraError, match=r"recurra\[plot\]"):
+    with pytest.raises(MissingExtraError, match=r"pip install .*\[plot\]"):
         _ = d2l.plt
     with pytest.raises(MissingExtraError):
         d2l.plot([1, 2])

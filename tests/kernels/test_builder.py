@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import shutil
 import stat
 import subprocess
@@ -15,7 +17,7 @@ from recurra.cli.main import main
 from recurra.errors import KernelError
 from recurra.kernels import builder, library
 
-needs_compiler = pytest.mark.skipif(builder.find_compiler() is None, reason="no compiler")
+needs_compiler = pytest.mark.skipif(builder.obstacle() is not None, reason="no compiler")
 
 LAYER = """
 import logging, torch, recurra.nn
@@ -74,6 +76,40 @@ def test_build_missing_compiler_error_lists_candidates(cache, monkeypatch, capsy
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("case", ["hidden", "nonexistent", "read-only", "no home", "off"])
+def test_doctor_and_training_state_same_reason_without_kernels(
+    cache, tmp_path, monkeypatch, capsys, case
+):
+    if case == "hidden":
+        monkeypatch.delenv("CXX", raising=False)
+        monkeypatch.setenv("PATH", str(tmp_path))
+    elif case == "nonexistent":
+        monkeypatch.setenv("CXX", "/nowhere/c++ -O1")
+    elif case == "read-only":
+        cache.touch()
+    elif case == "no home":
+        monkeypatch.delenv("RECURRA_CACHE")
+        monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError()))
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    else:
+        monkeypatch.setenv("RECURRA_KERNELS", "off")
+    with pytest.raises(KernelError) as caught:
+        library.load.__wrapped__()
+    assert main(["doctor", "--json"]) == 0
+    findings = json.loads(capsys.readouterr().out)
+    assert findings["kernels"] == f"unavailable: {caught.value}"
+    assert "native once" not in findings["backends"]
+    assert (case == "no home") == (str(caught.value) in findings["data"])
+    assert not cache.is_dir()
+
+
+@needs_compiler
+def test_build_compiler_with_arguments_in_cxx_is_used(cache, monkeypatch):
+    monkeypatch.setenv("CXX", f"{shlex.join(builder.compiler())} -DGIVEN_IN_CXX")
+    path = builder.build()
+    assert "-DGIVEN_IN_CXX" in path.with_name(builder.LOG).read_text("utf-8")
+
+
 def test_build_failure_names_log_and_is_not_repeated(cache, compiler, capsys):
     file = compiler('echo tried >> "$0.log"; echo "unknown flag" >&2; exit 1')
     tries = Path(f"{file}.log")
@@ -113,7 +149,7 @@ def test_train_without_requested_kernels_leaves_no_run(tmp_path):
 
 @needs_compiler
 def test_build_by_two_processes_compiles_once(cache, compiler, capsys):
-    real = shutil.which(builder.COMPILERS[0]) or builder.find_compiler()
+    real = shutil.which(builder.COMPILERS[0]) or shlex.join(builder.compiler())
     file = compiler(f'echo "$*" >> "$0.log"; exec {real} "$@"')
     processes = [
         subprocess.Popen([sys.executable, "-c", LAYER], stderr=subprocess.PIPE, text=True)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -13,8 +14,8 @@ import torch
 import recurra
 from conformance import checks
 from recurra.config import ModelConfig
-from recurra.config.cells import CELL_TRAITS, CellTraits, register_cell
-from recurra.errors import ConfigError
+from recurra.config.cells import CELL_TRAITS
+from recurra.errors import ConfigError, RunError
 from recurra.kernels import builder
 from recurra.model import RecurrentLM
 from recurra.recurrence.backends import require_backend
@@ -120,10 +121,9 @@ print("equal")
 @pytest.fixture
 def mgu():
     """Register the cell for one test."""
-    register_cell(CellTraits(name="mgu", implementation=f"{__name__}:MguCell", num_gates=2))
-    yield
-    del CELL_TRAITS["mgu"]
-    CELLS.pop("mgu", None)
+    with mock.patch.dict(CELL_TRAITS), mock.patch.dict(CELLS):
+        recurra.register_cell(MguCell, name="mgu", num_gates=2)
+        yield
 
 
 def make(**options):
@@ -134,8 +134,8 @@ def make(**options):
 
 def test_register_cell_existing_name_raises():
     with pytest.raises(ConfigError, match="'gru'"):
-        register_cell(CELL_TRAITS["gru"])
-    with pytest.raises(ConfigError, match=r"cell is 'mgu'.* rnn"):
+        recurra.register_cell(MguCell, name="gru", num_gates=2)
+    with pytest.raises(ConfigError, match=r"cell is 'mgu'.* rnn.*recurra.register_cell"):
         make()
 
 
@@ -174,7 +174,7 @@ def test_new_cell_run_trains_and_loads(mgu, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(builder.find_compiler() is None, reason="no compiler")
+@pytest.mark.skipif(builder.obstacle() is not None, reason="no compiler")
 def test_new_compiled_cell_equals_reference(tmp_path):
     package = tmp_path / "src" / "recurra"
     shutil.copytree(Path(recurra.__file__).parent, package)
@@ -204,3 +204,59 @@ def insert(file: Path, after: str, addition: str) -> None:
     text = file.read_text("utf-8")
     assert text.count(after) == 1
     file.write_text(text.replace(after, after + addition), "utf-8")
+
+
+@pytest.mark.usefixtures("mgu")
+def test_registered_cell_again_replaces_cell():
+    class Other(MguCell):
+        pass
+
+    recurra.register_cell(Other, name="mgu", num_gates=2)
+    assert isinstance(CELLS["mgu"], Other)
+
+
+class WrongStep(Cell):
+    """A cell whose step returns all gates instead of the units."""
+
+    def step(self, projected, state, parameters, dtype):
+        return projected, (projected,)
+
+
+class FailingStep(Cell):
+    """A cell whose step fails."""
+
+    def step(self, projected, state, parameters, dtype):
+        return projected @ projected, state
+
+
+@pytest.mark.parametrize(
+    ("cell", "options", "message"),
+    [
+        (MguCell, {"name": "my cell"}, "must consist of letters"),
+        (MguCell, {"name": ""}, "must consist of letters"),
+        (MguCell, {"gates": 3}, "cannot be registered.*gates"),
+        (torch.nn.GRUCell, {}, "not a subclass of recurra.Cell"),
+        (MguCell(CELL_TRAITS["gru"]), {}, "not a subclass of recurra.Cell"),
+        (WrongStep, {}, r"returned tensors of shapes .*\(2, 6\).* all \(2, 3\)"),
+        (FailingStep, {}, "the step of the cell mgu failed"),
+        (MguCell, {"reads_state": False}, "the step of the cell mgu failed"),
+    ],
+)
+def test_register_cell_invalid_raises(cell, options, message):
+    with pytest.raises(ConfigError, match=message):
+        recurra.register_cell(cell, **{"name": "mgu", "num_gates": 2} | options)
+    assert "mgu" not in CELL_TRAITS
+
+
+def test_run_with_registered_cell_loads_resumes_and_names_missing_cell(
+    mgu, source, tmp_path, monkeypatch
+):
+    options = {"hidden_size": 8, "batch_size": 4, "num_steps": 16, "steps": 5}
+    recurra.train(source, cell="mgu", out=tmp_path / "run", **options)
+    assert recurra.resume(tmp_path / "run", steps=10).generate("the", max_new_tokens=5)
+    monkeypatch.delitem(CELL_TRAITS, "mgu")
+    message = r"cell is 'mgu'; it must be one of rnn, .*recurra.register_cell has registered"
+    with pytest.raises(RunError, match=message):
+        recurra.load(tmp_path / "run")
+    with pytest.raises(RunError, match=message):
+        recurra.resume(tmp_path / "run", steps=20)

@@ -11,6 +11,7 @@ from recurra.io.files import to_json
 from recurra.runs.checkpoint import SESSION, STATE, TRAINING, CheckpointRecord
 from recurra.runs.checkpoint_store import Cost, step_of
 from recurra.runs.directory import FAILURES_FILE, HISTORIES, METRICS_FILE, SAMPLES_FILE
+from recurra.runs.history import HistoryMark
 from recurra.runs.train_state import Timing, TrainState
 
 
@@ -44,6 +45,7 @@ class MemoryCheckpoints:
             training["run"],
             Timing.from_dict(session["timing"]),
             session["machine"],
+            {name: HistoryMark(**mark) for name, mark in session["histories"].items()},
         )
 
     def read_state(self, name, specs, optional):
@@ -88,13 +90,20 @@ class MemoryStore:
     def read_metrics(self):
         return [json.loads(line) for line in self.histories.get(METRICS_FILE, b"").splitlines()]
 
-    def read_histories(self):
-        return dict(self.histories)
+    def mark_histories(self):
+        return {name: HistoryMark.of(data) for name, data in self.histories.items()}
 
-    def restore_histories(self, files):
-        assert files.keys() <= set(HISTORIES)
-        self.histories |= files
-        self.histories = {name: data for name, data in self.histories.items() if data is not None}
+    def cut_histories(self, marks):
+        assert marks.keys() <= set(HISTORIES)
+        for name, mark in marks.items():
+            data = self.histories.pop(name, b"")
+            if mark is not None:
+                assert mark.fits(data)
+                self.histories[name] = data[: mark.num_bytes]
+        return []
+
+    def replace_histories(self, files):
+        raise AssertionError("only checkpoints of 0.1 contain histories")
 
     def remove_histories(self):
         self.histories.clear()

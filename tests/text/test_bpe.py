@@ -97,5 +97,5 @@ def test_bpe_from_dict_rejects_tokenizer_not_byte_level():
 
 def test_bpe_train_without_tokenizers_error_names_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(MissingExtraError, match=r"recurra\[bpe\]"):
+    with pytest.raises(MissingExtraError, match=r"pip install .*\[bpe\]"):
         BpeVocabulary.train([TEXT])

@@ -9,6 +9,7 @@ import subprocess
 import pytest
 
 from recurra.errors import RunError
+from recurra.io.files import replace_bytes
 from recurra.runs.checkpoint_store import MANIFEST, CheckpointStore, name_of, step_of
 
 FILES = {"state.safetensors": bytes(range(256)), "training.json": b"{}\n", "empty": b""}
@@ -155,3 +156,16 @@ def test_checkpoint_store_keep_only_deletes_other_names(store):
         store.write(name_of(step), FILES)
     store.keep_only({name_of(1), name_of(3)})
     assert store.names() == [name_of(1), name_of(3)]
+
+
+def test_replaced_full_disk_error_names_final_file(tmp_path, monkeypatch):
+    def write(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", write)
+    with pytest.raises(OSError, match="No space") as error:
+        replace_bytes(tmp_path / "metrics.jsonl", b"x")
+    assert error.value.filename == str(tmp_path / "metrics.jsonl")
+    with pytest.raises(OSError, match="No space") as error:
+        CheckpointStore(tmp_path / "checkpoints").write("step-00000001", {"a": b"x"})
+    assert error.value.filename == str(tmp_path / "checkpoints" / "step-00000001" / "a")

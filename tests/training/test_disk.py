@@ -65,6 +65,11 @@ def test_train_full_disk_leaves_resumable_run(source, tmp_path, small_disk, cras
         failed += 1
         assert done.returncode == 1
         assert b"No space left on device" in done.stderr
+        # The message names a file of the run, not a temporary one.
+        (named,) = re.findall(rb"No space left on device \((.*)\)", done.stderr)
+        assert named.startswith(str(run).encode())
+        assert b".tmp" not in named
+        assert b".tokens-" not in named
         names = [p.name for p in disk.iterdir()]
         assert names in ([], ["run"])
         if not names:

@@ -98,7 +98,8 @@ def test_run_extended_and_killed_before_first_checkpoint_continues(run, lines, t
     config = directory.read_config()
     # The state that is left if the process is killed after it has written config.json.
     training = dataclasses.replace(config.training, steps=20)
-    directory.write_config(dataclasses.replace(config, training=training), directory.read_sources())
+    provenance = directory.read_provenance()
+    directory.write_config(dataclasses.replace(config, training=training), provenance)
     resume_run(tmp_path / "run", Progress(), Clock())
     assert losses(lines, tmp_path / "run")[-1][0] == 20
 

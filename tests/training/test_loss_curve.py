@@ -15,6 +15,7 @@ from recurra.report.progress import Progress
 from recurra.runs.directory import RunDirectory
 from recurra.runtime.clock import Clock
 from recurra.training.callbacks.loss_curve import MAX_POINTS, interval, merged_in_pairs
+from recurra.training.creation import RunRequest
 from recurra.training.run import resume_run, start_run
 
 SMALL = {"hidden_size": 8, "batch_size": 4, "num_steps": 16, "lr": 1e-2, "sample_length": 5}
@@ -34,7 +35,7 @@ class SlowClock:
 def train(source, path, *, progress=None, **options):
     given = RunOptions.of(**{**SMALL, "steps": 60, "report_every": 30, **options})
     clock = Clock(source=SlowClock())
-    start_run([source], given, path, progress or Progress(), clock)
+    start_run(RunRequest([source], given), path, progress or Progress(), clock)
     return RunDirectory(path)
 
 

@@ -212,15 +212,49 @@ def test_resume_all_checkpoints_damaged_raises(run, tmp_path, listener):
         resume(tmp_path / "run")
 
 
-def test_resume_restores_best_weights_and_records(run, tmp_path, listener, crash, lines):
+def test_resume_restores_best_weights_and_cuts_later_records(run, tmp_path, listener, crash):
     run(tmp_path / "uninterrupted", **OPTIONS)
     stop(run, listener, tmp_path / "parts", 14)
     (tmp_path / "parts" / "model.safetensors").write_bytes(b"gone")
-    (tmp_path / "parts" / "metrics.jsonl").unlink()
+    with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99}\n')
     with (tmp_path / "parts" / "samples.jsonl").open("a") as file:
         file.write('{"step": 99, "te')
     resume(tmp_path / "parts")
     assert crash.differences(tmp_path / "uninterrupted", tmp_path / "parts") == []
+
+
+@pytest.mark.parametrize("damage", ["delete", "shorten", "change"])
+def test_resume_with_damaged_metrics_keeps_intact_lines_and_trains_to_same_weights(
+    run, tmp_path, listener, lines, damage
+):
+    run(tmp_path / "uninterrupted", **OPTIONS)
+    stop(run, listener, tmp_path / "parts", 14)
+    metrics = tmp_path / "parts" / "metrics.jsonl"
+    data, num_lines = metrics.read_bytes(), len(lines(tmp_path / "parts"))
+    if damage == "delete":
+        metrics.unlink()
+    else:
+        changed = data[:-5] if damage == "shorten" else data.replace(b'"step"', b'"stop"')
+        metrics.write_bytes(changed)
+    progress = listener()
+    resume(tmp_path / "parts", progress)
+    kept = {"delete": 0, "shorten": num_lines - 1, "change": 0}[damage]
+    unit = "line" if kept == 1 else "lines"
+    assert f"{metrics} is damaged; {kept} {unit} of it could be kept" in progress.messages
+    weights = [
+        (tmp_path / name / "model.safetensors").read_bytes() for name in ("uninterrupted", "parts")
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_checkpoint_size_does_not_depend_on_number_of_evaluations(run, tmp_path):
+    sizes = []
+    for name, report_every in (("few", 50), ("many", 1)):
+        run(tmp_path / name, steps=50, report_every=report_every, sample_length=1)
+        last = sorted((tmp_path / name / "checkpoints").iterdir())[-1]
+        sizes.append(sum(file.stat().st_size for file in last.iterdir()))
+    assert abs(sizes[0] - sizes[1]) < 200
 
 
 def test_resume_restores_damaged_weights_of_finished_run(run, tmp_path):

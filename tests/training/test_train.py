@@ -23,7 +23,9 @@ from recurra.model import RecurrentLM
 from recurra.report.progress import Progress
 from recurra.runs.directory import RunDirectory
 from recurra.runtime.clock import Clock
+from recurra.training import estimate
 from recurra.training import run as run_module
+from recurra.training.creation import RunRequest
 
 TEXT = "the cat sat on the mat and the dog sat on the log. " * 40
 SMALL = {"hidden_size": 24, "batch_size": 4, "num_steps": 16, "lr": 1e-2, "sample_length": 20}
@@ -75,7 +77,7 @@ def test_train_run_directory_has_expected_files(source, tmp_path):
         for name in ("step-00000040", "step-00000040-final")
         for file in (
             "state.safetensors", "training.json", "session.json", "best.safetensors",
-            "metrics.jsonl", "samples.jsonl", "manifest.sha256",
+            "manifest.sha256",
         )
     }  # fmt: skip
     metrics = lines(folder)
@@ -179,11 +181,31 @@ def test_train_warm_up_starts_at_first_update(source, tmp_path):
     started = time.monotonic() - 2.0
     options = SMALL | {"warmup": 0.5, "schedule": "constant", "report_every": 1}
     given = RunOptions.of(minutes=0.08, **options)
-    run_module.start_run([source], given, tmp_path / "run", Progress(), Clock(started))
+    request = RunRequest([source], given)
+    run_module.start_run(request, tmp_path / "run", Progress(), Clock(started))
     rates = [line["lr"] for line in lines(tmp_path / "run")]
     assert rates[0] < SMALL["lr"] / 4
     # The time reserved for the last report is estimated, so the progress can decrease slightly.
     assert all(later > 0.98 * earlier for earlier, later in itertools.pairwise(rates))
+
+
+def test_train_slow_validation_is_limited_to_share_of_time(source, tmp_path, monkeypatch, listener):
+    source.write_text(source.read_text() * 40)
+    monkeypatch.setattr(estimate, "_validate", lambda session, num: time.sleep(2e-4 * num))
+    progress = listener()
+    run = api.train(source, out=tmp_path / "run", minutes=0.1, progress=progress, **SMALL)
+    plan = "\n".join(progress.plans)
+    # 5 % of 6 s permit fewer tokens than the minimum.
+    assert "validate  the first 2,048 of 8,1" in plan
+    final = run.path / "checkpoints" / RunDirectory(run.path).checkpoints.names()[-1]
+    timing = json.loads((final / "session.json").read_text())["timing"]
+    assert timing["validation_tokens"] == 2048
+
+
+def test_train_fast_validation_reads_all_tokens(run, tmp_path, listener):
+    progress = listener()
+    run(tmp_path / "run", progress, minutes=0.05)
+    assert "validate" not in "\n".join(progress.plans)
 
 
 def test_train_diverging_lr_raises_divergence_error(source, tmp_path):

@@ -8,13 +8,15 @@ from recurra.report.progress import Progress
 from recurra.runs.directory import RunDirectory
 from recurra.runtime.clock import Clock
 from recurra.training import warm_up as module
+from recurra.training.creation import RunRequest
 from recurra.training.run import prepare_run, resume_run
 from recurra.training.warm_up import warm_up
 
 
 def prepared(source, path, **options):
     settings = {"hidden_size": 8, "batch_size": 4, "num_steps": 16, "steps": 6, "sample_length": 5}
-    prepare_run([source], RunOptions.of(**settings | options), path, Progress(), Clock())
+    request = RunRequest([source], RunOptions.of(**settings | options))
+    prepare_run(request, path, Progress(), Clock())
     return RunDirectory(path)
 
 

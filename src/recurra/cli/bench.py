@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from recurra.cli.parsing import parse
+from recurra.cli.showing import json_line
 from recurra.errors import ConfigError
 from recurra.io.markdown import table
 
@@ -56,13 +56,13 @@ def run(arguments: Sequence[str]) -> int:
         torch.set_num_threads(command.threads)
     rows = benchmark.chosen_rows(command.words)
     machine = _machine()
-    print(json.dumps(machine) if command.json else _describe(machine), flush=True)
+    print(json_line(machine) if command.json else _describe(machine), flush=True)
     for row in rows:
         print(f"{row.name} ...", file=sys.stderr, flush=True)
         records = list(benchmark.measure(row, command.rounds))
         if command.json:
             for record in records:
-                print(json.dumps(record), flush=True)
+                print(json_line(record), flush=True)
         else:
             _print_table(row, records)
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import tyro
 
 from recurra.cli.parsing import decode_argument, parse
 from recurra.cli.settings import Settings
+from recurra.cli.showing import json_line, safe_for_stdout
 from recurra.config import RunOptions
 from recurra.errors import ConfigError
 
@@ -88,9 +88,9 @@ def run(arguments: Sequence[str]) -> int:
     )
     if command.json:
         for record in comparison.records():
-            print(json.dumps(record, ensure_ascii=False))
+            print(json_line(record))
     else:
-        print(comparison)
+        print(safe_for_stdout(str(comparison)))
     return 0
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import tyro
 
 from recurra.cli.parsing import parse
-from recurra.errors import ConfigError
+from recurra.cli.showing import json_line, safe_for_stdout
+from recurra.errors import ConfigError, CorpusError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +20,9 @@ class Data:
     """List the named corpora, download one, or print the directories that are searched."""
 
     action: tyro.conf.Positional[Literal["list", "get", "where"]]
-    """list prints all corpora; get NAME downloads a corpus, unless it is available locally, and
-    prints its path; where prints the directories that are searched."""
+    """list prints all corpora, with path and size of those on this machine; get NAME downloads a
+    corpus, unless it is available locally, and prints its path; where prints the directories that
+    are searched."""
 
     name: tyro.conf.Positional[str | None] = None
     """Name of the corpus to download; required by get."""
@@ -48,18 +51,46 @@ def _list(as_json: bool) -> None:
 
     for name in catalogue.names():
         corpus = catalogue.describe(name)
+        path = _local_path(name)
         if as_json:
-            record = {"name": name, "description": corpus.description, "licence": corpus.licence}
-            print(json.dumps(record | {"bundled": corpus.bundled}, ensure_ascii=False))
-        else:
-            print(f"{name:<18} {corpus.description} ({corpus.licence})")
+            record = {
+                "name": name,
+                "description": corpus.description,
+                "licence": corpus.licence,
+                "bundled": corpus.bundled,
+                "path": None if path is None else str(path),
+                "num_bytes": corpus.num_bytes if path is None else path.stat().st_size,
+            }
+            print(json_line(record))
+            continue
+        where = _to_download(corpus.num_bytes) if path is None else _size_and_path(path)
+        print(f"{name:<18} {corpus.description} ({corpus.licence})\n{'':<18} {where}")
+
+
+def _local_path(name: str) -> Path | None:
+    """Return the path of a corpus on this machine; None if it has none or it cannot be read."""
+    from recurra.text import catalogue
+
+    try:
+        return catalogue.find(name)
+    except CorpusError as error:
+        logging.getLogger("recurra").warning("%s", error)
+        return None
+
+
+def _size_and_path(path: Path) -> str:
+    return f"{path.stat().st_size:,} bytes  {safe_for_stdout(str(path))}"
+
+
+def _to_download(num_bytes: int | None) -> str:
+    return f"{num_bytes or 0:,} bytes  not on this machine, downloaded on first use"
 
 
 def _get(name: str, as_json: bool) -> None:
     from recurra.text import catalogue
 
     path = str(catalogue.locate(name))
-    print(json.dumps({"name": name, "path": path}) if as_json else path)
+    print(json_line({"name": name, "path": path}) if as_json else safe_for_stdout(path))
 
 
 def _where(as_json: bool) -> None:
@@ -69,7 +100,6 @@ def _where(as_json: bool) -> None:
     data, cache = catalogue.data_folder(), cache_folder()
     if as_json:
         folder = None if data is None else str(data)
-        print(json.dumps({"RECURRA_DATA": folder, "cache": str(cache)}))
+        print(json_line({"RECURRA_DATA": folder, "cache": str(cache)}))
         return
-    print(f"RECURRA_DATA  {data or 'not set'}")
-    print(f"cache         {cache}")
+    print(safe_for_stdout(f"RECURRA_DATA  {data or 'not set'}\ncache         {cache}"))

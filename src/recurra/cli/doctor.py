@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
@@ -13,6 +12,8 @@ from pathlib import Path
 
 import recurra
 from recurra.cli.parsing import parse
+from recurra.cli.showing import json_line, safe_for_stdout
+from recurra.installation import install_command
 
 _EXTRAS = {"plot": "matplotlib", "bpe": "tokenizers"}
 
@@ -31,10 +32,10 @@ def run(arguments: Sequence[str]) -> int:
     command = parse(Doctor, "doctor", arguments)
     findings = {**_versions(), **_compute(), **_extras(), **_storage()}
     if command.json:
-        print(json.dumps(findings, ensure_ascii=False))
+        print(json_line(findings))
     else:
         for name, finding in findings.items():
-            print(f"{name:<12} {finding}")
+            print(safe_for_stdout(f"{name:<12} {finding}"))
     return 0
 
 
@@ -69,12 +70,13 @@ def _compute() -> dict[str, str]:
 
 
 def _compiler() -> str:
+    from recurra.errors import KernelError
     from recurra.kernels import builder
 
-    name = builder.find_compiler()
-    if name is None:
-        return f"none found ({', '.join(builder.COMPILERS)} or CXX); required to build the kernels"
-    return builder.compiler_version(name)
+    try:
+        return builder.compiler_version()
+    except KernelError as error:
+        return f"{error}; required to build the kernels"
 
 
 def _kernels() -> str:
@@ -82,16 +84,14 @@ def _kernels() -> str:
     from recurra.errors import KernelError
     from recurra.kernels import builder, library
 
-    if library.is_switched_off():
-        return "disabled (RECURRA_KERNELS)"
-    if (path := builder.built_library()) is not None:
-        try:
-            return f"{library.describe()}; {path}"
-        except KernelError as error:
-            return f"{error}; run recurra kernels clean, then recurra kernels build"
-    if (log := builder.failed_log()) is not None:
-        return f"build failed, see {log}; recurra kernels build tries again"
-    return "not built; they are built on first use or by recurra kernels build"
+    if (reason := library.obstacle()) is not None:
+        return f"unavailable: {reason}"
+    if (path := builder.built_library()) is None:
+        return "not built; they are built on first use or by recurra kernels build"
+    try:
+        return f"{library.describe()}; {path}"
+    except KernelError as error:
+        return f"{error}; run recurra kernels clean, then recurra kernels build"
 
 
 def _auto_selection() -> str:
@@ -104,15 +104,16 @@ def _auto_selection() -> str:
     from recurra.recurrence.layer import choose_backend
 
     cpu = torch.device("cpu")
+    is_usable = library.obstacle() is None
+    is_built = is_usable and builder.built_library() is not None
     # Checking whether the compiled kernels are available would build them.
-    built = builder.built_library() is not None or library.is_switched_off()
-    exclude = () if built else ("native",)
+    exclude = () if is_built else ("native",)
     selected = {
         cell: choose_backend(Requirements(find_cell(cell), cpu), exclude=exclude)
         for cell in ("rnn", "gru", "lstm")
     }
     listed = ", ".join(f"{cell}: {backend}" for cell, backend in selected.items())
-    return listed if built else f"{listed}; native once the kernels are built"
+    return f"{listed}; native once the kernels are built" if is_usable and not is_built else listed
 
 
 def _extras() -> dict[str, str]:
@@ -122,15 +123,19 @@ def _extras() -> dict[str, str]:
             version = importlib.metadata.version(package)
             found[f"extra {extra}"] = f"{package} {version}"
         except importlib.metadata.PackageNotFoundError:
-            found[f"extra {extra}"] = f"missing; pip install 'recurra[{extra}]'"
+            found[f"extra {extra}"] = f"missing; {install_command(extra)}"
     return found
 
 
 def _storage() -> dict[str, str]:
+    from recurra.errors import ConfigError
     from recurra.io.files import cache_folder
     from recurra.text import catalogue
 
-    cache = cache_folder()
+    try:
+        cache = str(cache_folder())
+    except ConfigError as error:
+        cache = f"no cache: {error}"
     data = catalogue.data_folder()
     free = shutil.disk_usage(Path.cwd()).free
     missing = "" if data is None or data.is_dir() else " (does not exist)"

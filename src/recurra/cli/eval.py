@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from recurra.cli.parsing import parse
+from recurra.cli.reading import shown_progress
+from recurra.cli.showing import json_line
 from recurra.config import UnknownRule
 from recurra.errors import ConfigError
 
@@ -68,16 +69,18 @@ def run(arguments: Sequence[str]) -> int:
 
     lm = load(command.run, command.device)
     text = lm.read(command.sources) if command.sources else None
-    if text is None:
-        result = lm.validate(window=command.window)
-    else:
-        result = lm.evaluate(text, window=command.window, unknown=command.unknown)
+    settings: dict[str, Any] = {"window": command.window}
+    with shown_progress() as progress:
+        if text is None:
+            result = lm.validate(progress=progress, **settings)
+        else:
+            result = lm.evaluate(text, unknown=command.unknown, progress=progress, **settings)
     dynamic = _evaluate_dynamically(lm, text, command) if command.dynamic else None
     if command.json:
         figures: dict[str, Any] = dict(result.to_dict())
         if dynamic is not None:
             figures["dynamic"] = dynamic.to_dict()
-        print(json.dumps(figures))
+        print(json_line(figures))
         return 0
     print(result)
     if dynamic is not None:
@@ -88,4 +91,5 @@ def run(arguments: Sequence[str]) -> int:
 
 def _evaluate_dynamically(lm: LanguageModel, text: str | bytes | None, command: Eval) -> Evaluation:
     settings = {} if command.dynamic_lr is None else {"lr": command.dynamic_lr}
-    return lm.evaluate_dynamically(text, unknown=command.unknown, **settings)
+    with shown_progress() as progress:
+        return lm.evaluate_dynamically(text, unknown=command.unknown, progress=progress, **settings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,14 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from recurra.cli.escapes import unescape
 from recurra.cli.parsing import decode_argument, parse
-from recurra.cli.showing import safe_for_stdout
+from recurra.cli.showing import json_line, safe_for_stdout
 from recurra.config import UnknownRule
 from recurra.engine.sampling import GenerationConfig
-from recurra.errors import SourceError
+from recurra.errors import ConfigError, SourceError, UnknownTokenError
 
 if TYPE_CHECKING:
     from recurra.api import LanguageModel
+
+
+_LINE_BREAK = "for a line break, use $'...\\n...' in the shell, or pass the prompt to --prompt -"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +35,15 @@ class Generate:
     """Run directory."""
 
     prompt: str = ""
-    """Text to continue; - reads it from standard input. The prompt is printed before the new text
-    unless --only-new is set."""
+    """Text to continue; - reads it from standard input. It is used as it is, without escapes. The
+    prompt is printed before the new text unless --no-prompt is set."""
+
+    no_prompt: bool = False
+    """Print the new text without the prompt."""
 
     only_new: bool = False
-    """Print the new text without the prompt."""
+    """Leave out generated lines that occur as a line of the text of the run. Only whole lines are
+    printed: the first one includes the end of the prompt."""
 
     unknown: UnknownRule = "error"
     """Handling of prompt symbols that are not in the vocabulary: report an error, or replace them
@@ -54,16 +61,22 @@ class Generate:
 def run(arguments: Sequence[str]) -> int:
     """Generate and print the samples, and return the exit code."""
     command = parse(Generate, "generate", arguments)
+    if command.no_prompt and command.only_new:
+        raise ConfigError("--only-new prints whole lines; remove --no-prompt")
     from recurra.api import load
 
     lm = load(command.run, command.device)
     prompt = _read_prompt(command.prompt)
     if command.json:
-        _print_json(lm, prompt, command)
-    elif command.settings.num_samples == 1:
-        _print_stream(lm, prompt, command)
+        show = _print_json
     else:
-        _print_samples(lm, prompt, command)
+        show = _print_stream if command.settings.num_samples == 1 else _print_samples
+    try:
+        show(lm, prompt, command)
+    except UnknownTokenError as error:
+        if error.symbol != "\\":
+            raise
+        raise SourceError(f"{error}; a prompt has no escapes: {_LINE_BREAK}") from error
     return 0
 
 
@@ -80,13 +93,24 @@ def _read_prompt(prompt: str) -> str:
 
 def _settings(command: Generate) -> dict[str, Any]:
     settings = asdict(command.settings)
-    return settings | {"stop": tuple(map(decode_argument, command.settings.stop))}
+    return settings | {"stop": tuple(unescape("--stop", s) for s in command.settings.stop)}
+
+
+def _options(command: Generate) -> dict[str, Any]:
+    return {"unknown": command.unknown, "only_new": command.only_new, **_settings(command)}
+
+
+def _shows_prompt(command: Generate) -> bool:
+    return not (command.no_prompt or command.only_new)
 
 
 def _print_stream(lm: LanguageModel, prompt: str, command: Generate) -> None:
-    pieces = lm.stream(prompt, unknown=command.unknown, **_settings(command))
-    if not command.only_new:
-        sys.stdout.write(safe_for_stdout(prompt))
+    pieces = lm.stream(prompt, **_options(command))
+    if command.only_new:
+        for lines in pieces:
+            print(safe_for_stdout(lines.removesuffix("\n")), flush=True)
+        return
+    sys.stdout.write(safe_for_stdout(prompt if _shows_prompt(command) else ""))
     for piece in pieces:
         sys.stdout.write(safe_for_stdout(piece))
         sys.stdout.flush()
@@ -94,14 +118,15 @@ def _print_stream(lm: LanguageModel, prompt: str, command: Generate) -> None:
 
 
 def _samples(lm: LanguageModel, prompt: str, command: Generate) -> list[str]:
-    texts = lm.generate(prompt, unknown=command.unknown, **_settings(command))
+    texts = lm.generate(prompt, **_options(command))
     return [texts] if isinstance(texts, str) else texts
 
 
 def _print_samples(lm: LanguageModel, prompt: str, command: Generate) -> None:
+    shown = prompt if _shows_prompt(command) else ""
     for number, text in enumerate(_samples(lm, prompt, command), start=1):
         print(f"--- {number} ---")
-        print(safe_for_stdout(text if command.only_new else prompt + text))
+        print(safe_for_stdout(shown + text))
 
 
 def _print_json(lm: LanguageModel, prompt: str, command: Generate) -> None:
@@ -110,4 +135,4 @@ def _print_json(lm: LanguageModel, prompt: str, command: Generate) -> None:
         "samples": _samples(lm, prompt, command),
         "settings": _settings(command),
     }
-    print(json.dumps(record, ensure_ascii=False))
+    print(json_line(record))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Literal
 import tyro
 
 from recurra.cli.parsing import parse
+from recurra.cli.showing import json_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ def _build(as_json: bool) -> None:
     path = builder.build()
     seconds = time.monotonic() - started
     if as_json:
-        print(json.dumps({"path": str(path), "built": not is_built, "seconds": round(seconds, 1)}))
+        print(json_line({"path": str(path), "built": not is_built, "seconds": round(seconds, 1)}))
     else:
         print(path if is_built else f"{path}, built in {seconds:.0f} s")
 
@@ -57,6 +57,6 @@ def _clean(as_json: bool) -> None:
 
     count = builder.clean()
     if as_json:
-        print(json.dumps({"removed": count}))
+        print(json_line({"removed": count}))
     else:
         print(f"removed {count} from {builder.kernels_folder()}")

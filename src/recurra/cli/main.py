@@ -11,7 +11,9 @@ import contextlib
 import importlib
 import logging
 import os
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 
@@ -25,7 +27,7 @@ COMMANDS = {
     "eval": "report perplexity and bits per character of a text",
     "score": "report the surprisal of a text by line and character",
     "data": "list, download or locate the named corpora",
-    "runs": "list runs and their metrics",
+    "runs": "list, delete and move runs",
     "bench": "benchmark training and generation against torch.nn",
     "kernels": "build or remove the compiled CPU kernels",
     "doctor": "report the environment and missing components",
@@ -42,6 +44,7 @@ commands:
 recurra COMMAND --help lists the options of a command; recurra --version prints the version.
 To get started, run: recurra train
 """
+_MIN_COLUMNS, _DEFAULT_COLUMNS = 40, 100
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     _prepare_streams()
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(help_text(), end="", file=sys.stdout if arguments else sys.stderr)
+        print(help_text(terminal_columns()), end="", file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
     if arguments[0] == "--version":
         import recurra
@@ -63,11 +66,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run_command(command, rest)
 
 
+class _MessageFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return _one_line(super().format(record))
+
+
 @contextlib.contextmanager
 def _console_logging() -> Iterator[None]:
     """Print log messages of recurra, but not those of other libraries, to stderr."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("recurra: %(message)s"))
+    handler.setFormatter(_MessageFormatter("recurra: %(message)s"))
     logger = logging.getLogger("recurra")
     before = logger.level
     logger.addHandler(handler)
@@ -99,10 +107,21 @@ def _escape_unencodable(error: UnicodeError) -> tuple[str, int]:
     return "".join(f"\\u{unit}" for unit in units.hex(" ", 2).split()), error.end
 
 
-def help_text() -> str:
-    """Return the text that `recurra --help` prints."""
-    commands = "\n".join(f"  {name:<10} {meaning}" for name, meaning in COMMANDS.items())
-    return _HELP.format(commands=commands)
+def terminal_columns() -> int:
+    """Return the width of help texts: that of the terminal, or 100 columns without one."""
+    return max(shutil.get_terminal_size((_DEFAULT_COLUMNS, 24)).columns, _MIN_COLUMNS)
+
+
+def help_text(columns: int) -> str:
+    """Return the text that `recurra --help` prints, wrapped at a number of columns."""
+    commands = "\n".join(
+        textwrap.fill(meaning, columns, initial_indent=f"  {name:<10} ", subsequent_indent=" " * 13)
+        for name, meaning in COMMANDS.items()
+    )
+    lines = _HELP.format(commands=commands).split("\n")
+    return "\n".join(
+        textwrap.fill(line, columns) if len(line) > columns else line for line in lines
+    )
 
 
 def _run_command(command: str, arguments: list[str]) -> int:
@@ -139,14 +158,20 @@ def _run_command(command: str, arguments: list[str]) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    # Keep the message on one line even if a file name contains a newline.
     try:
-        print("recurra:", message.replace("\n", "\\n"), file=sys.stderr, flush=True)
+        print("recurra:", _one_line(message), file=sys.stderr, flush=True)
     except OSError:
         # stderr is closed (a pipe or a terminal); only the exit code reports the failure. Python
         # flushes stderr at exit and would raise again, so redirect it to the null device.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     return code
+
+
+def _one_line(message: str) -> str:
+    """Return a message on one line without control characters, which a file name can contain."""
+    from recurra.text.unicode import escape_controls
+
+    return escape_controls(message.replace("\n", "\\n"))
 
 
 if __name__ == "__main__":

@@ -40,6 +40,11 @@ class Option:
     default: str
     meaning: str
 
+    @property
+    def is_list(self) -> bool:
+        """Whether several values follow the option, as in `--stop TEXT ...`."""
+        return self.value.endswith(" ...")
+
 
 @dataclass(frozen=True)
 class Group:
@@ -145,7 +150,9 @@ def _option(name: str, hint: Any, default: Any, meaning: str) -> Option:
     if get_origin(kind) is tuple and tyro.conf.UseAppendAction not in metadata_of(hint):
         value += " ..."
     shown = "required" if default is dataclasses.MISSING else _as_typed(default)
-    return Option(f"--{name.replace('_', '-')}", value, shown, meaning)
+    names = (getattr(item, "name", None) for item in metadata_of(hint))
+    written = next((other for other in names if other), name.replace("_", "-"))
+    return Option(f"--{written}", value, shown, meaning)
 
 
 def _positional(name: str, hint: Any, default: Any, meaning: str) -> Option:

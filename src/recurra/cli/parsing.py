@@ -6,21 +6,21 @@ import contextlib
 import io
 import os
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from itertools import dropwhile
 from typing import TypeVar
 
 import tyro
 
-from recurra.cli.options import format_help
+from recurra.cli.main import terminal_columns
+from recurra.cli.options import Option, describe, format_help
+from recurra.cli.usage_errors import rephrase
 from recurra.errors import ConfigError
 
 Command = TypeVar("Command")
 
 # tyro uses - and | if the encoding has no box-drawing characters.
 _FRAME = "╭╮╰╯│─ |"
-_MIN_COLUMNS, _DEFAULT_COLUMNS = 40, 100
 
 
 def parse(command: type[Command], name: str, arguments: Sequence[str]) -> Command:
@@ -31,24 +31,60 @@ def parse(command: type[Command], name: str, arguments: Sequence[str]) -> Comman
         SystemExit: `--help` was printed; the code is 0.
     """
     if {"-h", "--help"}.intersection(arguments):
-        columns = shutil.get_terminal_size((_DEFAULT_COLUMNS, 24)).columns
-        print(format_help(command, name, max(columns, _MIN_COLUMNS)), end="", flush=True)
+        print(format_help(command, name, terminal_columns()), end="", flush=True)
         raise SystemExit(0)
+    arguments = _with_joined_lists(command, arguments)
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output), _wide_terminal():
             return tyro.cli(
                 command,
                 prog=f"recurra {name}",
-                args=list(arguments),
+                args=arguments,
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
             )
     except SystemExit as exit_request:
         if exit_request.code in (0, None):
             raise
-        message = _first_paragraph(output.getvalue())
+        message = _first_paragraph(output.getvalue(), _options(command))
         hint = f"recurra {name} --help lists the options"
         raise ConfigError(f"{message} ({hint})") from exit_request
+
+
+def _with_joined_lists(command: type, arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with each list option, such as --stop, once, at the end.
+
+    tyro would use only the last of several `--stop TEXT`, and ignore an option without values.
+
+    Raises:
+        ConfigError: a list option has no value.
+    """
+    lists = {option.name for option in _options(command) if option.is_list}
+    others: list[str] = []
+    values: dict[str, list[str]] = {}
+    current: list[str] | None = None
+    for argument in arguments:
+        name, is_assigned, value = argument.partition("=")
+        name = name.replace("_", "-")
+        if name in lists:
+            current = values.setdefault(name, [])
+            if is_assigned:
+                current.append(value)
+                current = None
+        elif current is None or argument.startswith("--"):
+            current = None
+            others.append(argument)
+        else:
+            current.append(argument)
+    for name, given in values.items():
+        if not given:
+            raise ConfigError(f"{name} needs at least one value")
+        others += [name, *given]
+    return others
+
+
+def _options(command: type) -> list[Option]:
+    return [option for group in describe(command) for option in group.options]
 
 
 def decode_argument(argument: str) -> str:
@@ -74,15 +110,15 @@ def _wide_terminal() -> Iterator[None]:
             os.environ["COLUMNS"] = before
 
 
-def _first_paragraph(output: str) -> str:
-    """Return the first paragraph of a framed message of tyro, and the options that it suggests."""
+def _first_paragraph(output: str, options: Sequence[Option]) -> str:
+    """Return the first paragraph of a framed message of tyro, rephrased, and its suggestions."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", output)
     # In an encoding without box-drawing characters, tyro draws its rules with hyphens.
     stripped = [re.sub("^-+$", "", row.strip(_FRAME)) for row in plain.split("\n")[1:]]
     rows = list(dropwhile(lambda row: not row, stripped))
     first = rows[: rows.index("")] if "" in rows else rows
     rest = rows[len(first) :]
-    message = re.sub(r"^Error parsing \w+: ", "", " ".join(first))
+    message = rephrase(" ".join(first), options)
     if "Perhaps you meant:" in rest:
         similar = [row.split()[0] for row in rest if row.startswith("--")]
         message += f"; perhaps you meant {' or '.join(dict.fromkeys(similar))}"

@@ -1,94 +1,224 @@
-"""`recurra runs`: list the run directories in a directory with their metrics."""
+"""`recurra runs`: list, delete and move run directories."""
 
 from __future__ import annotations
 
-import json
+import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from recurra.cli.parsing import parse
-from recurra.cli.showing import safe_for_stdout
-from recurra.errors import RunError
+from recurra.cli.showing import json_line, safe_for_stdout
+from recurra.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from recurra.runs.directory import RunDirectory
+    from recurra.runs.organizing import RunSummary
+
+_logger = logging.getLogger("recurra")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Runs:
-    """List the runs in a directory and its subdirectories, sorted by validation loss."""
+    """List, delete or move runs.
 
-    directory: tyro.conf.Positional[Path] = Path("runs")
-    """Directory to search, including its subdirectories."""
+    recurra runs [DIRECTORY] lists the runs in a directory (runs by default) and its subdirectories,
+    sorted by validation loss.
+
+    recurra runs rm RUN ... deletes runs.
+
+    recurra runs mv RUN TARGET renames a run, or moves it into an existing directory.
+
+    recurra runs prune [DIRECTORY] --keep N deletes all but the N runs with the lowest validation
+    loss on each text. Runs of comparisons are kept.
+
+    rm and prune list what they delete and ask for confirmation.
+    """
+
+    arguments: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="[DIRECTORY or ACTION ...]"),
+    ] = ()
+    """A directory, or an action with its arguments. For a directory that is called rm, mv or prune,
+    type ./rm, ./mv or ./prune."""
+
+    keep: int | None = None
+    """prune: number of runs to keep on each text."""
+
+    yes: bool = False
+    """rm, prune: do not ask for confirmation."""
 
     json: bool = False
-    """Print one line of JSON per run."""
+    """Print one line of JSON per listed run."""
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Print the runs and return the exit code."""
+    """Run the action and return the exit code."""
     command = parse(Runs, "runs", arguments)
-    if not command.directory.is_dir():
-        raise RunError(f"{command.directory} is not a directory")
-    rows = sorted(_rows(command.directory), key=_by_loss)
-    for row in rows:
-        if command.json:
-            print(json.dumps(row, ensure_ascii=False))
-    if not command.json:
-        _print_table(rows)
+    action, *others = command.arguments or ("",)
+    if command.keep is not None and action != "prune":
+        raise ConfigError("--keep applies only to recurra runs prune; remove it")
+    if action in _ACTIONS:
+        return _ACTIONS[action](command, [Path(argument) for argument in others])
+    if others:
+        raise ConfigError(
+            f"{action!r} is not an action; type recurra runs rm, mv or prune with its arguments, or"
+            " a single directory"
+        )
+    return _list(command, Path(action or "runs"))
+
+
+def _list(command: Runs, folder: Path) -> int:
+    runs = sorted(_summaries(folder), key=lambda run: run.loss)
+    if command.json:
+        for summary in runs:
+            print(json_line(_record(summary)))
+    else:
+        _print_table(runs)
     return 0
 
 
-def _rows(directory: Path) -> Iterator[dict[str, Any]]:
+def _remove(command: Runs, paths: Sequence[Path]) -> int:
     from recurra.runs.directory import RunDirectory
 
-    for file in sorted(directory.rglob("config.json")):
-        run_directory = RunDirectory(file.parent)
+    if not paths:
+        raise ConfigError("rm needs a run: recurra runs rm RUN ...")
+    return _delete([RunDirectory(path) for path in paths], yes=command.yes)
+
+
+def _move(command: Runs, paths: Sequence[Path]) -> int:
+    from recurra.runs.directory import RunDirectory
+    from recurra.runs.organizing import move_run
+
+    if len(paths) != 2:
+        raise ConfigError("mv needs a run and its new path: recurra runs mv RUN TARGET")
+    print(f"moved {paths[0]} to {move_run(RunDirectory(paths[0]), paths[1])}")
+    return 0
+
+
+def _prune(command: Runs, paths: Sequence[Path]) -> int:
+    from recurra.runs.organizing import check_deletable, superseded
+
+    if len(paths) > 1:
+        raise ConfigError("prune takes one directory: recurra runs prune DIRECTORY --keep N")
+    if command.keep is None or command.keep < 1:
+        raise ConfigError("prune needs --keep with the number of runs to keep on each text")
+    free = []
+    for summary in _summaries(*(paths or [Path("runs")])):
         try:
-            config = run_directory.read_config()
-            best = run_directory.best_metrics()
+            check_deletable(summary.directory)
+            free.append(summary)
         except RunError as error:
-            print(f"recurra: {error}", file=sys.stderr)
-            continue
-        yield {
-            "run": str(file.parent),
-            "text": " ".join(run_directory.read_sources()) or "english-story",
-            "cell": config.model.cell,
-            "hidden_size": config.model.hidden_size,
-            "num_layers": config.model.num_layers,
-            "step": best.get("step"),
-            "seconds": best.get("seconds"),
-            "val_nats": best.get("val_nats"),
-            "bits_per_char": best.get("bits_per_char"),
-            "perplexity": best.get("perplexity"),
-        }
+            _logger.warning("kept: %s", error)
+    found = superseded(free, command.keep)
+    if not found:
+        print(f"no text has more than {command.keep} runs", file=sys.stderr)
+        return 0
+    return _delete([summary.directory for summary in found], yes=command.yes)
 
 
-def _by_loss(row: dict[str, Any]) -> float:
-    return float("inf") if row["val_nats"] is None else float(row["val_nats"])
+_ACTIONS: dict[str, Callable[[Runs, Sequence[Path]], int]] = {
+    "rm": _remove,
+    "mv": _move,
+    "prune": _prune,
+}
 
 
-def _print_table(rows: Sequence[dict[str, Any]]) -> None:
+def _delete(directories: Sequence[RunDirectory], *, yes: bool) -> int:
+    """Delete runs after confirmation, and return the exit code."""
+    from recurra.report.folders import format_bytes
+    from recurra.runs.organizing import check_deletable, delete_run, size_of
+
+    for directory in directories:
+        check_deletable(directory)
+    if not yes:
+        _require_terminal()
+    sizes = [size_of(directory) for directory in directories]
+    for directory, size in zip(directories, sizes, strict=True):
+        print(f"{format_bytes(size):>10}  {directory.path}", file=sys.stderr)
+    count = f"{len(directories)} run{'s' if len(directories) > 1 else ''}"
+    if not yes and not _is_confirmed(f"delete {count}, {format_bytes(sum(sizes))}?"):
+        print("nothing was deleted", file=sys.stderr)
+        return 1
+    for directory in directories:
+        delete_run(directory)
+    print(f"deleted {count}")
+    return 0
+
+
+def _require_terminal() -> None:
+    """Raise ConfigError if stdin is not a terminal, where confirmation is impossible."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise ConfigError("stdin is not a terminal, so confirmation is impossible; specify --yes")
+
+
+def _is_confirmed(question: str) -> bool:
+    """Ask a question on the terminal; anything but y or yes is a no."""
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _summaries(folder: Path) -> Iterator[RunSummary]:
+    from recurra.runs.organizing import find_runs, summarize
+
+    if not folder.is_dir():
+        raise RunError(f"{folder} is not a directory")
+    for directory in find_runs(folder):
+        try:
+            yield summarize(directory)
+        except RunError as error:
+            _logger.warning("%s", error)
+
+
+def _record(run: RunSummary) -> dict[str, Any]:
+    base = run.directory.read_provenance().base
+    return {
+        "run": str(run.directory.path),
+        "text": run.text,
+        "base": None if base is None else base.get("run"),
+        "cell": run.config.model.cell,
+        "hidden_size": run.config.model.hidden_size,
+        "num_layers": run.config.model.num_layers,
+        "steps": run.steps,
+        "seconds": run.seconds,
+        "finished": run.is_finished,
+        "best_step": run.best.get("step"),
+        "val_nats": run.best.get("val_nats"),
+        "bits_per_char": run.best.get("bits_per_char"),
+        "perplexity": run.best.get("perplexity"),
+    }
+
+
+def _print_table(runs: Sequence[RunSummary]) -> None:
     from rich.console import Console
     from rich.table import Table
+
+    from recurra.report.progress import format_seconds
 
     table = Table(box=None, pad_edge=False)
     for name in ("run", "text", "model"):
         table.add_column(name, overflow="fold")
-    for name in ("step", "seconds", "validation nats", "bits/char", "perplexity"):
-        table.add_column(name, justify="right")
-    for row in rows:
-        model = f"{row['cell']} {row['num_layers']} x {row['hidden_size']}"
-        figures = (row["val_nats"], row["bits_per_char"], row["perplexity"])
+    figures = ("validation nats", "bits/char", "perplexity")
+    for name in ("steps", "time", "state", *figures, "at step"):
+        table.add_column(name, justify="left" if name == "state" else "right")
+    for run in runs:
+        best = [run.best.get(name) for name in ("val_nats", "bits_per_char", "perplexity")]
+        step = run.best.get("step")
+        model = run.config.model
         table.add_row(
-            safe_for_stdout(row["run"]),
-            safe_for_stdout(row["text"]),
-            model,
-            "-" if row["step"] is None else f"{row['step']:,}",
-            "-" if row["seconds"] is None else f"{row['seconds']:.0f}",
-            *("-" if f is None else f"{f:.3f}" for f in figures),
+            safe_for_stdout(str(run.directory.path)),
+            safe_for_stdout(run.text),
+            f"{model.cell} {model.num_layers} x {model.hidden_size}",
+            f"{run.steps:,}",
+            "-" if run.seconds is None else format_seconds(run.seconds),
+            "finished" if run.is_finished else "unfinished",
+            *("-" if figure is None else f"{figure:.3f}" for figure in best),
+            "-" if step is None else f"{step:,}",
         )
     # Output to a file or pipe is wide, so that paths are not wrapped. Markup and emoji codes are
     # disabled because a directory may be named [red] or :cat:.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from recurra.cli.parsing import parse
-from recurra.cli.showing import safe_for_stdout
+from recurra.cli.reading import shown_progress
+from recurra.cli.showing import json_line, safe_for_stdout
 from recurra.config import UnknownRule
 
 if TYPE_CHECKING:
     from recurra.inference.score import LineScore
+    from recurra.inference.score import Score as TextScore
 
 MAX_NAMES = 3
 """Number of sources in the title of the page."""
@@ -64,10 +66,13 @@ def run(arguments: Sequence[str]) -> int:
     """Score the text, print its lines, and return the exit code."""
     command = parse(Score, "score", arguments)
     from recurra.api import load
+    from recurra.inference.evaluate import unknown_remark
     from recurra.report.score_page import score_html
 
     lm = load(command.run, command.device)
-    score = lm.score(lm.read(command.sources), unknown=command.unknown)
+    text = lm.read(command.sources)
+    with shown_progress() as progress:
+        score = lm.score(text, unknown=command.unknown, progress=progress)
     if command.html is not None:
         page = score_html(score, _title(command), model=_name(command.run), top=command.top)
         # The title is the name of a file, which need not be valid UTF-8.
@@ -75,8 +80,9 @@ def run(arguments: Sequence[str]) -> int:
     for line in score.lines if command.top is None else score.top(command.top):
         _print_line(line, command)
     if command.json:
-        total = {"total_bits": score.total_bits, "num_chars": len(score.text)}
-        print(json.dumps(total | {"bits_per_char": score.bits_per_char}))
+        print(json_line(_totals(score)))
+    if remark := unknown_remark(score.unknown_share, "tokens"):
+        print(f"note: {remark}", file=sys.stderr)
     return 0
 
 
@@ -93,6 +99,17 @@ def _name(path: str) -> str:
     return Path(path).resolve().name or path
 
 
+def _totals(score: TextScore) -> dict[str, Any]:
+    return {
+        "total_bits": score.total_bits,
+        "num_chars": len(score.text),
+        "bits_per_char": score.bits_per_char,
+        "num_tokens": score.num_tokens,
+        "num_unknown": score.num_unknown,
+        "unknown_share": score.unknown_share,
+    }
+
+
 def _print_line(line: LineScore, command: Score) -> None:
     if command.json:
         record: dict[str, Any] = {
@@ -102,7 +119,7 @@ def _print_line(line: LineScore, command: Score) -> None:
         }
         if command.chars:
             record["surprisal"] = line.surprisal.tolist()
-        print(json.dumps(record | {"text": line.text}, ensure_ascii=False))
+        print(json_line(record | {"text": line.text}))
         return
     print(f"{line.bits_per_char:8.3f}  {line.number:>6}  {safe_for_stdout(line.text)}")
     if command.chars:

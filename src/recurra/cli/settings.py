@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 
 import tyro
 
+from recurra.cli.escapes import unescape
 from recurra.cli.options import metadata_of, type_of
 from recurra.cli.parsing import decode_argument
 from recurra.config import ModelConfig, RunOptions, TextConfig, TrainingConfig
@@ -93,12 +94,16 @@ class Settings:
         return RunOptions.of(**self.given())
 
     def given(self) -> dict[str, Any]:
-        """Return the values that the user gave by option, with strings decoded."""
+        """Return the values that the user gave by option, with strings decoded.
+
+        Raises:
+            ConfigError: the escapes of --separator are invalid.
+        """
         given: dict[str, Any] = {}
         for section in (self.text, self.model, self.training):
             given |= {name: value for name, value in vars(section).items() if _is_given(value)}
         if "separator" in given:
-            given["separator"] = decode_argument(given["separator"])
+            given["separator"] = unescape("--separator", given["separator"])
         if "prompt" in given:
             given["prompt"] = tuple(map(decode_argument, given["prompt"]))
         return given

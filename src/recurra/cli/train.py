@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from recurra.cli import main
-from recurra.cli.parsing import parse
+from recurra.cli.parsing import decode_argument, parse
 from recurra.cli.settings import Settings
+from recurra.cli.showing import json_line
 from recurra.config import RunOptions
 from recurra.errors import ConfigError
 
@@ -40,6 +41,14 @@ class Train(Settings):
     """Files, directories, corpus names (see recurra data list), or - for standard input. By
     default, the bundled English story."""
 
+    base: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """Run directory of a model to fine-tune on this text: training starts from its weights, with
+    its settings and half its learning rate. See --new-tokens."""
+
+    config: Path | None = None
+    """File with defaults for the settings and the sources: the config.json of a run, or a TOML file
+    with the same fields. Options on the command line take precedence."""
+
     out: Path | None = None
     """Run directory to create; by default, a new directory in runs/."""
 
@@ -62,32 +71,51 @@ class Train(Settings):
 def run(arguments: Sequence[str]) -> int:
     """Train a model or resume a run, and return the exit code."""
     command = parse(Train, "train", arguments)
-    if command.resume is not None and (command.out is not None or command.force):
-        raise ConfigError("--resume cannot be combined with --out or --force; remove them")
+    if command.resume is not None:
+        _refuse_options_of_new_runs(command)
     from recurra.report.progress import describe
     from recurra.runs.directory import RunDirectory
     from recurra.runtime.clock import Clock
     from recurra.runtime.distributed import started_rank
+    from recurra.training.creation import requested
     from recurra.training.run import resume_run, start_run
 
+    command_line = shlex.join(["recurra", "train", *map(decode_argument, arguments)])
     progress, clock = _progress(command), Clock(main.STARTED)
     if command.resume is not None:
         # Not checked against the defaults: they are compared with the settings of the run.
-        options = RunOptions(command.given())
-        lm = resume_run(command.resume, progress, clock, options=options, sources=command.sources)
-    else:
-        lm = start_run(
-            command.sources, command.to_options(), command.out, progress, clock, force=command.force
+        lm = resume_run(
+            command.resume,
+            progress,
+            clock,
+            options=RunOptions(command.given()),
+            sources=command.sources,
+            command=command_line,
         )
+    else:
+        request = requested(command.sources, command.to_options(), command.config, command.base)
+        request = replace(request, command=command_line, force=command.force)
+        lm = start_run(request, command.out, progress, clock)
     if started_rank() > 0:
         return 0  # Rank 0 prints the result.
     assert lm.path is not None
     best = RunDirectory(lm.path).best_metrics()
     if command.json:
-        print(json.dumps({"run": str(lm.path), **best}, ensure_ascii=False))
+        print(json_line({"run": str(lm.path), **best}))
     progress.message(f"best     {describe(best)}")
     progress.message(f"saved in {lm.path}; try: recurra generate {lm.path} --prompt TEXT")
     return 0
+
+
+def _refuse_options_of_new_runs(command: Train) -> None:
+    given = {
+        "--out": command.out is not None,
+        "--force": command.force,
+        "--from": command.base is not None,
+        "--config": command.config is not None,
+    }
+    if found := [option for option, is_given in given.items() if is_given]:
+        raise ConfigError(f"--resume cannot be combined with {' or '.join(found)}; remove it")
 
 
 def _progress(command: Train) -> Progress:
@@ -99,7 +127,7 @@ def _progress(command: Train) -> Progress:
         def report(self, record: dict[str, Any]) -> None:
             # A closed stdout must not abort training.
             with contextlib.suppress(OSError):
-                print(json.dumps(record, ensure_ascii=False), flush=True)
+                print(json_line(record), flush=True)
 
     shown = Progress() if command.quiet else ConsoleProgress()
     return Several(shown, JsonLines()) if command.json else shown

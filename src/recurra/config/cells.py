@@ -145,22 +145,3 @@ def cell_traits(name: str) -> CellTraits:
     if name not in CELL_TRAITS:
         raise ConfigError(f"unknown cell {name!r}; choose one of {', '.join(CELL_TRAITS)}")
     return CELL_TRAITS[name]
-
-
-def register_cell(traits: CellTraits) -> None:
-    """Register a cell that is defined outside the package, for the current process.
-
-    Raises:
-        ConfigError: a cell of this name already exists.
-
-    Examples:
-        >>> from recurra.config import ModelConfig
-        >>> from recurra.config.cells import CellTraits, register_cell
-        >>> traits = CellTraits(name="mgu", implementation="my_cells:MguCell", num_gates=2)
-        >>> register_cell(traits)
-        >>> ModelConfig(cell="mgu").traits is traits
-        True
-    """
-    if traits.name in CELL_TRAITS:
-        raise ConfigError(f"cell {traits.name!r} is already registered")
-    CELL_TRAITS[traits.name] = traits

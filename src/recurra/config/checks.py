@@ -19,11 +19,21 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def require_known(field: str, value: Any, known: Collection[str]) -> None:
-    """Raise ConfigError unless the value of a field is one of the known names."""
+def require_known(
+    field: str, value: Any, known: Collection[str], register: str | None = None
+) -> None:
+    """Raise ConfigError unless the value of a field is one of the known names.
+
+    Args:
+        field: the name of the field.
+        value: its value.
+        known: the known names.
+        register: the public function that adds a name, if there is one.
+    """
+    other = f", or the name of one that {register} has registered" if register else ""
     require(
         isinstance(value, str) and value in known,
-        f"{field} is {shortened(value)}; it must be one of {', '.join(known)}",
+        f"{field} is {shortened(value)}; it must be one of {', '.join(known)}{other}",
     )
 
 

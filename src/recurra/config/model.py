@@ -113,7 +113,7 @@ class ModelConfig:
             self,
             init=FirstWeights,
         )
-        require_known("cell", self.cell, CELL_TRAITS)
+        require_known("cell", self.cell, CELL_TRAITS, "recurra.register_cell")
         require_known("backend", self.backend, ("auto", *BACKEND_MODULES))
         require_known("precision", self.precision, OPERAND_DTYPES)
         self._check_sizes()

@@ -14,8 +14,8 @@ class OptimizerSpec:
     """Properties of an optimizer that the rest of the package depends on.
 
     Attributes:
-        constructor: the class, as `module:Class`. It takes parameter groups with `weight_decay`,
-            and the argument `lr`; if `is_torch` is true, also the argument `fused`.
+        constructor: the class, or its name as `module:Class`. It takes parameter groups with
+            `weight_decay`, and the argument `lr`; if `is_torch` is true, also the argument `fused`.
         options: fields of `TrainingConfig` that the class takes in addition.
         slots: names of the state tensors per parameter; they have the parameter's shape.
         slots_need: the option that must be nonzero for the slots to exist, or None.
@@ -28,7 +28,7 @@ class OptimizerSpec:
         default_clip_norm: clipping threshold that the recipe chooses; None for its own default.
     """
 
-    constructor: str
+    constructor: str | type
     options: tuple[str, ...] = ()
     slots: tuple[str, ...] = ()
     slots_need: str | None = None

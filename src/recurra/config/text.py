@@ -9,6 +9,7 @@ from recurra.config.checks import require, require_choices, require_types
 
 TokenKind = Literal["char", "byte", "word", "bpe"]
 UnknownRule = Literal["error", "replace"]
+NewTokens = Literal["add", "replace", "error"]
 
 MAX_VOCABULARY = 2**20
 
@@ -53,11 +54,25 @@ class TextConfig:
     always keep them."""
 
     separator: str = "\n"
-    """Text inserted between two source files."""
+    r"""Text inserted between two source files. On the command line, backslash escapes such as \n
+    are replaced."""
+
+    shuffle_lines: bool = False
+    """Shuffle the lines of the text before it is split, for lists in which each line is independent
+    of the others. The order is the same in every run."""
+
+    new_tokens: NewTokens = "add"
+    """With --from: tokens of the text that the vocabulary of the base run lacks. add extends the
+    vocabulary, replace reads them as <unk>, error refuses the text."""
 
     def __post_init__(self) -> None:
         require_types(self)
-        require_choices(self, tokens=TokenKind, newlines=Literal["unify", "keep"])
+        require_choices(
+            self,
+            tokens=TokenKind,
+            newlines=Literal["unify", "keep"],
+            new_tokens=NewTokens,
+        )
         require(
             self.vocab_size is None or 2 <= self.vocab_size <= MAX_VOCABULARY,
             f"vocab_size must be between 2 and {MAX_VOCABULARY}",

@@ -120,9 +120,10 @@ class TrainingConfig:
     """Budget: number of updates."""
 
     minutes: float | None = None
-    """Budget: wall-clock minutes, including evaluation and saving; 2 if no budget is given. With a
-    time budget, unspecified sizes, rates, precision, initialization and schedule are chosen from
-    the text, the budget and the measured speed of this machine instead of the listed defaults."""
+    """Budget: wall-clock minutes, including evaluation and saving, but not the first build of the
+    kernels; 2 if no budget is given. With a time budget, unspecified sizes, rates, precision,
+    initialization and schedule are chosen from the text, the budget and the measured speed of this
+    machine instead of the listed defaults."""
 
     max_epochs: float | None = None
     """Maximum number of epochs with a budget in minutes (default 100, because further epochs
@@ -186,7 +187,7 @@ class TrainingConfig:
             schedule=Schedule,
             on_nan=Literal["stop", "rollback"],
         )
-        require_known("optimizer", self.optimizer, OPTIMIZERS)
+        require_known("optimizer", self.optimizer, OPTIMIZERS, "recurra.register_optimizer")
         self._check_sizes()
         self._check_growth()
         self._check_rates()

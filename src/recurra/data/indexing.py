@@ -28,8 +28,9 @@ from recurra.data.provisional import (
     read_ids,
     smallest_dtype,
 )
-from recurra.errors import SourceError
+from recurra.errors import ConfigError, SourceError
 from recurra.text.bpe import BpeVocabulary
+from recurra.text.unicode import printable
 from recurra.text.vocabulary import ByteVocabulary, SymbolVocabulary
 from recurra.text.words import cut_at_borders
 
@@ -92,14 +93,19 @@ def index_bytes(
 
 
 def index_symbols(
-    chunks: Iterable[str], config: TextConfig, target: Path, work: Path
+    chunks: Iterable[str],
+    config: TextConfig,
+    target: Path,
+    work: Path,
+    base: SymbolVocabulary | None = None,
 ) -> tuple[SymbolVocabulary, Extent]:
     """Write the character or word ids of a text to `target`.
 
-    The provisional ids are stored in the directory `work`.
+    The provisional ids are stored in the directory `work`. The tokens of a base keep their ids.
 
     Raises:
-        ConfigError: if `min_freq` leaves no token in the vocabulary.
+        ConfigError: if `min_freq` leaves no token in the vocabulary, or the base lacks a token and
+            `new_tokens` is "error".
         SourceError: if the training part has fewer than two tokens or too many different ones.
     """
     indexer = CharIndexer() if config.tokens == "char" else WordIndexer()
@@ -108,10 +114,8 @@ def index_symbols(
     num_train = _training_tokens(provisional.num_tokens, config)
     symbols = indexer.symbols
     counts = provisional.count(len(symbols), num_train)
-    vocabulary = indexer.vocabulary.from_counts(
-        dict(zip(symbols, counts[0].tolist(), strict=True)),
-        min_freq=config.min_freq,
-        vocab_size=config.vocab_size,
+    vocabulary = _vocabulary(
+        indexer.vocabulary, dict(zip(symbols, counts[0].tolist(), strict=True)), config, base
     )
     final_ids = np.array(
         [vocabulary.index.get(symbol, 0) for symbol in symbols],
@@ -131,13 +135,38 @@ def index_symbols(
     )
 
 
+def _vocabulary(
+    kind: type[SymbolVocabulary],
+    counts: dict[str, int],
+    config: TextConfig,
+    base: SymbolVocabulary | None,
+) -> SymbolVocabulary:
+    """Return the vocabulary of symbols with these frequencies in the training part."""
+    if base is None:
+        return kind.from_counts(counts, min_freq=config.min_freq, vocab_size=config.vocab_size)
+    new = [symbol for symbol, count in counts.items() if count > 0 and symbol not in base.index]
+    if new and config.new_tokens == "error":
+        raise ConfigError(
+            f"the vocabulary of the base run lacks {len(new):,} tokens of this text:"
+            f" {', '.join(map(printable, new[:10]))}; set new_tokens to add or replace, or remove"
+            " them from the text"
+        )
+    if config.new_tokens == "replace":
+        return base
+    return base.extended(counts, min_freq=config.min_freq, vocab_size=config.vocab_size)
+
+
 def index_bpe(
-    chunks: Iterable[str], config: TextConfig, target: Path, work: Path
+    chunks: Iterable[str],
+    config: TextConfig,
+    target: Path,
+    work: Path,
+    base: BpeVocabulary | None = None,
 ) -> tuple[BpeVocabulary, Extent]:
     """Learn BPE merges from the training part and write the ids of a text to `target`.
 
     The text is stored in the directory `work`. It is split into training and validation part by
-    the number of characters.
+    the number of characters. With a base, no merges are learned: it can encode every text.
 
     Raises:
         ConfigError: if `vocab_size` is too small for BPE.
@@ -153,7 +182,7 @@ def index_bpe(
     train_chars = training_share(num_chars, config.val_fraction)
     with spool.open(encoding="utf-8", newline="") as file:
         training = cut_at_borders(_read_chars(file, train_chars))
-        vocabulary = BpeVocabulary.train(
+        vocabulary = base or BpeVocabulary.train(
             training, vocab_size=config.vocab_size, min_freq=config.min_freq
         )
     tokens, sizes = [], []

@@ -8,7 +8,6 @@ files are reused if the settings and the sources are unchanged.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import re
 import tempfile
@@ -27,11 +26,12 @@ from recurra.config import TextConfig
 from recurra.data.indexing import Extent, index_bpe, index_bytes, index_symbols
 from recurra.data.provisional import CHUNK_IDS, smallest_dtype
 from recurra.errors import ConfigError, RunError, SourceError
-from recurra.io.files import flush, opened_regular, read_json, write_json
+from recurra.io.files import flush, named_by, read_json, sha256_of, write_json
+from recurra.text.bpe import BpeVocabulary
 from recurra.text.corpus import byte_chunks, resolve_sources, text_chunks
-from recurra.text.sources import RawSource, SourceReader, digest_of, source_names
+from recurra.text.sources import RawSource, SourceReader, TextSource, digest_of, source_names
 from recurra.text.vocabularies import vocabulary_from_dict
-from recurra.text.vocabulary import Vocabulary
+from recurra.text.vocabulary import SymbolVocabulary, Vocabulary
 
 FORMAT_VERSION = 1
 _TOKENS, _RECORD, _VOCABULARY = "tokens.bin", "tokens.json", "vocabulary.json"
@@ -108,7 +108,7 @@ class TokenFile:
         Raises:
             RunError: if they differ.
         """
-        digest = _digest(self.path)
+        digest = sha256_of(self.path)
         if digest != self.tokens_sha256:
             raise RunError(
                 f"{self.path} has changed: its SHA-256 is {digest}, but was {self.tokens_sha256}"
@@ -130,13 +130,23 @@ class TokenFile:
 
 
 def build_token_file(
-    sources: Sequence[str | Path], config: TextConfig, directory: Path
+    sources: Sequence[TextSource],
+    config: TextConfig,
+    directory: Path,
+    base: Vocabulary | None = None,
 ) -> tuple[TokenFile, Vocabulary]:
     """Read the sources once, build the vocabulary from the training part and write the ids.
 
-    The files of an earlier call are reused if they are intact and were made with the same settings
-    from the same bytes. Standard input is always read again. If an error occurs, no incomplete file
-    is left in the directory.
+    Without a base, the files of an earlier call are reused if they are intact and were made with
+    the same settings from the same bytes. Standard input is always read again. If an error occurs,
+    no incomplete file is left in the directory.
+
+    Args:
+        sources: the text.
+        config: how the text is read, tokenized and split.
+        directory: the directory to write to.
+        base: a vocabulary of the same kind, to which `config.new_tokens` may add tokens; by
+            default, the vocabulary contains only the tokens of the text.
 
     Raises:
         ConfigError: if `encoding`, `vocab_size` or `min_freq` is invalid for these sources.
@@ -146,11 +156,11 @@ def build_token_file(
         OSError: if the directory cannot be written to, or the disk is full.
     """
     streams = resolve_sources(sources, config)
-    if cached := _load_cached(streams, config, directory):
+    if base is None and (cached := _load_cached(streams, config, directory)):
         return cached
     reader = SourceReader(streams)
     with _workspace(directory) as work:
-        vocabulary, extent = _index(reader, config, work)
+        vocabulary, extent = _index(reader, config, work, base)
         record = {
             "version": FORMAT_VERSION,
             "dtype": smallest_dtype(len(vocabulary)).name,
@@ -160,7 +170,7 @@ def build_token_file(
             "sha256": reader.sha256,
             "source_bytes": reader.num_bytes,
             "source_complete": reader.complete,
-            "tokens_sha256": _digest(work / _TOKENS),
+            "tokens_sha256": sha256_of(work / _TOKENS),
             "vocabulary": vocabulary.fingerprint,
         }
         _write_vocabulary(vocabulary, work / _VOCABULARY)
@@ -259,14 +269,18 @@ def _write_vocabulary(vocabulary: Vocabulary, file: Path) -> None:
         ) from error
 
 
-def _index(reader: SourceReader, config: TextConfig, work: Path) -> tuple[Vocabulary, Extent]:
+def _index(
+    reader: SourceReader, config: TextConfig, work: Path, base: Vocabulary | None
+) -> tuple[Vocabulary, Extent]:
     target = work / _TOKENS
     if config.tokens == "byte":
         return index_bytes(byte_chunks(reader, config), config, target)
     chunks = text_chunks(reader, config)
     if config.tokens == "bpe":
-        return index_bpe(chunks, config, target, work)
-    return index_symbols(chunks, config, target, work)
+        assert base is None or isinstance(base, BpeVocabulary)
+        return index_bpe(chunks, config, target, work, base)
+    assert base is None or isinstance(base, SymbolVocabulary)
+    return index_symbols(chunks, config, target, work, base)
 
 
 def _load_cached(
@@ -317,11 +331,6 @@ def source_change(directory: Path) -> str | None:
     return f"{names} has changed: its SHA-256 is {digest}, but was {tokens.sha256}"
 
 
-def _digest(file: Path) -> str:
-    with opened_regular(file) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _has_same_bytes(streams: Sequence[RawSource], record: dict[str, Any]) -> bool:
     """Return whether the part of the sources that was read before still has the same digest."""
     return digest_of(streams, _digest_limit(record)) == str(record["sha256"])
@@ -345,7 +354,10 @@ def _workspace(directory: Path) -> Iterator[Path]:
     made = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
     try:
-        with tempfile.TemporaryDirectory(dir=directory, prefix=".tokens-") as work:
+        with (
+            tempfile.TemporaryDirectory(dir=directory, prefix=".tokens-") as work,
+            named_by(Path(work), directory),
+        ):
             yield Path(work)
     except BaseException:
         if made:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from recurra.config import TrainingConfig
-from recurra.config.optimizers import OPTIMIZERS
+from recurra.config.optimizers import OPTIMIZERS, OptimizerSpec
 from recurra.errors import ConfigError
 from recurra.model.recurrent_lm import RecurrentLM
 
 Optimizer = torch.optim.Optimizer
+AnyOptimizer = TypeVar("AnyOptimizer", bound=torch.optim.Optimizer)
+
+_BUILT_IN = frozenset(OPTIMIZERS)
 
 
 def build_optimizer(model: RecurrentLM, config: TrainingConfig) -> Optimizer:
@@ -35,12 +38,102 @@ def build_optimizer(model: RecurrentLM, config: TrainingConfig) -> Optimizer:
         },
         {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    module, _, name = spec.constructor.partition(":")
     options: dict[str, Any] = {option: getattr(config, option) for option in spec.options}
     if spec.is_torch:
         options["fused"] = model.device.type in ("cpu", "cuda")
-    optimizer: Optimizer = getattr(import_module(module), name)(groups, lr=config.lr, **options)
+    optimizer: Optimizer = _class_of(spec)(groups, lr=config.lr, **options)
     return optimizer
+
+
+def _class_of(spec: OptimizerSpec) -> Any:
+    if isinstance(spec.constructor, type):
+        return spec.constructor
+    module, _, name = spec.constructor.partition(":")
+    return getattr(import_module(module), name)
+
+
+def register_optimizer(
+    optimizer: type[AnyOptimizer], *, name: str, **properties: Any
+) -> type[AnyOptimizer]:
+    """Make an optimizer available as `recurra.train(optimizer=name)`, for the current process.
+
+    The class takes parameter groups with `weight_decay`, and the argument `lr`. Registering a name
+    again replaces the optimizer, unless it is one of recurra's own. Before a run with the optimizer
+    is resumed, the optimizer must be registered.
+
+    Args:
+        optimizer: a subclass of `torch.optim.Optimizer`.
+        name: the name in `TrainingConfig.optimizer` and in `config.json`.
+        properties: fields of `config.optimizers.OptimizerSpec`, above all `slots`: the names of the
+            tensors in the state of a parameter, which are saved in checkpoints; `counts_steps` if
+            the state also contains `step`; and `options`: the fields of `TrainingConfig` that the
+            class takes.
+
+    Returns:
+        The class.
+
+    Raises:
+        ConfigError: the name or a property is invalid, or the state of the optimizer after a step
+            has other tensors than those of `slots` and `counts_steps`.
+
+    Examples:
+        >>> import torch
+        >>> import recurra
+        >>> class SignSgd(torch.optim.Optimizer):
+        ...     def __init__(self, params, lr):
+        ...         super().__init__(params, {"lr": lr, "weight_decay": 0.0})
+        ...     @torch.no_grad()
+        ...     def step(self, closure=None):
+        ...         for group in self.param_groups:
+        ...             for parameter in group["params"]:
+        ...                 parameter -= group["lr"] * parameter.grad.sign()
+        >>> _ = recurra.register_optimizer(SignSgd, name="sign-sgd")
+        >>> lm = recurra.train(optimizer="sign-sgd", lr=1e-3, hidden_size=8, steps=5)
+        >>> lm.config.training.optimizer
+        'sign-sgd'
+    """
+    if not (isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer)):
+        raise ConfigError(f"{optimizer!r} is not a subclass of torch.optim.Optimizer")
+    if not isinstance(name, str) or not name.replace("-", "_").isidentifier():
+        raise ConfigError(
+            f"the name {name!r} of an optimizer must consist of letters, digits, - and _"
+        )
+    if name in _BUILT_IN:
+        raise ConfigError(f"the name {name!r} belongs to an optimizer of recurra; choose another")
+    try:
+        spec = OptimizerSpec(optimizer, **properties)
+    except TypeError as error:
+        raise ConfigError(f"the optimizer {name} cannot be registered: {error}") from error
+    _check_state(name, spec)
+    OPTIMIZERS[name] = spec
+    return optimizer
+
+
+def _check_state(name: str, spec: OptimizerSpec) -> None:
+    """Compute one step, and check that the declared state is that of the optimizer.
+
+    Otherwise, a checkpoint would not contain the whole state.
+
+    Raises:
+        ConfigError: the step fails, or the state has other tensors.
+    """
+    config = TrainingConfig()
+    parameter = torch.nn.Parameter(torch.ones(2, 2))
+    parameter.grad = torch.ones(2, 2)
+    groups = [{"params": [parameter], "weight_decay": 0.0}]
+    try:
+        options = {option: getattr(config, option) for option in spec.options}
+        built = _class_of(spec)(groups, lr=config.lr, **options)
+        built.step()
+    except Exception as error:
+        raise ConfigError(f"a step of the optimizer {name} failed: {error}") from error
+    found = {key for key, value in built.state[parameter].items() if value is not None}
+    declared = {*spec.slots_with(config), *(["step"] if spec.counts_steps else [])}
+    if found != declared:
+        raise ConfigError(
+            f"the state of the optimizer {name} has {', '.join(sorted(found)) or 'no tensors'}, but"
+            f" slots and counts_steps declare {', '.join(sorted(declared)) or 'none'}"
+        )
 
 
 def is_capturable(optimizer: Optimizer) -> bool:

@@ -62,7 +62,8 @@ class GenerationConfig:
     logits are divided by this value, negative logits are multiplied by it."""
 
     stop: tuple[str, ...] = ()
-    """Stop when one of these strings is generated; the string is not part of the output."""
+    r"""Stop when one of these strings is generated; the string is not part of the output. On the
+    command line, backslash escapes such as \n are replaced; \\ is a backslash."""
 
     num_samples: int = 1
     """Number of continuations of the same prompt."""

@@ -20,7 +20,9 @@ from filelock import FileLock, Timeout
 
 from recurra.errors import RunError
 from recurra.io.files import (
+    CHOOSE_ANOTHER_OUT,
     UNFINISHED,
+    denial_explained,
     make_folders,
     read_json,
     remove_empty,
@@ -29,7 +31,7 @@ from recurra.io.files import (
 )
 from recurra.runs.directory import LOCK, RunDirectory
 from recurra.runs.staging import check_removable
-from recurra.text.sources import COMPARISON_FILES
+from recurra.text.folders import COMPARISON_FILES
 
 STAGING, READY, ASIDE = (f".comparison-{name}{UNFINISHED}" for name in ("new", "ready", "old"))
 """Subdirectories during replacement: runs in preparation, prepared runs, and the old comparison."""
@@ -51,14 +53,16 @@ class ComparisonFolder:
         """Hold the lock of the directory, and complete or undo an interrupted replacement.
 
         Raises:
-            RunError: another process uses the directory, or the path is not a directory.
+            RunError: another process uses the directory, the path is not a directory, or the
+                directory cannot be written to.
         """
         if (self.path.exists() or self.path.is_symlink()) and not self.path.is_dir():
             raise RunError(f"{self.path} is not a directory; choose another --out")
-        made = make_folders(self.path)
         lock = FileLock(self.path / LOCK)
         try:
-            lock.acquire(blocking=False)
+            with denial_explained(self.path, CHOOSE_ANOTHER_OUT):
+                made = make_folders(self.path)
+                lock.acquire(blocking=False)
         except Timeout:
             raise RunError(f"{self.path} is in use by another process") from None
         try:

@@ -21,6 +21,8 @@ from recurra.experiments.significance import (
     runs_needed,
     welch_test,
 )
+from recurra.inference.evaluate import unknown_remark
+from recurra.io import html
 from recurra.io.markdown import table
 
 
@@ -227,23 +229,27 @@ class Comparison:
         }
 
     def __str__(self) -> str:
+        lines = [table(_HEAD, [_cells(row) for row in self.rows]), ""]
+        return "\n".join([*lines, *self._remarks(), f"runs in {self.folder}"])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        cells = html.table(_HEAD, [_cells(row) for row in self.rows])
+        remarks = [*self._remarks(), f"runs in {self.folder}"]
+        return cells + "".join(f"<p>{html.escape(remark)}</p>" for remark in remarks)
+
+    def _remarks(self) -> list[str]:
         lines = [
-            table(_HEAD, [_cells(row) for row in self.rows]),
-            "",
             "means over the runs, on the whole validation split with carried state; spread:"
             " standard deviation of bits/char between seeds; best: lowest bits/char",
         ]
         lines += self._describe_tests()
         lines += self._describe_sizes()
         for row in self.rows:
-            if (fraction := row.mean_of("unknown") or 0.0) > UNKNOWN_THRESHOLD:
-                lines.append(
-                    f"{row.variant.name}: {fraction:.1%} of the predicted tokens are <unk>, which"
-                    " makes its metrics too optimistic"
-                )
-        return "\n".join([*lines, f"runs in {self.folder}"])
-
-    __repr__ = __str__
+            if remark := unknown_remark(row.mean_of("unknown") or 0.0):
+                lines.append(f"{row.variant.name}: {remark}")
+        return lines
 
     def _describe_tests(self) -> Iterator[str]:
         """Yield the test of each variant against the best one."""
@@ -279,9 +285,6 @@ class Comparison:
                 " equal size"
             )
 
-
-UNKNOWN_THRESHOLD = 0.001
-"""Fraction of <unk> tokens above which the table contains a remark."""
 
 SIZE_RATIO = 1.1
 """Ratio of the largest to the smallest model above which the table contains a remark."""

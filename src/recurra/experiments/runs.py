@@ -36,12 +36,13 @@ from recurra.experiments.results import Comparison, Result, Row, Variant
 from recurra.inference.language_model import LanguageModel, Source, as_list
 from recurra.io.files import to_json, write_json
 from recurra.report.curve import write_comparison_svg
-from recurra.report.progress import ConsoleProgress, Progress, StepMetrics, format_count
+from recurra.report.notebook import default_progress
+from recurra.report.progress import Progress, StepMetrics, format_count
 from recurra.runs.compatibility import FREE_SETTINGS
 from recurra.runs.directory import RunDirectory
 from recurra.runtime.clock import Clock
 from recurra.training.batch_schedule import tokens_per_step
-from recurra.training.creation import numbered, short_name
+from recurra.training.creation import RunRequest, numbered, short_name
 from recurra.training.run import prepare_run, resume_run
 from recurra.training.sizing import describe_size, num_parameters
 from recurra.training.warm_up import warm_up
@@ -72,7 +73,7 @@ def compare(
         out: directory of the comparison; by default, a new directory in `runs/`. If it contains the
             same comparison, that comparison is resumed; with more seeds, it is extended.
         force: replace an existing comparison.
-        progress: receives training events. Defaults to `ConsoleProgress`, which writes to stderr.
+        progress: receives training events; the default is that of `train`.
         options: options of `train` for all variants.
 
     Returns:
@@ -96,7 +97,7 @@ def compare(
         Variant(name, RunOptions.of(**{**common, **given_values(own)}))
         for name, own in _parse_variants(variants)
     ]
-    shown = progress or ConsoleProgress()
+    shown = progress or default_progress()
     design = Design(seeds, num_tokens, equal_parameters)
     return run_comparison(as_list(source), parsed, design, out, shown, force=force)
 
@@ -176,7 +177,7 @@ def _prepare_first_runs(
         if not run.is_run:
             shown = _ChosenSettings(progress, variant.name)
             options = dataclasses.replace(variant.options, num_parameters=target)
-            prepare_run(sources, options, run.path, shown, Clock())
+            prepare_run(RunRequest(sources, options), run.path, shown, Clock())
         held_out = len(load_token_file(run.path).val)
         require(
             held_out >= 2, f"{variant.name}: too little text for validation; increase val_fraction"
@@ -266,7 +267,7 @@ def _run(
     messages = _RunMessages(progress, f"{variant.name}, seed {seed}")
     try:
         if not run.is_run:
-            prepare_run(sources, options, run.path, Progress(), Clock())
+            prepare_run(RunRequest(sources, options), run.path, Progress(), Clock())
         lm = resume_run(run.path, messages, Clock(), options=options, sources=sources)
     except (DivergenceError, NonFiniteError) as error:
         progress.message(f"{messages.name}: {error}")

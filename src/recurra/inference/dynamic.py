@@ -29,6 +29,7 @@ from torch import Tensor
 from recurra.config.checks import require, require_types
 from recurra.engine.select import select_gradients
 from recurra.errors import NonFiniteError, SourceError
+from recurra.inference.evaluate import Report
 from recurra.inference.reading import IdArray
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.recurrence.cells import State
@@ -65,7 +66,11 @@ class DynamicConfig:
 
 
 def evaluate_dynamically(
-    model: RecurrentLM, ids: IdArray, train_ids: IdArray, config: DynamicConfig
+    model: RecurrentLM,
+    ids: IdArray,
+    train_ids: IdArray,
+    config: DynamicConfig,
+    progress: Report | None = None,
 ) -> float:
     """Return the total surprisal of ids[1:] in nats under dynamic evaluation.
 
@@ -77,6 +82,7 @@ def evaluate_dynamically(
         ids: (N,) integers, predicted from the zero state.
         train_ids: integers, the training text of the model.
         config: settings of dynamic evaluation.
+        progress: called after each segment with the number of predicted tokens so far and in total.
 
     Raises:
         SourceError: `ids` or `train_ids` has fewer than 2 elements.
@@ -97,6 +103,8 @@ def evaluate_dynamically(
             nats, state = learner.gradients(block.to(model.device), state)
             total += nats * (last - first)
             learner.step()
+            if progress is not None:
+                progress(last, len(ids) - 1)
     if not math.isfinite(total):
         raise NonFiniteError("the predictions became NaN or infinite; use a smaller lr")
     return total

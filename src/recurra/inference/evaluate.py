@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from torch import Tensor
 
 from recurra.errors import ConfigError, NonFiniteError, SourceError
+from recurra.inference.display import evaluation_html
 from recurra.inference.document import Document
 from recurra.inference.reading import IdArray, as_id_array, read_nats
 from recurra.runtime.distributed import SINGLE_PROCESS, Processes
@@ -24,6 +25,10 @@ from recurra.runtime.distributed import SINGLE_PROCESS, Processes
 if TYPE_CHECKING:
     from recurra.model.recurrent_lm import RecurrentLM
 
+Report: TypeAlias = Callable[[int, int], None]
+"""A function that receives the number of tokens that have been read, and their total number."""
+UNKNOWN_THRESHOLD = 0.001
+"""Fraction of <unk> tokens above which metrics come with a remark."""
 # Number of windows per batch. A larger batch uses more memory without being faster on a CPU.
 WINDOWS_PER_BATCH = 64
 
@@ -55,6 +60,11 @@ class Evaluation:
     num_unknown: int = 0
     """Number of predicted tokens that are <unk>. If there are many, the other metrics are too
     optimistic, because <unk> is easier to predict than the symbol that it replaces."""
+
+    @property
+    def unknown_share(self) -> float:
+        """Fraction of the predicted tokens that are <unk>."""
+        return self.num_unknown / self.num_tokens
 
     @property
     def nats_per_token(self) -> float:
@@ -97,11 +107,13 @@ class Evaluation:
             "num_chars": self.num_chars,
             "num_bytes": self.num_bytes,
             "num_unknown": self.num_unknown,
+            "unknown_share": self.unknown_share,
         }
         return {k: None if v is None or not math.isfinite(v) else v for k, v in figures.items()}
 
     def __str__(self) -> str:
         unknown = f", {self.num_unknown:,} of them unknown" if self.num_unknown else ""
+        remark = unknown_remark(self.unknown_share)
         return (
             f"perplexity      {self.perplexity:.4f}\n"
             f"nats per token  {self.nats_per_token:.4f}\n"
@@ -109,10 +121,29 @@ class Evaluation:
             f"bits per char   {self.bits_per_char:.4f}\n"
             f"bits per byte   {self.bits_per_byte:.4f}\n"
             f"tokens          {self.num_tokens:,}{unknown}"
+            + (f"\nnote: {remark}" if remark else "")
         )
+
+    def _repr_html_(self) -> str:
+        return evaluation_html(self)
 
     def _bits_per(self, count: int | None) -> float:
         return self.total_nats / math.log(2) / count if count else math.nan
+
+
+def unknown_remark(share: float, of_what: str = "predicted tokens") -> str | None:
+    """Return a remark about the fraction of <unk> tokens, or None if it is negligible.
+
+    Args:
+        share: the fraction.
+        of_what: the tokens that were counted, as text.
+    """
+    if not share > UNKNOWN_THRESHOLD:  # Also if it is NaN.
+        return None
+    return (
+        f"{share:.1%} of the {of_what} are <unk>, which makes perplexity and bits too optimistic:"
+        " <unk> is easier to predict than the symbols that it replaces"
+    )
 
 
 def evaluate(
@@ -127,6 +158,7 @@ def evaluate(
     chunk: int = 512,
     max_tokens: int | None = None,
     processes: Processes = SINGLE_PROCESS,
+    progress: Report | None = None,
 ) -> Evaluation:
     """Predict ids[1:] from ids[:-1] and return the total surprisal, summed in float64.
 
@@ -149,6 +181,7 @@ def evaluate(
         max_tokens: predict only this many tokens, counted from the start. `num_chars` and
             `num_bytes` are then reduced in proportion.
         processes: the processes that share the streams or windows. All of them return the total.
+        progress: called after each chunk with the number of predicted tokens so far and in total.
 
     Raises:
         SourceError: there are fewer than 2 ids, so there is nothing to predict.
@@ -168,13 +201,16 @@ def evaluate(
     starts, lengths = _windows(total, window) if window else _streams(total, num_streams)
     own = processes.share(len(starts))
     starts, lengths = starts[own], lengths[own]
-    nats, num_unknown = 0.0, 0
+    nats, num_unknown, num_read = 0.0, 0, 0
     for first in range(0, len(starts), rows_at_once):
         batch = slice(first, first + rows_at_once)
         for targets, surprisal in read_nats(
             model, array, starts[batch], lengths[batch], chunk=chunk
         ):
             nats += float(surprisal.sum())
+            num_read += targets.size
+            if progress is not None:
+                progress(num_read, sum(lengths))
             if unknown_id is not None:
                 num_unknown += int(np.count_nonzero(targets == unknown_id))
     nats, unknown = processes.sum([nats, num_unknown])
@@ -197,6 +233,7 @@ def evaluate_document(
     num_streams: int = 1,
     chunk: int = 512,
     max_tokens: int | None = None,
+    progress: Report | None = None,
 ) -> Evaluation:
     """Evaluate a document, with exact counts of the predicted characters and bytes.
 
@@ -213,6 +250,7 @@ def evaluate_document(
         num_streams=num_streams,
         chunk=chunk,
         max_tokens=max_tokens,
+        progress=progress,
     )
     num_chars, num_bytes = document.extent(result.num_tokens)
     return dataclasses.replace(result, num_chars=num_chars, num_bytes=num_bytes)

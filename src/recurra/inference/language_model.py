@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from reprlib import repr as shortened
@@ -13,6 +14,7 @@ from recurra.config.checks import require
 from recurra.data.token_file import TokenFile, load_token_file
 from recurra.engine.sampling import GenerationConfig
 from recurra.errors import RunError
+from recurra.inference.display import model_html
 from recurra.inference.document import (
     Document,
     decode_document,
@@ -21,18 +23,21 @@ from recurra.inference.document import (
     read_document,
 )
 from recurra.inference.dynamic import DynamicConfig, evaluate_dynamically
-from recurra.inference.evaluate import Evaluation, evaluate, evaluate_document
+from recurra.inference.evaluate import Evaluation, Report, evaluate, evaluate_document
 from recurra.inference.generate import generate, stream
+from recurra.inference.novelty import KnownLines, known_lines, new_lines, new_texts
 from recurra.inference.score import Score, score_document
 from recurra.io.files import write_json
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.runs.directory import RunDirectory
+from recurra.runs.provenance import Provenance
 from recurra.runs.staging import staged_run
 from recurra.runs.weights import save_weights
 from recurra.text.corpus import prepare_text
 from recurra.text.vocabulary import Vocabulary
 
 Source = str | Path
+_logger = logging.getLogger("recurra")
 
 
 class LanguageModel:
@@ -64,6 +69,7 @@ class LanguageModel:
         self.vocabulary = vocabulary
         self.config = config
         self.path = path
+        self._known_lines: KnownLines | None = None
 
     def __repr__(self) -> str:
         model = self.config.model
@@ -73,24 +79,38 @@ class LanguageModel:
             f" {self.model.num_parameters:,} parameters)"
         )
 
+    def _repr_html_(self) -> str:
+        return model_html(self)
+
     def generate(
-        self, prompt: str = "", *, unknown: UnknownRule = "error", **settings: Any
+        self,
+        prompt: str = "",
+        *,
+        unknown: UnknownRule = "error",
+        only_new: bool = False,
+        **settings: Any,
     ) -> str | list[str]:
         """Continue a prompt.
+
+        A warning is logged if a stop string contains a character that the model cannot generate.
 
         Args:
             prompt: the text to continue; can be empty.
             unknown: "error", or "replace" to read symbols outside the vocabulary as <unk>.
+            only_new: leave out generated lines that occur as a line of the text of the run. The
+                result consists of whole lines: the first one includes the end of the prompt.
             settings: fields of `GenerationConfig`: max_new_tokens, temperature, top_k, top_p,
                 min_p, repetition_penalty, stop, num_samples, seed, greedy.
 
         Returns:
-            The new text without the prompt; a list of texts if num_samples is greater than 1.
+            The new text without the prompt; a list of texts if num_samples is greater than 1. With
+            `only_new`, the list contains only texts that have a new line.
 
         Raises:
             UnknownTokenError: a symbol of the prompt is not in the vocabulary and `unknown` is
                 "error".
             ConfigError: a setting is invalid.
+            RunError: `only_new` is set, and the text of the run is not available or has changed.
 
         Examples:
             >>> import recurra
@@ -100,13 +120,20 @@ class LanguageModel:
             >>> len(lm.generate("The cat", num_samples=3))
             3
         """
-        config = GenerationConfig(**settings)
-        prepared = prepare_text(prompt, self.config.text)
+        prepared, config = self._prepare(prompt, settings)
+        known = self._lines_of_run() if only_new else None
         texts = generate(self.model, self.vocabulary, prepared, config, unknown)
-        return texts if config.num_samples > 1 else texts[0]
+        if known is not None:
+            texts = new_texts(texts, known, prepared)
+        return texts if config.num_samples > 1 else "".join(texts)
 
     def stream(
-        self, prompt: str = "", *, unknown: UnknownRule = "error", **settings: Any
+        self,
+        prompt: str = "",
+        *,
+        unknown: UnknownRule = "error",
+        only_new: bool = False,
+        **settings: Any,
     ) -> Iterator[str]:
         """Return an iterator over the continuation of a prompt, in pieces of text.
 
@@ -119,12 +146,32 @@ class LanguageModel:
             >>> "".join(pieces) == lm.generate("The cat", max_new_tokens=20, seed=1)
             True
         """
+        prepared, config = self._prepare(prompt, settings)
+        known = self._lines_of_run() if only_new else None
+        pieces = stream(self.model, self.vocabulary, prepared, config, unknown)
+        return pieces if known is None else new_lines(pieces, known, prepared)
+
+    def _prepare(self, prompt: str, settings: dict[str, Any]) -> tuple[str, GenerationConfig]:
         config = GenerationConfig(**settings)
-        prepared = prepare_text(prompt, self.config.text)
-        return stream(self.model, self.vocabulary, prepared, config, unknown)
+        for stop in config.stop:
+            if missing := self.vocabulary.missing_characters(stop):
+                _logger.warning(
+                    "the stop string %r cannot occur: %r is not in the vocabulary", stop, missing[0]
+                )
+        return prepare_text(prompt, self.config.text), config
+
+    def _lines_of_run(self) -> KnownLines:
+        if self._known_lines is None:
+            self._known_lines = known_lines(self.path, self.vocabulary, self.config.text)
+        return self._known_lines
 
     def evaluate(
-        self, text: str | bytes, *, window: int | None = None, unknown: UnknownRule = "replace"
+        self,
+        text: str | bytes,
+        *,
+        window: int | None = None,
+        unknown: UnknownRule = "replace",
+        progress: Report | None = None,
     ) -> Evaluation:
         """Return perplexity and bits per token, character and byte of a text.
 
@@ -134,6 +181,7 @@ class LanguageModel:
             window: number of tokens in a window. Each window is read from the zero state instead of
                 carrying the state through the text.
             unknown: "error", or "replace" to read symbols outside the vocabulary as <unk>.
+            progress: called repeatedly with the number of predicted tokens so far and in total.
 
         Raises:
             SourceError: the text has fewer than 2 tokens.
@@ -148,10 +196,11 @@ class LanguageModel:
             >>> evaluation.num_tokens
             22
         """
-        return evaluate_document(self.model, self._encode(text, unknown), window=window)
+        document = self._encode(text, unknown)
+        return evaluate_document(self.model, document, window=window, progress=progress)
 
-    def validate(self, *, window: int | None = None) -> Evaluation:
-        """Evaluate the model on the validation split of its run.
+    def validate(self, *, window: int | None = None, progress: Report | None = None) -> Evaluation:
+        """Evaluate the model on the validation split of its run; see `evaluate`.
 
         Raises:
             RunError: the model has no run directory, or the run has no validation split.
@@ -172,6 +221,7 @@ class LanguageModel:
             num_chars=num_chars,
             num_bytes=num_bytes,
             unknown_id=self.vocabulary.unknown_id,
+            progress=progress,
         )
 
     def evaluate_dynamically(
@@ -179,6 +229,7 @@ class LanguageModel:
         text: str | bytes | None = None,
         *,
         unknown: UnknownRule = "replace",
+        progress: Report | None = None,
         **settings: Any,
     ) -> Evaluation:
         """Evaluate the model while it adapts to the text that it has predicted.
@@ -187,7 +238,7 @@ class LanguageModel:
 
         Args:
             text: as in `evaluate`; by default, the validation split of the run.
-            unknown: as in `evaluate`.
+            unknown, progress: as in `evaluate`.
             settings: fields of `DynamicConfig`: segment, lr, decay.
 
         Raises:
@@ -211,13 +262,19 @@ class LanguageModel:
         else:
             document = self._encode(text, unknown)
             static, ids = evaluate_document(self.model, document), document.ids
-        nats = evaluate_dynamically(self.model, ids, tokens.train, config)
+        nats = evaluate_dynamically(self.model, ids, tokens.train, config, progress)
         return dataclasses.replace(static, total_nats=nats)
 
     def _encode(self, text: str | bytes, unknown: UnknownRule) -> Document:
         return encode_document(text, self.vocabulary, self.config.text, unknown)
 
-    def score(self, text: str | bytes, *, unknown: UnknownRule = "replace") -> Score:
+    def score(
+        self,
+        text: str | bytes,
+        *,
+        unknown: UnknownRule = "replace",
+        progress: Report | None = None,
+    ) -> Score:
         """Return the surprisal of each character in bits, given the characters before it.
 
         The first character is predicted from the zero state. The text is prepared like the training
@@ -227,6 +284,7 @@ class LanguageModel:
         Args:
             text: the text to score.
             unknown: "error", or "replace" to read symbols outside the vocabulary as <unk>.
+            progress: called repeatedly with the number of tokens so far and in total.
 
         Raises:
             SourceError: the text is empty.
@@ -241,7 +299,7 @@ class LanguageModel:
         """
         if isinstance(text, bytes) and self.config.text.tokens != "byte":
             text = text.decode("utf-8", "replace")
-        return score_document(self.model, self._encode(text, unknown))
+        return score_document(self.model, self._encode(text, unknown), progress=progress)
 
     def save(self, path: Source) -> None:
         """Write the model to a new run directory, without the training state.
@@ -262,8 +320,8 @@ class LanguageModel:
         with staged_run(directory, force=False) as staging:
             write_json(staging.vocabulary, self.vocabulary.to_dict())
             save_weights(staging.model, self.model, {})
-            sources = RunDirectory(self.path).read_sources() if self.path else []
-            staging.write_config(self.config, sources)
+            provenance = RunDirectory(self.path).read_provenance() if self.path else Provenance()
+            staging.write_config(self.config, provenance)
         directory.unlock()
 
     def read(self, sources: Source | Sequence[Source] = ()) -> str | bytes:

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 
 from recurra.errors import ConfigError, NonFiniteError, SourceError
+from recurra.inference.display import line_html, score_html
 from recurra.inference.document import Document
+from recurra.inference.evaluate import Report
 from recurra.inference.reading import (
     FloatArray,
     IdArray,
@@ -48,6 +50,9 @@ class LineScore:
     surprisal: FloatArray
     """Surprisal of each character in bits, including the newline."""
 
+    def _repr_html_(self) -> str:
+        return line_html(self)
+
 
 @dataclass(frozen=True, eq=False)
 class Score:
@@ -71,6 +76,14 @@ class Score:
     num_unknown: int = 0
     """Number of tokens that are not in the vocabulary; each has the surprisal of <unk>."""
 
+    num_tokens: int | None = None
+    """Number of tokens of the text, or None if unknown."""
+
+    @property
+    def unknown_share(self) -> float:
+        """Fraction of the tokens that are <unk>; NaN if the number of tokens is unknown."""
+        return self.num_unknown / self.num_tokens if self.num_tokens else math.nan
+
     @property
     def total_bits(self) -> float:
         """Total surprisal of the text in bits, including the first character."""
@@ -93,6 +106,9 @@ class Score:
             lines.append(LineScore(number, line, bits, bits / (end - first), surprisal))
             first = end
         return lines
+
+    def _repr_html_(self) -> str:
+        return score_html(self)
 
     def top(self, count: int) -> list[LineScore]:
         """Return the `count` lines with the most bits per character, in descending order.
@@ -130,7 +146,13 @@ class Score:
         return [line for line in self.lines if line.text.strip()]
 
 
-def score_document(model: RecurrentLM, document: Document, *, chunk: int = 512) -> Score:
+def score_document(
+    model: RecurrentLM,
+    document: Document,
+    *,
+    chunk: int = 512,
+    progress: Report | None = None,
+) -> Score:
     """Return the surprisal of each character of a document.
 
     The state is carried through the document. The first token is predicted from the zero state
@@ -144,6 +166,7 @@ def score_document(model: RecurrentLM, document: Document, *, chunk: int = 512) 
         document: the text to score.
         chunk: maximum number of steps in one call of the model. It affects memory and speed, but
             not the result.
+        progress: called after each chunk with the number of tokens so far and in total.
 
     Raises:
         SourceError: the text is empty.
@@ -154,21 +177,28 @@ def score_document(model: RecurrentLM, document: Document, *, chunk: int = 512) 
         raise SourceError("cannot score an empty text")
     if chunk < 1:
         raise ConfigError(f"chunk must be at least 1, not {chunk}")
-    bits = _token_bits(model, document.ids, chunk)
+    bits = _token_bits(model, document.ids, chunk, progress)
     if not np.isfinite(bits).all():
         raise NonFiniteError("the model's predictions are NaN or infinite; its weights are damaged")
     surprisal = spread_over_characters(bits, document.token_sizes, document.char_sizes)
     unknown_id = document.unknown_id
     num_unknown = 0 if unknown_id is None else int(np.count_nonzero(document.ids == unknown_id))
-    return Score(text=document.text, surprisal=surprisal, num_unknown=num_unknown)
+    return Score(document.text, surprisal, num_unknown, len(document.ids))
 
 
-def _token_bits(model: RecurrentLM, ids: IdArray, chunk: int) -> FloatArray:
+def _token_bits(
+    model: RecurrentLM, ids: IdArray, chunk: int, progress: Report | None
+) -> FloatArray:
     """Return the surprisal of each of the (N,) ids in bits, from the zero state: (N,)."""
     with evaluation_mode(model):
         first = torch.tensor([int(ids[0])], device=model.device)
         nats = [token_nats(model.initial_logits(), first).cpu().numpy()]
     read = read_nats(model, ids, [0], [len(ids) - 1], chunk=chunk)
-    nats.extend(surprisal[0] for _, surprisal in read)
+    num_read = 1
+    for _, surprisal in read:
+        nats.append(surprisal[0])
+        num_read += surprisal.size
+        if progress is not None:
+            progress(num_read, len(ids))
     bits: FloatArray = np.concatenate(nats).astype(np.float64) / math.log(2)
     return bits

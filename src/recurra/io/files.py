@@ -5,6 +5,8 @@ All files that the project stores on disk are written by these functions.
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import math
 import os
@@ -19,10 +21,12 @@ from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any
 
-from recurra.errors import RunError
+from recurra.errors import ConfigError, RunError
 
 UNFINISHED = ".tmp"
 """Suffix of files and directories that are still being written. Their names begin with a dot."""
+CHOOSE_ANOTHER_OUT = "choose another directory with --out (from Python: out=...)"
+"""What to do if a run cannot be created in a directory."""
 MAX_JSON_BYTES = 1 << 24
 """Maximum size of a JSON file."""
 MAX_JSON_MEMORY = 190_000_000
@@ -45,16 +49,46 @@ def cache_folder() -> Path:
     """Return the directory of downloads and built kernels.
 
     This is the value of `RECURRA_CACHE` or, if it is not set, the platform's cache directory.
+
+    Raises:
+        ConfigError: neither these variables nor the user database name a home directory.
     """
     if chosen := os.environ.get("RECURRA_CACHE"):
         return Path(chosen)
     if sys.platform == "win32":
         local = os.environ.get("LOCALAPPDATA")
-        return (Path(local) if local else Path.home() / "AppData" / "Local") / "recurra" / "Cache"
+        return (Path(local) if local else _home() / "AppData" / "Local") / "recurra" / "Cache"
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "recurra"
+        return _home() / "Library" / "Caches" / "recurra"
     xdg = os.environ.get("XDG_CACHE_HOME")
-    return (Path(xdg) if xdg else Path.home() / ".cache") / "recurra"
+    return (Path(xdg) if xdg else _home() / ".cache") / "recurra"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        # No directory for temporary files is used instead: other users could write to it, and the
+        # cache contains a library that is loaded.
+        raise ConfigError(
+            "the home directory is unknown; set RECURRA_CACHE to a directory for downloads and"
+            " compiled kernels"
+        ) from error
+
+
+@contextmanager
+def denial_explained(directory: Path, remedy: str) -> Iterator[None]:
+    """Raise a `RunError` that names the remedy if a directory cannot be written to.
+
+    Raises:
+        RunError: the block failed because of missing permissions or a read-only file system.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise RunError(f"cannot write to {directory}: {error.strerror}; {remedy}") from error
 
 
 @contextmanager
@@ -71,11 +105,31 @@ def replaced(file: Path) -> Iterator[Path]:
         os.replace(temporary, file)
         flush(file.parent)
     except OSError as error:
-        # The error raised for a full disk does not name the file.
-        error.filename = error.filename or str(file)
+        _name_file(error, temporary, file)
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _name_file(error: OSError, temporary: Path, file: Path) -> None:
+    """Make an error name the final file, which the user knows, instead of a temporary one.
+
+    The error of a full disk names no file.
+    """
+    if error.filename is None or Path(str(error.filename)) == temporary:
+        error.filename, error.filename2 = str(file), None
+
+
+@contextmanager
+def named_by(temporary: Path, final: Path) -> Iterator[None]:
+    """Make errors in a temporary directory name the files of the final one."""
+    try:
+        yield
+    except OSError as error:
+        path = Path(str(error.filename or temporary))
+        if path.is_relative_to(temporary):
+            error.filename, error.filename2 = str(final / path.relative_to(temporary)), None
+        raise
 
 
 def replace_bytes(file: Path, data: bytes) -> None:
@@ -199,6 +253,16 @@ def opened_regular(file: Path) -> Iterator[BufferedReader]:
         raise RunError(f"{file} is missing") from error
     except OSError as error:
         raise RunError(f"cannot read {file}: {error.strerror}") from error
+
+
+def sha256_of(file: Path) -> str:
+    """Return the SHA-256 of a regular file, in hexadecimal.
+
+    Raises:
+        RunError: as for `opened_regular`.
+    """
+    with opened_regular(file) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_json(file: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from recurra.errors import KernelError
+from recurra.errors import ConfigError, KernelError
 from recurra.io.files import cache_folder, flush, replace_bytes
 
 SOURCES = Path(__file__).parent / "source"
@@ -34,8 +34,15 @@ TIMEOUT = 600
 
 
 def kernels_folder() -> Path:
-    """Return the directory of all builds."""
-    return cache_folder() / "kernels"
+    """Return the directory of all builds.
+
+    Raises:
+        KernelError: there is no cache directory, because the home directory is unknown.
+    """
+    try:
+        return cache_folder() / "kernels"
+    except ConfigError as error:
+        raise KernelError(str(error)) from error
 
 
 def build_folder() -> Path:
@@ -43,21 +50,51 @@ def build_folder() -> Path:
     return kernels_folder() / f"torch-{torch.__version__}-{_fingerprint()}"
 
 
-def find_compiler() -> str | None:
-    """Return the C++ compiler: `CXX`, or the first of `COMPILERS` that is installed."""
-    chosen = os.environ.get("CXX")
-    return chosen or next((name for name in COMPILERS if shutil.which(name)), None)
+def compiler() -> list[str]:
+    """Return the command of the C++ compiler: `CXX`, or the first of `COMPILERS` on the PATH.
+
+    Raises:
+        KernelError: no compiler is installed, or `CXX` names a program that does not exist.
+    """
+    chosen = shlex.split(os.environ.get("CXX", ""))
+    command = chosen or [name for name in COMPILERS if shutil.which(name)][:1]
+    if not command:
+        raise KernelError(f"no C++ compiler is installed ({', '.join(COMPILERS)}, or CXX)")
+    if shutil.which(command[0]) is None:
+        raise KernelError(f"the C++ compiler of CXX, {command[0]}, is not installed")
+    return command
 
 
-def compiler_version(compiler: str) -> str:
-    """Return the first line of the compiler's version message, or its name without one."""
+def compiler_version() -> str:
+    """Return the first line of the compiler's version message, or its command without one.
+
+    Raises:
+        KernelError: as for `compiler`.
+    """
+    command = compiler()
     try:
-        said = subprocess.run(
-            [compiler, "--version"], capture_output=True, text=True, timeout=TIMEOUT, check=False
+        output = subprocess.run(
+            [*command, "--version"], capture_output=True, text=True, timeout=TIMEOUT, check=False
         ).stdout
     except (OSError, subprocess.SubprocessError) as error:
-        return f"{compiler} ({error})"
-    return said.partition("\n")[0] or compiler
+        return f"{shlex.join(command)} ({error})"
+    return output.partition("\n")[0] or shlex.join(command)
+
+
+def obstacle() -> str | None:
+    """Return why the kernels cannot be built, as far as is known in advance, or None.
+
+    An earlier build that failed is not an obstacle to a new one.
+    """
+    try:
+        compiler()
+        folder = build_folder()
+    except KernelError as error:
+        return str(error)
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        return _not_writable(folder, f"{existing} is not a writable directory")
+    return None
 
 
 def built_library() -> Path | None:
@@ -84,7 +121,11 @@ def build() -> Path:
         with FileLock(folder / "lock"):
             return built_library() or _compile(folder)
     except OSError as error:
-        raise KernelError(f"cannot build kernels in {folder}: {error.strerror or error}") from error
+        raise KernelError(_not_writable(folder, str(error.strerror or error))) from error
+
+
+def _not_writable(folder: Path, reason: str) -> str:
+    return f"cannot build kernels in {folder}: {reason}; set RECURRA_CACHE to another directory"
 
 
 def clean() -> int:
@@ -96,27 +137,27 @@ def clean() -> int:
 
 
 def _compile(folder: Path) -> Path:
-    compiler = find_compiler()
-    if compiler is None:
-        raise KernelError(f"no C++ compiler is installed ({', '.join(COMPILERS)}, or CXX)")
+    command = compiler()
     with tempfile.TemporaryDirectory(prefix=".build", dir=folder) as work:
         library = Path(work) / LIBRARY
-        log = _run_compiler(compiler, library)
+        log = _run_compiler(command, library)
         replace_bytes(folder / LOG, log.encode(errors="replace"))
         if not library.is_file():
-            raise KernelError(f"{compiler} could not build the kernels; see {folder / LOG}")
+            raise KernelError(
+                f"{shlex.join(command)} could not build the kernels; see {folder / LOG}"
+            )
         flush(library)
         os.replace(library, folder / LIBRARY)
     return folder / LIBRARY
 
 
-def _run_compiler(compiler: str, library: Path) -> str:
+def _run_compiler(compiler: list[str], library: Path) -> str:
     """Compile the sources in parallel, link them, and return the output of the compiler."""
     objects, running = [], []
     said = ""
     for source in sorted(SOURCES.glob("*.cpp")):
         objects.append(library.with_name(f"{source.stem}.o"))
-        command = [compiler, *_flags(), "-c", str(source), "-o", str(objects[-1])]
+        command = [*compiler, *_flags(), "-c", str(source), "-o", str(objects[-1])]
         said += f"$ {' '.join(command)}\n"
         try:
             process = subprocess.Popen(
@@ -129,7 +170,7 @@ def _run_compiler(compiler: str, library: Path) -> str:
         said += _wait_for(process)
     if any(process.returncode for process in running):
         return said
-    command = [compiler, "-shared", *map(str, objects), "-o", str(library), *_link_flags()]
+    command = [*compiler, "-shared", *map(str, objects), "-o", str(library), *_link_flags()]
     said += f"$ {' '.join(command)}\n"
     linking = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL

@@ -12,6 +12,7 @@ import threading
 import time
 from ctypes import POINTER, c_double, c_float, c_int32, c_int64, c_uint64, c_void_p
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,6 +45,26 @@ def is_switched_off() -> bool:
     return os.environ.get("RECURRA_KERNELS", "").lower() in ("0", "off", "no", "false")
 
 
+def obstacle() -> str | None:
+    """Return why the kernels cannot be used, as far as is known without building them, or None.
+
+    Training and `recurra doctor` decide by this function.
+    """
+    if is_switched_off():
+        return "the compiled kernels are switched off (RECURRA_KERNELS)"
+    try:
+        if builder.built_library() is not None:
+            return None
+        if (log := builder.failed_log()) is not None:
+            return (
+                f"the kernels could not be built before (see {log}; recurra kernels build tries"
+                " again)"
+            )
+    except KernelError as error:
+        return str(error)
+    return builder.obstacle()
+
+
 def describe() -> str:
     """Return the vector width and the kind of bf16 products of the built kernels.
 
@@ -74,16 +95,9 @@ def load() -> Any:
         KernelError: it cannot be built or loaded, or is switched off; a build that failed before
             is not repeated.
     """
-    if is_switched_off():
-        raise KernelError("the compiled kernels are switched off (RECURRA_KERNELS)")
-    path = builder.built_library()
-    if path is None:
-        if (log := builder.failed_log()) is not None:
-            raise KernelError(
-                f"the kernels could not be built before (see {log}; recurra kernels build tries"
-                " again)"
-            )
-        path = _build()
+    if (reason := obstacle()) is not None:
+        raise KernelError(reason)
+    path = builder.built_library() or _build()
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
@@ -91,9 +105,7 @@ def load() -> Any:
     return _declare(library)
 
 
-def _build() -> Any:
-    if builder.find_compiler() is None:
-        return builder.build()  # which raises KernelError
+def _build() -> Path:
     _logger.info("building the CPU kernels, once for this machine (about 10 s)")
     start = time.monotonic()
     path = builder.build()

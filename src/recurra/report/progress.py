@@ -154,8 +154,8 @@ class ConsoleProgress(Progress):
 
     def sample(self, prompt: str, text: str) -> None:
         shown = Text("    ")
-        shown.append(_one_line(prompt), style="bold")
-        shown.append(_one_line(text), style="dim")
+        shown.append(one_line(prompt), style="bold")
+        shown.append(one_line(text), style="dim")
         shown.truncate(self.console.width if self.console.is_terminal else 200, overflow="ellipsis")
         self.console.print(shown, soft_wrap=True)
 
@@ -171,7 +171,8 @@ class ConsoleProgress(Progress):
             self._print(curve)
 
     def _print(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)
+        # A message can contain the name of a file, and a file name any character.
+        self.console.print(without_controls(text, but="\n\t"), markup=False, soft_wrap=True)
 
 
 class Several(Progress):
@@ -260,6 +261,12 @@ def format_count(number: float) -> str:
     return f"{number:.0f}"
 
 
-def _one_line(text: str) -> str:
+def format_list(names: Sequence[str], limit: int = 10) -> str:
+    """Return the first names and the number of the others: `a, b and 7 more`."""
+    shown, more = ", ".join(names[:limit]), len(names) - limit
+    return f"{shown} and {more:,} more" if more > 0 else shown
+
+
+def one_line(text: str) -> str:
     """Return a text on one line, with line breaks and control characters made visible."""
     return without_controls(text.replace("\n", "⏎"))

@@ -57,16 +57,21 @@ def environment(processes: Processes, backend: str) -> dict[str, Any]:
 
 
 def other_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the differences of two identities, except in the budget, which may change."""
-    return differences(_without_budget(before), _without_budget(now))
+    """Return the differences of two identities, except in the budget, which may change.
+
+    A setting that the older version of a checkpoint did not have had the effect of its default.
+    """
+    return differences(_comparable(before), _comparable(now))
 
 
-def _without_budget(identity: Mapping[str, Any]) -> dict[str, Any]:
-    training = identity.get("training")
-    if not isinstance(training, Mapping):
-        return dict(identity)
-    kept = {name: value for name, value in training.items() if name not in BUDGET_SETTINGS}
-    return {**identity, "training": kept}
+def _comparable(identity: Mapping[str, Any]) -> dict[str, Any]:
+    ignored = (*FREE_SETTINGS, *BUDGET_SETTINGS)
+    found = dict(identity)
+    for section, defaults in RunConfig().to_dict().items():
+        if isinstance(values := identity.get(section), Mapping):
+            settings = {**defaults, **values}
+            found[section] = {k: v for k, v in settings.items() if k not in ignored}
+    return found
 
 
 def differences(before: Any, now: Mapping[str, Any]) -> list[str]:

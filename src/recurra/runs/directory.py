@@ -4,6 +4,7 @@
     vocabulary.json      the tokens
     tokens.bin, .json    the text as ids, and where it came from
     model.safetensors    the best weights by validation loss
+    initial.safetensors  the weights before the first step, if another run was fine-tuned
     metrics.jsonl        one line per evaluation
     loss.jsonl           the training loss about twice a second, at most 1,000 points
     samples.jsonl        text that the model generated at the evaluations
@@ -34,6 +35,7 @@ from recurra.config import RunConfig
 from recurra.errors import ConfigError, RunError
 from recurra.io.files import (
     append_line,
+    denial_explained,
     read_json,
     read_lines,
     replace_bytes,
@@ -42,6 +44,9 @@ from recurra.io.files import (
 )
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.runs.checkpoint_store import CheckpointStore
+from recurra.runs.history import HistoryMark, mark_of, restore
+from recurra.runs.provenance import Provenance
+from recurra.runs.store import best_record
 from recurra.runs.weights import load_weights
 from recurra.version import __version__
 
@@ -80,6 +85,7 @@ class RunDirectory:
         self.config = self.path / "config.json"
         self.vocabulary = self.path / "vocabulary.json"
         self.model = self.path / "model.safetensors"
+        self.initial = self.path / "initial.safetensors"
         self.metrics, self.samples, self.failures = (self.path / name for name in HISTORIES)
         self.checkpoints = CheckpointStore(self.path / "checkpoints")
         self.losses = self.path / LOSSES_FILE
@@ -115,14 +121,16 @@ class RunDirectory:
         The operating system releases the lock of a process that ends.
 
         Raises:
-            RunError: if another process is training in the directory, or it does not exist.
+            RunError: if another process is training in the directory, it does not exist, or it
+            cannot be written to.
         """
         if not self.path.is_dir():
             raise RunError(f"{self.path} contains no run (the directory does not exist)")
         try:
             # `staging.staged_run` leaves a new run locked.
-            if not self._lock.is_locked:
-                self._lock.acquire(blocking=False)
+            with denial_explained(self.path, "copy the run to a directory that can be written to"):
+                if not self._lock.is_locked:
+                    self._lock.acquire(blocking=False)
         except Timeout:
             raise RunError(f"{self.path} is in use: another process is training in it") from None
         try:
@@ -145,11 +153,20 @@ class RunDirectory:
         """Return the paths of the JSON lines files, to which training appends."""
         return self.metrics, self.samples, self.failures
 
-    def read_histories(self) -> dict[str, bytes]:
-        """Return the contents of the histories that exist, by file name."""
-        return {file.name: file.read_bytes() for file in self.histories() if file.is_file()}
+    def mark_histories(self) -> dict[str, HistoryMark]:
+        """Flush the histories that exist to disk, and return their lengths by file name."""
+        return {file.name: mark_of(file) for file in self.histories() if file.is_file()}
 
-    def restore_histories(self, files: Mapping[str, bytes | None]) -> None:
+    def cut_histories(self, marks: Mapping[str, HistoryMark | None]) -> list[str]:
+        """Cut off what was appended after these marks; None removes a file.
+
+        Returns:
+            Messages about damaged files, of which only a part could be kept.
+        """
+        messages = [restore(self.path / name, mark) for name, mark in marks.items()]
+        return [message for message in messages if message is not None]
+
+    def replace_histories(self, files: Mapping[str, bytes | None]) -> None:
         """Replace these files by the given contents; None removes a file."""
         for name, data in files.items():
             if data is None:
@@ -206,9 +223,9 @@ class RunDirectory:
         if self.model.is_file():
             load_weights(self.model, model)
 
-    def write_config(self, config: RunConfig, sources: list[str]) -> None:
+    def write_config(self, config: RunConfig, provenance: Provenance) -> None:
         """Write config.json."""
-        record = {"format": FORMAT, "recurra": __version__, "sources": sources}
+        record = {"format": FORMAT, "recurra": __version__, **provenance.to_dict()}
         write_json(self.config, record | config.to_dict())
 
     def read_config(self) -> RunConfig:
@@ -224,18 +241,24 @@ class RunDirectory:
         except ConfigError as error:
             raise RunError(f"{self.config}: {error}") from error
 
+    def read_provenance(self) -> Provenance:
+        """Return where the run comes from.
+
+        Raises:
+            RunError: as for `read_config`.
+        """
+        try:
+            return Provenance.from_dict(self._read_record())
+        except ConfigError as error:
+            raise RunError(f"{self.config}: {error}") from error
+
     def read_sources(self) -> list[str]:
         """Return the sources of the training text, as specified by the user.
 
         Raises:
             RunError: as for `read_config`.
         """
-        sources = self._read_record().get("sources", [])
-        if not isinstance(sources, list) or not all(isinstance(s, str) for s in sources):
-            raise RunError(
-                f"{self.config}: sources is {shortened(sources)}; it must be a list of strings"
-            )
-        return sources
+        return list(self.read_provenance().sources)
 
     def _read_record(self) -> dict[str, Any]:
         if not self.config.is_file():
@@ -264,16 +287,9 @@ class RunDirectory:
         return records
 
     def best_metrics(self) -> dict[str, Any]:
-        """Return the record of metrics.jsonl that belongs to the weights in model.safetensors.
-
-        This is the record with the lowest validation loss, or the last record if there is no
-        validation part. Before the first evaluation the result is empty.
+        """Return the record of metrics.jsonl that belongs to the best weights; see `best_record`.
 
         Raises:
             RunError: as for `read_metrics`.
         """
-        records = self.read_metrics()
-        validated = [r for r in records if r["val_nats"] is not None]
-        if validated:
-            return min(validated, key=lambda record: float(record["val_nats"]))
-        return records[-1] if records else {}
+        return best_record(self.read_metrics())

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,31 +33,31 @@ def staged_run(directory: RunDirectory, *, force: bool) -> Iterator[RunDirectory
 
     Raises:
         RunError: if the directory is not empty and `force` is False; or if it contains other
-            files than those of a run, or another process is training in it.
+            files than those of a run, another process is training in it, or it cannot be created.
     """
     place = directory.path.resolve()
     remove_unfinished(directory)
     _check_free(directory, force=force)
     # A signal can arrive at any time: the names are known before a directory is created.
     made = files.missing_folders(place.parent)
-    prefix = f".{place.name}-"
-    staging = None
+    staging = RunDirectory(place.with_name(f".{place.name}-{secrets.token_hex(4)}{UNFINISHED}"))
     try:
-        files.make_folders(place.parent)
-        staging = RunDirectory(tempfile.mkdtemp(prefix=prefix, suffix=UNFINISHED, dir=place.parent))
+        with files.denial_explained(place.parent, files.CHOOSE_ANOTHER_OUT):
+            files.make_folders(place.parent)
+            staging.path.mkdir(mode=0o700)
         with staging.locked(), _old_run_locked(directory):
             for name in TOKEN_FILES:
                 if (place / name).is_file():
                     files.link_or_copy(place / name, staging.path / name)
-            yield staging
+            with files.named_by(staging.path, directory.path):
+                yield staging
             # Another process could have created a run while the text was read.
             _check_free(directory, force=force)
-            # mkdtemp grants access only to the owner; the umask applies to a run.
+            # Until now, only the owner had access; the umask applies to a run.
             staging.path.chmod(0o777 & ~files.umask())
             _replace(directory, staging)
     finally:
-        if staging is not None:
-            shutil.rmtree(staging.path, ignore_errors=True)
+        shutil.rmtree(staging.path, ignore_errors=True)
         files.remove_empty(made)
 
 
@@ -70,7 +70,7 @@ def remove_unfinished(directory: RunDirectory) -> None:
             shutil.rmtree(aside)
         else:
             aside.rename(place)
-    # Match exactly the eight characters of mkdtemp, not runs whose names begin like this one's.
+    # Exactly the eight characters of `staged_run`, not runs whose names begin like this one's.
     name = re.compile(rf"\.{re.escape(place.name)}-\w{{8}}{re.escape(UNFINISHED)}")
     if place.parent.is_dir():
         for staging in place.parent.iterdir():
@@ -119,8 +119,8 @@ def _check_free(directory: RunDirectory, *, force: bool) -> None:
 
 
 def _is_run_file(directory: RunDirectory, file: Path) -> bool:
-    named = {directory.config, directory.model, *directory.histories(), directory.curve}
-    named |= {directory.losses}
+    named = {directory.config, directory.model, directory.initial, directory.curve}
+    named |= {directory.losses, *directory.histories()}
     named |= {directory.path / name for name in TOKEN_FILES}
     if file.name.startswith("."):
         return file.name in (LOCK, JOB) or file.name.endswith(UNFINISHED)

@@ -10,6 +10,19 @@ from recurra.io.tensors import Tensors, TensorSpec
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.runs.checkpoint import CheckpointRecord
 from recurra.runs.checkpoint_store import Cost
+from recurra.runs.history import HistoryMark
+
+
+def best_record(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the metrics that belong to the best weights, or {} before the first evaluation.
+
+    This is the record with the lowest validation loss, or the last record if there is no validation
+    part.
+    """
+    validated = [record for record in records if record["val_nats"] is not None]
+    if validated:
+        return min(validated, key=lambda record: float(record["val_nats"]))
+    return records[-1] if records else {}
 
 
 class Checkpoints(Protocol):
@@ -94,10 +107,17 @@ class RunStore(Protocol):
             RunError: they are damaged.
         """
 
-    def read_histories(self) -> dict[str, bytes]:
-        """Return the contents of the metrics, samples and failures by file name, if they exist."""
+    def mark_histories(self) -> dict[str, HistoryMark]:
+        """Make metrics, samples and failures durable; return their lengths by file name."""
 
-    def restore_histories(self, files: Mapping[str, bytes | None]) -> None:
+    def cut_histories(self, marks: Mapping[str, HistoryMark | None]) -> list[str]:
+        """Cut off what was appended after these marks; None removes a file.
+
+        Returns:
+            Messages about damaged files, of which only a part could be kept.
+        """
+
+    def replace_histories(self, files: Mapping[str, bytes | None]) -> None:
         """Replace these files by the given contents; None removes a file."""
 
     def remove_histories(self) -> None:

@@ -16,6 +16,10 @@ from recurra.errors import ConfigError
 Record = TypeVar("Record")
 
 
+MAX_VALIDATION_TOKENS = 2**18
+"""Maximum number of validation tokens in an evaluation during training; `recurra eval` uses all."""
+
+
 @dataclass
 class RunningMean:
     """Sums since the last evaluation, and the latest learning rate and gradient norm.
@@ -113,6 +117,8 @@ class Timing:
         reserve: time reserved for the last evaluation.
         next_report: earliest time of the next evaluation, measured like `seconds`.
         began: start time of the first update, measured like `seconds`.
+        validation_tokens: maximum number of tokens in an evaluation, from its measured speed. It
+            stays the same throughout a run, so that all validation losses are comparable.
     """
 
     seconds: float = 0.0
@@ -120,6 +126,7 @@ class Timing:
     reserve: float = 0.0
     next_report: float = 0.0
     began: float = 0.0
+    validation_tokens: int = MAX_VALIDATION_TOKENS
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:
@@ -128,6 +135,9 @@ class Timing:
         Raises:
             ConfigError: if a field is missing, unknown, negative or of another type.
         """
+        if isinstance(values, dict):
+            # Checkpoints of 0.1 do not have this field.
+            values = {"validation_tokens": MAX_VALIDATION_TOKENS, **values}
         return _checked(cls, values, "timing")
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class Clock:
-    """Measures the duration of a run, without the time between an interruption and its resumption.
+    """Measures the duration of a run, without interruptions and pauses.
 
     Attributes:
         now: returns the current time of `source` in seconds.
@@ -26,6 +27,15 @@ class Clock:
     def rewind(self, seconds: float) -> None:
         """Set the start of the run to this many seconds ago."""
         self._started = self.now() - seconds
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Do not count the time of the block, even if it raises an exception."""
+        before = self.seconds()
+        try:
+            yield
+        finally:
+            self.rewind(before)
 
     def seconds(self) -> float:
         """Return the seconds since the run began."""

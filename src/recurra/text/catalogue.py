@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from recurra.errors import CorpusError
+from recurra.errors import ConfigError, CorpusError
 from recurra.io.files import cache_folder, replaced
 
 DEFAULT_CORPUS = "english-story"
@@ -143,10 +143,19 @@ def locate(name: str) -> Path:
         CorpusError: if no corpus has this name, it cannot be downloaded or stored, or the
             downloaded text does not match its checksum.
     """
+    return find(name) or _download(describe(name))
+
+
+def find(name: str) -> Path | None:
+    """Return the path of a corpus if it is on this machine, or None.
+
+    Raises:
+        CorpusError: if no corpus has this name, or its file cannot be read.
+    """
     corpus = describe(name)
     if corpus.bundled:
         return Path(str(importlib.resources.files("recurra.text") / "originals" / corpus.file_name))
-    return _find_in_data_folder(corpus) or _find_in_cache(corpus) or _download(corpus)
+    return _find_in_data_folder(corpus) or _find_in_cache(corpus)
 
 
 def data_folder() -> Path | None:
@@ -165,13 +174,21 @@ def _find_in_data_folder(corpus: Corpus) -> Path | None:
 
 
 def _find_in_cache(corpus: Corpus) -> Path | None:
-    path = cache_folder() / corpus.file_name
+    path = _cached(corpus)
     if not path.is_file():
         return None
     if _has_checksum(path, corpus):
         return path
-    _logger.warning("%s is damaged; downloading %s again", path, corpus.name)
+    _logger.warning("%s is damaged; %s must be downloaded again", path, corpus.name)
     return None
+
+
+def _cached(corpus: Corpus) -> Path:
+    """Return the path of a corpus in the cache, where it need not exist."""
+    try:
+        return cache_folder() / corpus.file_name
+    except ConfigError as error:
+        raise CorpusError(f"{corpus.name} is not on this machine, and {error}") from error
 
 
 def _has_checksum(path: Path, corpus: Corpus) -> bool:
@@ -183,7 +200,7 @@ def _has_checksum(path: Path, corpus: Corpus) -> bool:
 
 
 def _download(corpus: Corpus) -> Path:
-    target = cache_folder() / corpus.file_name
+    target = _cached(corpus)
     try:
         text = _fetch(corpus)
     except (OSError, http.client.HTTPException, zipfile.BadZipFile, KeyError) as error:

@@ -10,11 +10,15 @@ import codecs
 import io
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from recurra.config import TextConfig
 from recurra.errors import ConfigError, SourceError
-from recurra.text.sources import RawSource, SourceReader, resolve
+from recurra.text.folders import FolderScan, scan_folder
+from recurra.text.lines import shuffled_lines
+from recurra.text.sources import RawSource, SourceReader, TextSource, is_folder, resolve
 
 _BYTE_ORDER_MARK = "\ufeff"
 
@@ -28,7 +32,7 @@ def prepare_text(text: str, config: TextConfig) -> str:
     return LettersOnly().push(text) if config.letters_only else text
 
 
-def read_text(sources: Sequence[str | Path], config: TextConfig) -> str:
+def read_text(sources: Sequence[TextSource], config: TextConfig) -> str:
     """Return the whole prepared text of the sources, which must fit into memory.
 
     Raises:
@@ -37,7 +41,7 @@ def read_text(sources: Sequence[str | Path], config: TextConfig) -> str:
     return "".join(iterate_text(sources, config))
 
 
-def read_bytes(sources: Sequence[str | Path], config: TextConfig) -> bytes:
+def read_bytes(sources: Sequence[TextSource], config: TextConfig) -> bytes:
     """Return all bytes of the sources, which must fit into memory, for byte tokens.
 
     Raises:
@@ -46,7 +50,7 @@ def read_bytes(sources: Sequence[str | Path], config: TextConfig) -> bytes:
     return b"".join(iterate_bytes(sources, config))
 
 
-def iterate_text(sources: Sequence[str | Path], config: TextConfig) -> Iterator[str]:
+def iterate_text(sources: Sequence[TextSource], config: TextConfig) -> Iterator[str]:
     """Yield the prepared text of the sources in non-empty chunks.
 
     Files are joined by `config.separator`, and the byte order mark of each file is removed. With
@@ -61,7 +65,7 @@ def iterate_text(sources: Sequence[str | Path], config: TextConfig) -> Iterator[
     return text_chunks(SourceReader(resolve_sources(sources, config)), config)
 
 
-def iterate_bytes(sources: Sequence[str | Path], config: TextConfig) -> Iterator[bytes]:
+def iterate_bytes(sources: Sequence[TextSource], config: TextConfig) -> Iterator[bytes]:
     """Yield the unchanged bytes of the sources in chunks, with `config.separator` between files.
 
     Raises:
@@ -72,16 +76,40 @@ def iterate_bytes(sources: Sequence[str | Path], config: TextConfig) -> Iterator
     return byte_chunks(SourceReader(resolve_sources(sources, config)), config)
 
 
-def resolve_sources(sources: Sequence[str | Path], config: TextConfig) -> list[RawSource]:
+def resolve_sources(sources: Sequence[TextSource], config: TextConfig) -> list[RawSource]:
     """Check the encoding and return the byte streams of the sources; see `sources.resolve`."""
-    return resolve(sources, nul_is_text=b"\0" in _encode("\n", config))
+    return resolve(sources, separator=config.separator, **_file_format(config))
+
+
+def scan_folders(sources: Sequence[TextSource], config: TextConfig) -> list[FolderScan]:
+    """Return the files of each source that is a directory, as `resolve_sources` reads them.
+
+    Raises:
+        ConfigError: if the encoding is unknown.
+        SourceError: if a directory cannot be read.
+    """
+    kind = _file_format(config)
+    return [scan_folder(Path(str(source)), **kind) for source in sources if is_folder(source)]
+
+
+def _file_format(config: TextConfig) -> dict[str, Any]:
+    """Return which files of a directory are text: `encoding` and `nul_is_text`."""
+    nul_is_text = b"\0" in _encode("\n", config)
+    return {
+        "encoding": None if config.tokens == "byte" else config.encoding,
+        "nul_is_text": nul_is_text,
+    }
 
 
 def text_chunks(reader: SourceReader, config: TextConfig) -> Iterator[str]:
     """Yield the chunks of `iterate_text` from a reader that hashes and counts the raw bytes."""
     letters = LettersOnly() if config.letters_only else None
     empty = True
-    for text in _joined(reader, config):
+    chunks = _joined(reader, config)
+    if config.shuffle_lines:
+        encoded = (text.encode() for text in chunks)
+        chunks = (line.decode() for line in shuffled_lines(encoded))
+    for text in chunks:
         if prepared := letters.push(text) if letters else text:
             empty = False
             yield prepared
@@ -92,6 +120,11 @@ def text_chunks(reader: SourceReader, config: TextConfig) -> Iterator[str]:
 
 def byte_chunks(reader: SourceReader, config: TextConfig) -> Iterator[bytes]:
     """Yield the chunks of `iterate_bytes` from a reader that hashes and counts the raw bytes."""
+    chunks = _joined_bytes(reader, config)
+    return shuffled_lines(chunks) if config.shuffle_lines else chunks
+
+
+def _joined_bytes(reader: SourceReader, config: TextConfig) -> Iterator[bytes]:
     separator = _encode(config.separator, config)
     for position, (_, chunks) in enumerate(reader.files()):
         if position > 0 and separator:
@@ -127,10 +160,11 @@ class LettersOnly:
 
 
 def _joined(reader: SourceReader, config: TextConfig) -> Iterator[str]:
-    for position, (name, chunks) in enumerate(reader.files()):
+    for position, (source, chunks) in enumerate(reader.files()):
         if position > 0:
             yield config.separator
-        yield from _decoded(name, chunks, config)
+        own = replace(config, encoding=source.encoding or config.encoding)
+        yield from _decoded(source.name, chunks, own)
 
 
 def _decoded(name: str, chunks: Iterator[bytes], config: TextConfig) -> Iterator[str]:

@@ -1,14 +1,13 @@
-"""Resolve source arguments (files, directories, stdin, corpus names) to byte streams.
+"""Resolve sources (files, directories, stdin, corpus names, texts in memory) to byte streams.
 
-A source is a file, a directory, `-` for standard input, or the name of a corpus. If no source is
-specified, the bundled English story is used. The bytes are decoded in `corpus.py`.
+A source is a file, a directory, `-` for standard input, the name of a corpus, or a `MemoryText`. If
+no source is specified, the bundled English story is used. The bytes are decoded in `corpus.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,18 +17,19 @@ from typing import cast
 
 from recurra.errors import SourceError
 from recurra.text import catalogue
+from recurra.text.folders import FolderScan, scan_folder
+from recurra.text.memory import MEMORY, MemoryText
 
 CHUNK_BYTES = 1 << 20
 """Maximum number of bytes that are read at a time."""
 
 STDIN = "-"
-COMPARISON_FILES = ("comparison.json", "results.json", "comparison.svg")
-"""Files that a comparison writes beside its runs, the first one at its start. They are skipped."""
-_NUL_SEARCH_BYTES = 1 << 16
 _MAX_NAME_CHARS = 120
 # Separates two files in the digest, so that moving text between them changes the digest.
 _FILE_BORDER = b"\0next file\0"
-_logger = logging.getLogger("recurra")
+
+
+TextSource = str | Path | MemoryText
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,13 @@ class RawSource:
     """Name of the source as specified by the user, used in messages and records."""
 
     path: Path | None
-    """Path of the file; None for standard input."""
+    """Path of the file; None for standard input and for a text in memory."""
+
+    memory: Iterator[bytes] | None = None
+    """The chunks of a text in memory."""
+
+    encoding: str | None = None
+    """The encoding of the bytes; None for that of the configuration."""
 
     @property
     def rereadable(self) -> bool:
@@ -64,6 +70,9 @@ class RawSource:
             raise SourceError(f"{self.name} is empty")
 
     def _read(self) -> Iterator[bytes]:
+        if self.memory is not None:
+            yield from filter(None, self.memory)
+            return
         if self.path is None:
             # read1 returns available bytes at once, so max_tokens can end a slow pipe early.
             if sys.stdin is None:
@@ -96,13 +105,13 @@ class SourceReader:
         """SHA-256 of the bytes read so far. For a single complete file, it is that of the file."""
         return self._digest.hexdigest()
 
-    def files(self) -> Iterator[tuple[str, Iterator[bytes]]]:
-        """Yield (name, chunks) of each source.
+    def files(self) -> Iterator[tuple[RawSource, Iterator[bytes]]]:
+        """Yield each source with its chunks.
 
         All chunks must be consumed before the next source is requested.
         """
         for position, source in enumerate(self._sources):
-            yield source.name, self._hashed_chunks(source, b"" if position == 0 else _FILE_BORDER)
+            yield source, self._hashed_chunks(source, b"" if position == 0 else _FILE_BORDER)
         self.complete = True
 
     def _hashed_chunks(self, source: RawSource, border: bytes) -> Iterator[bytes]:
@@ -127,15 +136,24 @@ def digest_of(sources: Sequence[RawSource], limit: int | None = None) -> str:
     return reader.sha256
 
 
-def resolve(sources: Sequence[str | Path], *, nul_is_text: bool = False) -> list[RawSource]:
+def resolve(
+    sources: Sequence[TextSource],
+    *,
+    encoding: str | None = None,
+    nul_is_text: bool = False,
+    separator: str | bytes = "\n",
+) -> list[RawSource]:
     """Return the streams of the given sources.
 
     An existing path takes precedence over a corpus name.
 
     Args:
-        sources: paths, corpus names or `-`.
+        sources: paths, corpus names, `-` or texts in memory.
+        encoding: the encoding of the files of a directory, where others are skipped; None accepts
+            any bytes.
         nul_is_text: whether text can contain NUL bytes, as in UTF-16 and UTF-32. Otherwise files of
             a directory that contain NUL bytes are skipped.
+        separator: the text between two items of a text in memory.
 
     Raises:
         SourceError: if a file does not exist, a directory has no text files, or `-` is repeated.
@@ -145,28 +163,49 @@ def resolve(sources: Sequence[str | Path], *, nul_is_text: bool = False) -> list
     if names.count(STDIN) > 1:
         raise SourceError("- (standard input) is specified twice, but can be read only once")
     found: list[RawSource] = []
-    for name in names:
-        found += _resolve_one(name, nul_is_text)
+    for source in _as_sequence(sources) or names:
+        if isinstance(source, MemoryText):
+            found.append(RawSource(MEMORY, None, source.read(separator), source.encoding))
+        elif is_folder(source):
+            scan = scan_folder(Path(source), encoding, nul_is_text=nul_is_text)
+            found += [RawSource(str(path), path) for path in _require_files(scan)]
+        else:
+            found.append(_resolve_one(str(source)))
     return found
 
 
-def source_names(sources: Sequence[str | Path]) -> list[str]:
+def is_folder(source: TextSource) -> bool:
+    """Return whether a source is a directory."""
+    # Unlike Path.is_dir, os.path.isdir returns False for names that no file system supports.
+    return not isinstance(source, MemoryText) and str(source) != STDIN and os.path.isdir(source)
+
+
+def _require_files(scan: FolderScan) -> list[Path]:
+    if not scan.files:
+        reasons = ", ".join(f"{path}: {reason}" for path, reason in list(scan.skipped.items())[:3])
+        skipped = f" (skipped: {reasons})" if reasons else ""
+        raise SourceError(f"the directory {scan.folder} contains no text files{skipped}")
+    return scan.files
+
+
+def source_names(sources: Sequence[TextSource]) -> list[str]:
     """Return the sources as strings, or the name of the bundled story if there are none."""
+    return [str(source) for source in _as_sequence(sources)] or [catalogue.DEFAULT_CORPUS]
+
+
+def _as_sequence(sources: TextSource | Sequence[TextSource]) -> Sequence[TextSource]:
     # A string is also a sequence of strings, so a single source is handled separately.
-    given = [sources] if isinstance(sources, str | Path) else sources
-    return [str(source) for source in given] or [catalogue.DEFAULT_CORPUS]
+    return [sources] if isinstance(sources, str | Path | MemoryText) else sources
 
 
-def _resolve_one(name: str, nul_is_text: bool) -> list[RawSource]:
+def _resolve_one(name: str) -> RawSource:
     if name == STDIN:
-        return [RawSource("standard input", None)]
+        return RawSource("standard input", None)
     # Unlike Path.exists, os.path.exists returns False for names that no file system supports.
     if os.path.exists(name):
-        if os.path.isdir(name):
-            return _text_files(Path(name), nul_is_text)
-        return [RawSource(name, Path(name))]
+        return RawSource(name, Path(name))
     if name in catalogue.names():
-        return [RawSource(name, catalogue.locate(name))]
+        return RawSource(name, catalogue.locate(name))
     raise SourceError(_missing(name))
 
 
@@ -182,46 +221,3 @@ def _missing(name: str) -> str:
 
 def _all_names() -> str:
     return ", ".join(catalogue.names())
-
-
-def _text_files(directory: Path, nul_is_text: bool) -> list[RawSource]:
-    """Return the text files below a directory, sorted by path.
-
-    Hidden, empty and binary files are skipped.
-    """
-    found, binary = [], []
-    for path in sorted(_visible_files(directory), key=lambda path: path.parts):
-        source = RawSource(str(path), path)
-        try:
-            with path.open("rb") as file:
-                head = file.read(_NUL_SEARCH_BYTES)
-        except OSError as error:
-            raise SourceError(f"cannot read {path}: {error.strerror}") from error
-        if b"\0" in head and not nul_is_text:
-            binary.append(path)
-        elif head:
-            found.append(source)
-    if not found:
-        skipped = f" ({len(binary)} files with NUL bytes were skipped)" if binary else ""
-        raise SourceError(f"the directory {directory} contains no text files{skipped}")
-    for path in binary:
-        _logger.warning("skipping %s: it contains NUL bytes, so it is not text", path)
-    return found
-
-
-def _visible_files(directory: Path) -> Iterator[Path]:
-    def raise_source_error(error: OSError) -> None:
-        raise SourceError(f"cannot read {error.filename}: {error.strerror}") from error
-
-    for parent, directories, files in os.walk(directory, onerror=raise_source_error):
-        if "tokens.bin" in files and "config.json" in files:
-            _logger.info("skipping %s: it is a run directory", parent)
-            directories.clear()
-            continue
-        # os.walk descends only into the directories that remain in the list.
-        directories[:] = [name for name in directories if not name.startswith(".")]
-        generated = COMPARISON_FILES if COMPARISON_FILES[0] in files else ()
-        for name in files:
-            path = Path(parent, name)
-            if not name.startswith(".") and name not in generated and path.is_file():
-                yield path

@@ -34,16 +34,27 @@ def printable(text: str) -> str:
     return "".join(escaped).replace(" ", "\u2423")
 
 
+# Line separators and marks that change the direction of the text around them.
+_FORMATS = (*range(0x2028, 0x202F), *range(0x2066, 0x206A))
 # The Unicode block "Control Pictures" has the first 32 control characters in the same order.
-_PICTURES = {code: 0x2400 + code for code in range(0x20)} | dict.fromkeys(range(127, 160), "\ufffd")
+_PICTURES = {code: 0x2400 + code for code in range(0x20)} | dict.fromkeys(
+    (*range(0x7F, 0xA0), *_FORMATS), "\ufffd"
+)
+_ESCAPES = {code: f"\\u{code:04x}" for code in _PICTURES}
 
 
 def without_controls(text: str, *, but: str = "") -> str:
     """Replace control characters, which could affect a terminal, by visible symbols.
 
-    The characters in `but` are not replaced.
+    Line separators (U+2028, U+2029) and marks that embed or override a direction (U+202A to U+202E,
+    U+2066 to U+2069) are replaced too. The characters in `but` are not replaced.
     """
     return text.translate({code: c for code, c in _PICTURES.items() if chr(code) not in but})
+
+
+def escape_controls(text: str) -> str:
+    """Replace the characters that `without_controls` replaces by JSON escapes, such as \\u001b."""
+    return text.translate(_ESCAPES)
 
 
 def label_bytes(data: bytes) -> str:

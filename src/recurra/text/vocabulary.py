@@ -90,6 +90,13 @@ class Vocabulary(abc.ABC):
     def decoder(self) -> IncrementalDecoder:
         """Return a decoder for ids that arrive one at a time."""
 
+    def missing_characters(self, text: str) -> list[str]:
+        """Return the characters of a text that no sequence of tokens can produce, in its order.
+
+        A byte-level vocabulary can produce every character except a lone surrogate.
+        """
+        return _SURROGATE.findall(text)
+
     @abc.abstractmethod
     def label(self, token_id: int) -> str:
         """Return a printable name of a token, for tables and plots."""
@@ -165,11 +172,40 @@ class SymbolVocabulary(Vocabulary):
             )
         kept.sort(key=lambda symbol: (-counts[symbol], symbol))
         if vocab_size is None and len(kept) >= MAX_VOCABULARY:
-            raise SourceError(
-                f"the text has {len(kept):,} different tokens; a vocabulary has at most"
-                f" {MAX_VOCABULARY:,}; omit rare tokens with --vocab-size or --min-freq"
-            )
+            raise SourceError(_too_many(len(kept)))
         return cls(kept if vocab_size is None else kept[: vocab_size - 1])
+
+    def extended(
+        self, counts: Mapping[str, int], *, min_freq: int = 1, vocab_size: int | None = None
+    ) -> Self:
+        """Return a vocabulary with the same ids, and symbols of another text after them.
+
+        The new symbols are sorted by descending frequency, then by code point.
+
+        Args:
+            counts: frequency of each symbol of the other text; symbols of this vocabulary have no
+                effect.
+            min_freq: minimum frequency of a new symbol.
+            vocab_size: maximum number of tokens, including `<unk>`. If this vocabulary already has
+                as many, no symbols are added.
+
+        Raises:
+            SourceError: if there are more than `MAX_VOCABULARY` tokens and `vocab_size` is None.
+
+        Examples:
+            >>> from recurra.text.vocabulary import CharVocabulary
+            >>> CharVocabulary("ab").extended({"b": 3, "c": 1, "d": 2}).tokens
+            ('<unk>', 'a', 'b', 'd', 'c')
+        """
+        new = {symbol: count for symbol, count in counts.items() if symbol not in self.index}
+        free = MAX_VOCABULARY if vocab_size is None else vocab_size - len(self)
+        if free <= 0 or not any(count >= max(min_freq, 1) for count in new.values()):
+            return self
+        limit = None if vocab_size is None else free + 1
+        added = self.from_counts(new, min_freq=min_freq, vocab_size=limit).tokens[1:]
+        if len(self) + len(added) > MAX_VOCABULARY:
+            raise SourceError(_too_many(len(self) + len(added)))
+        return type(self)([*self.tokens[1:], *added])
 
     @classmethod
     def from_text(cls, text: str, *, min_freq: int = 1, vocab_size: int | None = None) -> Self:
@@ -189,6 +225,14 @@ class SymbolVocabulary(Vocabulary):
     def index(self) -> Mapping[str, int]:
         """Ids by symbol, without `<unk>`."""
         return {symbol: token_id for token_id, symbol in enumerate(self.tokens) if token_id > 0}
+
+    @cached_property
+    def _characters(self) -> frozenset[str]:
+        return frozenset("".join(self.tokens[1:]))
+
+    def missing_characters(self, text: str) -> list[str]:
+        """Return the characters that are part of no symbol, in the order of the text."""
+        return [character for character in text if character not in self._characters]
 
     def __len__(self) -> int:
         """Return the number of symbols plus one for `<unk>`."""
@@ -355,6 +399,13 @@ class ByteVocabulary(Vocabulary):
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Self:
         return cls()
+
+
+def _too_many(count: int) -> str:
+    return (
+        f"the text has {count:,} different tokens; a vocabulary has at most {MAX_VOCABULARY:,};"
+        " omit rare tokens with --vocab-size or --min-freq"
+    )
 
 
 def checked_ids(ids: Iterable[int], size: int) -> Ids:

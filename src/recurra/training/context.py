@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
-from recurra.config import RunConfig
-from recurra.recurrence.backends import require_backend
+from recurra.config import ModelConfig, RunConfig
+from recurra.kernels import library
+from recurra.recurrence.backends import Requirements, find_backend, require_backend
+from recurra.recurrence.cells import find_cell
 from recurra.report.curve import require_matplotlib
 from recurra.report.progress import Progress
 from recurra.runtime.clock import Clock
@@ -55,4 +57,17 @@ def open_context(config: RunConfig, progress: Progress, clock: Clock) -> Iterato
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
     ):
         shown = progress if processes.is_first else Progress()
+        _build_kernels(config.model, device, clock)
         yield RunContext(shown, clock, processes, signals)
+
+
+def _build_kernels(model: ModelConfig, device: torch.device, clock: Clock) -> None:
+    """Build the kernels if the model can use them and they do not exist yet.
+
+    The time does not count, because it is spent only once on a machine.
+    """
+    needs = Requirements(find_cell(model.cell), device, has_zoneout=model.zoneout > 0.0)
+    is_chosen = model.backend in ("auto", "native")
+    if is_chosen and find_backend("native").unsupported(needs) is None:
+        with clock.paused():
+            library.is_available()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,30 +12,82 @@ from recurra.config import RunConfig, RunOptions
 from recurra.config.run import OWNER
 from recurra.config.training import LIMITS
 from recurra.data.batches import BatchStream
-from recurra.data.token_file import build_token_file
+from recurra.data.split import describe_split
+from recurra.data.token_file import TokenFile, build_token_file, load_vocabulary
 from recurra.errors import ConfigError, SourceError, UnknownTokenError
-from recurra.inference.language_model import Source
+from recurra.inference.language_model import LanguageModel
+from recurra.inference.loading import load_language_model
 from recurra.model.recurrent_lm import RecurrentLM
+from recurra.report.folders import describe_folder
+from recurra.report.usability import describe_short_text
 from recurra.runs.compatibility import BUDGET_SETTINGS, FREE_SETTINGS, differences
+from recurra.runs.config_file import read_config_file
 from recurra.runs.directory import RunDirectory
+from recurra.runs.provenance import Provenance
 from recurra.runs.staging import staged_run
+from recurra.runs.weights import save_weights
 from recurra.runtime.distributed import is_restart, job_name, may_be_restarted
 from recurra.text.catalogue import DEFAULT_CORPUS
-from recurra.text.corpus import prepare_text
+from recurra.text.corpus import prepare_text, scan_folders
+from recurra.text.memory import MEMORY
+from recurra.text.sources import STDIN, TextSource
 from recurra.text.vocabulary import Vocabulary
-from recurra.training import recipe
+from recurra.training import fine_tuning, recipe
 from recurra.training.context import RunContext
 from recurra.training.estimate import SpeedTrial
 
 
-def create_run(
-    directory: RunDirectory,
-    sources: Sequence[Source],
+@dataclass(frozen=True)
+class RunRequest:
+    """What a new run is created from.
+
+    Attributes:
+        sources: the text; () is the bundled story.
+        options: the settings that were given, with those of the base.
+        base: the model to fine-tune; None to train from random weights.
+        command: the command line, or None in Python.
+        force: whether to replace an older run in the directory.
+    """
+
+    sources: Sequence[TextSource]
+    options: RunOptions
+    base: LanguageModel | None = None
+    command: str | None = None
+    force: bool = False
+
+
+def requested(
+    sources: Sequence[TextSource],
     options: RunOptions,
-    context: RunContext,
-    *,
-    force: bool = False,
-) -> str:
+    config: str | Path | None,
+    base: str | Path | None,
+) -> RunRequest:
+    """Return the request of a user, with the settings of a file and of a base run added.
+
+    Args:
+        sources: the text; without any, that of the file.
+        options: the settings that were given.
+        config: a file of settings, see `config_file.py`, or None.
+        base: the directory of the run to fine-tune, or None.
+
+    Raises:
+        ConfigError: the file is invalid, or a setting does not fit the base.
+        RunError: the base contains no model, or is damaged.
+    """
+    if config is not None:
+        file = read_config_file(Path(config))
+        options, sources = file.completed(options), sources or file.provenance.sources
+    if base is None:
+        if options.is_given("new_tokens") and config is None:
+            raise ConfigError(
+                "new_tokens has an effect only with --from; remove it, or specify --from"
+            )
+        return RunRequest(sources, options)
+    model = load_language_model(base, "cpu")
+    return RunRequest(sources, fine_tuning.inherited(options, model), model)
+
+
+def create_run(directory: RunDirectory, request: RunRequest, context: RunContext) -> str:
     """Create a run up to its first step; its directory stays locked. Return the path.
 
     Settings that were not given are chosen here (`recipe.resolve`). If torchrun has restarted the
@@ -42,24 +95,33 @@ def create_run(
 
     Args:
         directory: the directory of the run, which need not exist.
-        sources: the text.
-        options: the settings that were given.
+        request: what the run is created from.
         context: the context of the run.
-        force: replace an older run in the directory.
 
     Raises:
         ConfigError, SourceError, RunError: invalid options, text or directory.
     """
+    options, base = request.options, request.base
     if is_restart() and directory.is_made_by(job_name()):
         refuse_other_settings(directory, options)
         return str(directory.path)
     for line in options.config.ignored():
         context.progress.message(f"note: {line}")
     processes = context.processes
-    with staged_run(directory, force=force) as staging:
-        tokens, vocabulary = build_token_file(sources, options.config.text, staging.path)
+    for scan in scan_folders(request.sources, options.config.text):
+        if scan.files:  # Otherwise, reading the text raises an error.
+            context.progress.plan(describe_folder(scan))
+    with staged_run(directory, force=request.force) as staging:
+        tokens, vocabulary = build_token_file(
+            request.sources,
+            options.config.text,
+            staging.path,
+            None if base is None else base.vocabulary,
+        )
         # Errors must show before the directory changes.
         _check_prompts(vocabulary, options.config)
+        if base is not None:
+            options = fine_tuning.fitting(options, len(tokens.train))
         config = recipe.resolve(
             options.with_vocab_size(len(vocabulary)),
             len(tokens.train),
@@ -67,22 +129,55 @@ def create_run(
             context,
         )
         BatchStream(tokens.train, config.training, processes)
-        staging.write_config(config, [str(source) for source in sources])
+        _note_about_text(tokens, vocabulary, request, context)
+        provenance = Provenance(tuple(str(source) for source in request.sources))
+        if base is not None:
+            provenance = replace(provenance, base=fine_tuning.base_record(base, vocabulary))
+        staging.write_config(config, provenance.with_command(request.command))
         if may_be_restarted():
             staging.claim(job_name())
-        create_model(config, processes.device)
+        model = create_model(config, processes.device)
+        if base is not None:
+            _write_initial_weights(staging, base, model, tokens, context)
     return str(directory.path)
 
 
-def default_path(sources: Sequence[Source], cell: str) -> Path:
+def _note_about_text(
+    tokens: TokenFile, vocabulary: Vocabulary, request: RunRequest, context: RunContext
+) -> None:
+    """Report a text that is too short, or whose validation part differs in kind."""
+    text = request.options.config.text
+    notes = [
+        describe_short_text(len(tokens.train), text.tokens) if request.base is None else None,
+        None if text.shuffle_lines else describe_split(tokens, vocabulary),
+    ]
+    for note in filter(None, notes):
+        context.progress.message(note)
+
+
+def _write_initial_weights(
+    staging: RunDirectory,
+    base: LanguageModel,
+    model: RecurrentLM,
+    tokens: TokenFile,
+    context: RunContext,
+) -> None:
+    """Write the weights that a fine-tuned run starts from, and report them."""
+    fine_tuning.initial_model(base, model).eval()
+    save_weights(staging.initial, model, {})
+    lines = [fine_tuning.describe_base(base, load_vocabulary(staging.path))]
+    context.progress.plan(lines + fine_tuning.describe_start(model, tokens))
+
+
+def default_path(sources: Sequence[TextSource], cell: str) -> Path:
     """Return a new directory: runs/<text>-<cell>, with a number if that exists."""
     return numbered(Path("runs") / f"{short_name(sources)}-{cell}")
 
 
-def short_name(sources: Sequence[Source]) -> str:
+def short_name(sources: Sequence[TextSource]) -> str:
     """Return a short name of a text, for the name of a directory."""
     first = str(sources[0]) if sources else DEFAULT_CORPUS
-    return "text" if first == "-" else Path(first).stem or "text"
+    return "text" if first in (STDIN, MEMORY) else Path(first).stem or "text"
 
 
 def numbered(path: Path) -> Path:

@@ -13,12 +13,13 @@ from recurra.config import ModelConfig, RunConfig, TrainingConfig
 from recurra.config.optimizers import OPTIMIZERS
 from recurra.data.batches import BatchStream, Ids
 from recurra.engine.select import select_gradients
+from recurra.inference.evaluate import evaluate
 from recurra.model.recurrent_lm import RecurrentLM, parameter_shapes
 from recurra.recurrence.cells import find_cell
 from recurra.report.progress import format_count, format_seconds
+from recurra.runs.train_state import MAX_VALIDATION_TOKENS
 from recurra.runtime.distributed import SINGLE_PROCESS, Processes
 from recurra.training.batch_schedule import stage_at
-from recurra.training.callbacks.evaluation import MAX_VALIDATION_TOKENS
 from recurra.training.session import TrainingSession
 
 MAX_TRIAL_STEPS = 512
@@ -26,6 +27,9 @@ MAX_TRIAL_STEPS = 512
 extrapolated."""
 TRIAL_SECONDS = 0.2
 """Minimum duration of the measurement in seconds."""
+MAX_VALIDATION_SHARE, MIN_VALIDATION_TOKENS = 0.05, 2048
+"""An evaluation reads as many tokens as it can in this fraction of a time budget, and at least the
+minimum. With a large vocabulary, an evaluation of all tokens can take longer than the budget."""
 MAX_REPEATED_SECONDS = 1.0
 """Duration in seconds of a first pass from which the measurement is not repeated."""
 
@@ -143,13 +147,53 @@ def memory_bytes(model: ModelConfig, training: TrainingConfig, num_steps: int, w
 
 def announce_plan(session: TrainingSession) -> None:
     """Measure a step, report the estimated cost, and reserve time for the last evaluation."""
-    processes, budget = session.context.processes, session.budget
-    seconds = seconds_per_step(session.model, session.stream, processes)
-    # A forward pass takes a third of a training step. The first evaluation replaces this estimate.
-    num_val = min(len(session.dataset.val), MAX_VALIDATION_TOKENS)
-    num_batches = num_val / (session.config.batch_size * session.stream.num_steps)
-    budget.reserve = seconds * num_batches / 3 + 0.5
-    session.context.progress.plan(describe_plan(session, seconds))
+    seconds = seconds_per_step(session.model, session.stream, session.context.processes)
+    lines = describe_plan(session, seconds)
+    if session.budget.minutes is not None and len(session.dataset.val) >= 2:
+        lines += _plan_validation(session, session.budget.minutes * 60)
+    session.context.progress.plan(lines)
+
+
+def _plan_validation(session: TrainingSession, seconds: float) -> list[str]:
+    """Limit the validation by its measured speed, and reserve time for the last one.
+
+    Args:
+        session: the training.
+        seconds: the time budget.
+
+    Returns:
+        A line about the limit, if there is one.
+    """
+    available = len(session.dataset.val) - 1
+    batch = session.config.batch_size * session.stream.num_steps
+    trial = min(available, batch, MIN_VALIDATION_TOKENS)
+    _validate(session, trial)  # The first pass allocates memory and builds code.
+    started = time.perf_counter()
+    _validate(session, trial)
+    per_token = (time.perf_counter() - started) / trial
+    # The measurement of the first process applies to all.
+    processes = session.context.processes
+    (per_token,) = processes.sum([per_token if processes.is_first else 0.0])
+    affordable = int(MAX_VALIDATION_SHARE * seconds / per_token)
+    limit = min(max(affordable, MIN_VALIDATION_TOKENS), MAX_VALIDATION_TOKENS)
+    session.timing.validation_tokens = limit
+    session.budget.reserve = 1.2 * per_token * min(limit, available) + 0.5
+    if limit >= min(available, MAX_VALIDATION_TOKENS):
+        return []
+    return [
+        f"validate  the first {limit:,} of {available:,} tokens, so that an evaluation takes about"
+        f" {MAX_VALIDATION_SHARE:.0%} of the time; recurra eval reads all of them"
+    ]
+
+
+def _validate(session: TrainingSession, num_tokens: int) -> None:
+    evaluate(
+        session.model,
+        session.dataset.val,
+        num_streams=session.config.batch_size,
+        max_tokens=num_tokens,
+        processes=session.context.processes,
+    )
 
 
 def describe_plan(session: TrainingSession, step_seconds: float) -> list[str]:

@@ -13,9 +13,11 @@ from recurra.config import TrainingConfig
 from recurra.data.dataset import TokenDataset
 from recurra.engine.select import select_engine
 from recurra.errors import LostProcessError, NonFiniteError, TrainingInterrupted
+from recurra.inference.evaluate import unknown_remark
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.report.overfitting import describe_overfitting
-from recurra.runs.store import RunStore
+from recurra.report.usability import Outcome, describe_unusable
+from recurra.runs.store import RunStore, best_record
 from recurra.runs.weights import weights_to_bytes
 from recurra.training.batch_schedule import GrowingStream
 from recurra.training.budget import Budget
@@ -213,8 +215,26 @@ class TrainingLoop:
         self.checkpointing.show_cost(session.budget.clock.seconds())
         if (overfitting := describe_overfitting(records)) is not None:
             session.context.progress.message(overfitting)
+        if (unusable := self._describe_unusable(records)) is not None:
+            session.context.progress.message(unusable)
+        share, of_what = session.dataset.unknown_share()
+        if (remark := unknown_remark(share, of_what)) is not None:
+            session.context.progress.message(f"unknown   {remark}")
         session.context.progress.finished(records)
         return records
+
+    def _describe_unusable(self, records: list[dict[str, Any]]) -> str | None:
+        session = self.session
+        if not records:
+            return None
+        outcome = Outcome(
+            best_record(records),
+            session.dataset.frequency_nats(),
+            len(session.dataset.train),
+            session.state.step,
+            str(session.store.path),
+        )
+        return describe_unusable(outcome, session.config)
 
     def _leave(self, stop: TrainingInterrupted) -> NoReturn:
         """Save a checkpoint unless a step is in progress, and raise with instructions to resume.
@@ -236,7 +256,9 @@ class TrainingLoop:
         # Barrier: torchrun ends all processes when one exits, even while the first one is writing.
         session.context.processes.sum([0.0])
         raise TrainingInterrupted(
-            stop.signum, f"saved in {session.store.path}; {self._how_to_resume()}"
+            stop.signum,
+            f"saved in {session.store.path}; {self._how_to_resume()}",
+            session.store.path,
         ) from None
 
     def _deferred_signals(self) -> AbstractContextManager[None]:

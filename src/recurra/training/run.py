@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from recurra.config import RunConfig, RunOptions, TrainingConfig
 from recurra.data.dataset import TokenDataset
@@ -22,21 +23,25 @@ from recurra.errors import (
     RunError,
     TrainingInterrupted,
 )
-from recurra.inference.language_model import LanguageModel, Source, predicted_sizes
+from recurra.inference.language_model import LanguageModel, predicted_sizes
+from recurra.model.recurrent_lm import RecurrentLM
 from recurra.report.curve import write_svg
 from recurra.report.progress import Progress
 from recurra.runs.compatibility import BUDGET_SETTINGS, FREE_SETTINGS, identity
 from recurra.runs.directory import RunDirectory
 from recurra.runs.staging import remove_unfinished
+from recurra.runs.weights import load_weights
 from recurra.runtime.clock import Clock
 from recurra.runtime.distributed import (
     Processes,
     is_restart,
     may_be_restarted,
 )
+from recurra.text.sources import TextSource
 from recurra.text.vocabulary import Vocabulary
 from recurra.training.context import RunContext, open_context
 from recurra.training.creation import (
+    RunRequest,
     create_model,
     create_run,
     default_path,
@@ -48,13 +53,7 @@ from recurra.training.loop import TrainingLoop
 
 
 def start_run(
-    sources: Sequence[Source],
-    options: RunOptions,
-    out: Source | None,
-    progress: Progress,
-    clock: Clock,
-    *,
-    force: bool = False,
+    request: RunRequest, out: str | Path | None, progress: Progress, clock: Clock
 ) -> LanguageModel:
     """Train a new run: `recurra.train` with explicit arguments.
 
@@ -66,39 +65,33 @@ def start_run(
     """
     if may_be_restarted() and out is None:
         raise ConfigError("torchrun can restart this training; specify --out")
+    config = request.options.config
 
     def choose_path() -> str:
-        return str(default_path(sources, options.config.model.cell))
+        return str(default_path(request.sources, config.model.cell))
 
-    with open_context(options.config, progress, clock) as context:
+    with open_context(config, progress, clock) as context:
         directory = RunDirectory(out or context.processes.run_on_first(choose_path))
-        context.processes.run_on_first(
-            lambda: create_run(directory, sources, options, context, force=force)
-        )
+        context.processes.run_on_first(lambda: create_run(directory, request, context))
         return _run(directory, directory.read_config().training, context, resumed=is_restart())
 
 
-def prepare_run(
-    sources: Sequence[Source],
-    options: RunOptions,
-    out: Source,
-    progress: Progress,
-    clock: Clock,
-) -> None:
+def prepare_run(request: RunRequest, out: str | Path, progress: Progress, clock: Clock) -> None:
     """Create a run without training it: `resume_run` starts its training."""
     directory = RunDirectory(out)
-    with open_context(options.config, progress, clock) as context:
-        context.processes.run_on_first(lambda: create_run(directory, sources, options, context))
+    with open_context(request.options.config, progress, clock) as context:
+        context.processes.run_on_first(lambda: create_run(directory, request, context))
         directory.unlock()
 
 
 def resume_run(
-    path: Source,
+    path: str | Path,
     progress: Progress,
     clock: Clock,
     *,
     options: RunOptions | None = None,
-    sources: Sequence[Source] = (),
+    sources: Sequence[TextSource] = (),
+    command: str | None = None,
 ) -> LanguageModel:
     """Resume an interrupted run exactly, or train a run longer; start it if it has no step yet.
 
@@ -108,6 +101,7 @@ def resume_run(
             settings of the run; the others must be equal to them. A budget counts from the start
             of the run, see `extension.py`.
         sources: the text, which must be that of the run; by default it is not compared.
+        command: the command line, which is added to those of the run; None in Python.
 
     Raises:
         ConfigError, RunError: there is no run, another process trains in it, its checkpoints are
@@ -122,7 +116,7 @@ def resume_run(
         _refuse_other_text(directory, sources, change)
         if change:
             context.progress.message(f"note: {change}; the run continues with its original text")
-        return _run(directory, config.training, context, resumed=True)
+        return _run(directory, config.training, context, resumed=True, command=command)
 
 
 def _with_free_settings(config: RunConfig, options: RunOptions | None) -> RunConfig:
@@ -135,7 +129,7 @@ def _with_free_settings(config: RunConfig, options: RunOptions | None) -> RunCon
 
 
 def _refuse_other_text(
-    directory: RunDirectory, sources: Sequence[Source], change: str | None
+    directory: RunDirectory, sources: Sequence[TextSource], change: str | None
 ) -> None:
     if not sources:
         return
@@ -150,7 +144,12 @@ def _refuse_other_text(
 
 
 def _run(
-    directory: RunDirectory, training: TrainingConfig, context: RunContext, *, resumed: bool
+    directory: RunDirectory,
+    training: TrainingConfig,
+    context: RunContext,
+    *,
+    resumed: bool,
+    command: str | None = None,
 ) -> LanguageModel:
     """Train the run in the directory, from its newest checkpoint if there is one."""
     with _locked(directory, context.processes):
@@ -160,7 +159,7 @@ def _run(
         if resumed:
             context.processes.run_on_first(lambda: _check_text(tokens, vocabulary, config))
         trainer = TrainingLoop(
-            create_model(config, context.processes.device),
+            _initialized_model(directory, config, context),
             TokenDataset(
                 tokens.train, tokens.val, *predicted_sizes(tokens, vocabulary), vocabulary
             ),
@@ -173,7 +172,7 @@ def _run(
         try:
             if directory.checkpoints.names():
                 trainer.resume()
-            context.processes.run_on_first(lambda: _store_budget(directory, training))
+            context.processes.run_on_first(lambda: _update_config(directory, training, command))
             records = trainer.fit()
         except TrainingInterrupted as stop:
             if stop.args:
@@ -185,17 +184,29 @@ def _run(
             write_svg(records, directory.curve, title=directory.path.name, losses=losses)
         if (number := context.signals.received) is not None:
             # The run is complete, but the caller may have more runs, which the signal must stop.
-            raise TrainingInterrupted(number, f"the run had finished; it is in {directory.path}")
+            raise TrainingInterrupted(
+                number, f"the run had finished; it is in {directory.path}", directory.path
+            )
     return LanguageModel(trainer.session.model, vocabulary, config, directory.path)
 
 
-def _store_budget(directory: RunDirectory, training: TrainingConfig) -> str:
-    """Write the budget to config.json if it has changed."""
-    stored = directory.read_config()
+def _initialized_model(
+    directory: RunDirectory, config: RunConfig, context: RunContext
+) -> RecurrentLM:
+    """Return the model before the first step: random, or with the weights of its base."""
+    model = create_model(config, context.processes.device)
+    if directory.initial.is_file():
+        load_weights(directory.initial, model)
+    return model
+
+
+def _update_config(directory: RunDirectory, training: TrainingConfig, command: str | None) -> str:
+    """Write a new budget and the command line to config.json, if there are any."""
+    stored, provenance = directory.read_config(), directory.read_provenance()
     budget = {name: getattr(training, name) for name in BUDGET_SETTINGS}
     config = dataclasses.replace(stored, training=dataclasses.replace(stored.training, **budget))
-    if config != stored:
-        directory.write_config(config, directory.read_sources())
+    if config != stored or command is not None:
+        directory.write_config(config, provenance.with_command(command))
     return ""
 
 

@@ -177,12 +177,12 @@ class Checkpointing(Callback):
     def _write(self, session: TrainingSession, tensors: Tensors) -> None:
         state, best = session.state, self.best_weights.data
         found = environment(self.context.processes, session.backend)
-        record = CheckpointRecord(state, self._identity, session.timing, found)
+        marks = self.store.mark_histories()
+        record = CheckpointRecord(state, self._identity, session.timing, found, marks)
         files = {
             STATE: to_bytes(tensors, {}),
             **record.to_files(),
             **({} if best is None else {BEST: best}),
-            **self.store.read_histories(),
         }
         name = name_of(state.step, final=state.finished)
         self._costs.append(self.checkpoints.write(name, files))
@@ -277,11 +277,17 @@ class Checkpointing(Callback):
             )
 
     def _restore_files(self, name: str, histories: Sequence[str]) -> None:
-        """Restore the best weights and these files to the contents saved in the checkpoint."""
+        """Restore the best weights and these histories to the time of the checkpoint."""
         if not self.context.processes.is_first:
             return
         read_file = self.checkpoints.read_file
-        self.store.restore_histories({file: read_file(name, file) for file in histories})
+        marks = self.checkpoints.read_record(name).histories
+        if marks is None:
+            self.store.replace_histories({file: read_file(name, file) for file in histories})
+        else:
+            cut = {file: marks.get(file) for file in histories}
+            for message in self.store.cut_histories(cut):
+                self.context.progress.message(message)
         if (best := read_file(name, BEST)) is not None:
             self.store.write_weights(best)
 

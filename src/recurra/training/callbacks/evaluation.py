@@ -27,8 +27,6 @@ REPORTS_PER_RUN = 20
 """Number of reports in a run, at equal distances, unless `report_every` is set."""
 MIN_REPORT_INTERVAL_RATIO = 20.0
 """Minimum time between two reports of a time budget, as a multiple of the duration of a report."""
-MAX_VALIDATION_TOKENS = 2**18
-"""Maximum number of validation tokens in a report; `recurra eval` uses all of them."""
 DIVERGENCE_FACTOR = 10.0
 """Training has diverged if the loss exceeds this multiple of log(vocab_size)."""
 
@@ -195,7 +193,7 @@ def _validate(session: TrainingSession) -> EvaluationResult | None:
         num_bytes=dataset.num_val_bytes,
         unknown_id=dataset.vocabulary.unknown_id,
         num_streams=session.config.batch_size,
-        max_tokens=MAX_VALIDATION_TOKENS,
+        max_tokens=session.timing.validation_tokens,
         processes=session.context.processes,
     )
 
