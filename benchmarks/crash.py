@@ -6,8 +6,8 @@ For each kind of sampling, a small model with dropout is first trained undisturb
 command runs again. It is killed with SIGKILL, either at a random time or up to 10 ms after a
 checkpoint began to be written, and resumed, until the run finishes. This is repeated until
 the requested number of kills is reached. Every file must be byte-identical to that of the
-undisturbed run, except for values that depend on the clock: two fields of metrics.jsonl, and in
-checkpoints session.json and the manifest, which contains its digest.
+undisturbed run, except for values that depend on the clock: loss.jsonl, two fields of
+metrics.jsonl, and in checkpoints session.json and the manifest, which contains its digest.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from pathlib import Path
 from recurra.text import catalogue
 
 CLOCK_FIELDS = ("seconds", "tokens_per_second")
-IGNORED_FILES = ("session.json", "manifest.sha256", ".lock", ".job")
-"""Names of files that differ from run to run: two files of a checkpoint, and locks."""
+IGNORED_FILES = ("session.json", "manifest.sha256", "loss.jsonl", ".lock", ".job")
+"""Names of files that differ from run to run: two files of a checkpoint, the points of the loss
+curve, which are recorded by the clock, and locks."""
 MAX_SECONDS = 60.0
 """A process that runs longer is killed; a whole run takes less."""
 

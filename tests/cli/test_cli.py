@@ -1,9 +1,12 @@
 """The commands of the command line, called as a user calls them."""
 
+import io
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -100,7 +103,31 @@ def test_score_top_and_html_write_ranking_and_page(run, source, tmp_path, capsys
     bits = [float(row.split()[0]) for row in rows]
     assert len(rows) == 3
     assert bits == sorted(bits, reverse=True)
-    assert "<html" in page.read_text("utf-8")
+    shown = page.read_text("utf-8")
+    on_page = [float(value) for value in re.findall(r"<tr.*?<td>\d+<td>([\d.]+)", shown)]
+    assert on_page == pytest.approx(bits, abs=0.006)
+    assert f"<title>{Path(source).name}</title>" in shown
+    assert f"scored by {Path(run).name}" in shown
+
+
+def test_score_html_title_names_the_text(run, source, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = []
+    for name in ("a", "b", "c", "d", "e"):
+        names.append(f"{name}.txt")
+        Path(names[-1]).write_text("abc", "utf-8")
+
+    def title(*sources):
+        assert main(["score", run, *sources, "--html", "page.html"]) == 0
+        found = re.search("<title>(.*)</title>", Path("page.html").read_text("utf-8"))
+        return found and found[1]
+
+    assert title() == f"validation split of {Path(run).name}"
+    assert title(names[0]) == "a.txt"
+    assert title(*names) == "a.txt, b.txt, c.txt and 2 more"
+    assert title(".") == tmp_path.name
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"abc")))
+    assert title("-") == "standard input"
 
 
 def test_runs_lists_best_run_first(source, tmp_path, capsys, quick):

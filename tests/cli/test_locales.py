@@ -126,9 +126,12 @@ def test_runs_and_score_do_not_interpret_markup_in_names(
     assert main(["runs", "."]) == 0
     out, _ = capsys.readouterr()
     assert f"[red]run  {source}  lstm" in out
-    page = os.fsdecode(b"\xff.html")
-    assert main(["score", "[red]run", "--top", "1", "--html", page]) == 0
-    assert "<title>?</title>" in Path(page).read_text("utf-8")
+    page, copy = os.fsdecode(b"\xff.html"), os.fsdecode(b"<b>\xff.txt")
+    Path(copy).write_text(TEXT, "utf-8")
+    assert main(["score", "[red]run", copy, "--top", "1", "--html", page]) == 0
+    shown = Path(page).read_text("utf-8")
+    assert "<title>&lt;b&gt;?.txt</title>" in shown
+    assert "scored by [red]run" in shown
 
 
 def test_train_error_escapes_newline_in_file_name(

@@ -13,12 +13,14 @@ from recurra.runs.directory import RunDirectory
 
 
 def test_compare_other_directory_is_left_unchanged(compare, tmp_path):
-    compare(seeds=1)
+    compare(seeds=2)
+    with pytest.raises(RunError, match=r"2 seeds.*--force"):
+        compare(seeds=1)
     with pytest.raises(RunError, match=r"settings.*--force"):
-        compare(seeds=2)
+        compare(seeds=2, lr=2e-2)
     with pytest.raises(RunError, match=r"settings.*--force"):
-        compare(seeds=1, lr=2e-2)
-    assert len(compare(seeds=2, force=True).rows[0].results) == 2
+        compare(["gru"], seeds=2, equal_parameters=True)
+    assert len(compare(seeds=1, force=True).rows[0].results) == 1
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "letter.txt").touch()
     for force in (False, True):

@@ -26,7 +26,7 @@ def test_compare_mean_and_spread_equal_statistics(compare):
 
 
 def test_as_good_as_the_best_returns_rows_within_noise():
-    best, near, far = row("a", 1.0, 1.2), row("b", 1.1, 1.3), row("c", 2.0, 2.1)
+    best, near, far = row("a", 1.0, 1.2), row("b", 1.1, 1.3), row("c", 4.0, 4.1)
     alone = row("d", 1.1)
     rows = Comparison(Path(), [best, near, alone, far]).as_good_as_the_best()
     assert [r.variant.name for r in rows] == ["b"]
@@ -60,7 +60,66 @@ def test_compare_results_file_equals_result(compare, tmp_path):
 def test_comparison_str_is_markdown_table(compare):
     lines = str(compare(seeds=1)).splitlines()
     assert lines[0].startswith("| variant")
-    assert "one seed each" in lines[-2]
+    assert any("more --seeds" in line for line in lines)
+
+
+def test_comparison_names_test_level_and_seeds_that_would_decide():
+    # Means and standard deviations are 2.712 +- 0.027 and 2.821 +- 0.033.
+    close = [row("gru", 2.693, 2.731), row("rnn", 2.798, 2.844)]
+    comparison = Comparison(Path(), close)
+    (test,) = comparison.tests
+    assert (test.better, test.worse, test.is_decided, test.seeds_needed) == ("gru", "rnn", False, 3)
+    assert test.difference == pytest.approx(0.109)
+    text = str(comparison)
+    assert "Welch's t-test of bits/char (two-sided, level 5%, Holm's correction for a pair)" in text
+    assert "rnn  +0.1090  p = 0.07" in text
+    assert "too close to tell; about 3 seeds would decide" in text
+    assert "power of 80%" in text
+    stored = comparison.to_dict()["test"]
+    assert stored["name"].startswith("Welch's t-test")
+    assert (stored["level"], stored["unit"]) == (0.05, "bits/char")
+    assert stored["pairs"] == [
+        {
+            "better": "gru", "worse": "rnn", "difference": test.difference,
+            "p_value": test.p_value, "seeds_needed": 3, "is_decided": False,
+        }
+    ]  # fmt: skip
+
+
+def test_comparison_decided_difference_has_no_number_of_seeds():
+    decided = [row("gru", 2.693, 2.731, 2.712), row("rnn", 2.798, 2.844, 2.821)]
+    (test,) = Comparison(Path(), decided).tests
+    assert test.is_decided
+    assert test.seeds_needed is None
+    assert "different" in str(Comparison(Path(), decided))
+    assert "power" not in str(Comparison(Path(), decided))
+
+
+def test_comparison_corrects_for_every_pair_of_variants():
+    means = {"a": 1.0, "b": 1.04, "c": 2.0}
+    rows = [row(name, mean, mean + 0.02, mean + 0.03) for name, mean in means.items()]
+    pair, *_ = Comparison(Path(), rows[:2]).tests
+    among_three, *_ = Comparison(Path(), rows).tests
+    assert pair.is_decided
+    assert among_three.p_value == pytest.approx(pair.p_value)  # the largest of three
+    more = [*rows, row("d", 1.04, 1.06, 1.07)]
+    assert Comparison(Path(), more).tests[0].p_value > 2 * pair.p_value
+    assert Comparison(Path(), more).tests[0].seeds_needed > 3
+
+
+def test_comparison_equal_means_need_more_seeds_than_the_limit():
+    (test,) = Comparison(Path(), [row("a", 1.0, 1.2), row("b", 1.0, 1.2)]).tests
+    assert test.p_value == 1.0
+    assert test.seeds_needed is None
+    assert "about more than" not in test.conclusion
+    assert "more than 1,000 seeds would decide" in test.conclusion
+
+
+def test_comparison_reports_models_of_different_size(compare):
+    table = str(compare({"lstm": {}, "rnn": {"cell": "rnn"}}, seeds=1, hidden_size=32))
+    (note,) = [line for line in table.splitlines() if "differ in size" in line]
+    assert "--equal-parameters" in note
+    assert "differ in size" not in str(compare({"lstm": {}}, seeds=1, force=True))
 
 
 def test_compare_command_prints_table_and_writes_plot(source, tmp_path, capsys):

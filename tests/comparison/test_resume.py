@@ -128,3 +128,23 @@ def test_compare_resumes_version_0_1_comparison(compare, tmp_path):
     description["contenders"] = description.pop("variants")
     file.write_text(json.dumps(description), "utf-8")
     assert compare(seeds=1).records() == before.records()
+
+
+def test_compare_more_seeds_extend_a_comparison(compare, tmp_path):
+    two = compare(seeds=2)
+    three = compare(seeds=3)
+    after_by_name = {row.variant.name: row for row in three.rows}
+    for before in two.rows:
+        after = after_by_name[before.variant.name]
+        assert after.scores[:2] == before.scores
+        assert len(after.scores) == 3
+    assert json.loads((tmp_path / "all" / "comparison.json").read_text("utf-8"))["seeds"] == 3
+    assert compare(seeds=3).records() == three.records()
+
+
+def test_compare_description_without_equal_parameters_is_that_of_earlier_versions(
+    compare, tmp_path
+):
+    compare(seeds=1)
+    description = json.loads((tmp_path / "all" / "comparison.json").read_text("utf-8"))
+    assert set(description) == {"sources", "seeds", "variants"}

@@ -6,7 +6,9 @@ import pytest
 
 import recurra
 from comparison.settings import SMALL, VARIANTS
-from recurra.errors import ConfigError
+from recurra.errors import ConfigError, TrainingInterrupted
+from recurra.experiments import runs
+from recurra.training import run as run_module
 from recurra.training.estimate import SpeedTrial
 
 
@@ -54,6 +56,58 @@ def test_compare_recipe_is_chosen_once_for_all_seeds(compare, monkeypatch):
     first, second = (recurra.load(r.folder).config for r in row.results)
     assert first.model == second.model
     assert dataclasses.replace(second.training, seed=1) == first.training
+
+
+@pytest.mark.parametrize("budget", [{"num_tokens": 640}, {"minutes": 0.03, "num_tokens": None}])
+def test_compare_equal_parameters_chooses_hidden_sizes(compare, listener, budget):
+    progress = listener()
+    variants = {name: {"cell": name} for name in ("lstm", "gru", "rnn", "mingru")}
+    options = {"seeds": 1, "hidden_size": 64, "equal_parameters": True, "progress": progress}
+    comparison = compare(variants, **options | budget)
+    sizes = {row.variant.name: row.results[0] for row in comparison.rows}
+    assert sizes["lstm"].hidden_size == 64
+    for result in sizes.values():
+        assert result.parameters == pytest.approx(sizes["lstm"].parameters, rel=0.02)
+        assert recurra.load(result.folder).model.num_parameters == result.parameters
+        assert recurra.load(result.folder).config.model.hidden_size == result.hidden_size
+    assert sizes["rnn"].hidden_size > sizes["gru"].hidden_size > 64
+    rnn = sizes["rnn"]
+    shown = f"rnn: {rnn.hidden_size} units, {rnn.parameters:,} parameters"
+    assert any(line.startswith(shown) for line in progress.messages)
+    assert "differ in size" not in str(comparison)
+
+
+def test_compare_equal_parameters_first_variant_gives_the_size(compare):
+    variants = {"lstm": {"hidden_size": 24}, "rnn": {"cell": "rnn", "hidden_size": None}}
+    rows = compare(variants, seeds=1, equal_parameters=True, hidden_size=None).rows
+    sizes = {row.variant.name: row.results[0].hidden_size for row in rows}
+    assert sizes["lstm"] == 24
+    assert 24 < sizes["rnn"] < 72
+
+
+def test_compare_equal_parameters_resumes_with_the_same_sizes(compare, listener):
+    variants = {"lstm": {}, "rnn": {"cell": "rnn"}}
+    options = {"hidden_size": 32, "equal_parameters": True}
+    with pytest.raises(TrainingInterrupted):
+        compare(variants, progress=listener(stop_at=7), **options)
+    rows = compare(variants, **options).rows
+    assert len({result.hidden_size for row in rows for result in row.results}) == 2
+
+
+def test_compare_warms_up_every_variant_before_the_first_run(compare, monkeypatch):
+    events = []
+
+    def warm_up(run):
+        events.append(f"warm up {run.path.name}")
+
+    def resume(path, *arguments, **options):
+        events.append(f"train {path.name}")
+        return run_module.resume_run(path, *arguments, **options)
+
+    monkeypatch.setattr(runs, "warm_up", warm_up)
+    monkeypatch.setattr(runs, "resume_run", resume)
+    compare(seeds=1)
+    assert events == ["warm up gru-1", "warm up wide-rnn-1", "train gru-1", "train wide-rnn-1"]
 
 
 def test_compare_diverged_run_is_counted_others_continue(compare):
@@ -110,6 +164,12 @@ def test_compare_long_name_gets_short_directory(compare):
         (["gru", "gru"], {}, "'gru'"),
         (["gru"], {"val_fraction": 0.0}, "val_fraction is 0"),
         (["gru"], {"hiden_size": 3}, "hidden_size"),
+        ({"a": {}, "b": {"hidden_size": 9}}, {"equal_parameters": True}, "b: .*hidden_size"),
+        (
+            {"a": {}, "b": {"embedding_size": 8, "tie_weights": True}},
+            {"equal_parameters": True},
+            "b: .*tie_weights",
+        ),
     ],
 )
 def test_compare_invalid_arguments_raise_before_writing(

@@ -219,3 +219,15 @@ def test_set_axes_sets_limits_scale_and_label(axes):
     assert axes.get_xlim() == (1, 3)
     assert axes.get_yscale() == "log"
     assert axes.get_ylabel() == ""
+
+
+def test_plot_labels_are_inside_the_figure() -> None:
+    figure = d2l.plt.figure(figsize=(3.5, 2.5))
+    d2l.plot([1000, 2000], [1000.0, 2000.0], xlabel="x", ylabel="f(x)")
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        box = label.get_window_extent()
+        assert box.x0 >= 0
+        assert box.y0 >= 0
+    d2l.plt.close(figure)

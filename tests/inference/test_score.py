@@ -1,11 +1,9 @@
-"""score_document and score_html: bits per character and per line."""
+"""score_document and Score: bits per character and per line."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
-from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,6 @@ from recurra.inference.evaluate import evaluate_document
 from recurra.inference.score import Score, score_document
 from recurra.inference.spans import character_sizes, characters_completed, spread_over_characters
 from recurra.model import RecurrentLM
-from recurra.report.score_page import score_html
 from recurra.text.vocabulary import WordVocabulary
 
 MakeModel = Callable[..., RecurrentLM]
@@ -131,6 +128,26 @@ def test_score_top_sorts_lines_by_bits_per_char() -> None:
         score.top(-1)
 
 
+def test_score_top_leaves_out_blank_lines() -> None:
+    score = Score(text="a\n\n \t\nb", surprisal=np.array([1, 1, 9, 8, 8, 8, 2.0]))
+    assert [line.number for line in score.top(9)] == [4, 1]
+    blank = Score(text="\n\n", surprisal=np.array([9.0, 9.0]))
+    assert blank.top(1) == blank.outliers == []
+    assert blank.outlier_threshold == math.inf
+
+
+def test_score_outliers_are_lines_above_outer_fence() -> None:
+    bits = [1.0, 2.0, 3.0, 4.0, 5.0]
+    # The quartiles are 2 and 4; the fence is at 4 + 3 * 2 = 10 without the last two lines.
+    text, values = "a\n" * 40, np.repeat(bits * 8, 2)
+    calm = Score(text=text, surprisal=values)
+    assert calm.outlier_threshold == 10.0
+    assert calm.outliers == []
+    odd = Score(text=text + "b\n\nc\n", surprisal=np.append(values, [10.5, 10.5, 99, 11, 11]))
+    assert odd.outlier_threshold == 10.0
+    assert [(line.number, line.text) for line in odd.outliers] == [(41, "b"), (43, "c")]
+
+
 def test_score_document_unknown_counted_or_rejected(make_model: MakeModel, characters: Any) -> None:
     vocabulary = characters("abc")
     model = make_model(len(vocabulary))
@@ -152,66 +169,3 @@ def test_score_document_invalid_input_raises(make_model: MakeModel, characters: 
         model.head_bias[1] = math.inf
     with pytest.raises(NonFiniteError):
         score_document(model, encode_document("abc", vocabulary, TextConfig()))
-
-
-class _Page(HTMLParser):
-    """Collects the visible characters of a page, with their shades and titles."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.characters: list[tuple[str, str, str]] = []
-        self.open: list[str] = []
-        self.external: list[str] = []
-        self.feed(page)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = dict(attrs)
-        if tag not in ("meta", "link"):
-            self.open.append(tag)
-        if tag in ("script", "link", "img", "iframe") or {"src", "href"} & set(values):
-            self.external.append(tag)
-        if tag == "b" and "title" in values:
-            self.characters.append((str(values["class"]), str(values["title"]), ""))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "b" in self.open and self.characters and "scale" not in self.open:
-            shade, title, text = self.characters[-1]
-            self.characters[-1] = (shade, title, text + data)
-
-
-def test_score_html_shows_every_character_with_bits() -> None:
-    text = 'a<b>&"\n\t\x00é'
-    bits = np.array([0.0, 0.26, 1.0, 7.9, 8.0, 31.0, 2.5, 3.0, 0.1, 4.004])
-    page = score_html(Score(text=text, surprisal=bits), "a <title> & more")
-    seen = _Page(page)
-    assert seen.external == []
-    assert "".join(shown for _, _, shown in seen.characters) == 'a<b>&"↵\t␀é'
-    assert [title for _, title, _ in seen.characters] == [f"{b:.2f} bits" for b in bits]
-    assert [shade for shade, _, _ in seen.characters] == [
-        f"s{level}" for level in (0, 1, 2, 16, 16, 16, 5, 6, 0, 8)
-    ]
-    assert all(f">{escaped}</b>" in page for escaped in ("&lt;", "&gt;", "&amp;", "&quot;"))
-    assert "<title>a &lt;title&gt; &amp; more</title>" in page
-    assert "prefers-color-scheme: dark" in page
-    assert "10 characters · 57.8 bits · 5.776 bits per character" in page
-
-
-def test_score_html_lists_lines_up_to_max_chars() -> None:
-    score = Score(text="ab\ncd\nef", surprisal=np.arange(8.0), num_unknown=3)
-    rows = r'<td class="n">(\d+)</td><td class="n">([\d.]+)</td><td class="n">([\d.]+)</td>'
-    expected = [("1", "3.0", "1.00"), ("2", "12.0", "4.00"), ("3", "13.0", "6.50")]
-    page = score_html(score, "t")
-    assert re.findall(rows, page) == expected
-    assert "3 unknown tokens" in page
-    assert "not shown" not in page
-    short = score_html(score, "t", max_chars=4)
-    assert re.findall(rows, short) == expected[:2]
-    assert "".join(shown for _, _, shown in _Page(short).characters) == "ab↵c"
-    assert "4 further characters are not shown" in short
-    with pytest.raises(ConfigError, match="max_chars"):
-        score_html(score, "t", max_chars=0)

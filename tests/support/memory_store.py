@@ -70,6 +70,7 @@ class MemoryStore:
     def __init__(self):
         self.checkpoints = MemoryCheckpoints()
         self.histories = {}
+        self.losses = b"[]"
         self.weights = None
 
     def append_metrics(self, record):
@@ -106,6 +107,13 @@ class MemoryStore:
 
     def remove_histories(self):
         self.histories.clear()
+        self.losses = b"[]"
+
+    def write_losses(self, points):
+        self.losses = to_json(points)
+
+    def read_losses(self):
+        return json.loads(self.losses)
 
     def write_weights(self, data):
         self.weights = data

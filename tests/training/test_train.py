@@ -71,7 +71,7 @@ def test_train_run_directory_has_expected_files(source, tmp_path):
     names = {str(p.relative_to(folder)) for p in files}
     assert names == {
         "config.json", "vocabulary.json", "tokens.bin", "tokens.json", "model.safetensors",
-        "metrics.jsonl", "samples.jsonl", "loss.svg",
+        "metrics.jsonl", "loss.jsonl", "samples.jsonl", "loss.svg",
     } | {
         f"checkpoints/{name}/{file}"
         for name in ("step-00000040", "step-00000040-final")

@@ -49,9 +49,15 @@ class Compare(Settings):
     num_tokens: int | None = None
     """Budget: number of training tokens of each run."""
 
+    equal_parameters: bool = False
+    """Compare models of equal size: choose the hidden size of each variant but the first so that
+    its number of parameters differs by at most 2% from that of the first, or as little as possible.
+    Multiples of 16, 8, 4 and 2 units are preferred, in this order. By default, the hidden size is
+    that of --hidden-size, or chosen for each variant if there is a time budget."""
+
     out: Path | None = None
     """Directory of the comparison; by default, a new directory in runs/. If the directory contains
-    the same comparison, it is continued."""
+    the same comparison, it is continued; with more --seeds, it is extended."""
 
     force: bool = False
     """Replace an existing comparison in the directory of --out."""
@@ -67,7 +73,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run the comparison, print the result, and return the exit code."""
     arguments = _join_variants(arguments)
     command = parse(Compare, "compare", arguments)
-    from recurra.experiments import run_comparison
+    from recurra.experiments import Design, run_comparison
     from recurra.report.progress import ConsoleProgress, Progress
 
     names = command.variant or ("rnn", "gru", "lstm")
@@ -75,8 +81,7 @@ def run(arguments: Sequence[str]) -> int:
     comparison = run_comparison(
         command.sources,
         variants,
-        command.seeds,
-        command.num_tokens,
+        Design(command.seeds, command.num_tokens, command.equal_parameters),
         command.out,
         Progress() if command.quiet else ConsoleProgress(),
         force=command.force,

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from recurra.inference.score import LineScore
     from recurra.inference.score import Score as TextScore
 
+MAX_NAMES = 3
+"""Number of sources in the title of the page."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
@@ -37,15 +40,16 @@ class Score:
     default, the validation split of the run."""
 
     top: int | None = None
-    """Print only this many lines, those with the highest bits per character, in descending
-    order."""
+    """Print only this many lines, those with the highest bits per character, in descending order.
+    Blank lines are left out."""
 
     chars: bool = False
     """Also print the bits of each character: one row per character, or a list per line with
     --json."""
 
     html: Path | None = None
-    """Write an HTML page in which each character is shaded by its surprisal."""
+    """Write an HTML page with the most surprising lines and the text, shaded by surprisal; with
+    --top, only these lines."""
 
     unknown: UnknownRule = "replace"
     """Handling of symbols that are not in the vocabulary: report an error, or replace them by
@@ -70,8 +74,8 @@ def run(arguments: Sequence[str]) -> int:
     with shown_progress() as progress:
         score = lm.score(text, unknown=command.unknown, progress=progress)
     if command.html is not None:
-        page = score_html(score, title=command.html.stem)
-        # The title is the name of the file, which need not be valid UTF-8.
+        page = score_html(score, _title(command), model=_name(command.run), top=command.top)
+        # The title is the name of a file, which need not be valid UTF-8.
         command.html.write_text(page, encoding="utf-8", errors="replace")
     for line in score.lines if command.top is None else score.top(command.top):
         _print_line(line, command)
@@ -80,6 +84,19 @@ def run(arguments: Sequence[str]) -> int:
     if remark := unknown_remark(score.unknown_share, "tokens"):
         print(f"note: {remark}", file=sys.stderr)
     return 0
+
+
+def _title(command: Score) -> str:
+    """Return the names of the sources."""
+    if not command.sources:
+        return f"validation split of {_name(command.run)}"
+    names = ["standard input" if name == "-" else _name(name) for name in command.sources]
+    further = len(names) - MAX_NAMES
+    return ", ".join(names[:MAX_NAMES]) + (f" and {further:,} more" if further > 0 else "")
+
+
+def _name(path: str) -> str:
+    return Path(path).resolve().name or path
 
 
 def _totals(score: TextScore) -> dict[str, Any]:

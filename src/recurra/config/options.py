@@ -22,6 +22,8 @@ class RunOptions:
     Attributes:
         values: the given settings by name, without sections.
         vocab_size: the size of the vocabulary; None until the text has been read.
+        num_parameters: the approximate number of parameters of the model; None for the hidden size
+            that is given or chosen otherwise.
 
     Examples:
         >>> from recurra.config import RunOptions
@@ -34,6 +36,7 @@ class RunOptions:
 
     values: Mapping[str, Any]
     vocab_size: int | None = None
+    num_parameters: int | None = None
 
     @classmethod
     def of(cls, /, **options: Any) -> RunOptions:

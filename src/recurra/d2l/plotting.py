@@ -147,6 +147,10 @@ def plot(
     for i, (x, y) in enumerate(zip(xs, ys, strict=True)):
         axes.plot(x, y, fmts[i % len(fmts)])
     d2l.set_axes(axes, xlabel, ylabel, xlim, ylim, xscale, yscale, legend)
+    figure = axes.figure.figure  # The whole figure, also if the axes are in a part of it.
+    # In a notebook, figures are cut to their content. In a file, the labels would be cut off.
+    if figure.get_layout_engine() is None:
+        figure.set_layout_engine("tight")
 
 
 class Animator:

@@ -78,7 +78,8 @@ class ComparisonFolder:
     def holds(self, description: dict[str, Any], *, force: bool) -> bool:
         """Return whether the directory contains this comparison, so that it can be resumed.
 
-        With `force`, the comparison is not resumed, and the result is False.
+        A comparison with more seeds than the one in the directory extends it, and its description
+        is written. With `force`, the comparison is not resumed, and the result is False.
 
         Raises:
             RunError: the directory contains something else, or another comparison without `force`.
@@ -89,14 +90,23 @@ class ComparisonFolder:
             raise RunError(
                 f"{self.path} is not empty and is not a comparison; choose another --out"
             )
-        if not force and self._read_description() != description:
+        if force:
+            self._old_runs()
+            return False
+        stored = self._read_description()
+        if {**stored, "seeds": description["seeds"]} != description:
             raise RunError(
                 f"{self.path} contains a comparison with other settings; choose another --out, or"
                 " replace it with --force"
             )
-        if force:
-            self._old_runs()
-        return not force
+        if stored["seeds"] > description["seeds"]:
+            raise RunError(
+                f"{self.path} contains a comparison with {stored['seeds']} seeds; use as many or"
+                " more, choose another --out, or replace it with --force"
+            )
+        if stored != description:
+            write_json(self.description, description)
+        return True
 
     @contextmanager
     def prepared(self, description: dict[str, Any]) -> Iterator[ComparisonFolder]:

@@ -1,16 +1,26 @@
-"""Results of a comparison: metrics of each run, and a summary table."""
+"""Results of a comparison: metrics of each run, significance tests, and a summary table."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from recurra.config import RunOptions
+from recurra.experiments.significance import (
+    LEVEL,
+    MAX_RUNS,
+    POWER,
+    holm_correction,
+    runs_needed,
+    welch_test,
+)
 from recurra.inference.evaluate import unknown_remark
 from recurra.io import html
 from recurra.io.markdown import table
@@ -46,6 +56,7 @@ class Result:
         seconds: training time at the last evaluation.
         tokens_per_second: training throughput, the median over the evaluations.
         records: the lines of metrics.jsonl.
+        hidden_size: number of hidden units of the model, or None if training failed.
     """
 
     seed: int
@@ -58,6 +69,7 @@ class Result:
     seconds: float
     tokens_per_second: float
     records: list[dict[str, Any]]
+    hidden_size: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return all attributes except `records`, for JSON."""
@@ -97,6 +109,40 @@ class Row:
         return statistics.fmean(values) if values else None
 
 
+@dataclass(frozen=True)
+class PairTest:
+    """Welch's t-test of the scores of two variants.
+
+    Attributes:
+        better, worse: the names of the variants, the one with the lower mean score first.
+        difference: difference of the mean scores.
+        p_value: two-sided p-value, corrected for the number of pairs by Holm's procedure.
+        seeds_needed: estimated number of seeds with which the test would decide; see
+            `significance.runs_needed`. None if the test is decided, or if the number exceeds
+            `MAX_RUNS`.
+    """
+
+    better: str
+    worse: str
+    difference: float
+    p_value: float
+    seeds_needed: int | None
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the difference is significant at the level `LEVEL`."""
+        return self.p_value < LEVEL
+
+    @property
+    def conclusion(self) -> str:
+        """The decision as text, or the number of seeds that would decide."""
+        if self.is_decided:
+            return "different"
+        needed = self.seeds_needed
+        count = f"more than {MAX_RUNS:,}" if needed is None else f"about {needed}"
+        return f"too close to tell; {count} seeds would decide"
+
+
 @dataclass(frozen=True, repr=False)
 class Comparison:
     """The result of a comparison; `str` returns a Markdown table with remarks.
@@ -116,13 +162,43 @@ class Comparison:
     folder: Path
     rows: Sequence[Row]
 
-    def as_good_as_the_best(self) -> list[Row]:
-        """Return the rows whose difference from the best row is not significant.
+    @cached_property
+    def tests(self) -> list[PairTest]:
+        """Welch's t-test of every pair of variants with at least two scores each.
 
-        The test is Student's t at the 5% level. Rows with fewer than two scores are not tested.
+        All pairs are tested and corrected for, because which variant is the best follows from the
+        same scores.
         """
-        best, *others = self.rows
-        return [row for row in others if _is_within_noise(best, row)]
+        rows = [row for row in self.rows if len(row.scores) > 1]
+        pairs = list(combinations(rows, 2))
+        p_values = holm_correction([welch_test(a.scores, b.scores) for a, b in pairs])
+        return [
+            PairTest(
+                better=better.variant.name,
+                worse=worse.variant.name,
+                difference=worse.mean - better.mean,
+                p_value=p_value,
+                seeds_needed=None
+                if p_value < LEVEL
+                else runs_needed(better.scores, worse.scores, LEVEL / len(pairs)),
+            )
+            for (better, worse), p_value in zip(pairs, p_values, strict=True)
+        ]
+
+    @property
+    def unit(self) -> str:
+        """Unit of the scores: bits/char, or nats/token if the bits per character are unknown."""
+        results = [result for row in self.rows for result in row.results]
+        return "bits/char" if any(r.bits_per_char is not None for r in results) else "nats/token"
+
+    def as_good_as_the_best(self) -> list[Row]:
+        """Return the rows whose difference from the best row is not significant; see `tests`.
+
+        Rows with fewer than two scores are not tested.
+        """
+        best = self.rows[0].variant.name
+        close = {t.worse for t in self.tests if t.better == best and not t.is_decided}
+        return [row for row in self.rows if row.variant.name in close]
 
     def curves(self) -> dict[str, list[list[dict[str, Any]]]]:
         """Return the records of the runs of each variant, by its name."""
@@ -135,6 +211,22 @@ class Comparison:
             for row in self.rows
             for result in row.results
         ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the runs and the tests for JSON; see `Result` and `PairTest`."""
+        return {
+            "runs": self.records(),
+            "test": {
+                "name": "Welch's t-test, two-sided",
+                "level": LEVEL,
+                "correction": f"Holm, {len(self.tests)} pairs",
+                "unit": self.unit,
+                "pairs": [
+                    {**dataclasses.asdict(test), "is_decided": test.is_decided}
+                    for test in self.tests
+                ],
+            },
+        }
 
     def __str__(self) -> str:
         lines = [table(_HEAD, [_cells(row) for row in self.rows]), ""]
@@ -152,22 +244,53 @@ class Comparison:
             "means over the runs, on the whole validation split with carried state; spread:"
             " standard deviation of bits/char between seeds; best: lowest bits/char",
         ]
-        if close := self.as_good_as_the_best():
-            others = ", ".join(row.variant.name for row in close)
-            best = self.rows[0].variant.name
-            lines.append(f"no significant difference from {best} with these seeds: {others}")
-        if len(self.rows) > 1 and all(len(row.results) == 1 for row in self.rows):
-            lines.append(
-                "one seed each: use more --seeds to test whether the differences are significant"
-            )
+        lines += self._describe_tests()
+        lines += self._describe_sizes()
         for row in self.rows:
             if remark := unknown_remark(row.mean_of("unknown") or 0.0):
                 lines.append(f"{row.variant.name}: {remark}")
         return lines
 
+    def _describe_tests(self) -> Iterator[str]:
+        """Yield the test of each variant against the best one."""
+        best, *others = self.rows
+        tests = [test for test in self.tests if test.better == best.variant.name]
+        if tests:
+            width = max(len(test.worse) for test in tests)
+            pairs = "a pair" if len(self.tests) == 1 else f"{len(self.tests)} pairs"
+            yield (
+                f"compared with {best.variant.name}, the best, by Welch's t-test of {self.unit}"
+                f" (two-sided, level {LEVEL:.0%}, Holm's correction for {pairs}):"
+            )
+        for test in tests:
+            shown = f"{test.p_value:.2g}" if test.p_value >= 1e-4 else "< 0.0001"
+            yield (
+                f"  {test.worse:{width}}  {test.difference:+.4f}  p = {shown:<8}"
+                f"  {test.conclusion}".replace("= <", "<")
+            )
+        if any(test.seeds_needed for test in tests):
+            yield (
+                f"  (seeds: for a power of {POWER:.0%}, if means and standard deviations stay as"
+                " they are; the same command with more --seeds and this --out continues)"
+            )
+        if others and not tests:
+            yield "fewer than two finished runs each: no test; use more --seeds"
+
+    def _describe_sizes(self) -> Iterator[str]:
+        sizes = [size for row in self.rows if (size := row.mean_of("parameters")) is not None]
+        if sizes and max(sizes) > SIZE_RATIO * min(sizes):
+            yield (
+                f"the models differ in size, {min(sizes):,.0f} to {max(sizes):,.0f} parameters"
+                f" ({max(sizes) / min(sizes):.1f} times); --equal-parameters compares models of"
+                " equal size"
+            )
+
+
+SIZE_RATIO = 1.1
+"""Ratio of the largest to the smallest model above which the table contains a remark."""
 
 _HEAD = (
-    "variant", "nats/token", "bits/char", "spread", "best", "runs", "parameters", "tokens",
+    "variant", "nats/token", "bits/char", "spread", "best", "runs", "units", "parameters", "tokens",
     "seconds", "tokens/s",
 )  # fmt: skip
 
@@ -186,6 +309,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         _format(row.spread),
         _format(min(row.scores, default=None)),
         f"{done}{failed}",
+        mean("hidden_size", ".0f"),
         mean("parameters", ",.0f"),
         mean("tokens", ",.0f"),
         mean("seconds", ".0f"),
@@ -195,18 +319,3 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def _format(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
-
-
-_STUDENT = (
-    12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12,
-)  # fmt: skip
-"""97.5% quantiles of Student's t distribution for 1, 2, 3, ... degrees of freedom."""
-
-
-def _is_within_noise(best: Row, other: Row) -> bool:
-    if best.spread is None or other.spread is None:
-        return False
-    variances = (row.spread**2 / len(row.scores) for row in (best, other) if row.spread is not None)
-    freedom = len(best.scores) + len(other.scores) - 2
-    quantile = _STUDENT[freedom - 1] if freedom <= len(_STUDENT) else 2.0
-    return other.mean - best.mean < quantile * math.sqrt(sum(variances))

@@ -2,7 +2,8 @@
 
 Each run is an ordinary run directory. All variants train with one seed before the next seed starts,
 so that a change in the speed of the machine affects all of them. The first run of each variant is
-prepared before any training starts, so that invalid settings are reported at once.
+prepared before any training starts, so that invalid settings are reported at once. Each variant is
+warmed up before the first run, so that the start-up of the process does not count against any run.
 
 Settings that depend on the time budget and the speed of the machine are chosen for the first seed
 of a variant and reused for its other seeds. The runs of a variant therefore differ only in their
@@ -11,6 +12,7 @@ random numbers. Finished runs are kept: the same comparison in the same director
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from recurra.config import RunConfig, RunOptions
+from recurra.config import RunOptions
 from recurra.config.checks import require
 from recurra.config.options import given_values
 from recurra.data.token_file import load_token_file
@@ -27,26 +29,23 @@ from recurra.errors import (
     NonFiniteError,
     TrainingInterrupted,
 )
-from recurra.experiments.folder import ComparisonFolder, slug
+from recurra.experiments.checks import check_comparison
+from recurra.experiments.design import Design
+from recurra.experiments.folder import ComparisonFolder
 from recurra.experiments.results import Comparison, Result, Row, Variant
 from recurra.inference.language_model import LanguageModel, Source, as_list
 from recurra.io.files import to_json, write_json
-from recurra.report.curve import require_matplotlib, write_comparison_svg
+from recurra.report.curve import write_comparison_svg
 from recurra.report.notebook import default_progress
 from recurra.report.progress import Progress, StepMetrics, format_count
 from recurra.runs.compatibility import FREE_SETTINGS
 from recurra.runs.directory import RunDirectory
 from recurra.runtime.clock import Clock
-from recurra.runtime.distributed import started_count
 from recurra.training.batch_schedule import tokens_per_step
 from recurra.training.creation import RunRequest, numbered, short_name
 from recurra.training.run import prepare_run, resume_run
-
-COMMON = (
-    "epochs", "steps", "minutes", "seed", "device", "threads", "plot", "val_fraction", "min_freq",
-    "letters_only", "max_tokens", "encoding", "newlines", "separator",
-)  # fmt: skip
-"""Settings that must be identical across all variants for the comparison to be valid."""
+from recurra.training.sizing import describe_size, num_parameters
+from recurra.training.warm_up import warm_up
 
 
 def compare(
@@ -55,6 +54,7 @@ def compare(
     *,
     seeds: int = 3,
     num_tokens: int | None = None,
+    equal_parameters: bool = False,
     out: Source | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -68,8 +68,10 @@ def compare(
         seeds: number of runs per variant. Their seeds are consecutive, starting at the option
             `seed`.
         num_tokens: number of training tokens per run, instead of minutes, steps or epochs.
+        equal_parameters: choose the hidden size of each variant but the first so that all models
+            have about the same number of parameters; see `training/sizing.py`.
         out: directory of the comparison; by default, a new directory in `runs/`. If it contains the
-            same comparison, that comparison is resumed.
+            same comparison, that comparison is resumed; with more seeds, it is extended.
         force: replace an existing comparison.
         progress: receives training events; the default is that of `train`.
         options: options of `train` for all variants.
@@ -96,7 +98,8 @@ def compare(
         for name, own in _parse_variants(variants)
     ]
     shown = progress or default_progress()
-    return run_comparison(as_list(source), parsed, seeds, num_tokens, out, shown, force=force)
+    design = Design(seeds, num_tokens, equal_parameters)
+    return run_comparison(as_list(source), parsed, design, out, shown, force=force)
 
 
 def _parse_variants(variants: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -119,101 +122,37 @@ def _parse_variants(variants: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def run_comparison(
     sources: Sequence[Source],
     variants: Sequence[Variant],
-    seeds: int,
-    num_tokens: int | None,
+    design: Design,
     out: Source | None,
     progress: Progress,
     *,
     force: bool = False,
 ) -> Comparison:
     """Run a comparison; see `compare` for the arguments, errors and result."""
-    _check(sources, variants, seeds, num_tokens)
+    check_comparison(sources, variants, design)
     plots = variants[0].options.config.training.plot
-    variants = [_with_budget(variant, num_tokens) for variant in variants]
+    variants = [_with_budget(variant, design.num_tokens) for variant in variants]
     stem = short_name(sources)
     path = Path(out) if out is not None else numbered(Path("runs") / f"{stem}-comparison")
     folder = ComparisonFolder(path)
-    description = _describe(sources, variants, seeds)
+    description = _describe(sources, variants, design)
     with progress, folder.locked():
         is_resumed = folder.holds(description, force=force)
         if is_resumed:
-            _prepare_first_runs(sources, variants, folder, progress)
+            _prepare_first_runs(sources, variants, folder, design, progress)
         else:
             with folder.prepared(description) as staging:
-                _prepare_first_runs(sources, variants, staging, progress)
+                _prepare_first_runs(sources, variants, staging, design, progress)
         progress.message(
-            f"{'resuming' if is_resumed else 'comparing'} in {path}: {len(variants) * seeds} runs,"
-            f" variants {len(variants)}, seeds {seeds}"
+            f"{'resuming' if is_resumed else 'comparing'} in {path}:"
+            f" {len(variants) * design.seeds} runs, variants {len(variants)}, seeds {design.seeds}"
         )
-        rows = _train(sources, variants, seeds, folder, progress)
+        rows = _train(sources, variants, design.seeds, folder, progress)
         comparison = Comparison(path, sorted(rows, key=lambda row: row.mean))
-        write_json(folder.results, {"runs": comparison.records()})
+        write_json(folder.results, comparison.to_dict())
         if plots:
             write_comparison_svg(comparison.curves(), folder.plot, title=stem)
     return comparison
-
-
-def _check(
-    sources: Sequence[Source], variants: Sequence[Variant], seeds: Any, num_tokens: Any
-) -> None:
-    require(len(variants) >= 1, "variants is empty; specify at least one")
-    require(
-        started_count() == 1, "a comparison runs in a single process; start it without torchrun"
-    )
-    require(
-        "-" not in map(str, sources),
-        "a comparison reads its text once per run, so it cannot use standard input; use a file",
-    )
-    for name, value in (("seeds", seeds), ("num_tokens", num_tokens)):
-        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        is_unset = name == "num_tokens" and value is None
-        require(is_count or is_unset, f"{name} is {value}; it must be a positive integer")
-    last_seed = variants[0].options.config.training.seed + seeds - 1
-    require(last_seed < 2**63, f"the last seed is {last_seed}; it must be at most 2**63 - 1")
-    _check_names([variant.name for variant in variants])
-    for variant in variants:
-        training = variant.options.config.training
-        require(
-            variant.options.config.text.val_fraction > 0.0,
-            "val_fraction is 0; a comparison requires text for validation",
-        )
-        require(
-            num_tokens is None or training.minutes is training.steps is training.epochs is None,
-            "specify only one budget: num_tokens, minutes, steps or epochs",
-        )
-        require(
-            num_tokens is None or training.bptt != "full",
-            "num_tokens cannot be combined with bptt=full; use a budget in epochs or minutes",
-        )
-        _check_common(variant.options.config, variants[0].options.config)
-    if variants[0].options.config.training.plot:
-        require_matplotlib()
-
-
-def _check_names(names: Sequence[str]) -> None:
-    for index, name in enumerate(names):
-        for other in names[:index]:
-            require(name != other, f"duplicate variant {name!r}")
-            # Some file systems are case-insensitive.
-            is_same = slug(name).casefold() == slug(other).casefold()
-            require(
-                not is_same,
-                f"variants {other!r} and {name!r} would use the same directory; rename one",
-            )
-
-
-def _check_common(config: RunConfig, other: RunConfig) -> None:
-    for name in COMMON:
-        own, common = _setting(config, name), _setting(other, name)
-        require(own == common, f"variants cannot differ in {name} ({common} and {own})")
-    # With bpe, vocab_size affects only the tokenization. With other tokens, a smaller vocabulary
-    # has more <unk> tokens, which makes the text easier to predict.
-    sizes = {c.text.vocab_size for c in (config, other) if c.text.tokens != "bpe"}
-    require(len(sizes) < 2, "variants cannot differ in vocab_size unless their tokens are bpe")
-
-
-def _setting(config: RunConfig, name: str) -> Any:
-    return getattr(config.training if hasattr(config.training, name) else config.text, name)
 
 
 def _with_budget(variant: Variant, num_tokens: int | None) -> Variant:
@@ -228,18 +167,25 @@ def _prepare_first_runs(
     sources: Sequence[Source],
     variants: Sequence[Variant],
     folder: ComparisonFolder,
+    design: Design,
     progress: Progress,
 ) -> None:
     """Create the first run of each variant without training it, unless it exists."""
+    target: int | None = None
     for variant in variants:
         run = folder.run(variant.name, variant.options.config.training.seed)
         if not run.is_run:
             shown = _ChosenSettings(progress, variant.name)
-            prepare_run(RunRequest(sources, variant.options), run.path, shown, Clock())
+            options = dataclasses.replace(variant.options, num_parameters=target)
+            prepare_run(RunRequest(sources, options), run.path, shown, Clock())
         held_out = len(load_token_file(run.path).val)
         require(
             held_out >= 2, f"{variant.name}: too little text for validation; increase val_fraction"
         )
+        if design.equal_parameters:
+            model = run.read_config().model
+            target = target or num_parameters(model)
+            progress.message(describe_size(variant.name, model, target))
 
 
 def _train(
@@ -252,6 +198,9 @@ def _train(
     """Train or resume all runs, ordered by seed, and return the row of each variant."""
     results: dict[str, list[Result]] = {variant.name: [] for variant in variants}
     with _with_resume_hint(folder.path):
+        # Otherwise the start-up of the process would count against the first run of each variant.
+        for variant in variants:
+            warm_up(folder.run(variant.name, variant.options.config.training.seed))
         for variant, seed in _run_order(variants, seeds):
             result = _run(sources, variant, seed, folder, progress)
             results[variant.name].append(result)
@@ -268,7 +217,9 @@ def _with_resume_hint(folder: Path) -> Iterator[None]:
         raise TrainingInterrupted(stop.signum, hint) from None
 
 
-def _describe(sources: Sequence[Source], variants: Sequence[Variant], seeds: int) -> dict[str, Any]:
+def _describe(
+    sources: Sequence[Source], variants: Sequence[Variant], design: Design
+) -> dict[str, Any]:
     """Return the settings that identify a comparison, as read back from JSON."""
     described = {
         variant.name: {
@@ -279,11 +230,13 @@ def _describe(sources: Sequence[Source], variants: Sequence[Variant], seeds: int
         }
         for variant in variants
     }
-    description = {
+    description: dict[str, Any] = {
         "sources": [str(source) for source in sources],
-        "seeds": seeds,
+        "seeds": design.seeds,
         "variants": described,
     }
+    if design.equal_parameters:  # Otherwise the description is that of earlier versions.
+        description["equal_parameters"] = True
     return dict(json.loads(to_json(description)))
 
 
@@ -339,6 +292,7 @@ def _result(seed: int, run: RunDirectory, lm: LanguageModel | None) -> Result:
         seconds=last["seconds"],
         tokens_per_second=statistics.median(speeds) if speeds else 0.0,
         records=records,
+        hidden_size=None if lm is None else lm.config.model.hidden_size,
     )
 
 

@@ -113,14 +113,37 @@ class Score:
     def top(self, count: int) -> list[LineScore]:
         """Return the `count` lines with the most bits per character, in descending order.
 
-        Lines with equal values stay in the order of the text.
+        Lines with equal values stay in the order of the text. Blank lines are left out: their only
+        character is a newline, which would often be ranked first.
 
         Raises:
             ConfigError: `count` is negative.
         """
         if count < 0:
             raise ConfigError(f"count is {count}; it must not be negative")
-        return sorted(self.lines, key=lambda line: -line.bits_per_char)[:count]
+        return sorted(self._ranked, key=lambda line: -line.bits_per_char)[:count]
+
+    @cached_property
+    def outlier_threshold(self) -> float:
+        """Bits per character above which a line is an outlier; infinite if all lines are blank.
+
+        It is the upper quartile of the lines that are not blank plus three times their
+        interquartile range, the outer fence of Tukey (Exploratory Data Analysis, 1977, chapter 2).
+        """
+        values = [line.bits_per_char for line in self._ranked]
+        if not values:
+            return math.inf
+        lower, upper = np.quantile(values, (0.25, 0.75))
+        return float(upper + 3.0 * (upper - lower))
+
+    @cached_property
+    def outliers(self) -> list[LineScore]:
+        """The lines above `outlier_threshold` that are not blank, in the order of the text."""
+        return [line for line in self._ranked if line.bits_per_char > self.outlier_threshold]
+
+    @cached_property
+    def _ranked(self) -> list[LineScore]:
+        return [line for line in self.lines if line.text.strip()]
 
 
 def score_document(

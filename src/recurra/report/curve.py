@@ -1,9 +1,14 @@
-"""Draw loss curves as text for a terminal and as SVG (plot extra)."""
+"""Draw loss curves as text for a terminal and as SVG (plot extra).
+
+The SVG files have a light and a dark theme, and shrink to the width of a narrow window.
+"""
 
 from __future__ import annotations
 
+import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,26 +86,37 @@ def require_matplotlib() -> None:
         raise MissingExtraError("--plot", "plot") from error
 
 
-def write_svg(records: Sequence[dict[str, Any]], file: Path, title: str) -> None:
-    """Write a plot of the training and validation loss against updates as SVG.
+def write_svg(
+    records: Sequence[dict[str, Any]],
+    file: Path,
+    title: str,
+    losses: Sequence[dict[str, Any]] = (),
+) -> None:
+    """Write a plot of the training and validation loss against training tokens as SVG.
+
+    Args:
+        records: lines of metrics.jsonl.
+        file: the file to write.
+        title: title of the figure.
+        losses: lines of loss.jsonl, which have more points of the training loss.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    axes = figure.subplots()
-    for key, label in (("train_nats", "training"), ("val_nats", "validation")):
-        points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
-        if points:
-            axes.plot(*zip(*points, strict=True), label=label)
-    axes.set(xlabel="update", ylabel="nats per token")
-    axes.set_title(_printable(title), parse_math=False)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    _save(figure, file)
+    with _figure(file, title, height=3.8) as figure:
+        axes = figure.subplots()
+        training = losses if len(losses) > len(records) else records
+        for key, label, lines in (
+            ("train_nats", "training", training), ("val_nats", "validation", records)
+        ):  # fmt: skip
+            points = [(r["tokens"], r[key]) for r in lines if r.get(key) is not None]
+            if points:
+                marker = "o" if len(points) == 1 else None
+                axes.plot(*zip(*points, strict=True), label=label, marker=marker)
+        axes.set(ylabel="nats per token")
+        _label_tokens(axes)
+        if axes.lines:
+            axes.legend(loc="upper right")
 
 
 def write_comparison_svg(
@@ -119,26 +135,47 @@ def write_comparison_svg(
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    require_matplotlib()
-    from matplotlib.figure import Figure
+    names = {name: _wrapped(name) for name in curves}
+    num_columns = 3 if max(map(len, curves), default=0) <= 16 else 1
+    num_lines = sum(name.count("\n") + 1 for name in names.values()) / num_columns
+    with _figure(file, title, height=6.4 + 0.24 * num_lines) as figure:
+        by_time, by_tokens = panels = figure.subplots(2, 1, sharey=True)
+        known = {name: [run for run in runs if run] for name, runs in curves.items()}
+        last = max((run[-1]["seconds"] for runs in known.values() for run in runs), default=0.0)
+        unit, seconds = _time_unit(last)
+        for axes, key, scale in zip(panels, ("seconds", "tokens"), (seconds, 1.0), strict=True):
+            for number, (name, runs) in enumerate(known.items()):
+                if runs:
+                    _plot_runs(axes, runs, key, scale, names[name], number)
+            axes.set(ylabel="validation, nats per token")
+        by_time.set(xlabel=f"training time, {unit}")
+        _label_tokens(by_tokens)
+        lines, labels = by_time.get_legend_handles_labels()
+        if lines:
+            # A title of the figure would be drawn over a legend outside the panels.
+            shown = figure.get_suptitle()
+            figure.suptitle("")
+            figure.legend(
+                lines, labels, loc="outside upper left", ncols=num_columns, title=shown,
+                alignment="left",
+            )  # fmt: skip
 
-    figure = Figure(figsize=(9.6, 3.8), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, key in zip(panels, ("seconds", "tokens"), strict=True):
-        for name, runs in curves.items():
-            known = [run for run in runs if run]
-            if not known:
-                continue
-            xs, losses = _interpolate_runs(known, key)
-            (line,) = axes.plot(xs, losses.mean(0), label=_printable(name).replace("$", r"\$"))
-            low, high = losses.min(0), losses.max(0)
-            axes.fill_between(xs, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
-        axes.set(xlabel=key)
-        axes.grid(alpha=0.3)
-    panels[0].set(ylabel="validation, nats per token")
-    panels[0].legend()
-    figure.suptitle(_printable(title).replace("$", r"\$"))
-    _save(figure, file)
+
+def _plot_runs(
+    axes: Any,
+    runs: Sequence[Sequence[dict[str, Any]]],
+    key: str,
+    scale: float,
+    name: str,
+    number: int,
+) -> None:
+    xs, losses = _interpolate_runs(runs, key)
+    xs = xs / scale
+    color = _COLORS[number % len(_COLORS)]
+    style = _LINE_STYLES[number // len(_COLORS) % len(_LINE_STYLES)]
+    marker = "o" if xs[0] == xs[-1] else None
+    axes.plot(xs, losses.mean(0), style, label=name, color=color, marker=marker)
+    axes.fill_between(xs, losses.min(0), losses.max(0), alpha=0.2, color=color, linewidth=0)
 
 
 def _interpolate_runs(
@@ -154,17 +191,79 @@ def _interpolate_runs(
     return positions, np.stack(losses)
 
 
-def _printable(title: str) -> str:
-    # A file name can contain bytes that are not valid UTF-8.
-    return title.encode("utf-8", "replace").decode("utf-8")
+def _time_unit(seconds: float) -> tuple[str, float]:
+    """Return the unit for an axis that ends at this time, and its duration in seconds."""
+    if seconds > 3 * 3600:
+        return "hours", 3600.0
+    return ("minutes", 60.0) if seconds > 300 else ("seconds", 1.0)
 
 
-def _save(figure: Any, file: Path) -> None:
-    from matplotlib import rc_context
+def _label_tokens(axes: Any) -> None:
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
+    axes.set(xlabel="training tokens")
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_formatter(EngFormatter())
+
+
+def _wrapped(name: str) -> str:
+    return "\n".join(textwrap.wrap(_escaped(name), 56)) or name
+
+
+def _escaped(text: str) -> str:
+    """Return a text that matplotlib shows unchanged.
+
+    A file name can contain bytes that are not valid UTF-8, and matplotlib reads $ as mathematics.
+    """
+    return text.encode("utf-8", "replace").decode("utf-8").replace("$", r"\$")
+
+
+_COLORS = (
+    "#2f7fd1", "#d9730d", "#2b9a5b", "#cf4444", "#8a63d2", "#9a6b4f", "#c2569f", "#7a8088",
+    "#8f9a1b", "#1a9cab",
+)  # fmt: skip
+"""Colors of lines, visible on the light and on the dark background."""
+_LINE_STYLES = ("-", "--", ":", "-.")
+_STYLE: dict[Any, Any] = {
+    "font.size": 11, "axes.titlesize": 12, "axes.titlelocation": "left", "figure.titlesize": 12,
+    "legend.title_fontsize": 12,
+    "figure.facecolor": "#ffffff", "savefig.facecolor": "#ffffff", "axes.facecolor": "#ffffff",
+    "text.color": "#1d1d1f", "axes.labelcolor": "#1d1d1f", "xtick.color": "#1d1d1f",
+    "ytick.color": "#1d1d1f", "axes.edgecolor": "#1d1d1f", "axes.spines.top": False,
+    "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False,
     # Keep text as text instead of paths, and make the output reproducible.
-    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "recurra"}
-    with replaced(file) as temporary, rc_context(style), warnings.catch_warnings():
-        # The viewer draws the text, so glyphs missing from matplotlib's font do not matter.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(temporary, format="svg", metadata={"Date": None})
+    "svg.fonttype": "none", "svg.hashsalt": "recurra",
+}  # fmt: skip
+_THEMES = """
+svg { max-width: 100%; height: auto; background: #ffffff; }
+@media (prefers-color-scheme: dark) {
+  svg { background: #17181a; }
+  [style*="fill: #ffffff"] { fill: #17181a !important; }
+  [style*="stroke: #1d1d1f"] { stroke: #b9b9c0 !important; }
+  text { fill: #e8e8ea !important; }
+}
+"""
+
+
+@contextmanager
+def _figure(file: Path, title: str, *, height: float) -> Iterator[Any]:
+    """Yield a figure of 6.4 by `height` inches, which is written to the file on exit.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    require_matplotlib()
+    from cycler import cycler
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({**_STYLE, "axes.prop_cycle": cycler(color=_COLORS)}):
+        figure = Figure(figsize=(6.4, height), layout="constrained")
+        figure.suptitle(_wrapped(title), x=0.01, ha="left")
+        yield figure
+        with replaced(file) as temporary, warnings.catch_warnings():
+            # The viewer draws the text, so glyphs missing from matplotlib's font do not matter.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+            figure.savefig(temporary, format="svg", metadata={"Date": None})
+            picture = temporary.read_text("utf-8")
+            temporary.write_text(picture.replace("</style>", f"{_THEMES}</style>", 1), "utf-8")

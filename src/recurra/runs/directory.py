@@ -6,6 +6,7 @@
     model.safetensors    the best weights by validation loss
     initial.safetensors  the weights before the first step, if another run was fine-tuned
     metrics.jsonl        one line per evaluation
+    loss.jsonl           the training loss about twice a second, at most 1,000 points
     samples.jsonl        text that the model generated at the evaluations
     failures.jsonl       the batches on which the loss became NaN or infinite, if any
     checkpoints/         the latest checkpoints; see checkpoint_store.py
@@ -13,14 +14,16 @@
     .lock                the lock file, locked by the process that trains
     .job                 the torchrun job that created the run, if it was a restartable one
 
-Files are replaced atomically, except that lines are appended to the JSON lines files. Their
-contents are defined in `checkpoint.py`, `weights.py` and `training/callbacks/evaluation.py`.
+Files are replaced atomically, except that lines are appended to metrics, samples and failures. The
+contents are defined in `checkpoint.py`, `weights.py`, `training/callbacks/evaluation.py` and
+`training/callbacks/loss_curve.py`.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from reprlib import repr as shortened
@@ -64,6 +67,9 @@ HISTORIES = METRICS_FILE, SAMPLES_FILE, FAILURES_FILE = (
     "failures.jsonl",
 )
 """The files to which training appends one line at a time."""
+LOSSES_FILE = "loss.jsonl"
+LOSSES = ("tokens", "seconds", "train_nats")
+"""The required fields of a line of loss.jsonl, besides the step."""
 TOKEN_FILES = ("tokens.bin", "tokens.json", "vocabulary.json")
 
 
@@ -82,6 +88,7 @@ class RunDirectory:
         self.initial = self.path / "initial.safetensors"
         self.metrics, self.samples, self.failures = (self.path / name for name in HISTORIES)
         self.checkpoints = CheckpointStore(self.path / "checkpoints")
+        self.losses = self.path / LOSSES_FILE
         self.curve = self.path / "loss.svg"
         self._lock = FileLock(self.path / LOCK)
 
@@ -169,7 +176,7 @@ class RunDirectory:
 
     def remove_histories(self) -> None:
         """Remove the JSON lines files of an earlier training run."""
-        for file in self.histories():
+        for file in (*self.histories(), self.losses):
             file.unlink(missing_ok=True)
 
     def append_metrics(self, record: dict[str, Any]) -> None:
@@ -183,6 +190,25 @@ class RunDirectory:
     def append_failure(self, record: dict[str, Any]) -> None:
         """Append a line to failures.jsonl."""
         append_line(self.failures, record)
+
+    def write_losses(self, points: Sequence[dict[str, Any]]) -> None:
+        """Replace loss.jsonl."""
+        lines = [json.dumps(point, allow_nan=False) + "\n" for point in points]
+        replace_bytes(self.losses, "".join(lines).encode())
+
+    def read_losses(self) -> list[dict[str, Any]]:
+        """Return the records of loss.jsonl, or an empty list if there is no such file.
+
+        Raises:
+            RunError: if a line is damaged, or a field is missing or of another type.
+        """
+        points = list(read_lines(self.losses))
+        for point in points:
+            for name in LOSSES:
+                value = point.get(name)
+                if isinstance(value, bool) or not isinstance(value, (int, float)):
+                    raise RunError(f"{self.losses} is damaged: {name} is {str(value)[:80]!r}")
+        return points
 
     def write_weights(self, data: bytes) -> None:
         """Replace model.safetensors."""

@@ -120,7 +120,7 @@ def _check_free(directory: RunDirectory, *, force: bool) -> None:
 
 def _is_run_file(directory: RunDirectory, file: Path) -> bool:
     named = {directory.config, directory.model, directory.initial, directory.curve}
-    named |= set(directory.histories())
+    named |= {directory.losses, *directory.histories()}
     named |= {directory.path / name for name in TOKEN_FILES}
     if file.name.startswith("."):
         return file.name in (LOCK, JOB) or file.name.endswith(UNFINISHED)

@@ -121,7 +121,17 @@ class RunStore(Protocol):
         """Replace these files by the given contents; None removes a file."""
 
     def remove_histories(self) -> None:
-        """Remove metrics, samples and failures."""
+        """Remove metrics, samples, failures and the points of the loss curve."""
+
+    def write_losses(self, points: Sequence[dict[str, Any]]) -> None:
+        """Replace the points of the loss curve."""
+
+    def read_losses(self) -> list[dict[str, Any]]:
+        """Return the points of the loss curve; none for runs of earlier versions.
+
+        Raises:
+            RunError: they are damaged.
+        """
 
     def write_weights(self, data: bytes) -> None:
         """Replace the best weights by the contents of a weights file."""

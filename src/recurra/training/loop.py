@@ -26,6 +26,7 @@ from recurra.training.callbacks.callback import Callback
 from recurra.training.callbacks.checkpointing import Checkpointing
 from recurra.training.callbacks.early_stopping import EarlyStopping
 from recurra.training.callbacks.evaluation import Evaluation
+from recurra.training.callbacks.loss_curve import LossCurve
 from recurra.training.callbacks.rollback import Rollback
 from recurra.training.callbacks.stop_signals import SignalHandling
 from recurra.training.context import RunContext
@@ -74,6 +75,7 @@ class TrainingLoop:
         )
         self.checkpointing = Checkpointing(store, config, identity, context)
         self.callbacks: list[Callback] = [
+            LossCurve(store, context),
             Evaluation(prompts, self.checkpointing),
             EarlyStopping(config.patience),
             self.checkpointing,

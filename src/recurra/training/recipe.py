@@ -17,13 +17,13 @@ import torch
 from recurra.config import ModelConfig, RunConfig, RunOptions
 from recurra.config.optimizers import OPTIMIZERS
 from recurra.kernels import library
-from recurra.model.recurrent_lm import parameter_shapes
 from recurra.recurrence.backends import Requirements, find_backend
 from recurra.recurrence.cells import find_cell
 from recurra.report.progress import format_count
 from recurra.training.budget import Budget
 from recurra.training.context import RunContext
 from recurra.training.estimate import flops_per_token
+from recurra.training.sizing import hidden_size_for, num_parameters
 
 SIZES = (64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
 """Hidden sizes to choose from."""
@@ -82,8 +82,10 @@ def resolve(options: RunOptions, num_ids: int, trial: Trial, context: RunContext
         SourceError: the text does not fill one batch.
     """
     minutes = Budget(options.config.training, 1, context.clock).minutes
-    if minutes is None or options.is_complete:
+    if options.is_complete:
         return options.config
+    if minutes is None:
+        return _with_parameters(options, _unchanged).config
     seconds = max(minutes * 60 * TRAINING_TIME_FRACTION - context.clock.seconds(), 1.0)
     recipe = choose(options, num_ids, context.processes.device, trial, seconds)
     context.progress.plan(recipe.reasons)
@@ -106,6 +108,8 @@ def choose(
         SourceError: the text does not fill one batch.
     """
     basics = options.filled(**_basics(options.config, num_ids, device))
+    if options.num_parameters is not None:
+        basics = _with_parameters(basics, _with_size)
     sized = _with_size(basics, _FIRST_SIZE)
     # The throughput depends on the size, so it is measured again with the first choice.
     for _ in range(2):
@@ -165,6 +169,28 @@ def _with_size(options: RunOptions, size: int) -> RunOptions:
     )
 
 
+def _with_parameters(
+    options: RunOptions, with_size: Callable[[RunOptions, int], RunOptions]
+) -> RunOptions:
+    """Return options with the hidden size that `num_parameters` requires, if it is set.
+
+    Args:
+        options: the options.
+        with_size: adds the settings that are chosen for a hidden size.
+    """
+    if options.num_parameters is None:
+        return options
+
+    def model_of(size: int) -> ModelConfig:
+        return with_size(options.replaced(hidden_size=size), size).config.model
+
+    return options.replaced(hidden_size=hidden_size_for(options.num_parameters, model_of))
+
+
+def _unchanged(options: RunOptions, size: int) -> RunOptions:
+    return options
+
+
 def _rates(config: RunConfig, epochs: float) -> dict[str, Any]:
     """Return the learning rate, and dropout rates that increase with the number of epochs."""
     model, doublings = config.model, math.log2(1.0 + epochs)
@@ -196,7 +222,7 @@ def _choose_size(options: RunOptions, num_ids: int, operations: float) -> int:
     chosen, max_weights = SIZES[0], max(MAX_WEIGHTS, WEIGHTS_PER_TOKEN * num_ids)
     for size in SIZES:
         config = _with_size(options, size).config
-        weights = sum(math.prod(shape) for shape in parameter_shapes(config.model).values())
+        weights = num_parameters(config.model)
         is_enough = _num_tokens(config, num_ids, operations) >= TOKENS_PER_WEIGHT * weights
         if not is_enough or weights > max_weights:
             break
