@@ -21,7 +21,7 @@ from recurra.runtime.clock import Clock
 from recurra.runtime.interactive import is_interactive
 from recurra.text.memory import MemoryText, TextInMemory
 from recurra.text.sources import TextSource
-from recurra.training.creation import requested
+from recurra.training.creation import create_request
 from recurra.training.run import resume_run, start_run
 
 __all__ = ["LanguageModel", "load", "resume", "train"]
@@ -83,7 +83,7 @@ def train(
     if text is not None:
         require(not sources, "source and text are both given; remove one of the two")
         sources = [MemoryText(text)]
-    request = replace(requested(sources, RunOptions.of(**options), config, base), force=force)
+    request = replace(create_request(sources, RunOptions.of(**options), config, base), force=force)
     shown = progress or default_progress()
     try:
         return start_run(request, out, shown, clock)
@@ -115,7 +115,8 @@ def resume(
         ConfigError: an option differs from the run, or the budget is spent already.
         RunError: the directory contains no run, its checkpoints are damaged, the text differs, or
             another process is training in it.
-        DivergenceError, TrainingInterrupted: as for `train`.
+        DivergenceError, TrainingInterrupted: as for `train`. In an interactive session, an
+            interrupted training returns the model so far.
 
     Examples:
         >>> import recurra

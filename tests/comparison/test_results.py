@@ -28,7 +28,7 @@ def test_compare_mean_and_spread_equal_statistics(compare):
 def test_as_good_as_the_best_returns_rows_within_noise():
     best, near, far = row("a", 1.0, 1.2), row("b", 1.1, 1.3), row("c", 4.0, 4.1)
     alone = row("d", 1.1)
-    rows = Comparison(Path(), [best, near, alone, far]).as_good_as_the_best()
+    rows = Comparison(Path(), [best, near, alone, far]).not_significantly_worse()
     assert [r.variant.name for r in rows] == ["b"]
 
 
@@ -37,8 +37,8 @@ def test_as_good_as_the_best_depends_on_seed_count():
     # not with two.
     few = [row("a", 0.0, 1.0), row("b", 2.475, 3.475)]
     many = [row("a", *[0.0, 1.0] * 3), row("b", *[1.108, 2.108] * 3)]
-    assert len(Comparison(Path(), few).as_good_as_the_best()) == 1
-    assert Comparison(Path(), many).as_good_as_the_best() == []
+    assert len(Comparison(Path(), few).not_significantly_worse()) == 1
+    assert Comparison(Path(), many).not_significantly_worse() == []
 
 
 def test_compare_unknown_tokens_are_reported(source, compare):
@@ -73,7 +73,7 @@ def test_comparison_names_test_level_and_seeds_that_would_decide():
     text = str(comparison)
     assert "Welch's t-test of bits/char (two-sided, level 5%, Holm's correction for a pair)" in text
     assert "rnn  +0.1090  p = 0.07" in text
-    assert "too close to tell; about 3 seeds would decide" in text
+    assert "no significant difference; about 3 seeds needed" in text
     assert "power of 80%" in text
     stored = comparison.to_dict()["test"]
     assert stored["name"].startswith("Welch's t-test")
@@ -112,7 +112,7 @@ def test_comparison_equal_means_need_more_seeds_than_the_limit():
     assert test.p_value == 1.0
     assert test.seeds_needed is None
     assert "about more than" not in test.conclusion
-    assert "more than 1,000 seeds would decide" in test.conclusion
+    assert "more than 1,000 seeds needed" in test.conclusion
 
 
 def test_comparison_reports_models_of_different_size(compare):

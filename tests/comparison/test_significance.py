@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from recurra.experiments.significance import (
+    critical_value,
     holm_correction,
-    quantile,
     runs_needed,
     tail_probability,
     welch_test,
@@ -21,7 +21,7 @@ from recurra.experiments.significance import (
     ],
 )  # fmt: skip
 def test_quantile_equals_table(freedom, probability, value):
-    assert quantile(probability, freedom) == pytest.approx(value, abs=6e-4)
+    assert critical_value(probability, freedom) == pytest.approx(value, abs=6e-4)
     assert tail_probability(value, freedom) == pytest.approx(probability, rel=1e-3)
 
 

@@ -7,7 +7,7 @@ import pytest
 import recurra
 from recurra.cli.main import main
 from recurra.errors import ConfigError, RunError
-from recurra.inference.novelty import KnownLines, NewLineFilter
+from recurra.inference.novelty import KnownLineFilter, KnownLines
 from recurra.report.progress import Progress
 
 NAMES = ["Anna", "Ben", "Carla", "Dora", "Emil", "Finn", "Greta", "Hanna", "Otto", "Rosa"]
@@ -24,7 +24,7 @@ def names(tmp_path_factory):
 
 
 def filtered(text, prompt="", size=1):
-    lines = NewLineFilter(KnownLines(["Anna\nB", "en\n\nDora"]), prompt)
+    lines = KnownLineFilter(KnownLines(["Anna\nB", "en\n\nDora"]), prompt)
     pieces = [text[start : start + size] for start in range(0, len(text), size)]
     return "".join([*map(lines.push, pieces), lines.finish()]), lines.num_known, lines.num_lines
 

@@ -17,7 +17,9 @@ from recurra.cli.main import main
 from recurra.errors import KernelError
 from recurra.kernels import builder, library
 
-needs_compiler = pytest.mark.skipif(builder.obstacle() is not None, reason="no compiler")
+needs_compiler = pytest.mark.skipif(
+    builder.reason_not_buildable() is not None, reason="no compiler"
+)
 
 LAYER = """
 import logging, torch, recurra.nn

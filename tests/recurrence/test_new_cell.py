@@ -133,7 +133,7 @@ def make(**options):
 
 
 def test_register_cell_existing_name_raises():
-    with pytest.raises(ConfigError, match="'gru'"):
+    with pytest.raises(ConfigError, match="recurra itself has the cell gru"):
         recurra.register_cell(MguCell, name="gru", num_gates=2)
     with pytest.raises(ConfigError, match=r"cell is 'mgu'.* rnn.*recurra.register_cell"):
         make()
@@ -174,7 +174,7 @@ def test_new_cell_run_trains_and_loads(mgu, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(builder.obstacle() is not None, reason="no compiler")
+@pytest.mark.skipif(builder.reason_not_buildable() is not None, reason="no compiler")
 def test_new_compiled_cell_equals_reference(tmp_path):
     package = tmp_path / "src" / "recurra"
     shutil.copytree(Path(recurra.__file__).parent, package)
@@ -232,8 +232,8 @@ class FailingStep(Cell):
 @pytest.mark.parametrize(
     ("cell", "options", "message"),
     [
-        (MguCell, {"name": "my cell"}, "must consist of letters"),
-        (MguCell, {"name": ""}, "must consist of letters"),
+        (MguCell, {"name": "my cell"}, "must start with a letter"),
+        (MguCell, {"name": ""}, "must start with a letter"),
         (MguCell, {"gates": 3}, "cannot be registered.*gates"),
         (torch.nn.GRUCell, {}, "not a subclass of recurra.Cell"),
         (MguCell(CELL_TRAITS["gru"]), {}, "not a subclass of recurra.Cell"),

@@ -1,4 +1,4 @@
-"""score_html: the page of a scored text."""
+"""score_page: the page of a scored text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from recurra.errors import ConfigError
 from recurra.inference.score import Score
-from recurra.report.score_page import EXCERPT, MAX_CHARS, NUM_RANKED, score_html
+from recurra.report.score_page import EXCERPT, MAX_CHARS, NUM_RANKED, score_page
 
 SHADES = {"i": 1, "b": 2, "u": 3, "mark": 4}
 
@@ -84,7 +84,7 @@ def lines_score(*bits: float, width: int = 8) -> Score:
 def test_score_html_shows_every_character_with_its_shade() -> None:
     text = 'a<b>&"\t\x00\x9b\ré\n\nx\n'
     bits = [0.0, 2.99, 3.0, 4.99, 5.0, 7.0, 9.0, 31.0, 2.0, 3.0, 0.1, 0.0, 9.5, 0.0, 0.0]
-    page = score_html(Score(text=text, surprisal=np.array(bits)), "a <title> & more", model="<m>")
+    page = score_page(Score(text=text, surprisal=np.array(bits)), "a <title> & more", model="<m>")
     seen = _Page(page)
     assert seen.external == []
     ((first, second, third),) = seen.tables
@@ -98,7 +98,7 @@ def test_score_html_shows_every_character_with_its_shade() -> None:
 
 
 def test_score_html_neighbours_of_one_shade_share_an_element() -> None:
-    page = score_html(Score(text="abcdef", surprisal=np.array([3, 4, 4.5, 9, 99, 0.0])), "t")
+    page = score_page(Score(text="abcdef", surprisal=np.array([3, 4, 4.5, 9, 99, 0.0])), "t")
     assert "<td><i>abc</i><mark>de</mark>f\n" in page
 
 
@@ -110,7 +110,7 @@ def test_score_html_of_a_log_is_at_most_three_times_its_text() -> None:
     text = "".join(lines)
     is_digit = np.array([c.isdigit() for c in text])
     bits = np.where(is_digit & (generator.random(len(text)) < 0.5), 3.3, 0.1)
-    page = score_html(Score(text=text, surprisal=bits), "server.log")
+    page = score_page(Score(text=text, surprisal=bits), "server.log")
     assert "not shown" not in page
     assert len(text) < len(page.encode()) < 3 * len(text)
 
@@ -118,7 +118,7 @@ def test_score_html_of_a_log_is_at_most_three_times_its_text() -> None:
 def test_score_html_begins_with_most_surprising_lines_and_links_them() -> None:
     bits = [1.0, 2.0] * 20
     bits[30], bits[7] = 9.0, 8.0
-    head, text = _Page(score_html(lines_score(*bits), "t")).tables
+    head, text = _Page(score_page(lines_score(*bits), "t")).tables
     assert [row.number for row in head][:2] == [31, 8]
     assert [row.link for row in head][:2] == ["#L31", "#L8"]
     assert len(head) == NUM_RANKED
@@ -130,22 +130,22 @@ def test_score_html_begins_with_most_surprising_lines_and_links_them() -> None:
 
 
 def test_score_html_states_the_criterion_of_marked_lines() -> None:
-    page = score_html(lines_score(*[1.0, 2.0] * 20, 9.0), "t")
+    page = score_page(lines_score(*[1.0, 2.0] * 20, 9.0), "t")
     assert "1 line is marked. It has more than 5.00 bits per character" in page
     assert "upper quartile of the lines plus three times the interquartile range" in page
-    assert "No line stands out" in score_html(lines_score(*[1.0, 2.0] * 20), "t")
+    assert "No line stands out" in score_page(lines_score(*[1.0, 2.0] * 20), "t")
 
 
 def test_score_html_top_shows_only_these_lines() -> None:
     score = lines_score(1.0, 3.0, 2.0, 9.0)
-    (rows,) = _Page(score_html(score, "t", top=2)).tables
+    (rows,) = _Page(score_page(score, "t", top=2)).tables
     assert [(row.number, row.text[:8], row.link) for row in rows] == [
         (4, "00000004", None), (2, "00000002", None),
     ]  # fmt: skip
-    (none,) = _Page(score_html(score, "t", top=0)).tables
+    (none,) = _Page(score_page(score, "t", top=0)).tables
     assert none == []
     with pytest.raises(ConfigError, match="negative"):
-        score_html(score, "t", top=-1)
+        score_page(score, "t", top=-1)
 
 
 def test_score_html_excerpt_has_the_most_surprising_part_of_a_long_line() -> None:
@@ -153,7 +153,7 @@ def test_score_html_excerpt_has_the_most_surprising_part_of_a_long_line() -> Non
     bits = np.array([4.0 if c == "b" else 0.1 for c in long] + [0.0])
     short = lines_score(*[0.05] * 30)
     score = Score(text=long + "\n" + short.text, surprisal=np.concatenate([bits, short.surprisal]))
-    head, text = _Page(score_html(score, "t")).tables
+    head, text = _Page(score_page(score, "t")).tables
     assert head[0].text.startswith("…")
     assert head[0].text.endswith("…")
     assert head[0].text.count("b") == 50
@@ -164,7 +164,7 @@ def test_score_html_excerpt_has_the_most_surprising_part_of_a_long_line() -> Non
 def test_score_html_omits_characters_beyond_max_chars_but_ranks_all_lines() -> None:
     bits = [1.0] * 30
     bits[28] = 9.0
-    page = score_html(lines_score(*bits), "t", max_chars=24)
+    page = score_page(lines_score(*bits), "t", max_chars=24)
     head, text = _Page(page).tables
     assert [row.text for row in text] == ["00000001", "00000002", "000000"]
     assert (head[0].number, head[0].link) == (29, None)
@@ -172,8 +172,8 @@ def test_score_html_omits_characters_beyond_max_chars_but_ranks_all_lines() -> N
     assert "246 further characters in 27 further lines are not shown" in page
     assert MAX_CHARS >= 300_000
     with pytest.raises(ConfigError, match="max_chars"):
-        score_html(lines_score(1.0), "t", max_chars=0)
+        score_page(lines_score(1.0), "t", max_chars=0)
 
 
 def test_score_html_names_unknown_tokens() -> None:
-    assert "3 unknown tokens" in score_html(Score("abc", np.ones(3), num_unknown=3), "t")
+    assert "3 unknown tokens" in score_page(Score("abc", np.ones(3), num_unknown=3), "t")

@@ -1,4 +1,4 @@
-"""describe_split: a note if the end of a text differs in kind from the rest."""
+"""describe_split: a note if the end of a text is not representative."""
 
 import random
 
@@ -37,7 +37,7 @@ def test_describe_split_of_uniform_text_is_none(tmp_path, tokens, text):
 @pytest.mark.parametrize("tokens", ["char", "byte", "word"])
 def test_describe_split_of_other_language_at_end_names_divergence(tmp_path, tokens):
     text = STORY + CHINESE[: len(STORY) // 8]
-    assert "differs in kind" in note(text, tmp_path, tokens=tokens, val_fraction=0.1)
+    assert "different distribution" in note(text, tmp_path, tokens=tokens, val_fraction=0.1)
 
 
 def test_describe_split_of_alphabetical_list_suggests_shuffle_lines(tmp_path):

@@ -81,7 +81,7 @@ def test_config_of_older_run_without_new_settings_is_complete(write):
         ("= 3", "is not TOML"),
     ],
 )
-def test_invalid_config_file_is_refused_with_its_name(write, text, message):
+def test_read_config_file_invalid_names_file(write, text, message):
     file = write(text)
     with pytest.raises(ConfigError, match=message) as error:
         read_config_file(file)
@@ -96,11 +96,11 @@ def test_missing_config_file_is_refused(tmp_path):
 
 def test_given_budget_replaces_budget_of_config(write):
     file = read_config_file(write("minutes = 3\nmax_epochs = 7.0\nlr = 0.1"))
-    values = file.completed(RunOptions.of(steps=5)).values
+    values = file.as_defaults_of(RunOptions.of(steps=5)).values
     assert values == {"lr": 0.1, "steps": 5}
 
 
-def test_commands_are_kept_in_run(source, tmp_path):
+def test_config_json_resumed_run_lists_all_commands(source, tmp_path):
     out = str(tmp_path / "a run")
     main(["train", str(source), "--steps", "3", "--out", out, *QUICK])
     main(["train", "--resume", out, "--steps", "6", "--quiet"])

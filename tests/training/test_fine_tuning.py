@@ -55,7 +55,7 @@ def initial_weights(path):
         {"cell": "minlstm", "num_layers": 2, "residual": True},
     ],
 )
-def test_tuned_run_starts_with_logits_of_base_and_average_of_new_tokens(make_base, tune, options):
+def test_train_from_base_starts_with_logits_of_base_and_their_average(make_base, tune, options):
     base = make_base(**options)
     tuned = tune()
     model = RecurrentLM(tuned.config.model)
@@ -69,7 +69,7 @@ def test_tuned_run_starts_with_logits_of_base_and_average_of_new_tokens(make_bas
     torch.testing.assert_close(actual[..., old:], average, atol=1e-5, rtol=1e-5)
 
 
-def test_tuned_run_without_new_tokens_starts_with_weights_of_base(make_base, tune):
+def test_train_from_base_without_new_tokens_starts_with_weights_of_base(make_base, tune):
     base = make_base()
     tuned = tune(text=base.read() * 5)
     assert tuned.vocabulary == base.vocabulary
@@ -77,7 +77,7 @@ def test_tuned_run_without_new_tokens_starts_with_weights_of_base(make_base, tun
     assert all(torch.equal(start[name], value) for name, value in base.model.state_dict().items())
 
 
-def test_tuned_run_inherits_settings_except_text_budget_and_machine(make_base, tune):
+def test_train_from_base_inherits_settings_except_text_budget_and_machine(make_base, tune):
     make_base(
         cell="gru", dropout=0.1, num_layers=2, lr=0.02, patience=3, threads=1, max_tokens=2000
     )
@@ -89,7 +89,7 @@ def test_tuned_run_inherits_settings_except_text_budget_and_machine(make_base, t
     assert (config.training.patience, config.training.threads) == (None, None)
 
 
-def test_tuned_run_with_other_structure_is_refused_with_reason(make_base, tune, tmp_path):
+def test_train_from_base_with_other_structure_is_refused_with_reason(make_base, tune, tmp_path):
     make_base()
     for options in ({"cell": "gru"}, {"hidden_size": 9}, {"tokens": "byte"}, {"init": "normal"}):
         (name,) = options
@@ -98,26 +98,26 @@ def test_tuned_run_with_other_structure_is_refused_with_reason(make_base, tune, 
     assert not (tmp_path / "tuned").exists()
 
 
-def test_tuned_run_keeps_vocabulary_if_new_tokens_are_replaced(make_base, tune):
+def test_train_from_base_keeps_vocabulary_if_new_tokens_are_replaced(make_base, tune):
     base = make_base()
     tuned = tune(new_tokens="replace")
     assert tuned.vocabulary == base.vocabulary
     assert tuned.validate().num_unknown > 0
 
 
-def test_tuned_run_refuses_new_tokens_as_asked(make_base, tune):
+def test_train_from_base_refuses_new_tokens_as_asked(make_base, tune):
     make_base()
     with pytest.raises(ConfigError, match="lacks 2 tokens of this text: \u2605, \u00e9"):
         tune(new_tokens="error")
 
 
-def test_new_tokens_without_base_is_refused(source):
-    with pytest.raises(ConfigError, match="new_tokens has an effect only with --from"):
+def test_train_new_tokens_without_base_raises(source):
+    with pytest.raises(ConfigError, match="new_tokens has an effect only in fine-tuning"):
         recurra.train(source, new_tokens="replace")
 
 
 @pytest.mark.parametrize("tokens", ["word", "byte", "bpe"])
-def test_tuned_run_of_other_tokens_keeps_ids_of_base(make_base, tune, tokens):
+def test_train_from_base_of_other_tokens_keeps_ids_of_base(make_base, tune, tokens):
     pytest.importorskip("tokenizers")
     base = make_base(tokens=tokens)
     tuned = tune(text="the cat flew over the green mat\n" * 100)
@@ -127,13 +127,13 @@ def test_tuned_run_of_other_tokens_keeps_ids_of_base(make_base, tune, tokens):
     assert (len(tuned.vocabulary) > size) == (tokens == "word")
 
 
-def test_tuned_run_of_words_at_size_limit_of_base_adds_none(make_base, tune):
+def test_train_from_base_of_words_at_size_limit_of_base_adds_none(make_base, tune):
     base = make_base(tokens="word", vocab_size=6)
     tuned = tune(text="the cat flew over the green mat\n" * 100)
     assert tuned.vocabulary == base.vocabulary
 
 
-def test_tuned_run_records_base(make_base, tune, source):
+def test_train_from_base_records_base(make_base, tune, source):
     base = make_base()
     record = RunDirectory(tune().path).read_provenance().base
     assert record["run"] == str(base.path)
@@ -142,22 +142,22 @@ def test_tuned_run_records_base(make_base, tune, source):
     assert len(record["weights_sha256"]) == len(record["text_sha256"]) == 64
 
 
-def test_tuned_run_reports_base_and_loss_before_training(make_base, tune, listener):
+def test_train_from_base_reports_base_and_loss_before_training(make_base, tune, listener):
     make_base()
     progress = listener()
     tune(progress=progress)
     plan = "\n".join(progress.plans)
     assert "new tokens: \u00e9, \u2605" in plan
-    assert "validation loss on this text, before training: " in plan
+    assert "validation loss on this text before training: " in plan
 
 
-def test_tuned_run_with_short_text_uses_smaller_batches(make_base, tune):
+def test_train_from_base_with_short_text_uses_smaller_batches(make_base, tune):
     make_base(batch_size=16, num_steps=64)
     training = tune(text="the cat sat on the mat.\n" * 12).config.training
     assert training.batch_size * training.num_steps < 16 * 64
 
 
-def test_tuned_run_resumed_before_first_step_starts_from_base(
+def test_train_from_base_resumed_before_first_step_starts_from_base(
     make_base, tune, tmp_path, monkeypatch
 ):
     make_base()
@@ -176,13 +176,13 @@ def _stop(directory, *args, **kwargs):
     raise TrainingInterrupted(2)
 
 
-def test_tuned_run_is_replaced_with_force(make_base, tune):
+def test_train_from_base_is_replaced_with_force(make_base, tune):
     make_base()
     tune()
     assert tune(force=True).path.is_dir()
 
 
-def test_tuned_run_with_minutes_keeps_inherited_settings(make_base, tune):
+def test_train_from_base_with_minutes_keeps_inherited_settings(make_base, tune):
     make_base(hidden_size=12, output_dropout=0.2)
     config = tune(steps=None, minutes=0.03).config
     assert (config.model.hidden_size, config.model.output_dropout) == (12, 0.2)

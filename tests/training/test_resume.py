@@ -241,7 +241,7 @@ def test_resume_with_damaged_metrics_keeps_intact_lines_and_trains_to_same_weigh
     resume(tmp_path / "parts", progress)
     kept = {"delete": 0, "shorten": num_lines - 1, "change": 0}[damage]
     unit = "line" if kept == 1 else "lines"
-    assert f"{metrics} is damaged; {kept} {unit} of it could be kept" in progress.messages
+    assert f"{metrics} is damaged; {kept} {unit} of it were kept" in progress.messages
     weights = [
         (tmp_path / name / "model.safetensors").read_bytes() for name in ("uninterrupted", "parts")
     ]

@@ -4,6 +4,7 @@ import torch
 
 import recurra
 from recurra.config import RunOptions
+from recurra.engine.compiled import CompiledEngine
 from recurra.report.progress import Progress
 from recurra.runs.directory import RunDirectory
 from recurra.runtime.clock import Clock
@@ -31,8 +32,11 @@ def test_warm_up_trains_evaluates_and_generates(source, tmp_path, monkeypatch):
             return _original(*arguments, **options)
 
         monkeypatch.setattr(module, name, noted)
+    steps = []
+    monkeypatch.setattr(CompiledEngine, "step", lambda engine, *batch: steps.append(batch))
     warm_up(run)
     assert done == ["select_engine", "evaluate", "generate"]
+    assert len(steps) == module.NUM_STEPS
 
 
 def test_warm_up_changes_neither_files_nor_results(source, tmp_path):

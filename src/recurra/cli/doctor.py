@@ -84,7 +84,7 @@ def _kernels() -> str:
     from recurra.errors import KernelError
     from recurra.kernels import builder, library
 
-    if (reason := library.obstacle()) is not None:
+    if (reason := library.reason_unavailable()) is not None:
         return f"unavailable: {reason}"
     if (path := builder.built_library()) is None:
         return "not built; they are built on first use or by recurra kernels build"
@@ -104,7 +104,7 @@ def _auto_selection() -> str:
     from recurra.recurrence.layer import choose_backend
 
     cpu = torch.device("cpu")
-    is_usable = library.obstacle() is None
+    is_usable = library.reason_unavailable() is None
     is_built = is_usable and builder.built_library() is not None
     # Checking whether the compiled kernels are available would build them.
     exclude = () if is_built else ("native",)

@@ -44,7 +44,7 @@ class Runs:
         tyro.conf.Positional,
         tyro.conf.arg(metavar="[DIRECTORY or ACTION ...]"),
     ] = ()
-    """A directory, or an action with its arguments. For a directory that is called rm, mv or prune,
+    """A directory, or an action with its arguments. For a directory named rm, mv or prune,
     type ./rm, ./mv or ./prune."""
 
     keep: int | None = None
@@ -63,6 +63,10 @@ def run(arguments: Sequence[str]) -> int:
     action, *others = command.arguments or ("",)
     if command.keep is not None and action != "prune":
         raise ConfigError("--keep applies only to recurra runs prune; remove it")
+    if command.yes and action not in ("rm", "prune"):
+        raise ConfigError("--yes applies only to recurra runs rm and prune; remove it")
+    if command.json and action in _ACTIONS:
+        raise ConfigError("--json applies only to the list of runs; remove it")
     if action in _ACTIONS:
         return _ACTIONS[action](command, [Path(argument) for argument in others])
     if others:
@@ -102,7 +106,7 @@ def _move(command: Runs, paths: Sequence[Path]) -> int:
 
 
 def _prune(command: Runs, paths: Sequence[Path]) -> int:
-    from recurra.runs.organizing import check_deletable, superseded
+    from recurra.runs.organizing import all_but_best, check_movable
 
     if len(paths) > 1:
         raise ConfigError("prune takes one directory: recurra runs prune DIRECTORY --keep N")
@@ -111,11 +115,11 @@ def _prune(command: Runs, paths: Sequence[Path]) -> int:
     free = []
     for summary in _summaries(*(paths or [Path("runs")])):
         try:
-            check_deletable(summary.directory)
+            check_movable(summary.directory)
             free.append(summary)
         except RunError as error:
             _logger.warning("kept: %s", error)
-    found = superseded(free, command.keep)
+    found = all_but_best(free, command.keep)
     if not found:
         print(f"no text has more than {command.keep} runs", file=sys.stderr)
         return 0
@@ -132,10 +136,10 @@ _ACTIONS: dict[str, Callable[[Runs, Sequence[Path]], int]] = {
 def _delete(directories: Sequence[RunDirectory], *, yes: bool) -> int:
     """Delete runs after confirmation, and return the exit code."""
     from recurra.report.folders import format_bytes
-    from recurra.runs.organizing import check_deletable, delete_run, size_of
+    from recurra.runs.organizing import check_movable, delete_run, size_of
 
     for directory in directories:
-        check_deletable(directory)
+        check_movable(directory)
     if not yes:
         _require_terminal()
     sizes = [size_of(directory) for directory in directories]

@@ -67,14 +67,14 @@ def run(arguments: Sequence[str]) -> int:
     command = parse(Score, "score", arguments)
     from recurra.api import load
     from recurra.inference.evaluate import unknown_remark
-    from recurra.report.score_page import score_html
+    from recurra.report.score_page import score_page
 
     lm = load(command.run, command.device)
     text = lm.read(command.sources)
     with shown_progress() as progress:
         score = lm.score(text, unknown=command.unknown, progress=progress)
     if command.html is not None:
-        page = score_html(score, _title(command), model=_name(command.run), top=command.top)
+        page = score_page(score, _title(command), model=_name(command.run), top=command.top)
         # The title is the name of a file, which need not be valid UTF-8.
         command.html.write_text(page, encoding="utf-8", errors="replace")
     for line in score.lines if command.top is None else score.top(command.top):

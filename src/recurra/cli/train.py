@@ -77,7 +77,7 @@ def run(arguments: Sequence[str]) -> int:
     from recurra.runs.directory import RunDirectory
     from recurra.runtime.clock import Clock
     from recurra.runtime.distributed import started_rank
-    from recurra.training.creation import requested
+    from recurra.training.creation import create_request
     from recurra.training.run import resume_run, start_run
 
     command_line = shlex.join(["recurra", "train", *map(decode_argument, arguments)])
@@ -93,7 +93,9 @@ def run(arguments: Sequence[str]) -> int:
             command=command_line,
         )
     else:
-        request = requested(command.sources, command.to_options(), command.config, command.base)
+        request = create_request(
+            command.sources, command.to_options(), command.config, command.base
+        )
         request = replace(request, command=command_line, force=command.force)
         lm = start_run(request, command.out, progress, clock)
     if started_rank() > 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from reprlib import repr as shortened
 from types import NoneType, UnionType
@@ -9,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from recurra.errors import ConfigError
 
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 MAX_FLOAT = 3.4028234e38
 """The largest finite fp32 number."""
 
@@ -35,6 +37,22 @@ def require_known(
         isinstance(value, str) and value in known,
         f"{field} is {shortened(value)}; it must be one of {', '.join(known)}{other}",
     )
+
+
+def require_new_name(kind: str, name: Any, built_in: Collection[str]) -> None:
+    """Raise ConfigError unless a cell or an optimizer can be registered under a name.
+
+    Args:
+        kind: what is registered, for messages.
+        name: the name.
+        built_in: the names that recurra uses itself.
+    """
+    require(
+        isinstance(name, str) and _NAME.fullmatch(name) is not None,
+        f"the name {name!r} of the {kind} must start with a letter and consist of ASCII letters,"
+        " digits, - and _",
+    )
+    require(name not in built_in, f"recurra itself has the {kind} {name}; choose another name")
 
 
 def require_choices(config: Any, **choices: Any) -> None:

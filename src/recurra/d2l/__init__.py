@@ -6,15 +6,15 @@ becomes `from recurra import d2l`. The editions and their chapters:
 - English edition 1.0: chapter 9 (recurrent networks) and sections 10.1 to 10.4 (LSTM, GRU, deep and
   bidirectional networks), with the classes of chapter 3 that these use. Classes: `TimeMachine`,
   `RNNScratch`, `RNNLM`, `Trainer`, ...
-- English preview editions (0.17) and Chinese second edition: sections 8.1 to 9.4. Functions:
+- English edition 0.17 and Chinese second edition: sections 8.1 to 9.4. Functions:
   `load_data_time_machine`, `train_ch8`, ...
 - Chinese first edition: the lyrics chapter (v1). Functions: `train_and_predict_rnn`, ...
 
-The modules name sections of the preview editions, those in `english_1_0/` sections of edition 1.0.
+The modules name sections of the edition 0.17, those in `english_1_0/` sections of edition 1.0.
 
 Names, signatures and behaviour are those of the book. Where the code of the book fails silently (an
 empty prefix, NaN gradients), this package raises an error. Functions look up other names of d2l
-when they are called, so that a replaced name (`d2l.grad_clipping = clip`) has effect. Two names
+when they are called, so that a replaced name (`d2l.grad_clipping = clip`) takes effect. Two names
 exist in both English editions with different meanings, and d2l has the earlier ones: the ids of
 `Vocab` are in the order of frequency (see `SortedVocab`), and `try_all_gpus` returns the CPU if
 there is no GPU.
@@ -165,7 +165,7 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(
         f"recurra.d2l has no {name!r}; it supports the language models of the book: chapter 9 and"
         f" sections 10.1 to 10.4 of the English edition 1.0, sections 8.1 to 9.4 of the English"
-        f" preview and the Chinese second edition, and the lyrics chapter of the Chinese first"
+        f" edition 0.17 and the Chinese second edition, and the lyrics chapter of the Chinese first"
         f" edition{hint}",
         name=name,
     )

@@ -9,24 +9,15 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import io
-import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from recurra import d2l
+from recurra.runtime.interactive import notebook_display
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-
-def notebook() -> Any | None:
-    """Return the display module of IPython in a notebook, otherwise None."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    if shell is None or not hasattr(shell, "kernel"):
-        return None
-    return importlib.import_module("IPython.display")
 
 
 def has_matplotlib() -> bool:
@@ -69,7 +60,7 @@ class NotebookDisplay:
 
     def show(self, figure: Figure) -> bool:
         """Show the figure, and return whether this is a notebook that can show it."""
-        display = notebook()
+        display = notebook_display()
         if display is None or not has_matplotlib():
             return False
         if "inline" in d2l.plt.get_backend() and not is_closed(figure):

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recurra import d2l
-from recurra.d2l.figures import NotebookDisplay, has_matplotlib, notebook, open_figure
+from recurra.d2l.figures import NotebookDisplay, has_matplotlib, open_figure
 from recurra.errors import MissingExtraError
+from recurra.runtime.interactive import notebook_display
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +45,7 @@ def use_svg_display() -> None:
         >>> from recurra import d2l
         >>> d2l.use_svg_display()
     """
-    if notebook() is not None:
+    if notebook_display() is not None:
         importlib.import_module("matplotlib_inline.backend_inline").set_matplotlib_formats("svg")
 
 

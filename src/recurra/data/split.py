@@ -22,9 +22,9 @@ frequencies of rare words differ between any two parts of a text."""
 NUM_BLOCKS = 100
 """Number of blocks of the text, from which the typical difference of two parts is measured."""
 MAX_RATIO, MAX_EXCESS_NATS = 2.0, 0.03
-"""The validation part differs in kind if its divergence exceeds the typical one by this factor and
-this difference. With every kind of tokens, the corpora of the catalogue stay below these limits,
-and another language or another book at the end exceeds them by far."""
+"""The validation part is not representative if its divergence exceeds the typical one by this
+factor and this difference. With every kind of tokens, the corpora of the catalogue stay below these
+limits, and another language or another book at the end exceeds them by far."""
 MIN_LINES, MAX_LINE_CHARS, MIN_SORTED = 50, 60, 0.9
 """A list is sorted if it has enough lines that are short (in the median), and this fraction of them
 follows the previous line in alphabetical order."""
@@ -32,13 +32,13 @@ _SAMPLE_TOKENS = 2**16
 
 
 def describe_split(tokens: TokenFile, vocabulary: Vocabulary) -> str | None:
-    """Return a note if the validation part differs in kind from the training part.
+    """Return a note if the validation part is not representative of the text.
 
     Args:
         tokens: the token file.
         vocabulary: its vocabulary.
     """
-    if not len(tokens.val) >= MIN_VALIDATION or tokens.num_tokens > MAX_TOKENS:
+    if len(tokens.val) < MIN_VALIDATION or tokens.num_tokens > MAX_TOKENS:
         return None
     if is_sorted(vocabulary.decode(tokens.train[:_SAMPLE_TOKENS])):
         return (
@@ -51,10 +51,10 @@ def describe_split(tokens: TokenFile, vocabulary: Vocabulary) -> str | None:
     if found <= MAX_RATIO * max(typical, 0.0) + MAX_EXCESS_NATS:
         return None
     return (
-        "note: the end of the text, which is held out for validation, differs in kind from the"
-        f" rest: its token frequencies diverge by {found:.2f} nats, and those of other parts by"
-        f" {max(typical, 0.0):.2f}; remove an index or a licence at the end, or, if the lines are"
-        " independent, specify --shuffle-lines"
+        "note: the end of the text, which is held out for validation, has a different distribution"
+        f" of tokens than the rest: its frequencies diverge by {found:.2f} nats, and those of other"
+        f" parts by {max(typical, 0.0):.2f}; remove an index or a licence at the end, or, if the"
+        " lines are independent, specify --shuffle-lines"
     )
 
 
@@ -71,8 +71,9 @@ def is_sorted(text: str) -> bool:
 def divergence(train: npt.ArrayLike, other: npt.ArrayLike, vocab_size: int) -> float:
     """Return the Kullback-Leibler divergence of token frequencies from those of a training part.
 
-    The expected divergence of a sample from the same distribution is subtracted, so that the result
-    is about 0 for such a sample.
+    The counts of the training part are smoothed by adding 0.5 (Krichevsky and Trofimov, 1981). The
+    bias (m - 1) / 2N for m different tokens among N is subtracted (Miller, 1955), so that the
+    result is about 0 for a sample from the same distribution.
 
     Args:
         train: ids of the training part.

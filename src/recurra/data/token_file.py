@@ -26,7 +26,7 @@ from recurra.config import TextConfig
 from recurra.data.indexing import Extent, index_bpe, index_bytes, index_symbols
 from recurra.data.provisional import CHUNK_IDS, smallest_dtype
 from recurra.errors import ConfigError, RunError, SourceError
-from recurra.io.files import flush, named_by, read_json, sha256_of, write_json
+from recurra.io.files import errors_name_final_path, flush, read_json, sha256_of, write_json
 from recurra.text.bpe import BpeVocabulary
 from recurra.text.corpus import byte_chunks, resolve_sources, text_chunks
 from recurra.text.sources import RawSource, SourceReader, TextSource, digest_of, source_names
@@ -356,7 +356,7 @@ def _workspace(directory: Path) -> Iterator[Path]:
     try:
         with (
             tempfile.TemporaryDirectory(dir=directory, prefix=".tokens-") as work,
-            named_by(Path(work), directory),
+            errors_name_final_path(Path(work), directory),
         ):
             yield Path(work)
     except BaseException:

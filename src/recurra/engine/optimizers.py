@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from recurra.config import TrainingConfig
+from recurra.config.checks import require_new_name
 from recurra.config.optimizers import OPTIMIZERS, OptimizerSpec
 from recurra.errors import ConfigError
 from recurra.model.recurrent_lm import RecurrentLM
@@ -55,7 +56,7 @@ def _class_of(spec: OptimizerSpec) -> Any:
 def register_optimizer(
     optimizer: type[AnyOptimizer], *, name: str, **properties: Any
 ) -> type[AnyOptimizer]:
-    """Make an optimizer available as `recurra.train(optimizer=name)`, for the current process.
+    """Make an optimizer available as `recurra.train(optimizer=name)`, in the current process.
 
     The class takes parameter groups with `weight_decay`, and the argument `lr`. Registering a name
     again replaces the optimizer, unless it is one of recurra's own. Before a run with the optimizer
@@ -94,12 +95,7 @@ def register_optimizer(
     """
     if not (isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer)):
         raise ConfigError(f"{optimizer!r} is not a subclass of torch.optim.Optimizer")
-    if not isinstance(name, str) or not name.replace("-", "_").isidentifier():
-        raise ConfigError(
-            f"the name {name!r} of an optimizer must consist of letters, digits, - and _"
-        )
-    if name in _BUILT_IN:
-        raise ConfigError(f"the name {name!r} belongs to an optimizer of recurra; choose another")
+    require_new_name("optimizer", name, _BUILT_IN)
     try:
         spec = OptimizerSpec(optimizer, **properties)
     except TypeError as error:

@@ -20,7 +20,7 @@ from recurra.engine.decoder import Decoder, PlainDecoder
 from recurra.engine.engine import Engine
 from recurra.errors import ConfigError
 from recurra.model.recurrent_lm import RecurrentLM
-from recurra.runtime.distributed import SINGLE_PROCESS, Processes
+from recurra.runtime.distributed import SINGLE_PROCESS, Processes, started_rank
 
 ENGINES: tuple[type[Engine], ...] = (CompiledEngine, DataParallelEngine, AutogradEngine)
 """All engines, the preferred ones first."""
@@ -96,6 +96,7 @@ def select_decoder(model: RecurrentLM, num_samples: int = 1) -> Decoder:
 
 
 def _log_once(message: str) -> None:
-    if message not in _logged:
+    # The other processes of torchrun decide the same.
+    if message not in _logged and started_rank() == 0:
         _logged.add(message)
         _logger.info(message)

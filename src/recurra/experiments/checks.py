@@ -16,7 +16,7 @@ from recurra.runtime.distributed import started_count
 
 COMMON = (
     "epochs", "steps", "minutes", "seed", "device", "threads", "plot", "val_fraction", "min_freq",
-    "letters_only", "max_tokens", "encoding", "newlines", "separator",
+    "letters_only", "max_tokens", "encoding", "newlines", "separator", "shuffle_lines",
 )  # fmt: skip
 """Settings that must be identical across all variants for the comparison to be valid."""
 
@@ -48,6 +48,10 @@ def check_comparison(
     _check_names([variant.name for variant in variants])
     for variant in variants:
         training = variant.options.config.training
+        require(
+            not variant.options.is_given("new_tokens"),
+            f"{variant.name}: new_tokens has an effect only in fine-tuning; remove it",
+        )
         require(
             variant.options.config.text.val_fraction > 0.0,
             "val_fraction is 0; a comparison requires text for validation",

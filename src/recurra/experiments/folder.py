@@ -2,7 +2,7 @@
 
 comparison.json     the sources, the seeds, and the given options of each variant
 NAME-SEED/          a run directory; see `runs/directory.py`
-results.json        the metrics of all runs, after the last run has finished
+results.json        the metrics of all runs and the significance tests, after the last run
 comparison.svg      the loss curves, with --plot
 .lock               held by the process that runs the comparison
 """
@@ -22,8 +22,8 @@ from recurra.errors import RunError
 from recurra.io.files import (
     CHOOSE_ANOTHER_OUT,
     UNFINISHED,
-    denial_explained,
     make_folders,
+    permission_errors_explained,
     read_json,
     remove_empty,
     remove_unfinished,
@@ -60,7 +60,7 @@ class ComparisonFolder:
             raise RunError(f"{self.path} is not a directory; choose another --out")
         lock = FileLock(self.path / LOCK)
         try:
-            with denial_explained(self.path, CHOOSE_ANOTHER_OUT):
+            with permission_errors_explained(self.path, CHOOSE_ANOTHER_OUT):
                 made = make_folders(self.path)
                 lock.acquire(blocking=False)
         except Timeout:

@@ -135,12 +135,12 @@ class PairTest:
 
     @property
     def conclusion(self) -> str:
-        """The decision as text, or the number of seeds that would decide."""
+        """The decision as text, or the number of seeds that would make it significant."""
         if self.is_decided:
             return "different"
         needed = self.seeds_needed
         count = f"more than {MAX_RUNS:,}" if needed is None else f"about {needed}"
-        return f"too close to tell; {count} seeds would decide"
+        return f"no significant difference; {count} seeds needed"
 
 
 @dataclass(frozen=True, repr=False)
@@ -191,7 +191,7 @@ class Comparison:
         results = [result for row in self.rows for result in row.results]
         return "bits/char" if any(r.bits_per_char is not None for r in results) else "nats/token"
 
-    def as_good_as_the_best(self) -> list[Row]:
+    def not_significantly_worse(self) -> list[Row]:
         """Return the rows whose difference from the best row is not significant; see `tests`.
 
         Rows with fewer than two scores are not tested.
@@ -263,26 +263,25 @@ class Comparison:
                 f" (two-sided, level {LEVEL:.0%}, Holm's correction for {pairs}):"
             )
         for test in tests:
-            shown = f"{test.p_value:.2g}" if test.p_value >= 1e-4 else "< 0.0001"
+            shown = f"= {test.p_value:.2g}" if test.p_value >= 1e-4 else "< 0.0001"
             yield (
-                f"  {test.worse:{width}}  {test.difference:+.4f}  p = {shown:<8}"
-                f"  {test.conclusion}".replace("= <", "<")
+                f"  {test.worse:{width}}  {test.difference:+.4f}  p {shown:<10}  {test.conclusion}"
             )
         if any(test.seeds_needed for test in tests):
             yield (
-                f"  (seeds: for a power of {POWER:.0%}, if means and standard deviations stay as"
-                " they are; the same command with more --seeds and this --out continues)"
+                f"  (seeds needed for a power of {POWER:.0%}, given these means and standard"
+                " deviations; run the same command with more --seeds and this --out)"
             )
         if others and not tests:
-            yield "fewer than two finished runs each: no test; use more --seeds"
+            yield "no significance test: each variant needs two finished runs; use more --seeds"
 
     def _describe_sizes(self) -> Iterator[str]:
         sizes = [size for row in self.rows if (size := row.mean_of("parameters")) is not None]
         if sizes and max(sizes) > SIZE_RATIO * min(sizes):
             yield (
                 f"the models differ in size, {min(sizes):,.0f} to {max(sizes):,.0f} parameters"
-                f" ({max(sizes) / min(sizes):.1f} times); --equal-parameters compares models of"
-                " equal size"
+                f" ({max(sizes) / min(sizes):.1f} times); --equal-parameters compares models"
+                " with the same number of parameters"
             )
 
 

@@ -49,8 +49,13 @@ def tail_probability(t: float, freedom: float) -> float:
     return min(factor * integral, 1.0)
 
 
-def quantile(probability: float, freedom: float) -> float:
-    """Return the value that |t| exceeds with this probability, by bisection."""
+def critical_value(probability: float, freedom: float) -> float:
+    """Return the value that |t| exceeds with this probability (the two-sided critical value).
+
+    Args:
+        probability: the probability, between 0 and 1.
+        freedom: degrees of freedom, at least 1.
+    """
     low, high = 0.0, 1.0
     while tail_probability(high, freedom) > probability:
         high *= 2.0
@@ -106,7 +111,9 @@ def runs_needed(first: Sequence[float], second: Sequence[float], level: float) -
 
     The means and variances are assumed to be those of the samples. The test then decides with
     probability `POWER` if the standardized difference is the sum of the two quantiles of Student's
-    t that belong to the level and to the power.
+    t that belong to the level and to the power. This is the usual sample-size formula for two means
+    with unequal variances (Chow, Shao and Wang, Sample Size Calculations in Clinical Research,
+    chapter 3), with critical values of t instead of the normal distribution.
 
     Args:
         first: the values of one sample, at least two.
@@ -129,7 +136,7 @@ def runs_needed(first: Sequence[float], second: Sequence[float], level: float) -
         if total == 0.0:
             return difference > 0.0
         freedom = (count - 1) * total**2 / sum(v**2 for v in variances)
-        needed = quantile(level, freedom) + quantile(2.0 * (1.0 - POWER), freedom)
+        needed = critical_value(level, freedom) + critical_value(2.0 * (1.0 - POWER), freedom)
         return difference >= needed * math.sqrt(total / count)
 
     if not is_enough(MAX_RUNS):

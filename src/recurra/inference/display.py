@@ -40,7 +40,7 @@ def evaluation_html(evaluation: Evaluation) -> str:
     return table((), rows) + "".join(f"<p>{escape(remark)}</p>" for remark in remarks)
 
 
-def score_html(score: Score) -> str:
+def score_excerpt_html(score: Score) -> str:
     """Return the beginning of a scored text, shaded by surprisal, and its totals."""
     shown = _shaded(score.text[:MAX_CHARS], score.surprisal[:MAX_CHARS].tolist())
     rest = len(score.text) - MAX_CHARS

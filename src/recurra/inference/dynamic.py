@@ -29,7 +29,7 @@ from torch import Tensor
 from recurra.config.checks import require, require_types
 from recurra.engine.select import select_gradients
 from recurra.errors import NonFiniteError, SourceError
-from recurra.inference.evaluate import Report
+from recurra.inference.evaluate import ReadingProgress
 from recurra.inference.reading import IdArray
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.recurrence.cells import State
@@ -70,7 +70,7 @@ def evaluate_dynamically(
     ids: IdArray,
     train_ids: IdArray,
     config: DynamicConfig,
-    progress: Report | None = None,
+    progress: ReadingProgress | None = None,
 ) -> float:
     """Return the total surprisal of ids[1:] in nats under dynamic evaluation.
 

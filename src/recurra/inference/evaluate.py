@@ -25,7 +25,7 @@ from recurra.runtime.distributed import SINGLE_PROCESS, Processes
 if TYPE_CHECKING:
     from recurra.model.recurrent_lm import RecurrentLM
 
-Report: TypeAlias = Callable[[int, int], None]
+ReadingProgress: TypeAlias = Callable[[int, int], None]
 """A function that receives the number of tokens that have been read, and their total number."""
 UNKNOWN_THRESHOLD = 0.001
 """Fraction of <unk> tokens above which metrics come with a remark."""
@@ -158,7 +158,7 @@ def evaluate(
     chunk: int = 512,
     max_tokens: int | None = None,
     processes: Processes = SINGLE_PROCESS,
-    progress: Report | None = None,
+    progress: ReadingProgress | None = None,
 ) -> Evaluation:
     """Predict ids[1:] from ids[:-1] and return the total surprisal, summed in float64.
 
@@ -233,7 +233,7 @@ def evaluate_document(
     num_streams: int = 1,
     chunk: int = 512,
     max_tokens: int | None = None,
-    progress: Report | None = None,
+    progress: ReadingProgress | None = None,
 ) -> Evaluation:
     """Evaluate a document, with exact counts of the predicted characters and bytes.
 

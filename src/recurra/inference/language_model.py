@@ -23,9 +23,14 @@ from recurra.inference.document import (
     read_document,
 )
 from recurra.inference.dynamic import DynamicConfig, evaluate_dynamically
-from recurra.inference.evaluate import Evaluation, Report, evaluate, evaluate_document
+from recurra.inference.evaluate import Evaluation, ReadingProgress, evaluate, evaluate_document
 from recurra.inference.generate import generate, stream
-from recurra.inference.novelty import KnownLines, known_lines, new_lines, new_texts
+from recurra.inference.novelty import (
+    KnownLines,
+    known_lines,
+    texts_without_known_lines,
+    without_known_lines,
+)
 from recurra.inference.score import Score, score_document
 from recurra.io.files import write_json
 from recurra.model.recurrent_lm import RecurrentLM
@@ -124,7 +129,7 @@ class LanguageModel:
         known = self._lines_of_run() if only_new else None
         texts = generate(self.model, self.vocabulary, prepared, config, unknown)
         if known is not None:
-            texts = new_texts(texts, known, prepared)
+            texts = texts_without_known_lines(texts, known, prepared)
         return texts if config.num_samples > 1 else "".join(texts)
 
     def stream(
@@ -149,7 +154,7 @@ class LanguageModel:
         prepared, config = self._prepare(prompt, settings)
         known = self._lines_of_run() if only_new else None
         pieces = stream(self.model, self.vocabulary, prepared, config, unknown)
-        return pieces if known is None else new_lines(pieces, known, prepared)
+        return pieces if known is None else without_known_lines(pieces, known, prepared)
 
     def _prepare(self, prompt: str, settings: dict[str, Any]) -> tuple[str, GenerationConfig]:
         config = GenerationConfig(**settings)
@@ -171,7 +176,7 @@ class LanguageModel:
         *,
         window: int | None = None,
         unknown: UnknownRule = "replace",
-        progress: Report | None = None,
+        progress: ReadingProgress | None = None,
     ) -> Evaluation:
         """Return perplexity and bits per token, character and byte of a text.
 
@@ -199,7 +204,9 @@ class LanguageModel:
         document = self._encode(text, unknown)
         return evaluate_document(self.model, document, window=window, progress=progress)
 
-    def validate(self, *, window: int | None = None, progress: Report | None = None) -> Evaluation:
+    def validate(
+        self, *, window: int | None = None, progress: ReadingProgress | None = None
+    ) -> Evaluation:
         """Evaluate the model on the validation split of its run; see `evaluate`.
 
         Raises:
@@ -229,7 +236,7 @@ class LanguageModel:
         text: str | bytes | None = None,
         *,
         unknown: UnknownRule = "replace",
-        progress: Report | None = None,
+        progress: ReadingProgress | None = None,
         **settings: Any,
     ) -> Evaluation:
         """Evaluate the model while it adapts to the text that it has predicted.
@@ -273,7 +280,7 @@ class LanguageModel:
         text: str | bytes,
         *,
         unknown: UnknownRule = "replace",
-        progress: Report | None = None,
+        progress: ReadingProgress | None = None,
     ) -> Score:
         """Return the surprisal of each character in bits, given the characters before it.
 

@@ -13,7 +13,12 @@ from recurra.runtime.devices import choose_device
 
 
 def load_language_model(path: str | Path, device: str) -> LanguageModel:
-    """Return the model of a run in evaluation mode: `recurra.load`."""
+    """Return the model of a run in evaluation mode: `recurra.load`.
+
+    Raises:
+        RunError: the directory is not a run, or its files are damaged or inconsistent.
+        ConfigError: the device is not available.
+    """
     directory = RunDirectory(path)
     config = directory.read_config()
     vocabulary = load_vocabulary(directory.path)

@@ -23,7 +23,9 @@ _logger = logging.getLogger("recurra")
 
 
 class KnownLines:
-    """The lines of a text. Only their 64-bit hashes are kept, 8 bytes per line.
+    """Set of the lines of a text, stored as 64-bit hashes.
+
+    With N lines, a new line is taken for a known one with a probability of about N / 2^64.
 
     Args:
         chunks: the text, in pieces.
@@ -45,7 +47,7 @@ class KnownLines:
         return place < len(self._hashes) and int(self._hashes[place]) == value
 
 
-class NewLineFilter:
+class KnownLineFilter:
     """Filter that passes on the lines of a generated text that are not known.
 
     The first line begins with the end of the prompt. An empty line is always passed on. The last
@@ -96,7 +98,7 @@ def known_lines(path: Path | None, vocabulary: Vocabulary, config: TextConfig) -
 
     Raises:
         ConfigError: the text has no lines, because `letters_only` removes line ends.
-        RunError: the text is not available, or it has changed or is damaged.
+        RunError: the run does not contain its text, or tokens.bin is damaged.
     """
     if config.letters_only:
         raise ConfigError("only_new compares lines, but letters_only removes the ends of lines")
@@ -112,7 +114,7 @@ def known_lines(path: Path | None, vocabulary: Vocabulary, config: TextConfig) -
     return KnownLines(_texts(tokens.ids, vocabulary))
 
 
-def new_lines(pieces: Iterable[str], known: KnownLines, prompt: str) -> Iterator[str]:
+def without_known_lines(pieces: Iterable[str], known: KnownLines, prompt: str) -> Iterator[str]:
     """Yield the new lines of a generated text; log how many lines were left out.
 
     Args:
@@ -120,20 +122,20 @@ def new_lines(pieces: Iterable[str], known: KnownLines, prompt: str) -> Iterator
         known: the lines to leave out.
         prompt: the prompt.
     """
-    lines = NewLineFilter(known, prompt)
+    lines = KnownLineFilter(known, prompt)
     yield from filter(None, map(lines.push, pieces))
     yield from filter(None, [lines.finish()])
     _log_count(lines.num_known, lines.num_lines)
 
 
-def new_texts(texts: Sequence[str], known: KnownLines, prompt: str) -> list[str]:
+def texts_without_known_lines(texts: Sequence[str], known: KnownLines, prompt: str) -> list[str]:
     """Return the new lines of each text, without texts that have none; log how many were left out.
 
-    The arguments are those of `new_lines`, for several texts.
+    The arguments are those of `without_known_lines`, for several texts.
     """
     found, num_known, num_lines = [], 0, 0
     for text in texts:
-        lines = NewLineFilter(known, prompt)
+        lines = KnownLineFilter(known, prompt)
         kept = lines.push(text) + lines.finish()
         if lines.num_known < lines.num_lines:
             found.append(kept)

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from recurra.errors import ConfigError, NonFiniteError, SourceError
-from recurra.inference.display import line_html, score_html
+from recurra.inference.display import line_html, score_excerpt_html
 from recurra.inference.document import Document
-from recurra.inference.evaluate import Report
+from recurra.inference.evaluate import ReadingProgress
 from recurra.inference.reading import (
     FloatArray,
     IdArray,
@@ -108,7 +108,7 @@ class Score:
         return lines
 
     def _repr_html_(self) -> str:
-        return score_html(self)
+        return score_excerpt_html(self)
 
     def top(self, count: int) -> list[LineScore]:
         """Return the `count` lines with the most bits per character, in descending order.
@@ -151,7 +151,7 @@ def score_document(
     document: Document,
     *,
     chunk: int = 512,
-    progress: Report | None = None,
+    progress: ReadingProgress | None = None,
 ) -> Score:
     """Return the surprisal of each character of a document.
 
@@ -187,7 +187,7 @@ def score_document(
 
 
 def _token_bits(
-    model: RecurrentLM, ids: IdArray, chunk: int, progress: Report | None
+    model: RecurrentLM, ids: IdArray, chunk: int, progress: ReadingProgress | None
 ) -> FloatArray:
     """Return the surprisal of each of the (N,) ids in bits, from the zero state: (N,)."""
     with evaluation_mode(model):

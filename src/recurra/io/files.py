@@ -77,7 +77,7 @@ def _home() -> Path:
 
 
 @contextmanager
-def denial_explained(directory: Path, remedy: str) -> Iterator[None]:
+def permission_errors_explained(directory: Path, remedy: str) -> Iterator[None]:
     """Raise a `RunError` that names the remedy if a directory cannot be written to.
 
     Raises:
@@ -121,7 +121,7 @@ def _name_file(error: OSError, temporary: Path, file: Path) -> None:
 
 
 @contextmanager
-def named_by(temporary: Path, final: Path) -> Iterator[None]:
+def errors_name_final_path(temporary: Path, final: Path) -> Iterator[None]:
     """Make errors in a temporary directory name the files of the final one."""
     try:
         yield

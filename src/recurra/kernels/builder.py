@@ -81,10 +81,10 @@ def compiler_version() -> str:
     return output.partition("\n")[0] or shlex.join(command)
 
 
-def obstacle() -> str | None:
+def reason_not_buildable() -> str | None:
     """Return why the kernels cannot be built, as far as is known in advance, or None.
 
-    An earlier build that failed is not an obstacle to a new one.
+    An earlier build that failed does not prevent a new one.
     """
     try:
         compiler()

@@ -45,7 +45,7 @@ def is_switched_off() -> bool:
     return os.environ.get("RECURRA_KERNELS", "").lower() in ("0", "off", "no", "false")
 
 
-def obstacle() -> str | None:
+def reason_unavailable() -> str | None:
     """Return why the kernels cannot be used, as far as is known without building them, or None.
 
     Training and `recurra doctor` decide by this function.
@@ -62,7 +62,7 @@ def obstacle() -> str | None:
             )
     except KernelError as error:
         return str(error)
-    return builder.obstacle()
+    return builder.reason_not_buildable()
 
 
 def describe() -> str:
@@ -95,7 +95,7 @@ def load() -> Any:
         KernelError: it cannot be built or loaded, or is switched off; a build that failed before
             is not repeated.
     """
-    if (reason := obstacle()) is not None:
+    if (reason := reason_unavailable()) is not None:
         raise KernelError(reason)
     path = builder.built_library() or _build()
     try:

@@ -24,7 +24,7 @@ def record_states(layer: torch.nn.RNNBase) -> Iterator[StateRecord]:
     The loss L depends on the hidden state h_t in two ways: through the output of step t, and
     through all later steps. `record.gradients(loss)` returns the total derivative
 
-        dL/dh_t = dL/dy_t + (dh_{t+1}/dh_t)' dL/dh_{t+1}
+        dL/dh_t = dL/dy_t + (dh_{t+1}/dh_t)^T dL/dh_{t+1}
 
     where dL/dy_t is the part through the output y_t only, which `outputs.retain_grad()` gives. For
     the LSTM, it returns dL/dh_t and dL/dc_t, where c_t acts through h_t and c_{t+1}, and h_t
@@ -32,7 +32,8 @@ def record_states(layer: torch.nn.RNNBase) -> Iterator[StateRecord]:
     the reverse direction, t - 1 replaces t + 1. In a lower layer, y_t is the input of the next one.
 
     The layer computes the equations step by step during the `with` block, which is slower than the
-    compiled kernels and gives the same values up to rounding. The block may contain a whole model;
+    compiled kernels and gives the same values up to rounding. The equation is that of
+    backpropagation through time (Werbos, 1990). The block may contain a whole model;
     only `layer` is recorded, and it may be called once.
 
     Args:
@@ -40,7 +41,8 @@ def record_states(layer: torch.nn.RNNBase) -> Iterator[StateRecord]:
 
     Yields:
         A record with `states` and `gradients(loss)`. Both are in the form of `hx` with a dimension
-        for the steps, (L*D, T, B, H): a tensor, or for the LSTM a pair (h, c).
+        for the steps, (L*D, T, B, H) for L layers, D directions, T steps, B sequences and
+        H units (`proj_size` for h, if it is set): a tensor, or for the LSTM a pair (h, c).
 
     Raises:
         TypeError: the layer is not one of recurra.nn.

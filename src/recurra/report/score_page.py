@@ -72,7 +72,7 @@ mark { background: var(--s4); }
 """
 
 
-def score_html(
+def score_page(
     score: Score,
     title: str,
     *,

@@ -1,4 +1,4 @@
-"""Say plainly when a budget or a text was too small for a usable model, and what would help."""
+"""Report a text or a budget that is too small for a usable model, and suggest a remedy."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ MIN_STEPS = 500
 MIN_GAIN = 0.15
 """A model is usable if its loss is lower than that of token frequencies by this fraction. The loss
 of a character model that generates words is lower by a third or more."""
-LONGER = 10
-"""Factor of the budget that is suggested."""
+STEPS_FACTOR, MINUTES_FACTOR = 10, 2
+"""Factors by which a budget in steps or epochs, or in minutes, is increased in the suggestion."""
 SUGGESTED_MINUTES = 2.0
+"""Minimum number of minutes that is suggested."""
 
 
 _UNITS = {"char": "characters", "byte": "bytes", "word": "words"}
@@ -34,15 +35,15 @@ def describe_short_text(num_train: int, kind: str) -> str | None:
         return None
     units = _UNITS.get(kind, "tokens")
     return (
-        f"note: {num_train:,} {units} for training are too few for a model that generates sensible"
-        f" text; use at least {MIN_TRAIN_TOKENS:,} (a million is better), or fine-tune a model of a"
-        " longer text (--from)"
+        f"note: {num_train:,} {units} for training are too few for a model that generates"
+        f" meaningful text; use at least {MIN_TRAIN_TOKENS:,} (a million is better), or fine-tune a"
+        " model that was trained on a longer text (--from; from Python: base=...)"
     )
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a training achieved.
+    """The result of a training run.
 
     Attributes:
         record: the record of metrics.jsonl with the lowest loss.
@@ -80,7 +81,7 @@ def _remedy(outcome: Outcome, config: TrainingConfig) -> str:
     if outcome.num_train < MIN_TRAIN_TOKENS:
         return (
             f"The text has only {outcome.num_train:,} tokens for training; use a longer text, or"
-            " fine-tune a model of a longer text (--from)"
+            " fine-tune a model that was trained on a longer text (--from; from Python: base=...)"
         )
     if outcome.steps < MIN_STEPS:
         steps = f"{outcome.steps:,} step{'s' if outcome.steps != 1 else ''}"
@@ -95,5 +96,6 @@ def _greater_budget(config: TrainingConfig) -> str:
     unit = next((name for name in BUDGETS if getattr(config, name) is not None), "minutes")
     amount = getattr(config, unit) or SUGGESTED_MINUTES
     if unit == "minutes":
-        return f"--minutes {max(SUGGESTED_MINUTES, 2 * amount):g}"
-    return f"--{unit} {LONGER * amount:g}" if unit == "epochs" else f"--{unit} {LONGER * amount}"
+        return f"--minutes {max(SUGGESTED_MINUTES, MINUTES_FACTOR * amount):g}"
+    increased = STEPS_FACTOR * amount
+    return f"--{unit} {increased:g}" if unit == "epochs" else f"--{unit} {increased}"

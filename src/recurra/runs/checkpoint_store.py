@@ -22,7 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recurra.errors import RunError
-from recurra.io.files import UNFINISHED, flush, named_by, remove_unfinished, write_bytes
+from recurra.io.files import (
+    UNFINISHED,
+    errors_name_final_path,
+    flush,
+    remove_unfinished,
+    write_bytes,
+)
 from recurra.io.tensors import Tensors, TensorSpec, read_tensor_file
 from recurra.runs.checkpoint import STATE, CheckpointRecord
 
@@ -93,7 +99,7 @@ class CheckpointStore:
         place = self.folder / name
         staging, aside = (self.folder / f".{name}.{kind}{UNFINISHED}" for kind in ("new", "old"))
         try:
-            with named_by(staging, place):
+            with errors_name_final_path(staging, place):
                 _write_directory(staging, files)
             if place.exists():
                 # The step has a checkpoint that was written before its evaluation or is damaged.

@@ -57,9 +57,9 @@ def environment(processes: Processes, backend: str) -> dict[str, Any]:
 
 
 def other_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the differences of two identities, except in the budget, which may change.
+    """Return the differences of two identities, except in `FREE_SETTINGS` and the budget.
 
-    A setting that the older version of a checkpoint did not have had the effect of its default.
+    A setting that an older checkpoint lacks is assumed to have its default.
     """
     return differences(_comparable(before), _comparable(now))
 

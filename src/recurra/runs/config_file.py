@@ -33,7 +33,7 @@ class ConfigFile:
     options: RunOptions
     provenance: Provenance
 
-    def completed(self, given: RunOptions) -> RunOptions:
+    def as_defaults_of(self, given: RunOptions) -> RunOptions:
         """Return given options, with the settings of the file as defaults.
 
         A given budget replaces the budget of the file.

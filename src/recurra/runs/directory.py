@@ -35,7 +35,7 @@ from recurra.config import RunConfig
 from recurra.errors import ConfigError, RunError
 from recurra.io.files import (
     append_line,
-    denial_explained,
+    permission_errors_explained,
     read_json,
     read_lines,
     replace_bytes,
@@ -122,13 +122,15 @@ class RunDirectory:
 
         Raises:
             RunError: if another process is training in the directory, it does not exist, or it
-            cannot be written to.
+                cannot be written to.
         """
         if not self.path.is_dir():
             raise RunError(f"{self.path} contains no run (the directory does not exist)")
         try:
             # `staging.staged_run` leaves a new run locked.
-            with denial_explained(self.path, "copy the run to a directory that can be written to"):
+            with permission_errors_explained(
+                self.path, "copy the run to a directory that can be written to"
+            ):
                 if not self._lock.is_locked:
                     self._lock.acquire(blocking=False)
         except Timeout:

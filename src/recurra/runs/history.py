@@ -78,7 +78,8 @@ def restore(file: Path, mark: HistoryMark | None) -> str | None:
         mark: its mark in the checkpoint; None if it did not exist.
 
     Returns:
-        A message if the file is damaged: its first lines, as far as they are intact, are kept.
+        A message if the file was damaged, otherwise None. Of a damaged file, the lines
+        before the first damaged one are kept.
     """
     if mark is None:
         file.unlink(missing_ok=True)
@@ -92,7 +93,7 @@ def restore(file: Path, mark: HistoryMark | None) -> str | None:
     lines = list(takewhile(_is_intact, kept.splitlines(keepends=True)))
     replace_bytes(file, b"".join(lines))
     count = len(lines)
-    return f"{file} is damaged; {count:,} line{'s' if count != 1 else ''} of it could be kept"
+    return f"{file} is damaged; {count:,} line{'s' if count != 1 else ''} of it were kept"
 
 
 def _is_intact(line: bytes) -> bool:

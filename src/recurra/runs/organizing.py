@@ -24,10 +24,10 @@ from recurra.text.sources import source_names
 
 @dataclass(frozen=True)
 class RunSummary:
-    """A run on disk, and how far it has come.
+    """A run on disk, and its progress.
 
     Attributes:
-        directory: the files of the run.
+        directory: the run directory.
         config: its settings.
         steps: number of updates so far.
         seconds: duration of the run up to the last evaluation; None before the first one.
@@ -82,7 +82,7 @@ def size_of(directory: RunDirectory) -> int:
     return sum(file.lstat().st_size for file in directory.path.rglob("*") if file.is_file())
 
 
-def check_deletable(directory: RunDirectory) -> None:
+def check_movable(directory: RunDirectory) -> None:
     """Check that a run can be deleted or moved.
 
     Raises:
@@ -104,9 +104,9 @@ def delete_run(directory: RunDirectory) -> None:
     """Delete a run.
 
     Raises:
-        RunError: as for `check_deletable`.
+        RunError: as for `check_movable`.
     """
-    check_deletable(directory)
+    check_movable(directory)
     path = directory.path
     if path.is_symlink():
         path.unlink()
@@ -118,9 +118,9 @@ def move_run(directory: RunDirectory, target: Path) -> Path:
     """Move a run, and return its new path: `target`, or a directory in it if it exists.
 
     Raises:
-        RunError: as for `check_deletable`; or the new path exists, or its parent does not.
+        RunError: as for `check_movable`; or the new path exists, or its parent does not.
     """
-    check_deletable(directory)
+    check_movable(directory)
     is_container = target.is_dir() and not RunDirectory(target).is_run
     place = target / directory.path.resolve().name if is_container else target
     if place.exists() or place.is_symlink():
@@ -129,16 +129,18 @@ def move_run(directory: RunDirectory, target: Path) -> Path:
         raise RunError(f"{place.parent} is not a directory; create it, or choose another name")
     source = directory.path.resolve()
     if place.resolve().is_relative_to(source):
-        raise RunError(f"{place} is inside of {directory.path}; choose another name")
+        raise RunError(f"{place} is inside {directory.path}; choose another name")
     shutil.move(source, place)
     return place
 
 
-def superseded(runs: Sequence[RunSummary], keep: int) -> list[RunSummary]:
+def all_but_best(runs: Sequence[RunSummary], keep: int) -> list[RunSummary]:
     """Return all but the best `keep` runs on each text, the worst last.
 
     Only runs that predict the same tokens are compared, because losses on different texts or with
-    different kinds of tokens are not comparable. A run without an evaluation is the worst.
+    different kinds of tokens are not comparable. A run without an evaluation is the worst. The
+    losses of runs with a time budget that was too short for the whole validation split are those of
+    its first part.
     """
     groups: dict[str, list[RunSummary]] = defaultdict(list)
     for run in runs:

@@ -42,14 +42,14 @@ def staged_run(directory: RunDirectory, *, force: bool) -> Iterator[RunDirectory
     made = files.missing_folders(place.parent)
     staging = RunDirectory(place.with_name(f".{place.name}-{secrets.token_hex(4)}{UNFINISHED}"))
     try:
-        with files.denial_explained(place.parent, files.CHOOSE_ANOTHER_OUT):
+        with files.permission_errors_explained(place.parent, files.CHOOSE_ANOTHER_OUT):
             files.make_folders(place.parent)
             staging.path.mkdir(mode=0o700)
         with staging.locked(), _old_run_locked(directory):
             for name in TOKEN_FILES:
                 if (place / name).is_file():
                     files.link_or_copy(place / name, staging.path / name)
-            with files.named_by(staging.path, directory.path):
+            with files.errors_name_final_path(staging.path, directory.path):
                 yield staging
             # Another process could have created a run while the text was read.
             _check_free(directory, force=force)

@@ -56,7 +56,7 @@ class RunRequest:
     force: bool = False
 
 
-def requested(
+def create_request(
     sources: Sequence[TextSource],
     options: RunOptions,
     config: str | Path | None,
@@ -76,15 +76,16 @@ def requested(
     """
     if config is not None:
         file = read_config_file(Path(config))
-        options, sources = file.completed(options), sources or file.provenance.sources
+        options, sources = file.as_defaults_of(options), sources or file.provenance.sources
     if base is None:
         if options.is_given("new_tokens") and config is None:
             raise ConfigError(
-                "new_tokens has an effect only with --from; remove it, or specify --from"
+                "new_tokens has an effect only in fine-tuning; remove it, or specify a base run"
+                " (--from; from Python: base=...)"
             )
         return RunRequest(sources, options)
     model = load_language_model(base, "cpu")
-    return RunRequest(sources, fine_tuning.inherited(options, model), model)
+    return RunRequest(sources, fine_tuning.inherit_settings(options, model), model)
 
 
 def create_run(directory: RunDirectory, request: RunRequest, context: RunContext) -> str:
@@ -121,7 +122,7 @@ def create_run(directory: RunDirectory, request: RunRequest, context: RunContext
         # Errors must show before the directory changes.
         _check_prompts(vocabulary, options.config)
         if base is not None:
-            options = fine_tuning.fitting(options, len(tokens.train))
+            options = fine_tuning.limit_batches_to_text(options, len(tokens.train))
         config = recipe.resolve(
             options.with_vocab_size(len(vocabulary)),
             len(tokens.train),
@@ -145,7 +146,7 @@ def create_run(directory: RunDirectory, request: RunRequest, context: RunContext
 def _note_about_text(
     tokens: TokenFile, vocabulary: Vocabulary, request: RunRequest, context: RunContext
 ) -> None:
-    """Report a text that is too short, or whose validation part differs in kind."""
+    """Report a text that is too short, or whose validation part is not representative."""
     text = request.options.config.text
     notes = [
         describe_short_text(len(tokens.train), text.tokens) if request.base is None else None,

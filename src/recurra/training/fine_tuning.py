@@ -1,7 +1,7 @@
 """Fine-tuning: start a run from the weights of another run.
 
 The new run has the settings of the other one, its vocabulary and, after them, the new tokens of its
-own text. In the weights, each new token has the mean of all other tokens (Hewitt, 2021,
+own text. The weights of each new token are the mean of those of all other tokens (Hewitt, 2021,
 "Initializing New Word Embeddings for Pretrained Language Models"), so that the new tokens are
 neither more nor less probable than an average one.
 """
@@ -49,7 +49,7 @@ MAX_EVALUATED_TOKENS = 2**16
 """Maximum number of tokens in the evaluation before the first step."""
 
 
-def inherited(options: RunOptions, base: LanguageModel) -> RunOptions:
+def inherit_settings(options: RunOptions, base: LanguageModel) -> RunOptions:
     """Return the options with the settings of a base run added.
 
     Args:
@@ -72,8 +72,8 @@ def inherited(options: RunOptions, base: LanguageModel) -> RunOptions:
     return RunOptions({**kept, **options.values}, options.vocab_size)
 
 
-def fitting(options: RunOptions, num_ids: int) -> RunOptions:
-    """Return the options with inherited batches that are not larger than a short text permits.
+def limit_batches_to_text(options: RunOptions, num_ids: int) -> RunOptions:
+    """Return the options with smaller inherited batches if the text is short.
 
     Args:
         options: the settings with those of the base.
@@ -129,7 +129,7 @@ def describe_start(model: RecurrentLM, tokens: TokenFile) -> list[str]:
     if len(tokens.val) < 2:
         return []
     loss = evaluate(model, tokens.val[:MAX_EVALUATED_TOKENS]).nats_per_token
-    return [f"base      its validation loss on this text, before training: {loss:.3f} nats"]
+    return [f"base      validation loss on this text before training: {loss:.3f} nats"]
 
 
 def base_record(base: LanguageModel, vocabulary: Vocabulary) -> dict[str, Any]:

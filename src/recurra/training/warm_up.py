@@ -23,7 +23,7 @@ from recurra.training.creation import create_model
 NUM_STEPS = 3
 """Number of training steps: the compiled engine records the first ones and replays the others."""
 MAX_TOKENS = 64
-"""Number of tokens that are evaluated."""
+"""Maximum number of tokens in the evaluation, and of time steps in the training batch."""
 
 
 def warm_up(directory: RunDirectory) -> None:

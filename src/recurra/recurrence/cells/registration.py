@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, TypeVar
 
 import torch
 
 from recurra.config.cells import CELL_TRAITS, CellTraits
+from recurra.config.checks import require_new_name
 from recurra.errors import ConfigError
 from recurra.recurrence.cells import CELLS, Cell, LayerParameters
 
 AnyCell = TypeVar("AnyCell", bound=Cell)
 
 _BUILT_IN = frozenset(CELL_TRAITS)
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _ROWS, _UNITS, _INPUTS = 2, 3, 4
 
 
 def register_cell(
     cell: type[AnyCell], *, name: str, num_gates: int, **traits: Any
 ) -> type[AnyCell]:
-    """Make a cell available as `recurra.train(cell=name)`, for the current process.
+    """Make a cell available as `recurra.train(cell=name)`, in the current process.
 
     The cell is computed by its `step`, with gradients by autograd, unless it defines faster
     implementations; see `Cell`. One step is computed here to check the shapes. Registering a name
@@ -31,9 +30,9 @@ def register_cell(
     Args:
         cell: a subclass of `recurra.Cell`.
         name: the name in `ModelConfig.cell` and in `config.json`: letters, digits, - and _.
-        num_gates: number of row blocks of W_ih; each has H rows.
-        traits: the other fields of `config.cells.CellTraits`: num_states, reads_state,
-            changes_inputs, has_forget_gate, lr_factor.
+        num_gates: number of gates; W_ih has num_gates * H rows.
+        traits: the other fields of `config.cells.CellTraits`, which documents them: num_states,
+            reads_state, changes_inputs, has_forget_gate, lr_factor.
 
     Returns:
         The cell.
@@ -60,10 +59,7 @@ def register_cell(
     """
     if not (isinstance(cell, type) and issubclass(cell, Cell)):
         raise ConfigError(f"{cell!r} is not a subclass of recurra.Cell")
-    if not isinstance(name, str) or _NAME.fullmatch(name) is None:
-        raise ConfigError(f"the name {name!r} of a cell must consist of letters, digits, - and _")
-    if name in _BUILT_IN:
-        raise ConfigError(f"the name {name!r} belongs to a cell of recurra; choose another one")
+    require_new_name("cell", name, _BUILT_IN)
     try:
         row = CellTraits(
             name=name,

@@ -81,7 +81,7 @@ class LossCurve(Callback):
     def _record(self, session: TrainingSession) -> None:
         state = session.state
         mean = state.since_report
-        if state.last_report != self._report:  # The sums began again.
+        if state.last_report != self._report:  # The sums were reset.
             self._nats, self._tokens = 0.0, 0
         tokens = mean.tokens - self._tokens
         if tokens <= 0:
