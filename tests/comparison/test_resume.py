@@ -148,3 +148,10 @@ def test_compare_description_without_equal_parameters_is_that_of_earlier_version
     compare(seeds=1)
     description = json.loads((tmp_path / "all" / "comparison.json").read_text("utf-8"))
     assert set(description) == {"sources", "seeds", "variants"}
+
+
+def test_compare_repeated_does_not_suggest_to_train_finished_runs_longer(compare, listener):
+    compare(seeds=1)
+    progress = listener()
+    compare(seeds=1, progress=progress)
+    assert not any("already finished" in text for text in (*progress.messages, *progress.plans))

@@ -146,11 +146,13 @@ class TrainingLoop:
         session.restart_batches()
         session.share_progress()
         if session.state.finished:
-            session.context.progress.message(
+            # A line of the plan, because a comparison hides those of its runs.
+            line = (
                 f"this run has already finished; recurra train --resume {session.store.path} with a"
                 " greater budget, for example --steps"
                 f" {2 * session.state.step}, continues from step {session.state.step:,}"
             )
+            session.context.progress.plan([line])
         if session.state.step == 0:
             announce_plan(session)
             self._start_from_zero()
