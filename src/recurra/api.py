@@ -31,7 +31,7 @@ def train(
     source: Source | Sequence[Source] = (),
     *,
     text: TextInMemory | None = None,
-    base: Source | None = None,
+    base: Source | LanguageModel | None = None,
     config: Source | None = None,
     out: Source | None = None,
     force: bool = False,
@@ -45,7 +45,7 @@ def train(
             English story.
         text: instead of `source`, a text in memory: a string, bytes, an open file, or an iterable
             of strings or of bytes, which are joined by `separator`.
-        base: run directory of a model to fine-tune; see `training/fine_tuning.py`.
+        base: model to fine-tune, or its run directory; see `training/fine_tuning.py`.
         config: file with defaults for the options: the config.json of a run, or TOML with the same
             fields. `source` also defaults to the sources of that file.
         out: run directory to create; by default, a new directory in `runs/`.
@@ -79,6 +79,9 @@ def train(
         8
     """
     clock = Clock()
+    if isinstance(base, LanguageModel):
+        require(base.path is not None, "base has no run directory; save it first")
+        base = base.path
     sources: list[TextSource] = [*as_list(source)]
     if text is not None:
         require(not sources, "source and text are both given; remove one of the two")

@@ -173,3 +173,41 @@ def test_runs_prune_keeps_best_runs_on_each_text(train, tmp_path, source):
 )
 def test_runs_wrong_arguments_are_explained(fails, arguments, message):
     fails(["runs", *arguments], 2, message)
+
+
+def test_runs_rm_names_run_once_and_refuses_links(train, tmp_path, fails):
+    run, link = train("run"), tmp_path / "link"
+    link.symlink_to(run)
+    fails(["runs", "rm", run, link, "--yes"], 1, "is a symbolic link to")
+    fails(["runs", "mv", link, tmp_path / "new"], 1, "is a symbolic link to")
+    assert run.exists()
+    assert main(["runs", "rm", str(run), f"{run.parent}/./{run.name}", "--yes"]) == 0
+    assert not run.exists()
+
+
+def test_runs_prints_no_control_characters_of_names(train, capsys):
+    run = train("a\x1b[31mred")
+    capsys.readouterr()
+    assert main(["runs", "mv", str(run), str(run.with_name("b\x1b[32m"))]) == 0
+    assert main(["runs", "rm", str(run.with_name("b\x1b[32m")), "--yes"]) == 0
+    streams = capsys.readouterr()
+    assert "\x1b" not in streams.out + streams.err
+
+
+def test_runs_mv_into_comparison_is_refused(train, tmp_path, fails):
+    run = train("run")
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all" / "comparison.json").write_text("{}")
+    fails(["runs", "mv", run, tmp_path / "all"], 1, "is a comparison; choose another directory")
+    fails(["runs", "rm", tmp_path / "all", "--yes"], 1, "it is a comparison")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rm", "x", "--json"], "--json applies only to the list"),
+        (["mv", "x", "y", "--yes"], "--yes applies only to recurra runs rm and prune"),
+    ],
+)
+def test_runs_ineffective_options_are_refused(fails, arguments, message):
+    fails(["runs", *arguments], 2, message)

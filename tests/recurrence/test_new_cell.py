@@ -239,7 +239,10 @@ class FailingStep(Cell):
         (MguCell(CELL_TRAITS["gru"]), {}, "not a subclass of recurra.Cell"),
         (WrongStep, {}, r"returned tensors of shapes .*\(2, 6\).* all \(2, 3\)"),
         (FailingStep, {}, "the step of the cell mgu failed"),
-        (MguCell, {"reads_state": False}, "the step of the cell mgu failed"),
+        (MguCell, {"reads_state": False}, "the step of the cell mgu failed: AssertionError"),
+        (MguCell, {"num_gates": -1}, "num_gates must be at least 1"),
+        (MguCell, {"num_gates": "2"}, "num_gates is '2'; it must be an integer"),
+        (MguCell, {"lr_factor": 0.0}, "lr_factor must be positive"),
     ],
 )
 def test_register_cell_invalid_raises(cell, options, message):
@@ -255,7 +258,7 @@ def test_run_with_registered_cell_loads_resumes_and_names_missing_cell(
     recurra.train(source, cell="mgu", out=tmp_path / "run", **options)
     assert recurra.resume(tmp_path / "run", steps=10).generate("the", max_new_tokens=5)
     monkeypatch.delitem(CELL_TRAITS, "mgu")
-    message = r"cell is 'mgu'; it must be one of rnn, .*recurra.register_cell has registered"
+    message = r"cell is 'mgu'; it must be one of rnn, .*register it with recurra.register_cell"
     with pytest.raises(RunError, match=message):
         recurra.load(tmp_path / "run")
     with pytest.raises(RunError, match=message):

@@ -106,3 +106,10 @@ def test_describe_folder_with_many_files_names_the_largest(tmp_path):
 )
 def test_format_bytes_uses_decimal_units(number, text):
     assert format_bytes(number) == text
+
+
+def test_scan_folder_reports_linked_directory(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "link").symlink_to(tmp_path)
+    scan = scan_folder(tmp_path, "utf-8", nul_is_text=False)
+    assert scan.skipped == {tmp_path / "link": "a symbolic link to a directory"}

@@ -79,6 +79,8 @@ def test_config_of_older_run_without_new_settings_is_complete(write):
         ("steps = 3\nepochs = 2", "epochs"),
         ("sources = 3", "sources is 3"),
         ("= 3", "is not TOML"),
+        ("a = " + "[" * 100_000, "is not TOML"),
+        ("format = 2", "format is 2, but recurra .* reads only format 1"),
     ],
 )
 def test_read_config_file_invalid_names_file(write, text, message):

@@ -5,7 +5,7 @@ import torch
 
 import recurra
 from recurra.cli.main import main
-from recurra.errors import ConfigError, RunError, TrainingInterrupted
+from recurra.errors import ConfigError, RunError, SourceError, TrainingInterrupted
 from recurra.model import RecurrentLM
 from recurra.report.progress import Progress
 from recurra.runs.directory import RunDirectory
@@ -201,3 +201,23 @@ def test_train_command_from_run_writes_tuned_run(make_base, tmp_path, source, ca
     assert main(command) == 0
     assert "no new tokens" in capsys.readouterr().err
     assert RunDirectory(out).read_config().model.hidden_size == 8
+
+
+def test_train_from_base_with_vocabulary_as_large_as_embedding_adds_tokens(make_base, tune):
+    base = make_base(embedding_size=15)
+    assert len(base.vocabulary) == 15
+    assert len(tune().vocabulary) == 17
+
+
+def test_train_from_base_keeps_given_batches_or_refuses_them(make_base, tune):
+    make_base()
+    text = "the cat sat on the mat.\n" * 12
+    training = tune(text=text, batch_size=2, num_steps=64).config.training
+    assert (training.batch_size, training.num_steps) == (2, 64)
+    with pytest.raises(SourceError, match="one batch needs 2,049"):
+        tune(text=text, batch_size=32, num_steps=64, force=True)
+
+
+def test_train_from_language_model_uses_its_run(make_base, tune):
+    base = make_base()
+    assert RunDirectory(tune(base=base).path).read_provenance().base["run"] == str(base.path)

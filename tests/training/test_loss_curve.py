@@ -170,3 +170,25 @@ def test_loss_file_has_one_line_per_point(source, tmp_path):
     lines = run.losses.read_text("utf-8").splitlines()
     assert [json.loads(line) for line in lines] == run.read_losses()
     assert max(map(len, lines)) < 100
+
+
+def test_loss_curve_full_disk_is_a_warning(run, tmp_path, monkeypatch, listener):
+    def fail(directory, points):
+        raise OSError(28, "No space left on device", "loss.jsonl")
+
+    monkeypatch.setattr(RunDirectory, "write_losses", fail)
+    progress = listener()
+    run(tmp_path / "run", progress, steps=6)
+    warnings = [m for m in progress.messages if "loss curve is not recorded" in m]
+    assert len(warnings) == 1
+    assert "No space left on device (loss.jsonl)" in warnings[0]
+
+
+def test_plot_with_damaged_losses_is_drawn_with_warning(run, tmp_path, listener):
+    pytest.importorskip("matplotlib")
+    run(tmp_path / "run", steps=6)
+    (tmp_path / "run" / "loss.jsonl").write_bytes(b"\xff\n")
+    progress = listener()
+    recurra.resume(tmp_path / "run", plot=True, progress=progress)
+    assert (tmp_path / "run" / "loss.svg").is_file()
+    assert any("the plot lacks the training loss" in m for m in progress.messages)

@@ -95,3 +95,10 @@ def test_train_invalid_text_fails_and_writes_nothing(tmp_path, text, error, mess
 def test_train_source_and_text_together_fail(source):
     with pytest.raises(ConfigError, match="source and text are both given"):
         recurra.train(source, text=TEXT)
+
+
+def test_train_closed_file_fails_with_reason(tmp_path):
+    file = io.StringIO("x")
+    file.close()
+    with pytest.raises(ConfigError, match="cannot be read: I/O operation on closed file"):
+        recurra.train(text=file)

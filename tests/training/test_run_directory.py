@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import pytest
 
@@ -12,6 +13,8 @@ from recurra import api
 from recurra.errors import RunError
 from recurra.report.progress import Progress
 from recurra.runs.directory import RunDirectory
+from recurra.runs.provenance import Provenance
+from recurra.runs.staging import staged_run
 from recurra.runtime.clock import Clock
 from recurra.training import run as run_module
 
@@ -100,3 +103,18 @@ def test_train_new_run_stays_locked_until_training_starts(run, tmp_path, monkeyp
 
     monkeypatch.setattr(run_module, "_locked", checked)
     run(tmp_path / "run", steps=2)
+
+
+def test_staged_run_refuses_run_that_began_to_train_meanwhile(tmp_path, run):
+    directory, other = RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "run")
+
+    def replace_run():
+        with staged_run(directory, force=True) as staging:
+            run(tmp_path / "run", steps=2)
+            stack.enter_context(other.locked())
+            staging.write_config(other.read_config(), Provenance())
+
+    with ExitStack() as stack, pytest.raises(RunError, match="is in use"):
+        replace_run()
+    assert other.read_config().training.steps == 2
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["run"]

@@ -42,8 +42,9 @@ class Generate:
     """Print the new text without the prompt."""
 
     only_new: bool = False
-    """Leave out generated lines that occur as a line of the text of the run. Only whole lines are
-    printed: the first one includes the end of the prompt."""
+    """Leave out generated lines that also occur in the training or validation text. The first line
+    includes the end of the prompt, so --prompt $'\\n' begins with a whole line. The last line is
+    printed even if --max-new-tokens cuts it off."""
 
     unknown: UnknownRule = "error"
     """Handling of prompt symbols that are not in the vocabulary: report an error, or replace them

@@ -92,16 +92,20 @@ def _remove(command: Runs, paths: Sequence[Path]) -> int:
 
     if not paths:
         raise ConfigError("rm needs a run: recurra runs rm RUN ...")
-    return _delete([RunDirectory(path) for path in paths], yes=command.yes)
+    different = {path.resolve(): path for path in paths if not path.is_symlink()}
+    different |= {path: path for path in paths if path.is_symlink()}
+    return _delete([RunDirectory(path) for path in different.values()], yes=command.yes)
 
 
 def _move(command: Runs, paths: Sequence[Path]) -> int:
+    from recurra.report.progress import one_line
     from recurra.runs.directory import RunDirectory
     from recurra.runs.organizing import move_run
 
     if len(paths) != 2:
         raise ConfigError("mv needs a run and its new path: recurra runs mv RUN TARGET")
-    print(f"moved {paths[0]} to {move_run(RunDirectory(paths[0]), paths[1])}")
+    place = move_run(RunDirectory(paths[0]), paths[1])
+    print(f"moved {one_line(str(paths[0]))} to {one_line(str(place))}")
     return 0
 
 
@@ -136,6 +140,7 @@ _ACTIONS: dict[str, Callable[[Runs, Sequence[Path]], int]] = {
 def _delete(directories: Sequence[RunDirectory], *, yes: bool) -> int:
     """Delete runs after confirmation, and return the exit code."""
     from recurra.report.folders import format_bytes
+    from recurra.report.progress import one_line
     from recurra.runs.organizing import check_movable, delete_run, size_of
 
     for directory in directories:
@@ -144,7 +149,7 @@ def _delete(directories: Sequence[RunDirectory], *, yes: bool) -> int:
         _require_terminal()
     sizes = [size_of(directory) for directory in directories]
     for directory, size in zip(directories, sizes, strict=True):
-        print(f"{format_bytes(size):>10}  {directory.path}", file=sys.stderr)
+        print(f"{format_bytes(size):>10}  {one_line(str(directory.path))}", file=sys.stderr)
     count = f"{len(directories)} run{'s' if len(directories) > 1 else ''}"
     if not yes and not _is_confirmed(f"delete {count}, {format_bytes(sum(sizes))}?"):
         print("nothing was deleted", file=sys.stderr)

@@ -14,6 +14,7 @@ from recurra.cli.parsing import parse
 from recurra.cli.reading import shown_progress
 from recurra.cli.showing import json_line, safe_for_stdout
 from recurra.config import UnknownRule
+from recurra.errors import ConfigError
 
 if TYPE_CHECKING:
     from recurra.inference.score import LineScore
@@ -65,6 +66,8 @@ class Score:
 def run(arguments: Sequence[str]) -> int:
     """Score the text, print its lines, and return the exit code."""
     command = parse(Score, "score", arguments)
+    if command.top is not None and command.top < 0:
+        raise ConfigError(f"--top is {command.top}; it must not be negative")
     from recurra.api import load
     from recurra.inference.evaluate import unknown_remark
     from recurra.report.score_page import score_page

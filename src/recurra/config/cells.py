@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from recurra.config.checks import MAX_FLOAT, require, require_types
 from recurra.errors import ConfigError
 
 _PACKAGE = "recurra.recurrence.cells"
@@ -50,6 +51,12 @@ class CellTraits:
 
     lr_factor: float = 1.0
     """Learning rate that the recipe chooses, relative to that of the LSTM."""
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        require(self.num_gates >= 1, "num_gates must be at least 1")
+        require(self.num_states >= 0, "num_states must not be negative")
+        require(0.0 < self.lr_factor <= MAX_FLOAT, "lr_factor must be positive and finite")
 
 
 CELL_TRAITS: dict[str, CellTraits] = {

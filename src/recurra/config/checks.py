@@ -32,7 +32,7 @@ def require_known(
         known: the known names.
         register: the public function that adds a name, if there is one.
     """
-    other = f", or the name of one that {register} has registered" if register else ""
+    other = f"; register it with {register} first, if it is your own" if register else ""
     require(
         isinstance(value, str) and value in known,
         f"{field} is {shortened(value)}; it must be one of {', '.join(known)}{other}",
@@ -91,4 +91,12 @@ def _is_a(value: Any, kind: Any) -> bool:
 
 def _in_words(kinds: tuple[Any, ...]) -> str:
     words = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
-    return " or ".join(words.get(kind, "None" if kind is NoneType else "a tuple") for kind in kinds)
+    return " or ".join(
+        words.get(kind, "None" if kind is NoneType else _tuple_in_words(kind, words))
+        for kind in kinds
+    )
+
+
+def _tuple_in_words(kind: Any, words: dict[Any, str]) -> str:
+    item = words.get(get_args(kind)[0] if get_args(kind) else None)
+    return "a tuple" if item is None else f"a tuple in which each item is {item}"

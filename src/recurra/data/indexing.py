@@ -146,10 +146,10 @@ def _vocabulary(
         return kind.from_counts(counts, min_freq=config.min_freq, vocab_size=config.vocab_size)
     new = [symbol for symbol, count in counts.items() if count > 0 and symbol not in base.index]
     if new and config.new_tokens == "error":
+        names = ", ".join(map(printable, new[:10])) + (" ..." if len(new) > 10 else "")
         raise ConfigError(
-            f"the vocabulary of the base run lacks {len(new):,} tokens of this text:"
-            f" {', '.join(map(printable, new[:10]))}; set new_tokens to add or replace, or remove"
-            " them from the text"
+            f"the vocabulary of the base run lacks {len(new):,} tokens of this text: {names}; set"
+            " new_tokens to add or replace, or remove them from the text"
         )
     if config.new_tokens == "replace":
         return base

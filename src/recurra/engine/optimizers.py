@@ -60,7 +60,7 @@ def register_optimizer(
 
     The class takes parameter groups with `weight_decay`, and the argument `lr`. Registering a name
     again replaces the optimizer, unless it is one of recurra's own. Before a run with the optimizer
-    is resumed, the optimizer must be registered.
+    is loaded or resumed, the optimizer must be registered.
 
     Args:
         optimizer: a subclass of `torch.optim.Optimizer`.

@@ -138,6 +138,8 @@ class PairTest:
         """The decision as text, or the number of seeds that would make it significant."""
         if self.is_decided:
             return "different"
+        if self.difference == 0.0:
+            return "no difference"
         needed = self.seeds_needed
         count = f"more than {MAX_RUNS:,}" if needed is None else f"about {needed}"
         return f"no significant difference; {count} seeds needed"

@@ -18,7 +18,7 @@ from recurra.recurrence.segments import RunSegment
 
 
 @contextmanager
-def record_states(layer: torch.nn.RNNBase) -> Iterator[StateRecord]:
+def record_states(layer: torch.nn.Module) -> Iterator[StateRecord]:
     """Keep the states of the next call of a layer, so that gradients at each step can be computed.
 
     The loss L depends on the hidden state h_t in two ways: through the output of step t, and
@@ -37,7 +37,7 @@ def record_states(layer: torch.nn.RNNBase) -> Iterator[StateRecord]:
     only `layer` is recorded, and it may be called once.
 
     Args:
-        layer: an RNN, GRU or LSTM of `recurra.nn`, also as a part of a model.
+        layer: an RNN, GRU or LSTM of `recurra.nn`, or a module that contains exactly one of them.
 
     Yields:
         A record with `states` and `gradients(loss)`. Both are in the form of `hx` with a dimension
@@ -45,7 +45,7 @@ def record_states(layer: torch.nn.RNNBase) -> Iterator[StateRecord]:
         H units (`proj_size` for h, if it is set): a tensor, or for the LSTM a pair (h, c).
 
     Raises:
-        TypeError: the layer is not one of recurra.nn.
+        TypeError: there is no such layer, or there are several.
         RuntimeError: the layer was called twice, or not at all before the record is read.
 
     Examples:
@@ -61,17 +61,37 @@ def record_states(layer: torch.nn.RNNBase) -> Iterator[StateRecord]:
         >>> h_grad[1].norm(dim=(1, 2)).shape  # the top layer, one norm per step
         torch.Size([5])
     """
-    if not hasattr(layer, "_state_record"):
-        raise TypeError(
-            f"record_states requires an RNN, GRU or LSTM of recurra.nn, not {type(layer)}; load the"
-            " weights of a layer of torch.nn with load_state_dict"
-        )
+    layer = _only_layer(layer)
     before, record = layer._state_record, StateRecord()
     layer._state_record = record
     try:
         yield record
     finally:
         layer._state_record = before
+
+
+def _only_layer(module: torch.nn.Module) -> torch.nn.RNNBase:
+    """Return the only layer of recurra.nn that a module is or contains.
+
+    Raises:
+        TypeError: there is none, or there are several.
+    """
+    found = {}
+    if isinstance(module, torch.nn.Module):
+        found = {name: m for name, m in module.named_modules() if hasattr(m, "_state_record")}
+    if len(found) == 1:
+        (layer,) = found.values()
+        assert isinstance(layer, torch.nn.RNNBase)
+        return layer
+    if found:
+        raise TypeError(
+            f"record_states records one layer, but {type(module).__name__} contains"
+            f" {', '.join(found)}; pass one of these"
+        )
+    raise TypeError(
+        "record_states requires an RNN, GRU or LSTM of recurra.nn, or a module that contains one,"
+        f" not {type(module)}; load the weights of a layer of torch.nn with load_state_dict"
+    )
 
 
 class StateRecord:
@@ -161,7 +181,7 @@ class StateRecord:
         results = []
         for parts in zip(*states, strict=True):
             rows = torch.stack([_padded(part, batch) for part in parts])
-            stacked = rows.view(num_sweeps, -1, *rows.shape[1:])
+            stacked = rows.view(num_sweeps, len(rows) // num_sweeps, *rows.shape[1:])
             if self._order is not None:
                 stacked = stacked.index_select(2, self._order)
             results.append(stacked if self._has_batch else stacked.squeeze(2))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
-from recurra.report.progress import format_list
+from recurra.report.progress import format_list, one_line
 from recurra.text.folders import FolderScan
 
 
@@ -27,7 +27,7 @@ def describe_folder(scan: FolderScan) -> list[str]:
     ]
     count = f"{len(names):,} file{'s' if len(names) != 1 else ''}"
     lines = [
-        f"files     {count} of {scan.folder}, {format_bytes(sum(sizes.values()))}:"
+        f"files     {count} of {one_line(str(scan.folder))}, {format_bytes(sum(sizes.values()))}:"
         f" {format_list(names)}"
     ]
     by_reason: dict[str, list[Path]] = defaultdict(list)
@@ -44,4 +44,4 @@ def describe_folder(scan: FolderScan) -> list[str]:
 
 def _short(path: Path, scan: FolderScan) -> str:
     """Return a path without the directory that was scanned."""
-    return str(path.relative_to(scan.folder)) if path != scan.folder else str(path)
+    return one_line(str(path.relative_to(scan.folder) if path != scan.folder else path))

@@ -10,11 +10,14 @@ from reprlib import repr as shortened
 from typing import Any
 
 from recurra.config import RunConfig, RunOptions
+from recurra.config.checks import require
 from recurra.config.run import OWNER
 from recurra.errors import ConfigError, RunError
 from recurra.io.files import MAX_JSON_BYTES, read_json
 from recurra.runs.compatibility import BUDGET_SETTINGS
+from recurra.runs.directory import FORMAT
 from recurra.runs.provenance import Provenance
+from recurra.version import __version__
 
 SECTIONS = ("text", "model", "training")
 _DESCRIPTION = ("format", "recurra", "commands", "base", "sources")
@@ -62,6 +65,11 @@ def read_config_file(path: Path) -> ConfigFile:
     try:
         provenance = Provenance.from_dict(record)
         if "format" in record:
+            require(
+                record["format"] == FORMAT,
+                f"format is {shortened(record['format'])}, but recurra {__version__} reads only"
+                f" format {FORMAT}",
+            )
             config = RunConfig.from_dict({name: record.get(name) for name in SECTIONS})
             options = RunOptions.from_config(config)
         else:
@@ -77,12 +85,12 @@ def _read(file: Path) -> dict[str, Any]:
             return read_json(file)
         if file.stat().st_size > MAX_JSON_BYTES:
             raise ConfigError(f"{file} has more than {MAX_JSON_BYTES:,} bytes")
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror}") from error
     except RunError as error:
         raise ConfigError(str(error)) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{file} is not TOML: {error}") from error
 
 

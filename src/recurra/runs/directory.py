@@ -165,7 +165,11 @@ class RunDirectory:
         Returns:
             Messages about damaged files, of which only a part could be kept.
         """
-        messages = [restore(self.path / name, mark) for name, mark in marks.items()]
+        messages = []
+        for name, mark in marks.items():
+            is_metrics = name == METRICS_FILE
+            checks = (lambda record: _damaged_field(record) is None,) if is_metrics else ()
+            messages.append(restore(self.path / name, mark, *checks))
         return [message for message in messages if message is not None]
 
     def replace_histories(self, files: Mapping[str, bytes | None]) -> None:
@@ -281,11 +285,9 @@ class RunDirectory:
         """
         records = list(read_lines(self.metrics))
         for record in records:
-            for name, may_be_none in METRICS.items():
-                value = record.get(name)
-                is_null = value is None and may_be_none and name in record
-                if not (isinstance(value, (int, float)) or is_null):
-                    raise RunError(f"{self.metrics} is damaged: {name} is {str(value)[:80]!r}")
+            if (name := _damaged_field(record)) is not None:
+                value = str(record.get(name))[:80]
+                raise RunError(f"{self.metrics} is damaged: {name} is {value!r}")
         return records
 
     def best_metrics(self) -> dict[str, Any]:
@@ -295,3 +297,13 @@ class RunDirectory:
             RunError: as for `read_metrics`.
         """
         return best_record(self.read_metrics())
+
+
+def _damaged_field(record: Mapping[str, Any]) -> str | None:
+    """Return the first field of `METRICS` that is missing or of another type in a record."""
+    for name, may_be_none in METRICS.items():
+        value = record.get(name)
+        is_null = value is None and may_be_none and name in record
+        if not (isinstance(value, (int, float)) or is_null):
+            return name
+    return None

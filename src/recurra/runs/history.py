@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, Self
 
@@ -70,34 +70,42 @@ def mark_of(file: Path) -> HistoryMark:
         return HistoryMark(num_bytes, hashlib.sha256(stream.read()).hexdigest())
 
 
-def restore(file: Path, mark: HistoryMark | None) -> str | None:
-    """Cut off the lines after a mark.
+def restore(
+    file: Path,
+    mark: HistoryMark | None,
+    is_valid: Callable[[dict[str, Any]], bool] = lambda record: True,
+) -> str | None:
+    """Cut off the lines after a mark, and remove damaged lines before it.
 
     Args:
         file: the file.
         mark: its mark in the checkpoint; None if it did not exist.
+        is_valid: returns whether the fields of a line are valid, in addition to `step`.
 
     Returns:
-        A message if the file was damaged, otherwise None. Of a damaged file, the lines
-        before the first damaged one are kept.
+        A message if the file was damaged, otherwise None.
     """
     if mark is None:
         file.unlink(missing_ok=True)
         return None
     data = file.read_bytes() if file.is_file() else b""
-    kept = data[: mark.num_bytes]
-    if mark.fits(data):
-        if len(kept) < len(data):
-            replace_bytes(file, kept)
+    lines = data[: mark.num_bytes].splitlines(keepends=True)
+    intact = [line for line in lines if _is_intact(line, is_valid)]
+    kept = b"".join(intact)
+    if kept != data:
+        replace_bytes(file, kept)
+    if mark.fits(data) and len(intact) == len(lines):
         return None
-    lines = list(takewhile(_is_intact, kept.splitlines(keepends=True)))
-    replace_bytes(file, b"".join(lines))
-    count = len(lines)
+    count = len(intact)
     return f"{file} is damaged; {count:,} line{'s' if count != 1 else ''} of it were kept"
 
 
-def _is_intact(line: bytes) -> bool:
-    try:
-        return line.endswith(b"\n") and isinstance(json.loads(line)["step"], int)
-    except (ValueError, TypeError, KeyError, RecursionError):
+def _is_intact(line: bytes, is_valid: Callable[[dict[str, Any]], bool]) -> bool:
+    if not line.endswith(b"\n"):
         return False
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    is_record = isinstance(record, dict) and isinstance(record.get("step"), int)
+    return is_record and is_valid(record)

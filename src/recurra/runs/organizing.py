@@ -89,13 +89,23 @@ def check_movable(directory: RunDirectory) -> None:
         RunError: the directory contains no run or other files than those of a run, a process is
             training in it, or it belongs to a comparison.
     """
+    if directory.path.is_symlink():
+        raise RunError(
+            f"{directory.path} is a symbolic link to {directory.path.resolve()}; specify the run"
+            " itself"
+        )
     if not directory.is_run:
-        raise RunError(f"{directory.path} is not a run directory")
+        hint = ""
+        if (directory.path / COMPARISON_FILES[0]).is_file():
+            hint = "; it is a comparison, which can be deleted and moved like any directory"
+        raise RunError(f"{directory.path} is not a run directory{hint}")
+    if directory.path.resolve() == Path.cwd():
+        raise RunError(f"{directory.path} is the current directory; leave it first")
     comparison = directory.path.resolve().parent
     if (comparison / COMPARISON_FILES[0]).is_file():
         raise RunError(
             f"{directory.path} belongs to the comparison in {comparison}, which needs all of its"
-            " runs"
+            " runs; delete or move the whole directory instead"
         )
     check_removable(directory)
 
@@ -107,11 +117,7 @@ def delete_run(directory: RunDirectory) -> None:
         RunError: as for `check_movable`.
     """
     check_movable(directory)
-    path = directory.path
-    if path.is_symlink():
-        path.unlink()
-        return
-    shutil.rmtree(path)
+    shutil.rmtree(directory.path)
 
 
 def move_run(directory: RunDirectory, target: Path) -> Path:
@@ -123,6 +129,8 @@ def move_run(directory: RunDirectory, target: Path) -> Path:
     check_movable(directory)
     is_container = target.is_dir() and not RunDirectory(target).is_run
     place = target / directory.path.resolve().name if is_container else target
+    if (place.parent / COMPARISON_FILES[0]).is_file():
+        raise RunError(f"{place.parent} is a comparison; choose another directory")
     if place.exists() or place.is_symlink():
         raise RunError(f"{place} already exists; choose another name")
     if not place.parent.is_dir():

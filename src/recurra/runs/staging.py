@@ -10,7 +10,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from recurra.errors import RunError
@@ -45,7 +45,8 @@ def staged_run(directory: RunDirectory, *, force: bool) -> Iterator[RunDirectory
         with files.permission_errors_explained(place.parent, files.CHOOSE_ANOTHER_OUT):
             files.make_folders(place.parent)
             staging.path.mkdir(mode=0o700)
-        with staging.locked(), _old_run_locked(directory):
+        with staging.locked(), ExitStack() as old:
+            is_locked = _lock_old_run(directory, old)
             for name in TOKEN_FILES:
                 if (place / name).is_file():
                     files.link_or_copy(place / name, staging.path / name)
@@ -53,6 +54,8 @@ def staged_run(directory: RunDirectory, *, force: bool) -> Iterator[RunDirectory
                 yield staging
             # Another process could have created a run while the text was read.
             _check_free(directory, force=force)
+            if not is_locked:
+                _lock_old_run(directory, old)
             # Until now, only the owner had access; the umask applies to a run.
             staging.path.chmod(0o777 & ~files.umask())
             _replace(directory, staging)
@@ -113,8 +116,8 @@ def _check_free(directory: RunDirectory, *, force: bool) -> None:
     )
     if foreign:
         raise RunError(
-            f"{directory.path} contains {foreign[0]}, which is not a file of a run; --force does"
-            " not remove it"
+            f"{directory.path} contains {foreign[0]}, which is not a file of a run, so the"
+            " directory is not removed"
         )
 
 
@@ -128,14 +131,16 @@ def _is_run_file(directory: RunDirectory, file: Path) -> bool:
     return file in named or is_checkpoint or file.parent.name.endswith(UNFINISHED)
 
 
-@contextmanager
-def _old_run_locked(directory: RunDirectory) -> Iterator[None]:
-    """Hold the lock of the older run, if there is one, while a new run is prepared."""
+def _lock_old_run(directory: RunDirectory, stack: ExitStack) -> bool:
+    """Hold the lock of the older run until the stack is closed; return whether there is one.
+
+    Raises:
+        RunError: another process is training in it.
+    """
     if not directory.is_run:
-        yield
-        return
-    with RunDirectory(directory.path).locked():
-        yield
+        return False
+    stack.enter_context(RunDirectory(directory.path).locked())
+    return True
 
 
 def _replace(directory: RunDirectory, staging: RunDirectory) -> None:

@@ -90,6 +90,9 @@ def _visible_files(scan: FolderScan) -> Iterator[Path]:
             continue
         for name in [name for name in (*directories, *files) if name.startswith(".")]:
             scan.skipped[Path(parent, name)] = "hidden"
+        for name in directories:
+            if not name.startswith(".") and Path(parent, name).is_symlink():
+                scan.skipped[Path(parent, name)] = "a symbolic link to a directory"
         # os.walk descends only into the directories that remain in the list.
         directories[:] = [name for name in directories if not name.startswith(".")]
         generated = COMPARISON_FILES if COMPARISON_FILES[0] in files else ()

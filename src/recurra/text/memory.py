@@ -29,6 +29,8 @@ class MemoryText:
     """
 
     def __init__(self, text: TextInMemory) -> None:
+        if isinstance(text, memoryview):
+            text = bytes(text)
         self._is_whole = isinstance(text, (str, bytes, bytearray)) or hasattr(text, "read")
         if not self._is_whole and not isinstance(text, Iterable):
             raise ConfigError(
@@ -75,7 +77,11 @@ def _contents(text: TextInMemory) -> Iterable[str | bytes]:
     if isinstance(text, (str, bytes, bytearray)):
         return [text]
     if hasattr(text, "read"):
-        return iter(lambda: text.read(_CHUNK), type(text.read(0))())
+        try:
+            end = type(text.read(0))()
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(f"the file {shortened(text)} cannot be read: {error}") from error
+        return iter(lambda: text.read(_CHUNK), end)
     return text
 
 

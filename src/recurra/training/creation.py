@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,6 +45,7 @@ class RunRequest:
         sources: the text; () is the bundled story.
         options: the settings that were given, with those of the base.
         base: the model to fine-tune; None to train from random weights.
+        given: the names of the settings that the user gave, without those of the base.
         command: the command line, or None in Python.
         force: whether to replace an older run in the directory.
     """
@@ -52,6 +53,7 @@ class RunRequest:
     sources: Sequence[TextSource]
     options: RunOptions
     base: LanguageModel | None = None
+    given: Collection[str] = ()
     command: str | None = None
     force: bool = False
 
@@ -85,7 +87,8 @@ def create_request(
             )
         return RunRequest(sources, options)
     model = load_language_model(base, "cpu")
-    return RunRequest(sources, fine_tuning.inherit_settings(options, model), model)
+    settings = fine_tuning.inherit_settings(options, model)
+    return RunRequest(sources, settings, model, options.values.keys())
 
 
 def create_run(directory: RunDirectory, request: RunRequest, context: RunContext) -> str:
@@ -122,7 +125,7 @@ def create_run(directory: RunDirectory, request: RunRequest, context: RunContext
         # Errors must show before the directory changes.
         _check_prompts(vocabulary, options.config)
         if base is not None:
-            options = fine_tuning.limit_batches_to_text(options, len(tokens.train))
+            options = fine_tuning.limit_batches_to_text(options, request.given, len(tokens.train))
         config = recipe.resolve(
             options.with_vocab_size(len(vocabulary)),
             len(tokens.train),

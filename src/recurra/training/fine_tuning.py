@@ -8,6 +8,7 @@ neither more nor less probable than an average one.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -72,20 +73,23 @@ def inherit_settings(options: RunOptions, base: LanguageModel) -> RunOptions:
     return RunOptions({**kept, **options.values}, options.vocab_size)
 
 
-def limit_batches_to_text(options: RunOptions, num_ids: int) -> RunOptions:
+def limit_batches_to_text(options: RunOptions, given: Collection[str], num_ids: int) -> RunOptions:
     """Return the options with smaller inherited batches if the text is short.
 
     Args:
         options: the settings with those of the base.
+        given: the names of the settings that the user gave; they are kept.
         num_ids: number of tokens in the training part of the text.
     """
     config = options.config.training
-    num_steps = max(config.window_growth, min(config.num_steps, num_ids // 4))
-    rows = max(config.batch_growth, min(config.batch_size, num_ids // (4 * num_steps)))
-    return options.replaced(
-        num_steps=num_steps - num_steps % config.window_growth,
-        batch_size=rows - rows % config.batch_growth,
-    )
+    num_steps, rows = config.num_steps, config.batch_size
+    if "num_steps" not in given:
+        limit = max(config.window_growth, min(num_steps, num_ids // 4))
+        num_steps = limit - limit % config.window_growth
+    if "batch_size" not in given:
+        limit = max(config.batch_growth, min(rows, num_ids // (4 * num_steps)))
+        rows = limit - limit % config.batch_growth
+    return options.replaced(num_steps=num_steps, batch_size=rows)
 
 
 def initial_model(base: LanguageModel, model: RecurrentLM) -> RecurrentLM:
@@ -96,22 +100,30 @@ def initial_model(base: LanguageModel, model: RecurrentLM) -> RecurrentLM:
         model: a model of the same structure, with a vocabulary that begins with that of the base.
     """
     old = base.model.state_dict()
-    num_old, num_new = len(base.vocabulary), model.config.vocab_size
+    num_new = model.config.vocab_size - len(base.vocabulary)
+    is_one_hot = not model.config.embedding_size
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(_extended(name, old[name], num_old, num_new))
+            parameter.copy_(_extended(name, old[name], num_new, is_one_hot=is_one_hot))
     return model
 
 
-def _extended(name: str, weight: Tensor, num_old: int, num_new: int) -> Tensor:
-    """Return a parameter for more tokens."""
+def _extended(name: str, weight: Tensor, num_new: int, *, is_one_hot: bool) -> Tensor:
+    """Return a parameter for more tokens.
+
+    Args:
+        name: the name of the parameter.
+        weight: the parameter of the base.
+        num_new: number of new tokens.
+        is_one_hot: whether the first layer reads tokens without an embedding.
+    """
     if name in ("embedding", "head_weight", "head_bias"):
         mean = weight.mean(dim=0, keepdim=True)
-        return torch.cat([weight, mean.expand(num_new - num_old, *weight.shape[1:])])
-    if name == "weight_ih_l0" and weight.shape[1] == num_old and num_new > num_old:
-        # One-hot input: a token is a column.
+        return torch.cat([weight, mean.expand(num_new, *weight.shape[1:])])
+    if name == "weight_ih_l0" and is_one_hot:
+        # A token is a column.
         mean = weight.mean(dim=1, keepdim=True)
-        return torch.cat([weight, mean.expand(-1, num_new - num_old)], dim=1)
+        return torch.cat([weight, mean.expand(-1, num_new)], dim=1)
     return weight
 
 

@@ -180,7 +180,11 @@ def _run(
             how = f"resume with recurra train --resume {directory.path}"
             raise TrainingInterrupted(stop.signum, how) from None
         if training.plot and context.processes.is_first:
-            losses = directory.read_losses()
+            try:
+                losses = directory.read_losses()
+            except RunError as error:
+                losses = []
+                context.progress.message(f"warning: {error}; the plot lacks the training loss")
             write_svg(records, directory.curve, title=directory.path.name, losses=losses)
         if (number := context.signals.received) is not None:
             # The run is complete, but the caller may have more runs, which the signal must stop.

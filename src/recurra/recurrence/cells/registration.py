@@ -97,7 +97,9 @@ def _check_step(cell: Cell) -> None:
         output, after = cell.step(inputs, state, parameters, torch.float32)
         shapes = [tuple(tensor.shape) for tensor in (output, *after)]
     except Exception as error:
-        raise ConfigError(f"the step of the cell {cell.name} failed: {error}") from error
+        raise ConfigError(
+            f"the step of the cell {cell.name} failed: {str(error) or repr(error)}"
+        ) from error
     expected = [(_ROWS, _UNITS)] * (1 + cell.num_states)
     if shapes != expected:
         raise ConfigError(

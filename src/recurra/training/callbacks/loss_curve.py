@@ -45,6 +45,7 @@ class LossCurve(Callback):
         self._when = self._written = context.clock.now()
         self._step = self._report = 0
         self._nats, self._tokens = 0.0, 0
+        self._has_failed = False
 
     def start(self, session: TrainingSession) -> None:
         """Load the points of the run up to its checkpoint; a new run has none."""
@@ -111,8 +112,15 @@ class LossCurve(Callback):
         self._when = self._context.clock.now()
 
     def _write(self) -> None:
-        if self.points:
-            self._store.write_losses(self.points)
+        if self.points and not self._has_failed:
+            try:
+                self._store.write_losses(self.points)
+            except OSError as error:
+                # Training does not need the file; a checkpoint reports a full disk as an error.
+                self._has_failed = True
+                self._context.progress.message(
+                    f"warning: the loss curve is not recorded: {error.strerror} ({error.filename})"
+                )
         self._written = self._context.clock.now()
 
 
