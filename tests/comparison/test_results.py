@@ -107,9 +107,15 @@ def test_comparison_corrects_for_every_pair_of_variants():
     assert Comparison(Path(), more).tests[0].seeds_needed > 3
 
 
-def test_comparison_equal_means_need_more_seeds_than_the_limit():
+def test_comparison_equal_means_show_no_difference():
     (test,) = Comparison(Path(), [row("a", 1.0, 1.2), row("b", 1.0, 1.2)]).tests
     assert test.p_value == 1.0
+    assert test.seeds_needed is None
+    assert test.conclusion == "no difference"
+
+
+def test_comparison_nearly_equal_means_need_more_seeds_than_the_limit():
+    (test,) = Comparison(Path(), [row("a", 1.0, 1.2), row("b", 1.001, 1.2)]).tests
     assert test.seeds_needed is None
     assert "about more than" not in test.conclusion
     assert "more than 1,000 seeds needed" in test.conclusion

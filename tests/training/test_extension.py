@@ -140,4 +140,4 @@ def test_finished_run_resumed_without_budget_names_what_to_do(run, tmp_path, lis
     run(tmp_path / "run", steps=10, **OPTIONS)
     progress = listener()
     resume_run(tmp_path / "run", progress, Clock())
-    assert any("greater budget" in message for message in progress.messages)
+    assert any("greater budget" in line for line in progress.plans)
