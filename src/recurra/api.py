@@ -5,6 +5,7 @@ The module connects the lower-level packages and contains no computation.
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,6 +26,9 @@ from recurra.training.creation import create_request
 from recurra.training.run import resume_run, start_run
 
 __all__ = ["LanguageModel", "load", "resume", "train"]
+
+MAX_PATH_CHARS = 1024
+"""Length from which a text in memory is not checked for being the path of a file."""
 
 
 def train(
@@ -85,6 +89,8 @@ def train(
     sources: list[TextSource] = [*as_list(source)]
     if text is not None:
         require(not sources, "source and text are both given; remove one of the two")
+        is_path = isinstance(text, str) and len(text) < MAX_PATH_CHARS and os.path.isfile(text)
+        require(not is_path, f"text is {text!r}, which is a file; pass it as source instead")
         sources = [MemoryText(text)]
     request = replace(create_request(sources, RunOptions.of(**options), config, base), force=force)
     shown = progress or default_progress()

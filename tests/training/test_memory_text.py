@@ -102,3 +102,8 @@ def test_train_closed_file_fails_with_reason(tmp_path):
     file.close()
     with pytest.raises(ConfigError, match="cannot be read: I/O operation on closed file"):
         recurra.train(text=file)
+
+
+def test_train_path_as_text_is_refused(source):
+    with pytest.raises(ConfigError, match="which is a file; pass it as source instead"):
+        recurra.train(text=str(source))
