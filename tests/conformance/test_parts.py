@@ -9,7 +9,8 @@ from recurra.config.optimizers import OPTIMIZERS
 from recurra.kernels import library
 from recurra.recurrence.cells import CELLS
 from recurra.text.bpe import BpeVocabulary
-from recurra.text.vocabulary import ByteVocabulary, CharVocabulary, WordVocabulary
+from recurra.text.byte_vocabulary import ByteVocabulary
+from recurra.text.vocabulary import CharVocabulary, WordVocabulary
 
 TEXTS = ["", "a", "the cat sat on the mat, the end.", "naïve 中文 \U0001f600 the\n\ttab"]
 COMPILED = ["gru", "lstm", "mingru", "minlstm", "none", "rglru", "rnn", "rnn-relu", "sru"]

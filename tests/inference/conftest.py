@@ -10,7 +10,8 @@ import torch
 
 from recurra.config import ModelConfig
 from recurra.model import RecurrentLM
-from recurra.text.vocabulary import ByteVocabulary, CharVocabulary, Vocabulary
+from recurra.text.byte_vocabulary import ByteVocabulary
+from recurra.text.vocabulary import CharVocabulary, Vocabulary
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from recurra.config import TextConfig
 from recurra.errors import ConfigError
 from recurra.inference.document import decode_document, encode_document, extent_of_first
-from recurra.text.vocabulary import ByteVocabulary, CharVocabulary
+from recurra.text.byte_vocabulary import ByteVocabulary
+from recurra.text.vocabulary import CharVocabulary
 
 BYTES = ByteVocabulary()
 CONFIG = TextConfig(tokens="byte")

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from recurra.config import ModelConfig
 from recurra.inference.generate import GenerationConfig, generate, generate_ids, stream
 from recurra.model import RecurrentLM
-from recurra.text.vocabulary import ByteVocabulary, CharVocabulary, Vocabulary, WordVocabulary
+from recurra.text.byte_vocabulary import ByteVocabulary
+from recurra.text.vocabulary import CharVocabulary, Vocabulary, WordVocabulary
 
 pytest.importorskip("tokenizers", reason="the bpe extra is not installed")
 

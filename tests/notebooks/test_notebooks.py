@@ -45,8 +45,10 @@ def notebook(tmp_path, monkeypatch):
 
 def _interrupt(client, file):
     deadline = time.monotonic() + 60
-    while not file.is_file() and time.monotonic() < deadline:
-        time.sleep(0.05)  # The kernel writes the file.
+    # The kernel trains in another process, and writes the file when training has begun.
+    while not file.is_file():
+        assert time.monotonic() < deadline, f"the kernel has not written {file}"
+        time.sleep(0.05)
     client.km.provisioner.process.send_signal(2)
 
 

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recurra.text.byte_vocabulary import ByteVocabulary
 from recurra.text.decoding import IncrementalDecoder
-from recurra.text.vocabulary import ByteVocabulary, CharVocabulary
+from recurra.text.vocabulary import CharVocabulary
 
 BYTES = ByteVocabulary()
 

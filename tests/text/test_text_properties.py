@@ -15,8 +15,9 @@ from recurra.data import provisional
 from recurra.data.token_file import TokenFile, build_token_file
 from recurra.errors import SourceError
 from recurra.text import sources
+from recurra.text.byte_vocabulary import ByteVocabulary
 from recurra.text.corpus import prepare_text
-from recurra.text.vocabulary import ByteVocabulary, CharVocabulary, Vocabulary, WordVocabulary
+from recurra.text.vocabulary import CharVocabulary, Vocabulary, WordVocabulary
 
 pytest.importorskip("tokenizers", reason="the bpe extra is not installed")
 

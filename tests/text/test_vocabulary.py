@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recurra.errors import ConfigError, SourceError, UnknownTokenError
+from recurra.text.byte_vocabulary import ByteVocabulary
 from recurra.text.vocabularies import vocabulary_from_dict
-from recurra.text.vocabulary import ByteVocabulary, CharVocabulary, WordVocabulary
+from recurra.text.vocabulary import CharVocabulary, WordVocabulary
 
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 SYMBOL_KINDS = [CharVocabulary, WordVocabulary]

@@ -30,8 +30,9 @@ from recurra.data.provisional import (
 )
 from recurra.errors import ConfigError, SourceError
 from recurra.text.bpe import BpeVocabulary
+from recurra.text.byte_vocabulary import ByteVocabulary
 from recurra.text.unicode import printable
-from recurra.text.vocabulary import ByteVocabulary, SymbolVocabulary
+from recurra.text.vocabulary import SymbolVocabulary
 from recurra.text.words import cut_at_borders
 
 _logger = logging.getLogger("recurra")

@@ -16,8 +16,9 @@ from recurra.config import TextConfig, UnknownRule
 from recurra.errors import ConfigError
 from recurra.inference.reading import IdArray
 from recurra.inference.spans import character_sizes, characters_completed
+from recurra.text.byte_vocabulary import ByteVocabulary
 from recurra.text.corpus import prepare_text, read_bytes, read_text
-from recurra.text.vocabulary import ByteVocabulary, Vocabulary
+from recurra.text.vocabulary import Vocabulary
 
 
 class Document(NamedTuple):

@@ -8,7 +8,8 @@ from typing import Any
 
 from recurra.errors import ConfigError
 from recurra.text.bpe import BpeVocabulary
-from recurra.text.vocabulary import ByteVocabulary, CharVocabulary, Vocabulary, WordVocabulary
+from recurra.text.byte_vocabulary import ByteVocabulary
+from recurra.text.vocabulary import CharVocabulary, Vocabulary, WordVocabulary
 
 _KINDS: dict[str, type[Vocabulary]] = {
     kind.kind: kind for kind in (CharVocabulary, WordVocabulary, ByteVocabulary, BpeVocabulary)

@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from recurra.config import MAX_VOCABULARY, TokenKind, UnknownRule
 from recurra.errors import ConfigError, SourceError, UnknownTokenError
-from recurra.text.decoding import IncrementalDecoder, SymbolDecoder, Utf8Decoder, decode_utf8
-from recurra.text.unicode import code_points, label_bytes, printable, utf8
+from recurra.text.decoding import IncrementalDecoder, SymbolDecoder
+from recurra.text.unicode import code_points, printable, utf8
 from recurra.text.words import split_words
 
 Ids = npt.NDArray[np.int64]
@@ -347,58 +347,6 @@ class WordVocabulary(SymbolVocabulary):
         self.encode(text, unknown)
         utf8(text)
         return np.array([len(word.encode()) for word in split_words(text)], dtype=np.int64)
-
-
-@final
-class ByteVocabulary(Vocabulary):
-    """Vocabulary of the 256 bytes, which can encode every text and file."""
-
-    kind = "byte"
-    _PIECES = tuple(bytes([value]) for value in range(256))
-
-    def __len__(self) -> int:
-        """Return 256."""
-        return 256
-
-    def encode(self, text: str, unknown: UnknownRule = "error") -> Ids:
-        """Return the UTF-8 bytes of a text as ids, (bytes,) int64. `unknown` has no effect."""
-        return self.encode_bytes(utf8(text))
-
-    def encode_bytes(self, data: bytes) -> Ids:
-        """Return bytes as ids, (len(data),) int64."""
-        return np.frombuffer(data, dtype=np.uint8).astype(np.int64)
-
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """Return the bytes of a sequence of ids, the inverse of `encode_bytes`.
-
-        Raises:
-            IndexError: if an id is outside the vocabulary.
-        """
-        return checked_ids(ids, len(self)).astype(np.uint8).tobytes()
-
-    def byte_lengths(self, text: str, unknown: UnknownRule = "error") -> Ids:
-        """Return a 1 for each byte of the text, (bytes,) int64."""
-        return np.ones(len(utf8(text)), dtype=np.int64)
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Return the bytes decoded as UTF-8."""
-        return decode_utf8(self.decode_bytes(ids))
-
-    def decoder(self) -> IncrementalDecoder:
-        """Return a decoder that buffers the bytes of incomplete characters."""
-        return Utf8Decoder(self._PIECES)
-
-    def label(self, token_id: int) -> str:
-        """Return the ASCII character, or the byte in hexadecimal."""
-        return label_bytes(self._PIECES[token_id])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the kind, which determines the vocabulary."""
-        return {"kind": self.kind}
-
-    @classmethod
-    def from_values(cls, values: Mapping[str, Any]) -> Self:
-        return cls()
 
 
 def _too_many(count: int) -> str:

@@ -31,6 +31,7 @@ def book():
     """Return the root of the checkout."""
     root = Path(os.environ.get("RECURRA_BOOK", ""))
     if "RECURRA_BOOK" not in os.environ or not (root / "d2l" / "torch.py").is_file():
+        # The code of the book is not ours, so the repository does not contain it.
         pytest.skip("RECURRA_BOOK does not name a checkout of github.com/d2l-ai/d2l-en")
     return root
 

@@ -7,8 +7,8 @@ import pytest
 from recurra.config import TextConfig
 from recurra.data.token_file import build_token_file, load_token_file, load_vocabulary
 from recurra.text import sources
+from recurra.text.byte_vocabulary import ByteVocabulary
 from recurra.text.corpus import read_text
-from recurra.text.vocabulary import ByteVocabulary
 from text.token_file.files import TEXT
 
 

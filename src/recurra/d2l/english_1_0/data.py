@@ -53,7 +53,11 @@ class DataModule(HyperParameters):
         self.save_hyperparameters()
 
     def get_dataloader(self, train: bool) -> Any:
-        """Return the training or the validation batches; defined by subclasses."""
+        """Return the training or the validation batches.
+
+        Raises:
+            NotImplementedError: always; subclasses define the method, as in the book.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not define get_dataloader(train)")
 
     def train_dataloader(self) -> Any:

@@ -65,11 +65,19 @@ class Module(nn.Module, HyperParameters):
         self.board = d2l.ProgressBoard()
 
     def loss(self, y_hat: Any, y: Any) -> Tensor:
-        """Return the loss of a batch, a scalar; defined by subclasses."""
+        """Return the loss of a batch, a scalar.
+
+        Raises:
+            NotImplementedError: always; subclasses define the method, as in the book.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not define loss(y_hat, y)")
 
     def forward(self, X: Any) -> Any:  # noqa: N803
-        """Return the output of `net`, unless a subclass defines another forward method."""
+        """Return the output of `net`, unless a subclass defines another forward method.
+
+        Raises:
+            NotImplementedError: the subclass defines neither of the two.
+        """
         if not hasattr(self, "net"):
             raise NotImplementedError(
                 f"{type(self).__name__} defines neither forward nor the attribute net"
