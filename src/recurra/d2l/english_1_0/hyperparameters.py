@@ -10,7 +10,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def add_to_class(Class: type) -> Callable[[Function], Function]:  # noqa: N803
-    """Return a decorator that makes a function a method of a class that exists already.
+    """Return a decorator that makes a function a method of an existing class.
 
     Objects that exist already have the method too. Unlike in the book, the function keeps its name
     outside the class; there, the name is None afterwards.

@@ -98,7 +98,7 @@ class RNNLMScratch(Classifier):
             prefix: a string, or a sequence of tokens.
             num_preds: number of tokens to predict.
             vocab: the vocabulary of the training.
-            device: the device of the model; None finds it out.
+            device: the device of the model; by default, that of the parameters.
 
         Raises:
             ConfigError: the prefix is empty.
@@ -121,7 +121,7 @@ class RNNLMScratch(Classifier):
 
 
 class RNNLM(RNNLMScratch):
-    """Language model of a recurrent layer and `nn.LazyLinear`, which finds out its input width.
+    """Language model of a recurrent layer and `nn.LazyLinear`, which infers its input width.
 
     Args:
         rnn: the layer, for example `d2l.LSTM`.

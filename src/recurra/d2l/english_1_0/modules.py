@@ -35,7 +35,7 @@ class Module(nn.Module, HyperParameters):
 
     Attributes:
         board: the `ProgressBoard` of the model.
-        trainer: the `Trainer`, once `fit` was called.
+        trainer: the `Trainer`, after `Trainer.fit` has been called.
 
     Examples:
         >>> import torch

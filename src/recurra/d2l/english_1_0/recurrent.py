@@ -193,7 +193,20 @@ class RNN(Module):
         return self.rnn(inputs, H)
 
 
-class LSTM(RNN):
+class _StackedLayer(RNN):
+    """Base class of the cells that the book stacks: the arguments of `LSTM` and `GRU`."""
+
+    _layer: type[Any]
+
+    def __init__(
+        self, num_inputs: int, num_hiddens: int, num_layers: int = 1, dropout: float = 0
+    ) -> None:
+        Module.__init__(self)
+        self.save_hyperparameters()
+        self.rnn = self._layer(num_inputs, num_hiddens, num_layers, dropout=dropout)
+
+
+class LSTM(_StackedLayer):
     """Long short-term memory of `recurra.nn` (section 10.1).
 
     Args:
@@ -210,19 +223,14 @@ class LSTM(RNN):
         (torch.Size([5, 2, 4]), torch.Size([1, 2, 4]), torch.Size([1, 2, 4]))
     """
 
-    def __init__(
-        self, num_inputs: int, num_hiddens: int, num_layers: int = 1, dropout: float = 0
-    ) -> None:
-        Module.__init__(self)
-        self.save_hyperparameters()
-        self.rnn = recurra_nn.LSTM(num_inputs, num_hiddens, num_layers, dropout=dropout)
+    _layer = recurra_nn.LSTM
 
     def forward(self, inputs: Tensor, H_C: Any = None) -> Any:  # noqa: N803
         """Return the outputs (steps, batch, num_hiddens), and the pair (H, C) of the layer."""
         return self.rnn(inputs, H_C)
 
 
-class GRU(RNN):
+class GRU(_StackedLayer):
     """Gated recurrent units of `recurra.nn`, in one or several layers (sections 10.2 and 10.3).
 
     Args:
@@ -240,9 +248,4 @@ class GRU(RNN):
         (torch.Size([5, 2, 4]), torch.Size([2, 2, 4]))
     """
 
-    def __init__(
-        self, num_inputs: int, num_hiddens: int, num_layers: int = 1, dropout: float = 0
-    ) -> None:
-        Module.__init__(self)
-        self.save_hyperparameters()
-        self.rnn = recurra_nn.GRU(num_inputs, num_hiddens, num_layers, dropout=dropout)
+    _layer = recurra_nn.GRU
