@@ -191,25 +191,20 @@ def _wait_for(process: subprocess.Popen[bytes]) -> str:
 def _flags() -> list[str]:
     arm = platform.machine().lower() in ("arm64", "aarch64")
     machine = "-mcpu=native" if arm else "-march=native"
-    openmp = ["-Xclang", "-fopenmp"] if sys.platform == "darwin" else ["-fopenmp"]
     return [
         "-std=c++17",
         "-O3",
         machine,
         "-fno-math-errno",
         "-fPIC",
+        "-pthread",
         "-fvisibility=hidden",
-        *openmp,
         *shlex.split(os.environ.get("CXXFLAGS", "")),
     ]
 
 
 def _link_flags() -> list[str]:
-    """Return the flags that link torch's libraries and its OpenMP runtime, already loaded.
-
-    A second OpenMP runtime in the process would have separate threads, which compete with those of
-    torch for the cores.
-    """
+    """Return the flags that link torch's libraries."""
     folder = Path(torch.__file__).parent / "lib"
     if sys.platform == "darwin":
         return ["-undefined", "dynamic_lookup"]

@@ -1,6 +1,7 @@
 // Products of all time steps at once: the contribution of a layer's inputs to its gates, and the
 // gradient of the inputs.
 #include "kernels.h"
+#include "pool.h"
 #include "product.h"
 
 namespace recurra {
@@ -28,18 +29,18 @@ void multiply(const DenseProduct& d) {
   auto* packed = static_cast<Operand*>(d.packed);
   const int64_t size = P::panel_size(d.depth), padded = d.depth + d.depth % 2;
   const bool rounds = P::kCopiesOperand && !d.is_operand;
-#pragma omp parallel num_threads(std::min<int>(d.threads, kMostThreads))
-  {
-    int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    Range own = part(panels(d.n), thread, threads);
+  const int threads = thread_count(d.threads);
+  auto pack = [&](int, int index, int64_t) {
+    Range own = part(panels(d.n), index, threads);
     for (int64_t p = own.begin; p < own.end; p++) {
       int width = int(std::min<int64_t>(kPanel, d.n - p * kPanel));
       P::pack({d.weight + p * kPanel * d.weight_column, d.weight_row, d.weight_column}, d.depth,
               width, packed + p * size);
     }
-#pragma omp barrier
-    Operand* rounded = packed + panels(d.n) * size + thread * kRowsAtOnce * padded;
-    Range rows = part(d.rows, thread, threads);
+  };
+  auto multiply_rows = [&](int, int index, int64_t) {
+    Operand* rounded = packed + panels(d.n) * size + index * kRowsAtOnce * padded;
+    Range rows = part(d.rows, index, threads);
     for (int64_t first = rows.begin; first < rows.end; first += kRowsAtOnce) {
       int64_t count = std::min(kRowsAtOnce, rows.end - first);
       const Operand* a = static_cast<const Operand*>(d.a) + first * d.lda;
@@ -54,7 +55,10 @@ void multiply(const DenseProduct& d) {
           multiply_chunk<P>(d, a + r * lda, lda, int(std::min<int64_t>(kChunk, count - r)),
                             packed + p * size, p * kPanel, d.out + (first + r) * d.n + p * kPanel);
     }
-  }
+    P::finish();
+  };
+  const Grid grid{1, threads, 1};
+  run_stages(threads, stage(grid, pack), stage(grid, multiply_rows));
 }
 
 }  // namespace
@@ -75,7 +79,7 @@ RECURRA_EXPORT void recurra_multiply(const recurra::DenseProduct* product) {
 // Numbers in `packed`.
 RECURRA_EXPORT int64_t recurra_dense_numbers(int64_t threads, int64_t depth, int64_t n) {
   using namespace recurra;
-  int64_t rows = panels(n) * kPanel + std::min<int64_t>(threads, kMostThreads) * kRowsAtOnce;
+  int64_t rows = panels(n) * kPanel + thread_count(threads) * kRowsAtOnce;
   return (depth + depth % 2) * rows;
 }
 

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "cells.h"
+#include "division.h"
 #include "kernels.h"
 #include "product.h"
 
@@ -17,6 +18,15 @@ constexpr int kChunk = 2 * kTileRows;  // rows whose product is held at a time
 inline int64_t operand_width(int64_t numbers, int64_t units) {
   if (units % 2 == 0) return numbers;
   return numbers + (numbers % 2 ? 1 : 2);
+}
+
+// The division of a layer's steps, in both directions.
+template <class C, class P>
+Division divide_layer(const Layer& layer, int threads) {
+  const int64_t bytes = C::kGates * layer.units * int64_t(sizeof(typename P::Operand));
+  const int64_t depth = bytes / C::kGates / int64_t(sizeof(float));
+  const StepSize size{layer.batch, panels(layer.units), C::kGates, depth, kTileRows};
+  return divide(threads, size, cache_sizes());
 }
 
 template <class C, class P>

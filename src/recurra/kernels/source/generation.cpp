@@ -1,5 +1,6 @@
-// Generation, token by token, inside one parallel region: the layers, the output layer and the
-// choice of a token. Threads that share rows synchronize after each of these.
+// Generation, token by token: the layers, the output layer and the choice of a token. Threads that
+// share rows synchronize after each of these.
+#include <atomic>
 #include <vector>
 
 #include "forward.h"
@@ -28,30 +29,33 @@ class Writer {
 
   // Returns the number of steps before a logit that is not finite.
   int64_t run() {
-    std::vector<Group> groups(kMostThreads);
-    for (Group& group : groups) group.done = g_.layers[0].steps;
-#pragma omp parallel num_threads(std::min<int>(g_.threads, kMostThreads))
-    {
-      int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-      Share share = share_of(thread, threads, samples_, panels(units()));
-      if (g_.packs) pack(thread, threads);
-      for (auto& pass : passes_) pass.prepare(share);
-#pragma omp barrier
-      if (share.rows.size() > 0) write(share, thread % share.companions, groups[share.group]);
+    const int threads = thread_count(g_.threads);
+    division_ = divide_layer<C, P>(g_.layers[0], threads);
+    done_ = std::vector<std::atomic<int64_t>>(division_.groups);
+    for (auto& done : done_) done = steps();
+    for (int slot = 0; slot < division_.slots(); slot++) samplers_.emplace_back(g_);
+    auto prepare = [&](int, int index, int64_t) {
+      if (g_.packs) pack(index, threads);
+      if (index >= division_.slots()) return;
+      for (auto& pass : passes_)
+        pass.prepare(share_of(index / division_.parts, index % division_.parts));
+    };
+    auto write_tokens = [&](int group, int part, int64_t step) {
+      const Share share = share_of(group, part);
+      if (division_.parts > 1)
+        write(share, part, step / phases(), step % phases());
+      else
+        for (int64_t t = 0; t < done_[group]; t++)
+          for (int64_t phase = 0; phase < phases(); phase++) write(share, part, t, phase);
       P::finish();
-    }
-    int64_t done = g_.layers[0].steps;
-    for (const Group& group : groups) done = std::min<int64_t>(done, group.done);
-    return done;
+    };
+    // Without other parts to wait for, a part writes all tokens at once.
+    const Grid grid{division_.groups, division_.parts, division_.parts > 1 ? steps() * phases() : 1};
+    run_stages(threads, stage({1, threads, 1}, prepare), stage(grid, write_tokens));
+    return *std::min_element(done_.begin(), done_.end());
   }
 
  private:
-  // Threads that share rows. Each group stops by itself, so that its threads leave together.
-  struct Group {
-    Barrier barrier;
-    std::atomic<int64_t> done;
-  };
-
   void pack(int thread, int threads) {
     for (const auto& pass : passes_) pack_part(pass.weight(), thread, threads);
     for (const auto& input : inputs_)
@@ -59,27 +63,43 @@ class Writer {
     pack_part(head_, thread, threads);
   }
 
-  void write(const Share& share, int companion, Group& group) {
-    Barrier& barrier = group.barrier;
-    Sampler sampler(g_);
-    Range own_rows = part(share.rows.size(), companion, share.companions);
-    Range own_panels = part(panels(g_.vocabulary), companion, share.companions);
-    for (int64_t t = 0; t < group.done; t++) {
-      for (size_t i = 0; i < passes_.size(); i++) {
-        if (inputs_[i].weight) project(share, companion, barrier, int(i), t);
-        passes_[i].step(share, t);
-        barrier.wait(share.companions);
-      }
-      const auto& top = passes_.back();
-      for (int64_t panel = own_panels.begin; panel < own_panels.end; panel++)
-        P::multiply(int(share.rows.size()), units(), top.operand(t + 1, share.rows.begin),
-                    top.operand_stride(), head_.panel(panel),
-                    logits(share.rows.begin) + panel * kPanel, logits_width(), false);
-      barrier.wait(share.companions);
-      for (int64_t r = own_rows.begin; r < own_rows.end; r++)
-        choose(sampler, share.rows.begin + r, t, group.done);
-      barrier.wait(share.companions);
+  int64_t steps() const { return g_.layers[0].steps; }
+  bool looks_up() const { return inputs_[0].weight != nullptr; }
+
+  // A token has a phase for the embedding, one for each layer, and two for the output layer and the
+  // choice. The parts of a group wait for each other after each.
+  int64_t phases() const { return int64_t(passes_.size()) + looks_up() + 2; }
+
+  Share share_of(int group, int part) const {
+    return division_.share(group, part, samples_, panels(units()));
+  }
+
+  void write(const Share& share, int part, int64_t t, int64_t phase) {
+    // Each group stops by itself, so that all of its parts take the same number of steps.
+    if (t > done_[share.group]) return;
+    const int64_t layer = phase - looks_up(), num_layers = int64_t(passes_.size());
+    if (layer < 0) {
+      look_up(share, part, t);
+    } else if (layer < num_layers) {
+      if (inputs_[layer].weight) project(share, int(layer), t);
+      passes_[layer].step(share, t);
+    } else if (layer == num_layers) {
+      multiply_head(share, part, t);
+    } else {
+      Range own = recurra::part(share.rows.size(), part, division_.parts);
+      Sampler& sampler = samplers_[share.group * division_.parts + part];
+      for (int64_t r = own.begin; r < own.end; r++)
+        choose(sampler, share.rows.begin + r, t, done_[share.group]);
     }
+  }
+
+  void multiply_head(const Share& share, int part, int64_t t) {
+    const auto& top = passes_.back();
+    Range own = recurra::part(panels(g_.vocabulary), part, division_.parts);
+    for (int64_t panel = own.begin; panel < own.end; panel++)
+      P::multiply(int(share.rows.size()), units(), top.operand(t + 1, share.rows.begin),
+                  top.operand_stride(), head_.panel(panel),
+                  logits(share.rows.begin) + panel * kPanel, logits_width(), false);
   }
 
   void choose(Sampler& sampler, int64_t sample, int64_t t, std::atomic<int64_t>& done) {
@@ -95,12 +115,8 @@ class Writer {
   }
 
   // x_t W_ih' and biases of a layer that reads numbers.
-  void project(const Share& share, int companion, Barrier& barrier, int layer, int64_t t) {
+  void project(const Share& share, int layer, int64_t t) {
     const bool reads_layer = layer > 0;
-    if (!reads_layer) {
-      look_up(share, companion, t);
-      barrier.wait(share.companions);
-    }
     for (int64_t b = share.rows.begin; b < share.rows.end; b += kChunk) {
       int rows = int(std::min<int64_t>(kChunk, share.rows.end - b));
       const Operand* from = reads_layer ? passes_[layer - 1].operand(t + 1, b) : embedded(b);
@@ -129,8 +145,8 @@ class Writer {
   }
 
   // The embedding's rows of the tokens, as the product takes them.
-  void look_up(const Share& share, int companion, int64_t t) {
-    Range own = part(share.rows.size(), companion, share.companions);
+  void look_up(const Share& share, int part, int64_t t) {
+    Range own = recurra::part(share.rows.size(), part, division_.parts);
     for (int64_t b = share.rows.begin + own.begin; b < share.rows.begin + own.end; b++) {
       const float* from = g_.embedding + g_.ids[t * samples_ + b] * g_.embedding_size;
       for (int64_t e = 0; e < g_.embedding_size; e += kLanes) {
@@ -157,6 +173,9 @@ class Writer {
   std::vector<Forward<C, P>> passes_;
   std::vector<PackedWeight<P>> inputs_;
   const PackedWeight<P> head_;
+  Division division_{};
+  std::vector<std::atomic<int64_t>> done_;  // valid steps of each group
+  std::vector<Sampler> samplers_;           // of each part
 };
 
 template <class P>

@@ -1,5 +1,6 @@
 // The gradients of weights: one product over all rows of all steps, and the lookup's sums of rows.
 #include "kernels.h"
+#include "pool.h"
 #include "product.h"
 
 namespace recurra {
@@ -19,42 +20,45 @@ void multiply_transposed(const GradientProduct& g) {
   auto* a = static_cast<const typename P::Operand*>(g.a);
   auto* packed = static_cast<typename P::Operand*>(g.packed);
   const int64_t size = P::panel_size(std::min(kDepth, g.rows));
-#pragma omp parallel num_threads(std::min<int>(g.threads, kMostThreads))
-  {
-    int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    const int64_t num_blocks = (g.m + kBlock - 1) / kBlock;
-    const bool by_blocks = imbalance(num_blocks, threads) <= imbalance(panels(g.n), threads);
-    Range own = part(panels(g.n), thread, threads);
-    Range blocks = by_blocks ? part(num_blocks, thread, threads) : Range{0, num_blocks};
-    Range used = by_blocks ? Range{0, panels(g.n)} : own;
-    typename P::Operand* block = packed + panels(g.n) * size + thread * size / kPanel * kBlock;
-    for (int64_t first = 0; first < g.rows; first += kDepth) {
-      int64_t depth = std::min(kDepth, g.rows - first);
-      for (int64_t p = own.begin; p < own.end; p++) {
-        int width = int(std::min<int64_t>(kPanel, g.n - p * kPanel));
-        P::pack({g.b + first * g.ldb + p * kPanel, g.ldb, 1}, depth, width, packed + p * size);
-      }
-#pragma omp barrier
-      for (int64_t i = blocks.begin; i < blocks.end; i++) {
-        int width = int(std::min<int64_t>(kBlock, g.m - i * kBlock));
-        P::pack_block(a + first * g.lda + i * kBlock, g.lda, depth, width, block);
-        for (int64_t p = used.begin; p < used.end; p++) {
-          int columns = int(std::min<int64_t>(kPanel, g.n - p * kPanel));
-          float* c = g.c + i * kBlock * g.ldc + p * kPanel;
-          if (width == kBlock && columns == kPanel) {
-            P::multiply_block(depth, block, packed + p * size, c, g.ldc, first > 0);
-            continue;
-          }
-          alignas(64) float edge[kBlock * kPanel];
-          P::multiply_block(depth, block, packed + p * size, edge, kPanel, false);
-          for (int r = 0; r < width; r++)
-            for (int n = 0; n < columns; n++)
-              c[r * g.ldc + n] = edge[r * kPanel + n] + (first > 0 ? c[r * g.ldc + n] : 0);
-        }
-      }
-#pragma omp barrier
+  const int threads = thread_count(g.threads);
+  const int64_t num_blocks = (g.m + kBlock - 1) / kBlock;
+  const bool by_blocks = imbalance(num_blocks, threads) <= imbalance(panels(g.n), threads);
+  auto pack = [&](Range own, int64_t first, int64_t depth) {
+    for (int64_t p = own.begin; p < own.end; p++) {
+      int width = int(std::min<int64_t>(kPanel, g.n - p * kPanel));
+      P::pack({g.b + first * g.ldb + p * kPanel, g.ldb, 1}, depth, width, packed + p * size);
     }
-  }
+  };
+  auto multiply = [&](int index, Range own, int64_t first, int64_t depth) {
+    Range blocks = by_blocks ? part(num_blocks, index, threads) : Range{0, num_blocks};
+    Range used = by_blocks ? Range{0, panels(g.n)} : own;
+    typename P::Operand* block = packed + panels(g.n) * size + index * size / kPanel * kBlock;
+    for (int64_t i = blocks.begin; i < blocks.end; i++) {
+      int width = int(std::min<int64_t>(kBlock, g.m - i * kBlock));
+      P::pack_block(a + first * g.lda + i * kBlock, g.lda, depth, width, block);
+      for (int64_t p = used.begin; p < used.end; p++) {
+        int columns = int(std::min<int64_t>(kPanel, g.n - p * kPanel));
+        float* c = g.c + i * kBlock * g.ldc + p * kPanel;
+        if (width == kBlock && columns == kPanel) {
+          P::multiply_block(depth, block, packed + p * size, c, g.ldc, first > 0);
+          continue;
+        }
+        alignas(64) float edge[kBlock * kPanel];
+        P::multiply_block(depth, block, packed + p * size, edge, kPanel, false);
+        for (int r = 0; r < width; r++)
+          for (int n = 0; n < columns; n++)
+            c[r * g.ldc + n] = edge[r * kPanel + n] + (first > 0 ? c[r * g.ldc + n] : 0);
+      }
+    }
+    P::finish();
+  };
+  // Steps alternate: the threads pack panels together, and then multiply all of them.
+  auto step = [&](int, int index, int64_t s) {
+    const int64_t first = s / 2 * kDepth, depth = std::min(kDepth, g.rows - first);
+    const Range own = part(panels(g.n), index, threads);
+    s % 2 == 0 ? pack(own, first, depth) : multiply(index, own, first, depth);
+  };
+  run_stages(threads, stage({1, threads, 2 * ((g.rows + kDepth - 1) / kDepth)}, step));
 }
 
 }  // namespace
@@ -76,7 +80,7 @@ RECURRA_EXPORT void recurra_multiply_transposed(const recurra::GradientProduct* 
 RECURRA_EXPORT int64_t recurra_transposed_numbers(int64_t threads, int64_t rows, int64_t n) {
   using namespace recurra;
   int64_t depth = std::min(kDepth, rows + rows % 2);
-  return depth * (panels(n) * kPanel + std::min<int64_t>(threads, kMostThreads) * kBlock);
+  return depth * (panels(n) * kPanel + thread_count(threads) * kBlock);
 }
 
 RECURRA_EXPORT int64_t recurra_gradient_product_bytes() { return sizeof(recurra::GradientProduct); }
@@ -96,10 +100,10 @@ INLINE Vec widened(const Half* from, int count) {
 template <class Number>
 void add_rows(int32_t threads, int64_t rows, int64_t width, int64_t stride, const int64_t* ids,
               const Number* from, float* table) {
-#pragma omp parallel num_threads(std::min<int>(threads, kMostThreads))
-  {
+  threads = thread_count(threads);
+  run_parts(threads, [&](int index) {
     int64_t vectors = (width + kLanes - 1) / kLanes;
-    Range own = part(vectors, omp_get_thread_num(), omp_get_num_threads());
+    Range own = part(vectors, index, threads);
     int64_t begin = own.begin * kLanes, end = std::min(own.end * kLanes, width);
     int64_t whole = begin + (end - begin) / kLanes * kLanes;
     for (int64_t r = 0; r < rows; r++) {
@@ -110,7 +114,7 @@ void add_rows(int32_t threads, int64_t rows, int64_t width, int64_t stride, cons
       if (int rest = int(end - whole))
         store(to + whole, load(to + whole, rest) + widened(row + whole, rest), rest);
     }
-  }
+  });
 }
 
 }  // namespace
@@ -132,9 +136,9 @@ RECURRA_EXPORT void recurra_add_rows(int32_t threads, int64_t rows, int64_t widt
 RECURRA_EXPORT void recurra_transpose(int32_t threads, int64_t rows, int64_t columns,
                                       const float* from, const float* bias, float* to) {
   using namespace recurra;
-#pragma omp parallel num_threads(std::min<int>(threads, kMostThreads))
-  {
-    Range own = part((rows + kLanes - 1) / kLanes, omp_get_thread_num(), omp_get_num_threads());
+  threads = thread_count(threads);
+  run_parts(threads, [&](int index) {
+    Range own = part((rows + kLanes - 1) / kLanes, index, threads);
     for (int64_t top = own.begin * kLanes; top < std::min(own.end * kLanes, rows); top += kLanes) {
       int height = int(std::min<int64_t>(kLanes, rows - top));
       const Vec shift = bias ? load(bias + top, height) : splat(0.0f);
@@ -147,7 +151,7 @@ RECURRA_EXPORT void recurra_transpose(int32_t threads, int64_t rows, int64_t col
           store(to + (left + c) * rows + top, square[c] + shift, height);
       }
     }
-  }
+  });
 }
 
 // Returns whether `count` ids are all within [0, limit); other kernels do not check.

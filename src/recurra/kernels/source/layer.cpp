@@ -175,48 +175,52 @@ class Backward {
   int64_t panel_size_ = 0;
 };
 
+// Packs the weight and prepares the shares, and then runs the steps `0` to `steps - 1` of each.
+template <class C, class P, class Pass, class Pack, class Step>
+void run_pass(const Layer& layer, Pass& pass, const Division& division, int64_t steps, Pack pack,
+              Step step) {
+  const int threads = thread_count(layer.threads);
+  const int64_t num_panels = panels(layer.units);
+  auto share_of = [&](int group, int part) {
+    return division.share(group, part, layer.batch, num_panels);
+  };
+  auto prepare = [&](int, int index, int64_t) {
+    pack(index, threads);
+    if (index < division.slots())
+      pass.prepare(share_of(index / division.parts, index % division.parts));
+  };
+  auto walk = [&](int group, int part, int64_t s) {
+    const Share share = share_of(group, part);
+    if (division.parts > 1)
+      step(share, s);
+    else
+      for (s = 0; s < steps; s++) step(share, s);
+    P::finish();
+  };
+  // Without other parts to wait for, a part runs through all steps at once.
+  const Grid grid{division.groups, division.parts, division.parts > 1 ? steps : 1};
+  run_stages(threads, stage({1, threads, 1}, prepare), stage(grid, walk));
+}
+
 template <class C, class P>
 void run_forward(const Layer& layer) {
   Forward<C, P> pass(layer);
-  Barrier barriers[kMostThreads];
-#pragma omp parallel num_threads(std::min<int>(layer.threads, kMostThreads))
-  {
-    int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    Share share = share_of(thread, threads, layer.batch, panels(layer.units));
-    pack_part(pass.weight(), thread, threads);
-    pass.prepare(share);
-#pragma omp barrier
-    if (share.rows.size() > 0)
-      for (int64_t t = 0; t < layer.steps; t++) {
-        pass.step(share, t);
-        barriers[share.group].wait(share.companions);
-      }
-    P::finish();
-  }
+  auto pack = [&](int index, int parts) { pack_part(pass.weight(), index, parts); };
+  auto step = [&](const Share& share, int64_t s) { pass.step(share, s); };
+  run_pass<C, P>(layer, pass, divide_layer<C, P>(layer, thread_count(layer.threads)), layer.steps, pack, step);
 }
 
 template <class C, class P>
 void run_backward(const Layer& layer) {
   Backward<C, P> pass(layer);
-  Barrier barriers[kMostThreads];
-  int groups = 0;
-#pragma omp parallel num_threads(std::min<int>(layer.threads, kMostThreads))
-  {
-    int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    Share share = share_of(thread, threads, layer.batch, panels(layer.units));
-    if (thread == 0) groups = share.groups;
-    Range own = part(panels(layer.units), thread, threads);
+  auto pack = [&](int index, int parts) {
+    Range own = part(panels(layer.units), index, parts);
     for (int64_t panel = own.begin; panel < own.end; panel++) pass.pack(panel);
-    pass.prepare(share);
-#pragma omp barrier
-    if (share.rows.size() > 0)
-      for (int64_t t = layer.steps - 1; t >= -1; t--) {
-        pass.step(share, t);
-        barriers[share.group].wait(share.companions);
-      }
-    P::finish();
-  }
-  pass.finish(groups);
+  };
+  auto step = [&](const Share& share, int64_t s) { pass.step(share, layer.steps - 1 - s); };
+  const Division division = divide_layer<C, P>(layer, thread_count(layer.threads));
+  run_pass<C, P>(layer, pass, division, layer.steps + 1, pack, step);
+  pass.finish(division.groups);
 }
 
 template <class P>
@@ -277,6 +281,6 @@ RECURRA_EXPORT int64_t recurra_packed_numbers(int64_t gates, int64_t units, int6
 
 // Numbers in `spare`.
 RECURRA_EXPORT int64_t recurra_spare_numbers(int64_t threads, int64_t batch, int64_t units) {
-  int64_t most = std::min<int64_t>(threads, recurra::kMostThreads);
+  int64_t most = recurra::thread_count(threads);
   return (batch + most * recurra::kMostDeltas) * units;
 }

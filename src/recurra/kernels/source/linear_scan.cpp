@@ -1,7 +1,10 @@
 // The elementwise recurrence h_t = a_t h_{t-1} + b_t and its gradients. Columns are independent, so
 // threads have separate columns and need no synchronization.
+#include <algorithm>
+
 #include "kernels.h"
-#include "team.h"
+#include "pool.h"
+#include "range.h"
 #include "vector.h"
 
 namespace recurra {
@@ -13,13 +16,13 @@ constexpr int kColumns = 4;
 // Calls `walk(first, count)` for this thread's columns, `count` lanes of up to kColumns vectors.
 template <class Walk>
 void for_own_columns(const LinearScan& s, Walk walk) {
-#pragma omp parallel num_threads(std::min<int>(s.threads, kMostThreads))
-  {
+  const int threads = thread_count(s.threads);
+  run_parts(threads, [&](int index) {
     constexpr int64_t kWide = kColumns * kLanes;
-    Range own = part((s.columns + kWide - 1) / kWide, omp_get_thread_num(), omp_get_num_threads());
+    Range own = part((s.columns + kWide - 1) / kWide, index, threads);
     for (int64_t block = own.begin; block < own.end; block++)
       walk(block * kWide, std::min(kWide, s.columns - block * kWide));
-  }
+  });
 }
 
 // Vectors of a block, and the lanes in use of each.

@@ -1,7 +1,10 @@
 // Dropout masks. Each word of SplitMix64 (Steele, Lea and Flood 2014) determines four entries. It
 // is a function of the seed and of its index, so the mask does not depend on the number of threads.
+#include <algorithm>
+
 #include "kernels.h"
-#include "team.h"
+#include "pool.h"
+#include "range.h"
 
 namespace recurra {
 namespace {
@@ -23,9 +26,9 @@ RECURRA_EXPORT void recurra_mask(int32_t threads, uint64_t seed, int32_t thresho
                                  int64_t count, float* mask) {
   using namespace recurra;
   const int64_t stretches = (count + 4 * kWords - 1) / (4 * kWords);
-#pragma omp parallel num_threads(std::min<int>(threads, kMostThreads))
-  {
-    Range own = part(stretches, omp_get_thread_num(), omp_get_num_threads());
+  threads = thread_count(threads);
+  run_parts(threads, [&](int index) {
+    Range own = part(stretches, index, threads);
     for (int64_t stretch = own.begin; stretch < own.end; stretch++) {
       uint64_t words[kWords];
       for (int64_t i = 0; i < kWords; i++) words[i] = word(seed, stretch * kWords + i);
@@ -35,5 +38,5 @@ RECURRA_EXPORT void recurra_mask(int32_t threads, uint64_t seed, int32_t thresho
         mask[first + i] = bits < threshold ? 0.0f : kept;
       }
     }
-  }
+  });
 }

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "kernels.h"
+#include "pool.h"
 #include "product.h"
 
 namespace recurra {
@@ -56,24 +57,25 @@ class LossPass {
 
   void run() {
     double losses[kMostThreads] = {};
-    int team = 1;
-#pragma omp parallel num_threads(std::min<int>(o_.threads, kMostThreads))
-    {
-      int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-      pack_part(weight_, thread, threads);
-      std::fill_n(bias_sums(thread), width_, 0.0f);
-      if (thread == 0) team = threads;
-#pragma omp barrier
-      Range rows = part(o_.rows, thread, threads);
+    const int threads = thread_count(o_.threads);
+    auto prepare = [&](int, int index, int64_t) {
+      pack_part(weight_, index, threads);
+      std::fill_n(bias_sums(index), width_, 0.0f);
+    };
+    auto multiply_rows = [&](int, int index, int64_t) {
+      Range rows = part(o_.rows, index, threads);
       for (int64_t first = rows.begin; first < rows.end; first += kChunk)
-        losses[thread] += chunk(thread, first, int(std::min<int64_t>(kChunk, rows.end - first)));
-    }
+        losses[index] += chunk(index, first, int(std::min<int64_t>(kChunk, rows.end - first)));
+      P::finish();
+    };
+    const Grid grid{1, threads, 1};
+    run_stages(threads, stage(grid, prepare), stage(grid, multiply_rows));
     double total = 0;
     for (double loss : losses) total += loss;
     *o_.loss = float(total / double(o_.rows));
     for (int64_t v = 0; v < o_.vocabulary; v++) {
       o_.grad_bias[v] = 0;
-      for (int thread = 0; thread < team; thread++) o_.grad_bias[v] += bias_sums(thread)[v];
+      for (int thread = 0; thread < threads; thread++) o_.grad_bias[v] += bias_sums(thread)[v];
     }
   }
 
@@ -141,16 +143,16 @@ void run_backward(const OutputLayer& o) {
   auto* packed = static_cast<typename P::Operand*>(o.packed);
   const int64_t width = panels(o.vocabulary) * kPanel, size = P::panel_size(o.vocabulary);
   auto* a = static_cast<const typename P::Operand*>(o.grad_logits);
-#pragma omp parallel num_threads(std::min<int>(o.threads, kMostThreads))
-  {
-    int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    Range own = part(panels(o.units), thread, threads);
+  const int threads = thread_count(o.threads);
+  auto pack = [&](int, int index, int64_t) {
+    Range own = part(panels(o.units), index, threads);
     for (int64_t p = own.begin; p < own.end; p++) {
       int columns = int(std::min<int64_t>(kPanel, o.units - p * kPanel));
       P::pack({o.weight + p * kPanel, o.units, 1}, o.vocabulary, columns, packed + p * size);
     }
-#pragma omp barrier
-    Range rows = part(o.rows, thread, threads);
+  };
+  auto multiply_rows = [&](int, int index, int64_t) {
+    Range rows = part(o.rows, index, threads);
     for (int64_t first = rows.begin; first < rows.end; first += kChunk) {
       int count = int(std::min<int64_t>(kChunk, rows.end - first));
       for (int64_t p = 0; p < panels(o.units); p++) {
@@ -162,7 +164,10 @@ void run_backward(const OutputLayer& o) {
           std::copy_n(c + r * kPanel, columns, o.grad_hidden + (first + r) * o.units + p * kPanel);
       }
     }
-  }
+    P::finish();
+  };
+  const Grid grid{1, threads, 1};
+  run_stages(threads, stage(grid, pack), stage(grid, multiply_rows));
 }
 
 template <class P>
@@ -201,13 +206,13 @@ RECURRA_EXPORT int64_t recurra_logit_numbers(int64_t vocabulary) {
 
 RECURRA_EXPORT int64_t recurra_output_spare_numbers(int64_t threads, int64_t vocabulary) {
   using namespace recurra;
-  return std::min<int64_t>(threads, kMostThreads) * (kChunk + 1) * panels(vocabulary) * kPanel;
+  return thread_count(threads) * (kChunk + 1) * panels(vocabulary) * kPanel;
 }
 
 RECURRA_EXPORT int64_t recurra_output_numbers(int64_t threads, int64_t units, int64_t vocabulary) {
   using namespace recurra;
   int64_t padded = units + units % 2, columns = panels(vocabulary) * kPanel;
-  int64_t operands = std::min<int64_t>(threads, kMostThreads) * kChunk * padded;
+  int64_t operands = thread_count(threads) * kChunk * padded;
   int64_t forward = columns * padded + operands;
   int64_t backward = panels(units) * kPanel * (vocabulary + vocabulary % 2);
   return std::max(forward, backward);

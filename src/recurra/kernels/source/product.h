@@ -14,7 +14,7 @@
 
 #include <algorithm>
 
-#include "team.h"
+#include "range.h"
 #include "vector.h"
 
 namespace c10 {

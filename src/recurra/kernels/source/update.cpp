@@ -3,7 +3,8 @@
 #include <cmath>
 
 #include "kernels.h"
-#include "team.h"
+#include "pool.h"
+#include "range.h"
 #include "vector.h"
 
 namespace recurra {
@@ -58,14 +59,14 @@ INLINE void update(const Update& u, int64_t i, int64_t at, int count) {
 
 template <int kRule, bool kHasMomentum>
 void update_all(const Update& u) {
-#pragma omp parallel num_threads(std::min<int>(u.threads, kMostThreads))
-  for_own_part(u, omp_get_thread_num(), omp_get_num_threads(),
-               [&](int64_t i, int64_t begin, int64_t end) {
-                 int64_t at = begin;
-                 for (; at + kLanes <= end; at += kLanes)
-                   update<kRule, kHasMomentum>(u, i, at, kLanes);
-                 if (at < end) update<kRule, kHasMomentum>(u, i, at, int(end - at));
-               });
+  const int threads = thread_count(u.threads);
+  run_parts(threads, [&](int index) {
+    for_own_part(u, index, threads, [&](int64_t i, int64_t begin, int64_t end) {
+      int64_t at = begin;
+      for (; at + kLanes <= end; at += kLanes) update<kRule, kHasMomentum>(u, i, at, kLanes);
+      if (at < end) update<kRule, kHasMomentum>(u, i, at, int(end - at));
+    });
+  });
 }
 
 }  // namespace
@@ -76,26 +77,25 @@ RECURRA_EXPORT double recurra_gradient_norm(const recurra::Update* update) {
   using namespace recurra;
   constexpr int64_t kStretch = 4096;  // numbers summed in fp32 before they join the total
   double totals[kMostThreads] = {};
-#pragma omp parallel num_threads(std::min<int>(update->threads, kMostThreads))
-  {
+  const int threads = thread_count(update->threads);
+  run_parts(threads, [&](int index) {
     double total = 0;
-    for_own_part(*update, omp_get_thread_num(), omp_get_num_threads(),
-                 [&](int64_t i, int64_t begin, int64_t end) {
-                   const float* gradient = update->gradients[i];
-                   for (int64_t first = begin; first < end; first += kStretch) {
-                     Vec sums[2] = {};
-                     int64_t last = std::min(first + kStretch, end), at = first;
-                     for (; at + 2 * kLanes <= last; at += 2 * kLanes)
-                       for (int v = 0; v < 2; v++) {
-                         Vec g = load(gradient + at + v * kLanes);
-                         sums[v] += g * g;
-                       }
-                     total += sum(sums[0] + sums[1]);
-                     for (; at < last; at++) total += gradient[at] * gradient[at];
-                   }
-                 });
-    totals[omp_get_thread_num()] = total;
-  }
+    for_own_part(*update, index, threads, [&](int64_t i, int64_t begin, int64_t end) {
+      const float* gradient = update->gradients[i];
+      for (int64_t first = begin; first < end; first += kStretch) {
+        Vec sums[2] = {};
+        int64_t last = std::min(first + kStretch, end), at = first;
+        for (; at + 2 * kLanes <= last; at += 2 * kLanes)
+          for (int v = 0; v < 2; v++) {
+            Vec g = load(gradient + at + v * kLanes);
+            sums[v] += g * g;
+          }
+        total += sum(sums[0] + sums[1]);
+        for (; at < last; at++) total += gradient[at] * gradient[at];
+      }
+    });
+    totals[index] = total;
+  });
   double total = 0;
   for (double part : totals) total += part;
   return std::sqrt(total);

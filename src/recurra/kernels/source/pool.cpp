@@ -1,0 +1,335 @@
+// See `pool.h`.
+#include "pool.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
+#if !defined(_WIN32)
+#include <pthread.h>
+#include <signal.h>
+#endif
+
+#include "kernels.h"
+#include "range.h"
+
+namespace recurra {
+namespace {
+
+// A thread that spins longer is waiting for one that is not scheduled. It costs 5 to 50 us to wake a
+// thread that sleeps.
+constexpr double kSpinMicroseconds = 100;
+// The time after which a thread that waits starts parts of other threads: longer than it takes a
+// spinning thread to see that it may continue.
+constexpr double kHelpMicroseconds = 3;
+constexpr int kSpinsBetweenScans = 16;
+constexpr int64_t kCacheLine = 64;
+
+inline void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("isb");
+#endif
+}
+
+struct SpinLimits {
+  int64_t help, sleep;
+};
+
+// The duration of `relax` differs by a factor of ten between processors.
+SpinLimits measure_spins() {
+  constexpr int kSpins = 1000;
+  double shortest = 1e9;
+  for (int repetition = 0; repetition < 3; repetition++) {
+    auto start = std::chrono::steady_clock::now();
+    for (int i = 0; i < kSpins; i++) relax();
+    std::chrono::duration<double, std::micro> passed = std::chrono::steady_clock::now() - start;
+    shortest = std::min(shortest, passed.count());
+  }
+  const double per_microsecond = kSpins / std::max(shortest, 1e-3);
+  return {int64_t(kHelpMicroseconds * per_microsecond), int64_t(kSpinMicroseconds * per_microsecond)};
+}
+
+const SpinLimits& spin_limits() {
+  static const SpinLimits limits = measure_spins();
+  return limits;
+}
+
+// The state of a part: 2 s if it can start step s, and 2 s + 1 while a thread runs that step.
+struct alignas(kCacheLine) Slot {
+  std::atomic<int64_t> state{0};
+};
+
+struct StageState {
+  Stage stage;
+  int slots;
+  std::unique_ptr<Slot[]> states;
+  alignas(kCacheLine) std::atomic<int> unfinished{0};
+
+  explicit StageState(const Stage& given)
+      : stage(given),
+        slots(given.grid.groups * given.grid.parts),
+        states(new Slot[slots]),
+        unfinished(given.grid.steps > 0 ? slots : 0) {}
+};
+
+// A call of `run_stages`. A worker may look at a job after its end, so the last of those that hold
+// it deletes it. The contexts of the stages are used only while a part is running.
+class Job {
+ public:
+  Job(const Stage* stages, int count, int participants)
+      : participants_(participants), holders_(participants) {
+    for (int i = 0; i < count; i++) stages_.emplace_back(new StageState(stages[i]));
+  }
+
+  // Returns when all stages have finished.
+  void take_part(int participant) {
+    for (auto& state : stages_) finish(*state, participant);
+  }
+
+  void release() {
+    if (holders_.fetch_sub(1, std::memory_order_acq_rel) == 1) delete this;
+  }
+
+ private:
+  void finish(StageState& s, int participant) {
+    const Range own = part(s.slots, participant, participants_);
+    const SpinLimits& limits = spin_limits();
+    int64_t spins = 0;
+    while (s.unfinished.load(std::memory_order_acquire) > 0) {
+      bool advanced = advance(s, own);
+      if (!advanced && spins >= limits.help && spins % kSpinsBetweenScans == 0)
+        advanced = advance(s, {0, s.slots});
+      if (advanced) {
+        spins = 0;
+      } else if (spins < limits.sleep) {
+        relax(), spins++;
+      } else {
+        sleep(s);
+        spins = limits.help / kSpinsBetweenScans * kSpinsBetweenScans + kSpinsBetweenScans;
+      }
+    }
+  }
+
+  // Runs the steps that can start; returns whether there were any.
+  bool advance(StageState& s, Range slots) {
+    bool advanced = false;
+    for (int64_t slot = slots.begin; slot < slots.end; slot++)
+      while (start(s, int(slot))) {
+        advanced = true;
+        if (s.stage.grid.parts > 1) break;
+      }
+    return advanced;
+  }
+
+  // Runs the next step of a part, unless it has finished, is running, or has to wait.
+  bool start(StageState& s, int slot) {
+    int64_t state = s.states[slot].state.load(std::memory_order_acquire);
+    if (!can_start(s, slot, state)) return false;
+    if (!s.states[slot].state.compare_exchange_strong(state, state + 1, std::memory_order_acquire))
+      return false;
+    const Grid& grid = s.stage.grid;
+    s.stage.work(s.stage.context, slot / grid.parts, slot % grid.parts, state / 2);
+    // Those that sleep look at the states after they have registered, and this thread looks at the
+    // register after it has changed a state: one of the two sees the other.
+    if (state / 2 + 1 == grid.steps) s.unfinished.fetch_sub(1);
+    s.states[slot].state.store(state + 2);
+    if (sleepers_.load() > 0) wake();
+    return true;
+  }
+
+  static bool can_start(const StageState& s, int slot, int64_t state) {
+    const Grid& grid = s.stage.grid;
+    if (state % 2 == 1 || state / 2 == grid.steps) return false;
+    if (grid.parts == 1) return true;
+    const Slot* group = &s.states[slot / grid.parts * grid.parts];
+    for (int i = 0; i < grid.parts; i++)
+      if (group[i].state.load(std::memory_order_acquire) < state / 2 * 2) return false;
+    return true;
+  }
+
+  void sleep(const StageState& s) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    sleepers_.fetch_add(1);
+    if (!has_work(s)) progress_.wait(lock);
+    sleepers_.fetch_sub(1);
+  }
+
+  static bool has_work(const StageState& s) {
+    if (s.unfinished.load() == 0) return true;
+    for (int slot = 0; slot < s.slots; slot++)
+      if (can_start(s, slot, s.states[slot].state.load())) return true;
+    return false;
+  }
+
+  void wake() {
+    { std::lock_guard<std::mutex> lock(mutex_); }
+    progress_.notify_all();
+  }
+
+  const int participants_;
+  std::vector<std::unique_ptr<StageState>> stages_;
+  std::atomic<int> holders_;
+  std::atomic<int> sleepers_{0};
+  std::mutex mutex_;
+  std::condition_variable progress_;
+};
+
+// A thread of the pool. Its mailbox holds the last job that it has not begun.
+class alignas(kCacheLine) Worker {
+ public:
+  void post(Job* job) {
+    if (Job* missed = mail_.exchange(job)) missed->release();
+    if (!asleep_.load()) return;
+    { std::lock_guard<std::mutex> lock(mutex_); }
+    awake_.notify_one();
+  }
+
+  void serve(int participant) {
+    for (;;) {
+      Job* job = next();
+      job->take_part(participant);
+      job->release();
+    }
+  }
+
+ private:
+  Job* next() {
+    for (int64_t spins = 0; spins < spin_limits().sleep; spins++, relax())
+      if (mail_.load(std::memory_order_relaxed))
+        return mail_.exchange(nullptr, std::memory_order_acquire);
+    std::unique_lock<std::mutex> lock(mutex_);
+    asleep_.store(true);
+    Job* job;
+    while (!(job = mail_.exchange(nullptr))) awake_.wait(lock);
+    asleep_.store(false);
+    return job;
+  }
+
+  std::atomic<Job*> mail_{nullptr};
+  std::atomic<bool> asleep_{false};
+  std::mutex mutex_;
+  std::condition_variable awake_;
+};
+
+// Processors that this process may use.
+int num_processors() {
+#if defined(__linux__)
+  cpu_set_t mask;
+  if (sched_getaffinity(0, sizeof mask, &mask) == 0) return CPU_COUNT(&mask);
+#endif
+  return std::max(1, int(std::thread::hardware_concurrency()));
+}
+
+class Pool {
+ public:
+  // Never deleted: the workers use it until the process ends.
+  static Pool& instance() {
+    static std::once_flag once;
+    std::call_once(once, [] {
+      current_ = new Pool;
+#if !defined(_WIN32)
+      // A forked process has none of the threads.
+      pthread_atfork(nullptr, nullptr, [] { current_ = new Pool; });
+#endif
+    });
+    return *current_;
+  }
+
+  void run(int threads, const Stage* stages, int count) {
+    int slots = 0;
+    for (int i = 0; i < count; i++)
+      slots = std::max(slots, stages[i].grid.groups * stages[i].grid.parts);
+    int participants = std::min({threads, slots, limit_ > 0 ? limit_ : processors_});
+    std::unique_lock<std::mutex> lock(mutex_, std::defer_lock);
+    if (participants > 1 && lock.try_lock())
+      participants = std::min(participants, 1 + grow(participants - 1));
+    else
+      participants = 1;
+    if (participants == 1) return run_alone(stages, count);
+    Job* job = new Job(stages, count, participants);
+    for (int i = 1; i < participants; i++) workers_[i - 1]->post(job);
+    job->take_part(0);
+    job->release();
+  }
+
+  void set_limit(int threads) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    limit_ = std::min(threads, kMostThreads);
+  }
+
+ private:
+  static void run_alone(const Stage* stages, int count) {
+    for (const Stage* s = stages; s < stages + count; s++)
+      for (int group = 0; group < s->grid.groups; group++)
+        for (int64_t step = 0; step < s->grid.steps; step++)
+          for (int part = 0; part < s->grid.parts; part++)
+            s->work(s->context, group, part, step);
+  }
+
+  // Returns the number of workers, `wanted` if the system grants as many threads.
+  int grow(int wanted) {
+    while (int(workers_.size()) < wanted) {
+      auto* worker = new Worker;
+      const int participant = int(workers_.size()) + 1;
+      if (!start([=] { worker->serve(participant); })) {
+        delete worker;
+        break;
+      }
+      workers_.push_back(worker);
+    }
+    return int(workers_.size());
+  }
+
+  // Signals are for the threads of the program.
+  template <class Work>
+  static bool start(Work work) {
+#if !defined(_WIN32)
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+#endif
+    bool started = true;
+    try {
+      std::thread(work).detach();
+    } catch (const std::system_error&) {
+      started = false;
+    }
+#if !defined(_WIN32)
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+#endif
+    return started;
+  }
+
+  static Pool* current_;
+  const int processors_ = num_processors();
+  int limit_ = 0;
+  std::mutex mutex_;  // held while a job is running
+  std::vector<Worker*> workers_;
+};
+
+Pool* Pool::current_ = nullptr;
+
+}  // namespace
+
+void run_stages(int threads, const Stage* stages, int count) {
+  Pool::instance().run(std::min(threads, kMostThreads), stages, count);
+}
+
+}  // namespace recurra
+
+// Limits the threads that work at the same time, however many parts a kernel has; 0 stands for the
+// processors of this process.
+RECURRA_EXPORT void recurra_limit_threads(int32_t threads) {
+  recurra::Pool::instance().set_limit(threads);
+}
