@@ -10,18 +10,9 @@ Importing the package is fast: torch is imported on the first use of a name that
 from __future__ import annotations
 
 import importlib
-import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 from recurra.version import __version__
-
-# OpenMP threads spin while they wait for each other. If other processes use the CPU, the awaited
-# thread may not be running, and spinning takes away the time that it needs. With GNU OpenMP's
-# default of 300,000 iterations, this is up to ten times slower. The variable must be set before
-# torch is loaded.
-if "torch" not in sys.modules and not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
-    os.environ["GOMP_SPINCOUNT"] = "1000"
 
 if TYPE_CHECKING:
     from recurra import config, d2l, errors, model, nn

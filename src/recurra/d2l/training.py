@@ -17,6 +17,7 @@ from recurra import d2l
 from recurra.d2l.models import Device
 from recurra.d2l.updates import clear_gradients, detached, perplexity
 from recurra.errors import ConfigError, SourceError
+from recurra.runtime.openmp import limited_spinning
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -68,6 +69,7 @@ def predict_ch8(prefix: str, num_preds: int, net: Any, vocab: Any, device: Devic
     return "".join(vocab.idx_to_token[i] for i in ids)
 
 
+@limited_spinning()
 def train_epoch(
     net: Any,
     train_iter: Batches,

@@ -17,6 +17,7 @@ from recurra.report.progress import Progress
 from recurra.runtime.clock import Clock
 from recurra.runtime.devices import choose_device, num_threads
 from recurra.runtime.distributed import Processes, joined_processes, local_rank
+from recurra.runtime.openmp import limited_spinning
 from recurra.runtime.signals import StopSignals, stop_signals
 
 
@@ -52,6 +53,7 @@ def open_context(config: RunConfig, progress: Progress, clock: Clock) -> Iterato
     require_backend(config.model.backend, config.model.cell, device)
     with (
         num_threads(training.threads),
+        limited_spinning(),
         stop_signals() as signals,
         joined_processes(device) as processes,
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),

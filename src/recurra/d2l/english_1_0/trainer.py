@@ -11,6 +11,7 @@ from recurra import d2l
 from recurra.d2l.english_1_0.hyperparameters import HyperParameters
 from recurra.d2l.updates import clip_to_norm, parameters_of
 from recurra.errors import SourceError
+from recurra.runtime.openmp import limited_spinning
 
 
 class Trainer(HyperParameters):
@@ -47,6 +48,7 @@ class Trainer(HyperParameters):
         self.save_hyperparameters()
         self.gpus = [d2l.gpu(i) for i in range(min(num_gpus, d2l.num_gpus()))]
 
+    @limited_spinning()
     def fit(self, model: Any, data: Any) -> None:
         """Train the model for `max_epochs` epochs, each followed by a validation.
 

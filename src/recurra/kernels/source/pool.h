@@ -5,7 +5,7 @@
 // of a time step wait for each other. Groups are independent. The next stage starts when all groups
 // have finished.
 //
-// Every thread has parts of its own, so that their data stay in its caches. A part that its thread
+// Every thread has its own parts, so that their data stay in its caches. A part that its thread
 // does not start is started by a thread that waits for it. Therefore a kernel needs none of the
 // workers: on a busy machine, where they may not be scheduled for milliseconds, the calling thread
 // does their work. What a part computes depends on its place in the grid, never on the thread that

@@ -1,0 +1,105 @@
+"""The limit on the spinning of torch's OpenMP threads."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from recurra.runtime import openmp
+
+needs_gnu_openmp = pytest.mark.skipif(
+    openmp._start_region() is None, reason="torch does not use GNU OpenMP"
+)
+
+
+class Region:
+    """Counts how often the region was started and ended."""
+
+    def __init__(self):
+        self.started = self.ended = 0
+
+    def hold(self):
+        self.started += 1
+        return self.end
+
+    def end(self):
+        self.ended += 1
+
+
+def test_spin_limit_under_contention_holds_one_region():
+    region = Region()
+    limit = openmp.SpinLimit(region.hold)
+    for waiting in (0.0, 0.05, 0.3, 0.4):
+        limit.update(waiting)
+    assert limit.is_limited
+    assert (region.started, region.ended) == (1, 0)
+
+
+def test_spin_limit_after_quiet_checks_ends_region():
+    region = Region()
+    limit = openmp.SpinLimit(region.hold)
+    limit.update(0.5)
+    for waiting in [0.0] * (openmp.QUIET_CHECKS - 1) + [0.05] + [0.0] * (openmp.QUIET_CHECKS - 1):
+        limit.update(waiting)
+    assert limit.is_limited, "a check in between was not quiet"
+    limit.update(0.0)
+    assert not limit.is_limited
+    assert (region.started, region.ended) == (1, 1)
+
+
+@needs_gnu_openmp
+def test_hold_region_starts_threads_that_release_ends():
+    def num_threads():
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    before = num_threads()
+    release = openmp._hold_region()
+    assert num_threads() > before + 1
+    release()
+    deadline = time.monotonic() + 10
+    while num_threads() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert num_threads() == before
+
+
+@needs_gnu_openmp
+def test_hold_region_leaves_number_of_threads_and_results():
+    torch.manual_seed(0)
+    left, right = torch.randn(2, 300, 300)
+    threads, expected = torch.get_num_threads(), left @ right
+    release = openmp._hold_region()
+    try:
+        assert torch.get_num_threads() == threads
+        assert torch.equal(left @ right, expected)
+    finally:
+        release()
+
+
+def test_limited_spinning_nested_blocks_share_one_watcher(monkeypatch):
+    monkeypatch.setattr(openmp, "LINGER_SECONDS", 0.0)
+
+    def watchers():
+        return [thread for thread in threading.enumerate() if thread.name == "recurra-spinning"]
+
+    deadline = time.monotonic() + 10
+    while watchers() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    with openmp.limited_spinning(), openmp.limited_spinning():
+        assert len(watchers()) <= 1
+    while watchers() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not watchers()
+
+
+def test_limited_spinning_without_schedstat_has_no_effect(monkeypatch):
+    monkeypatch.setattr(openmp, "_seconds_waited", lambda path: None)
+    before = threading.active_count()
+    with openmp.limited_spinning():
+        assert threading.active_count() <= before
+
+
+def test_limited_spinning_passes_errors_on():
+    with pytest.raises(ZeroDivisionError), openmp.limited_spinning():
+        raise ZeroDivisionError
