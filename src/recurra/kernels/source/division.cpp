@@ -8,6 +8,7 @@
 #endif
 
 #include "kernels.h"
+#include "product.h"
 
 namespace recurra {
 namespace {
@@ -27,6 +28,11 @@ int64_t cache_size(int level) {
 
 }  // namespace
 
+StepSize step_size(int64_t rows, int64_t units, int64_t gates, int64_t operand_bytes) {
+  const int64_t depth = (units * operand_bytes + 3) / int64_t(sizeof(float));
+  return {rows, panels(units), gates, depth, kTileRows};
+}
+
 CacheSizes cache_sizes() {
   static const CacheSizes sizes = [] {
     const int64_t first = cache_size(1), second = cache_size(2);
@@ -40,4 +46,15 @@ CacheSizes cache_sizes() {
 RECURRA_EXPORT int64_t recurra_cache_bytes(int32_t level) {
   const recurra::CacheSizes sizes = recurra::cache_sizes();
   return level == 1 ? sizes.first : sizes.second;
+}
+
+// The division that `divide_layer` chooses for caches of these sizes: `chosen` receives the groups
+// and the parts of each.
+RECURRA_EXPORT void recurra_divide(int32_t threads, int64_t rows, int64_t units, int64_t gates,
+                                   int32_t operand_bytes, int64_t first_cache, int64_t second_cache,
+                                   int32_t* chosen) {
+  using namespace recurra;
+  const StepSize size = step_size(rows, units, gates, operand_bytes);
+  const Division division = divide(thread_count(threads), size, {first_cache, second_cache});
+  chosen[0] = division.groups, chosen[1] = division.parts;
 }

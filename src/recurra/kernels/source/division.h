@@ -15,11 +15,13 @@
 namespace recurra {
 
 // A time step: `rows` of the batch, and a weight of `panels` for each of `gates`, each of `depth`
-// vector pairs; a tile of rows is multiplied at a time.
+// vector pairs; `tile_rows` rows are multiplied at a time.
 struct StepSize {
   int64_t rows, panels, gates, depth;
   int tile_rows;
 };
+
+StepSize step_size(int64_t rows, int64_t units, int64_t gates, int64_t operand_bytes);
 
 // Bytes of the caches of a core.
 struct CacheSizes {
@@ -55,7 +57,9 @@ inline double step_cycles(const Division& division, const StepSize& size, const 
   // A row of a tile takes a cycle per vector pair. The first tile brings the panel from the cache
   // that holds this part's weights to the first-level cache, where the other tiles find it.
   const double weight = double(panels * size.gates * size.depth) * kVectorPair;
-  const double load = weight <= double(caches.first) / 2 ? 1 : weight <= double(caches.second) ? 3 : 10;
+  const double load = weight <= 0.5 * double(caches.first)     ? 1
+                      : weight <= 0.75 * double(caches.second) ? 3
+                                                               : 10;
   double pair = 0;
   for (int64_t first = 0; first < rows; first += size.tile_rows)
     pair += std::max(double(std::min<int64_t>(size.tile_rows, rows - first)), first > 0 ? 1 : load);

@@ -23,9 +23,8 @@ inline int64_t operand_width(int64_t numbers, int64_t units) {
 // The division of a layer's steps, in both directions.
 template <class C, class P>
 Division divide_layer(const Layer& layer, int threads) {
-  const int64_t bytes = C::kGates * layer.units * int64_t(sizeof(typename P::Operand));
-  const int64_t depth = bytes / C::kGates / int64_t(sizeof(float));
-  const StepSize size{layer.batch, panels(layer.units), C::kGates, depth, kTileRows};
+  const StepSize size =
+      step_size(layer.batch, layer.units, C::kGates, sizeof(typename P::Operand));
   return divide(threads, size, cache_sizes());
 }
 
