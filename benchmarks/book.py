@@ -32,6 +32,7 @@ from recurra.engine.clipping import clip_gradients
 from recurra.engine.select import select_gradients
 from recurra.kernels import library as kernels
 from recurra.model import RecurrentLM
+from recurra.runtime import cores
 
 BATCH_SIZE, NUM_STEPS = 32, 35
 BACKENDS = ("reference", "library", "bptt")
@@ -264,7 +265,7 @@ def main() -> int:
         record = {
             "torch": torch.__version__,
             "device": options.device,
-            "threads": torch.get_num_threads(),
+            "threads": cores.threads(),
             "rows": [asdict(result) for result in results],
         }
         options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -40,13 +40,13 @@ def measure_here(words: list[str], threads: int, rounds: int) -> None:
     import torch
 
     from recurra.cli import benchmark
-    from recurra.runtime.devices import processor_name
+    from recurra.runtime.devices import num_threads, processor_name
 
-    torch.set_num_threads(threads)
-    print(json.dumps({"processor": processor_name(), "torch": torch.__version__}))
-    for row in benchmark.chosen_rows(words):
-        for record in benchmark.measure(row, rounds, SHOWN):
-            print(json.dumps(record))
+    with num_threads(threads):
+        print(json.dumps({"processor": processor_name(), "torch": torch.__version__}))
+        for row in benchmark.chosen_rows(words):
+            for record in benchmark.measure(row, rounds, SHOWN):
+                print(json.dumps(record))
 
 
 def table(records: list[dict[str, Any]]) -> str:

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from recurra.report.progress import Progress
+from recurra.runtime import cores
+from recurra.runtime.processors import Processors
 from recurra.runtime.signals import SIGNALS
 
 LONG_FILES = (
@@ -38,9 +40,14 @@ def device(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Use one thread: a second one does not speed up these small models."""
+def _threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use one thread: a second one does not speed up these small models.
+
+    A test can use more with `torch.set_num_threads`, also more than this machine has cores.
+    """
     torch.set_num_threads(1)
+    unlimited = cores.Limit(1024, Processors(machine=1024, allowed=1024, cores=1024))
+    monkeypatch.setattr(cores, "current_limit", lambda: unlimited)
 
 
 @pytest.fixture(autouse=True, scope="session")

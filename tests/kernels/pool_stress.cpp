@@ -15,7 +15,7 @@ namespace {
 using namespace recurra;
 
 // Every step of a part adds the sum of its group after the step before, without atomics: a data race
-// or a wrong order changes the numbers.
+// or a wrong order changes the results.
 bool run_once(std::mt19937& random, int threads) {
   auto draw = [&](int most) { return int(random() % most) + 1; };
   const Grid first{draw(4), draw(6), draw(12)}, second{draw(8), 1, draw(3)};

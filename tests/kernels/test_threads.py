@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import recurra.nn
 from recurra.kernels import builder, library
+from recurra.runtime import cores
 
 pytestmark = [
     pytest.mark.skipif(not library.is_available(), reason="no compiler for the kernels"),
@@ -41,7 +42,9 @@ def send(queue):
     # Without this, products of torch would wait forever for threads that the fork does not have.
     # The workers of torch's data loaders set it too.
     torch.set_num_threads(1)
-    queue.put((threads, compute().numpy()))
+    with cores.chosen(threads):
+        values = compute().numpy()
+    queue.put((threads, values))
 
 
 def test_library_threads_equal_torch_threads():
@@ -59,7 +62,7 @@ def test_library_is_built_without_openmp():
 
 
 @needs_fork
-def test_library_in_forked_process_uses_one_thread():
+def test_library_in_forked_process_uses_new_threads():
     torch.set_num_threads(2)
     expected = compute()
     context = multiprocessing.get_context("fork")
@@ -69,7 +72,7 @@ def test_library_in_forked_process_uses_one_thread():
     threads, values = queue.get(timeout=60)
     child.join(timeout=60)
     assert child.exitcode == 0
-    assert threads == 1
+    assert threads == 2
     assert torch.allclose(torch.from_numpy(values), expected, rtol=1e-5, atol=1e-6)
 
 

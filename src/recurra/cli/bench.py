@@ -35,7 +35,7 @@ class Bench:
     """Number of measurements per row; the median is reported."""
 
     threads: int | None = None
-    """Number of CPU threads; by default, the number that torch chooses."""
+    """Number of CPU threads; by default, that of the cores that this process may use."""
 
     json: bool = False
     """Print one line of JSON that describes the machine, then one per measurement."""
@@ -48,13 +48,19 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError(f"rounds must be at least 1, not {command.rounds}")
     if command.threads is not None and command.threads < 1:
         raise ConfigError(f"threads must be at least 1, not {command.threads}")
-    import torch
+    from recurra.cli import benchmark
+    from recurra.runtime.devices import num_threads
 
+    rows = benchmark.chosen_rows(command.words)
+    with num_threads(command.threads):
+        _measure(rows, command)
+    return 0
+
+
+def _measure(rows: Sequence[TrainingRow | GenerationRow], command: Bench) -> None:
+    """Measure the rows and print the results."""
     from recurra.cli import benchmark
 
-    if command.threads is not None:
-        torch.set_num_threads(command.threads)
-    rows = benchmark.chosen_rows(command.words)
     machine = _machine()
     print(json_line(machine) if command.json else _describe(machine), flush=True)
     for row in rows:
@@ -65,7 +71,6 @@ def run(arguments: Sequence[str]) -> int:
                 print(json_line(record), flush=True)
         else:
             _print_table(row, records)
-    return 0
 
 
 def _machine() -> dict[str, Any]:
@@ -74,13 +79,14 @@ def _machine() -> dict[str, Any]:
     import recurra
     from recurra.cli.benchmark import product_gflops
     from recurra.kernels import library
+    from recurra.runtime import cores
     from recurra.runtime.devices import processor_name
 
     return {
         "recurra": recurra.__version__,
         "torch": torch.__version__,
         "processor": processor_name(),
-        "threads": torch.get_num_threads(),
+        "threads": cores.threads(),
         "kernels": library.is_available(),
         "product_gflops": product_gflops(),
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import shutil
 from collections.abc import Sequence
@@ -53,6 +52,8 @@ def _compute() -> dict[str, str]:
     import torch
 
     from recurra.config.backends import BACKEND_MODULES
+    from recurra.runtime import cores
+    from recurra.runtime.devices import processor_name
 
     devices = ["cpu"]
     if torch.cuda.is_available():
@@ -61,8 +62,8 @@ def _compute() -> dict[str, str]:
         devices.append("mps")
     return {
         "devices": ", ".join(devices),
-        "processor": f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
-        "threads": f"{torch.get_num_threads()} (--threads)",
+        "processor": processor_name(),
+        "threads": f"{cores.describe()}; --threads changes it",
         "compiler": _compiler(),
         "kernels": _kernels(),
         "backends": f"{', '.join(BACKEND_MODULES)}; auto selects on the CPU: {_auto_selection()}",

@@ -164,7 +164,7 @@ class TrainingConfig:
     """Device: auto, cpu, cuda, cuda:N or mps."""
 
     threads: int | None = None
-    """Number of CPU threads; by default, the number that torch chooses."""
+    """Number of CPU threads; by default, that of the cores that this process may use."""
 
     seed: int = 1
     """Seed of all random numbers of the run."""

@@ -15,15 +15,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from recurra.errors import KernelError
 from recurra.kernels import builder, structures
+from recurra.runtime import cores
 
 _logger = logging.getLogger(__name__)
 _lock = threading.Lock()
-_in_forked_child = False
 
 
 def is_available() -> bool:
@@ -170,11 +169,8 @@ def cell_layout(name: str) -> structures.Description:
 
 
 def threads() -> int:
-    """Return the number of threads of a kernel: that of torch, or one in a forked process.
-
-    A forked process has none of its parent's OpenMP threads, but the runtime assumes them.
-    """
-    return 1 if _in_forked_child else torch.get_num_threads()
+    """Return the number of threads of a kernel, see `cores.threads`."""
+    return cores.threads()
 
 
 def pointer(tensor: Tensor | None) -> int | None:
@@ -183,12 +179,3 @@ def pointer(tensor: Tensor | None) -> int | None:
         return None
     assert tensor.is_contiguous()
     return tensor.data_ptr()
-
-
-def _note_fork() -> None:
-    global _in_forked_child
-    _in_forked_child = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_note_fork)

@@ -14,6 +14,7 @@ import torch
 from recurra.config import RunConfig
 from recurra.config.training import BUDGETS
 from recurra.data.token_file import TokenFile
+from recurra.runtime import cores
 from recurra.runtime.devices import device_name, processor_name
 from recurra.runtime.distributed import Processes
 from recurra.version import __version__
@@ -51,7 +52,7 @@ def environment(processes: Processes, backend: str) -> dict[str, Any]:
         "processor": processor_name(),
         "device": device_name(processes.device),
         "backend": backend,
-        "threads": torch.get_num_threads(),
+        "threads": cores.threads(),
         "processes": processes.count,
     }
 

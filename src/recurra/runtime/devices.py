@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from recurra.errors import ConfigError
+from recurra.runtime import cores
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
@@ -43,11 +44,20 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 
 @contextmanager
 def num_threads(count: int | None) -> Iterator[None]:
-    """Let torch and the kernels use this many threads in the block; None keeps torch's number."""
+    """Let torch and the kernels use this many threads in the block.
+
+    Args:
+        count: the number of threads; None for that of an enclosing block, or else the default, see
+            `cores.threads`.
+    """
+    if count is None:
+        cores.detect_again()
+        count = cores.threads()
     before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
+    torch.set_num_threads(count)
     try:
-        yield
+        with cores.chosen(count):
+            yield
     finally:
         torch.set_num_threads(before)
 

@@ -171,6 +171,11 @@ def local_rank() -> int:
     return _environment_number("LOCAL_RANK", 0)
 
 
+def local_count() -> int:
+    """Return the number of processes that torchrun started on this machine; 1 without torchrun."""
+    return max(_environment_number("LOCAL_WORLD_SIZE", 1), 1)
+
+
 def is_restart() -> bool:
     """Return whether torchrun has restarted this process after a failure."""
     return _environment_number("TORCHELASTIC_RESTART_COUNT", 0) > 0

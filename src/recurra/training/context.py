@@ -14,6 +14,7 @@ from recurra.recurrence.backends import Requirements, find_backend, require_back
 from recurra.recurrence.cells import find_cell
 from recurra.report.curve import require_matplotlib
 from recurra.report.progress import Progress
+from recurra.runtime import cores
 from recurra.runtime.clock import Clock
 from recurra.runtime.devices import choose_device, num_threads
 from recurra.runtime.distributed import Processes, joined_processes, local_rank
@@ -51,6 +52,9 @@ def open_context(config: RunConfig, progress: Progress, clock: Clock) -> Iterato
         require_matplotlib()
     device = choose_device(training.device, local_rank())
     require_backend(config.model.backend, config.model.cell, device)
+    if training.threads is None and device.type == "cpu":
+        cores.detect_again()
+        cores.log_default()
     with (
         num_threads(training.threads),
         limited_spinning(),
