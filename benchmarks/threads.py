@@ -2,8 +2,9 @@
 
     python benchmarks/threads.py [--rows WORD ...] [--rounds 7] [--most N] [--json FILE]
 
-Prints a Markdown table. Each number of threads is measured in a separate process. Run nothing else
-meanwhile.
+Prints a Markdown table for the training rows of `recurra bench`, and for 16 rows, with which
+threads have to share rows. Each number of threads is measured in a separate process; the last
+column compares the largest number with two threads. Run nothing else meanwhile.
 """
 
 from __future__ import annotations
@@ -17,6 +18,15 @@ from pathlib import Path
 from typing import Any
 
 SHOWN = ("torch.nn, one-hot", "native, one-hot, fp32", "native, one-hot, bf16")
+
+
+def chosen_rows(words: list[str]) -> list[Any]:
+    """Return the training rows whose names contain all of these words."""
+    from recurra.cli.benchmark import ROWS, TrainingRow
+
+    few = [TrainingRow(cell, 512, 65, 64, batch_size=16) for cell in ("rnn", "gru", "lstm")]
+    training = [row for row in ROWS if isinstance(row, TrainingRow)]
+    return [row for row in (*training, *few) if all(word in row.name for word in words)]
 
 
 def thread_counts(most: int) -> list[int]:
@@ -44,7 +54,7 @@ def measure_here(words: list[str], threads: int, rounds: int) -> None:
 
     with num_threads(threads):
         print(json.dumps({"processor": processor_name(), "torch": torch.__version__}))
-        for row in benchmark.chosen_rows(words):
+        for row in chosen_rows(words):
             for record in benchmark.measure(row, rounds, SHOWN):
                 print(json.dumps(record))
 
@@ -54,11 +64,13 @@ def table(records: list[dict[str, Any]]) -> str:
     counts = sorted({record["threads"] for record in records})
     found = {(r["row"], r["name"], r["threads"]): r["milliseconds"] for r in records}
     lines = [
-        "| row | computed by | " + " | ".join(f"{count} threads" for count in counts) + " |",
-        "|---|---|" + "---|" * len(counts),
+        f"| row | computed by | {' | '.join(f'{n} threads' for n in counts)} | {counts[-1]} to 2 |",
+        "|---|---|" + "---|" * (len(counts) + 1),
     ]
     for row, name in dict.fromkeys((r["row"], r["name"]) for r in records if r["name"] in SHOWN):
-        cells = [f"{found[row, name, count]:.2f}" for count in counts]
+        times = [found[row, name, count] for count in counts]
+        cells = [f"{time:.2f}" for time in times]
+        cells.append(f"{found[row, name, 2] / times[-1]:.2f}" if 2 in counts else "")
         lines.append(f"| {row} | {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -66,7 +78,7 @@ def table(records: list[dict[str, Any]]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--rows", nargs="*", default=["steps"], help="only rows whose name contains these words"
+        "--rows", nargs="*", default=[], help="only rows whose name contains these words"
     )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument(

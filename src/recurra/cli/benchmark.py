@@ -40,17 +40,19 @@ Work = Callable[[], None]
 
 @dataclass(frozen=True)
 class TrainingRow:
-    """A model whose training steps are measured, with a batch size of `BATCH_SIZE`."""
+    """A model whose training steps are measured."""
 
     cell: Literal["rnn", "gru", "lstm"]
     hidden_size: int
     vocab_size: int
     num_steps: int = 35
+    batch_size: int = BATCH_SIZE
 
     @property
     def name(self) -> str:
         """The name in the results."""
-        return f"{self.cell} {self.hidden_size}, V {self.vocab_size}, {self.num_steps} steps"
+        name = f"{self.cell} {self.hidden_size}, V {self.vocab_size}, {self.num_steps} steps"
+        return name if self.batch_size == BATCH_SIZE else f"{name}, {self.batch_size} rows"
 
     @property
     def flops(self) -> int:
@@ -61,7 +63,7 @@ class TrainingRow:
         """
         gates = find_cell(self.cell).num_gates
         weights = gates * self.hidden_size**2 + self.hidden_size * self.vocab_size
-        return 6 * BATCH_SIZE * self.num_steps * weights
+        return 6 * self.batch_size * self.num_steps * weights
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def measure(
     if isinstance(row, GenerationRow):
         candidates, tokens = _generation_candidates(row), 1
     else:
-        candidates, tokens = _training_candidates(row), BATCH_SIZE * row.num_steps
+        candidates, tokens = _training_candidates(row), row.batch_size * row.num_steps
     candidates = [c for c in candidates if not names or c.name in names]
     products = {
         name: Candidate(name, _Product(precision.product_dtype(torch.float32)))
@@ -252,7 +254,7 @@ def _torch_step(row: TrainingRow, has_embedding: bool) -> Work:
     head = nn.Linear(hidden, vocab)
     modules = nn.ModuleList([layer, head] + ([embedding] if embedding is not None else []))
     optimizer = torch.optim.SGD(modules.parameters(), lr=0.1)
-    ids, targets = torch.randint(vocab, (2, BATCH_SIZE, row.num_steps))
+    ids, targets = torch.randint(vocab, (2, row.batch_size, row.num_steps))
     state: Any = None
 
     def step() -> None:
@@ -288,13 +290,13 @@ def _recurra_step(row: TrainingRow, backend: str, precision: str, embedding_size
     )
     config = TrainingConfig(
         steps=1,
-        batch_size=BATCH_SIZE,
+        batch_size=row.batch_size,
         num_steps=row.num_steps,
         optimizer="sgd",
         lr=0.1,
         clip_norm=1.0,
     )
-    length = BATCH_SIZE * (row.num_steps + 1) * 4
+    length = row.batch_size * (row.num_steps + 1) * 4
     text = np.random.default_rng(0).integers(row.vocab_size, size=length)
     stream = BatchStream(text, config, SINGLE_PROCESS)
     engine = select_engine(model, config)
