@@ -27,6 +27,8 @@ MODELS = {
     "weight dropout": {"num_layers": 2, "weight_dropout": 0.3, "dropout": 0.2},
     "tied": {"embedding_size": 12, "tie_weights": True},
     "tied large": {"embedding_size": 12, "tie_weights": True, "vocab_size": 90},
+    "blocks": {"embedding_size": 6, "vocab_size": 4099, "output_dropout": 0.3},
+    "tied blocks": {"embedding_size": 12, "tie_weights": True, "vocab_size": 4099},
 }
 BATCH, STEPS = 5, 9
 

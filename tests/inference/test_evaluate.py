@@ -13,10 +13,11 @@ import pytest
 import torch
 
 import recurra.inference.reading as reading
-from recurra.config import TextConfig
+from recurra.config import ModelConfig, TextConfig
 from recurra.errors import ConfigError, NonFiniteError, SourceError, UnknownTokenError
 from recurra.inference.document import encode_document
 from recurra.inference.evaluate import Evaluation, evaluate, evaluate_document
+from recurra.kernels import library
 from recurra.model import RecurrentLM
 
 MakeModel = Callable[..., RecurrentLM]
@@ -103,6 +104,26 @@ def test_evaluate_logits_per_call_stay_below_limit(
     assert evaluate(model, ids, window=20).total_nats == pytest.approx(expected, rel=1e-6)
     assert max(sizes) <= 9 * 64
     assert sum(sizes) == 299 * 9
+
+
+@pytest.mark.parametrize("options", [{}, {"embedding_size": 12, "tie_weights": True}])
+def test_evaluate_large_vocabulary_equals_plain_loop(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 4099, "hidden_size": 12, "embedding_size": 8} | options
+    model, ids = RecurrentLM(ModelConfig(cell="gru", **sizes)), random_ids(90, 4099)
+    by_hand = nats_by_hand(model, ids, set(range(0, 90, 20)))
+    assert evaluate(model, ids, window=20).total_nats == pytest.approx(by_hand, rel=1e-6)
+    with torch.no_grad():
+        model.head_bias[-1] = math.nan
+    with pytest.raises(NonFiniteError):
+        evaluate(model, ids)
+
+
+@pytest.mark.skipif(not library.is_available(), reason="no compiler for the kernels")
+def test_evaluate_large_vocabulary_computes_no_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = RecurrentLM(ModelConfig(cell="gru", vocab_size=4099, hidden_size=12, embedding_size=8))
+    monkeypatch.setattr(model, "logits", None)
+    assert evaluate(model, random_ids(90, 4099)).num_tokens == 89
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "int64"])

@@ -228,10 +228,9 @@ class _RecordedPass:
         """
         output = OutputPasses(self._model.product_dtype, self._buffers, self._buffers, self._do)
         weight, bias, flat = self._model.output_weight, self._model.head_bias, hidden.flatten(0, 1)
-        self.loss, trace = output.forward(flat, weight, bias, targets)
         grad_hidden = self._take("grad hidden", *hidden.shape)
         gradients = OutputGradients(grad_hidden.flatten(0, 1), *_gradients([weight, bias]))
-        output.backward(trace, flat, weight, gradients)
+        self.loss = output.differentiate(flat, weight, bias, targets, gradients)
         return grad_hidden
 
     def _backward(self, ids: Tensor, grad_outputs: Tensor) -> None:

@@ -1,8 +1,8 @@
 """Run a model over ids in evaluation mode, in chunks, several rows in parallel.
 
 Memory use does not depend on the length of the text. Only the current chunk of a memory-mapped file
-is converted to int64, and one call computes at most `LOGITS_PER_CALL` logits, except that a single
-step is always computed for all rows at once.
+is converted to int64, and one call keeps at most `LOGITS_PER_CALL` logits in memory, except that a
+single step is always computed for all rows at once.
 """
 
 from __future__ import annotations
@@ -64,6 +64,8 @@ def as_id_array(ids: IdArray | Tensor | Sequence[int]) -> IdArray:
 
 def steps_per_call(model: RecurrentLM, num_rows: int, chunk: int) -> int:
     """Return the number of steps per call for `num_rows` rows: at most `chunk`, at least 1."""
+    if model.has_blocked_output:
+        return chunk
     return max(1, min(chunk, LOGITS_PER_CALL // (num_rows * model.config.vocab_size)))
 
 
@@ -118,8 +120,11 @@ def read_nats(
         ).astype(np.int64)
         tokens = torch.from_numpy(block).to(model.device)
         with evaluation_mode(model):
-            logits, state = model(tokens[:, :-1], state)
-            nats = token_nats(logits, tokens[:, 1:])
+            if model.has_blocked_output:
+                nats, state = model.nats(tokens[:, :-1], tokens[:, 1:], state)
+            else:
+                logits, state = model(tokens[:, :-1], state)
+                nats = token_nats(logits, tokens[:, 1:])
         yield block[:, 1:], nats.cpu().numpy().astype(np.float64, copy=False)
         time += steps
         while rows and lengths[rows - 1] <= time:

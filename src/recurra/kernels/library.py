@@ -117,7 +117,10 @@ def _declare(library: Any) -> Any:
         "layer": (structures.Layer, ("layer_forward", "layer_backward")),
         "gradient_product": (structures.GradientProduct, ("multiply_transposed",)),
         "dense_product": (structures.DenseProduct, ("multiply",)),
-        "output_layer": (structures.OutputLayer, ("output_forward", "output_backward")),
+        "output_layer": (
+            structures.OutputLayer,
+            ("output_forward", "output_backward", "output_in_blocks"),
+        ),
         "update": (structures.Update, ("update", "gradient_norm")),
         "generation": (structures.Generation, ("generate",)),
         "linear_scan": (structures.LinearScan, ("scan_forward", "scan_backward")),
@@ -148,6 +151,8 @@ def _declare(library: Any) -> Any:
     _sign(library, "logit_numbers", c_int64, result=c_int64)
     _sign(library, "output_spare_numbers", c_int64, c_int64, result=c_int64)
     _sign(library, "output_numbers", c_int64, c_int64, c_int64, result=c_int64)
+    _sign(library, "block_spare_numbers", *[c_int64] * 4, c_int32, result=c_int64)
+    _sign(library, "block_numbers", *[c_int64] * 4, result=c_int64)
     return library
 
 

@@ -261,6 +261,35 @@ class RecurrentLM(nn.Module):
         """The dtype of the operands of products."""
         return find_precision(self.config.precision).product_dtype(self.head_bias.dtype)
 
+    def nats(
+        self, ids: Tensor, targets: Tensor, state: State | None = None
+    ) -> tuple[Tensor, State]:
+        """Return the cross-entropy of each target without the logits in memory, or gradients.
+
+        `has_blocked_output` must be true. See `loss` for the arguments.
+
+        Returns:
+            (B, T) float64, in nats, and the state after the last token.
+        """
+        hidden, state = self.hidden(ids, state)
+        nats = output_layer.compiled_nats(
+            hidden.flatten(0, 1),
+            self.output_weight,
+            self.head_bias,
+            targets.t().flatten(),
+            self.product_dtype,
+        )
+        return nats.view(hidden.shape[:2]).t(), state
+
+    @property
+    def has_blocked_output(self) -> bool:
+        """Whether the compiled kernels compute the loss without all logits in memory."""
+        return output_layer.is_large(self.config.vocab_size) and self._has_compiled_output()
+
+    def _has_compiled_output(self, *hidden: Tensor) -> bool:
+        tensors = (*hidden, self.output_weight, self.head_bias)
+        return self.backend == "native" and all(t.dtype == torch.float32 for t in tensors)
+
     def initial_logits(self, batch_size: int = 1) -> Tensor:
         """Return the logits of the first token, (B, V): the output layer applied to zeros."""
         return self.logits(self.head_bias.new_zeros(batch_size, self.config.hidden_size))
@@ -298,10 +327,10 @@ class RecurrentLM(nn.Module):
         hidden, state = self.hidden(
             ids, state, recurrent_gradient_scale=recurrent_gradient_scale, rows=rows
         )
-        tensors = (hidden, self.output_weight, self.head_bias)
-        compiled = self.backend == "native" and all(t.dtype == torch.float32 for t in tensors)
         cross_entropy = (
-            output_layer.compiled_cross_entropy if compiled else output_layer.cross_entropy
+            output_layer.compiled_cross_entropy
+            if self._has_compiled_output(hidden)
+            else output_layer.cross_entropy
         )
         loss = cross_entropy(
             hidden.flatten(0, 1),

@@ -73,6 +73,10 @@ struct DenseProduct {
 
 // The output layer: logits = hidden weight' + bias of N rows, and the mean cross-entropy. A row of
 // logits is padded to `recurra_logit_numbers`.
+//
+// Either `recurra_output_forward` and `recurra_output_backward` compute the loss and the gradients,
+// except that of the weight, or `recurra_output_in_blocks` computes all of them, or only the losses
+// if `grad_weight` is null.
 struct OutputLayer {
   int32_t kind, threads;
   int64_t rows, units, vocabulary;
@@ -81,11 +85,13 @@ struct OutputLayer {
   const float* bias;       // (V,)
   const int64_t* targets;  // (N,)
   float* loss;             // one number, in nats
-  void* grad_logits;       // (N, padded V), operands: the forward pass leaves them
+  double* nats;            // (N,), the loss of each row, or null; in blocks only
+  void* grad_logits;       // (N, padded V), operands: the forward pass leaves them; not in blocks
   float* grad_hidden;      // (N, H), of the backward pass
+  float* grad_weight;      // (V, H), in blocks only
   float* grad_bias;        // (V,), of the forward pass
-  float* spare;            // `recurra_output_spare_numbers` of it
-  void* packed;            // `recurra_output_numbers` of it
+  float* spare;            // `recurra_output_spare_numbers` or `recurra_block_spare_numbers` of it
+  void* packed;            // `recurra_output_numbers` or `recurra_block_numbers` of it
 };
 
 enum Rule : int32_t { kSgd, kAdam, kAdamW };

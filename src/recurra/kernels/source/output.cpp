@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "kernels.h"
+#include "large_vocabulary.h"
 #include "pool.h"
 #include "product.h"
 
@@ -170,18 +171,24 @@ void run_backward(const OutputLayer& o) {
   run_stages(threads, stage(grid, pack), stage(grid, multiply_rows));
 }
 
+enum class Pass { kForward, kBackward, kBlocks };
+
 template <class P>
-void run(const OutputLayer& o, bool forward) {
-  forward ? LossPass<P>(o).run() : run_backward<P>(o);
+void run(const OutputLayer& o, Pass pass) {
+  switch (pass) {
+    case Pass::kForward: return LossPass<P>(o).run();
+    case Pass::kBackward: return run_backward<P>(o);
+    case Pass::kBlocks: return LargeVocabulary<P>(o).run();
+  }
 }
 
-void run(const OutputLayer& o, bool forward) {
+void run(const OutputLayer& o, Pass pass) {
   switch (o.kind) {
-    case kSingle: return run<Single>(o, forward);
-    case kRounded: return run<Rounded>(o, forward);
+    case kSingle: return run<Single>(o, pass);
+    case kRounded: return run<Rounded>(o, pass);
 #if defined(__AVX512BF16__)
     case kPairs:
-    case kTiles: return run<Pairs>(o, forward);
+    case kTiles: return run<Pairs>(o, pass);
 #endif
   }
 }
@@ -190,11 +197,15 @@ void run(const OutputLayer& o, bool forward) {
 }  // namespace recurra
 
 RECURRA_EXPORT void recurra_output_forward(const recurra::OutputLayer* layer) {
-  recurra::run(*layer, true);
+  recurra::run(*layer, recurra::Pass::kForward);
 }
 
 RECURRA_EXPORT void recurra_output_backward(const recurra::OutputLayer* layer) {
-  recurra::run(*layer, false);
+  recurra::run(*layer, recurra::Pass::kBackward);
+}
+
+RECURRA_EXPORT void recurra_output_in_blocks(const recurra::OutputLayer* layer) {
+  recurra::run(*layer, recurra::Pass::kBlocks);
 }
 
 RECURRA_EXPORT int64_t recurra_output_layer_bytes() { return sizeof(recurra::OutputLayer); }
@@ -216,4 +227,20 @@ RECURRA_EXPORT int64_t recurra_output_numbers(int64_t threads, int64_t units, in
   int64_t forward = columns * padded + operands;
   int64_t backward = panels(units) * kPanel * (vocabulary + vocabulary % 2);
   return std::max(forward, backward);
+}
+
+// Numbers in `spare` and `packed` of the computation in blocks.
+RECURRA_EXPORT int64_t recurra_block_spare_numbers(int64_t threads, int64_t rows, int64_t units,
+                                                   int64_t vocabulary, int32_t has_gradients) {
+  using namespace recurra;
+  const BlockSizes size(rows, units, vocabulary);
+  return LargeVocabulary<Single>::numbers(size, vocabulary, thread_count(threads), has_gradients);
+}
+
+RECURRA_EXPORT int64_t recurra_block_numbers(int64_t threads, int64_t rows, int64_t units,
+                                             int64_t vocabulary) {
+  using namespace recurra;
+  // The panels of the other kinds have an even number of rows, as this has.
+  const BlockSizes size(rows, units + units % 2, vocabulary);
+  return LargeVocabulary<Single>::operands(size, units + units % 2, thread_count(threads));
 }
