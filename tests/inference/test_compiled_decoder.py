@@ -79,6 +79,13 @@ def test_compiled_decoder_every_model_equals_plain(
     assert_same({"cell": cell} | options, {"num_samples": samples, "top_p": 0.9}, [])
 
 
+@pytest.mark.parametrize(
+    "settings", [{"top_p": 0.3}, {"top_p": 0.95}, {"top_p": 0.9, "top_k": 300}]
+)
+def test_compiled_decoder_large_vocabulary_equals_plain(settings: dict[str, Any]) -> None:
+    assert_same({"cell": "gru", "embedding_size": 8, "vocab_size": 4099}, settings, [4])
+
+
 def test_compiled_decoder_unfolded_embedding_equals_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled_decoder, "MAX_FOLDED_VOCAB", 22)
     for width in (5, 16):

@@ -28,6 +28,7 @@ class Sampler {
   }
 
  private:
+  static constexpr int64_t kSortedAtOnce = 256;
   static constexpr double kNever = -std::numeric_limits<double>::infinity();
 
   // Whether no logit is NaN or plus infinity.
@@ -67,16 +68,35 @@ class Sampler {
     double total = fill_powers();
     order_.resize(g_.vocabulary);
     std::iota(order_.begin(), order_.end(), 0);
-    std::stable_sort(order_.begin(), order_.end(),
-                     [&](int64_t a, int64_t b) { return logits_[a] > logits_[b]; });
     double before = 0;
-    for (int64_t v : order_) {
-      double probability = powers_[v] / total;
-      // The comparison uses the rounded sum, as the Python implementation does.
-      double after = before + probability;
-      if (!(after - probability < g_.top_p)) logits_[v] = kNever;
-      before = after;
+    for (int64_t first = 0, last; first < g_.vocabulary; first = last) {
+      // Beyond rounding, all that follow are left out. Most often few tokens have to be sorted.
+      if (before > g_.top_p + 1e-9) {
+        for (int64_t i = first; i < g_.vocabulary; i++) logits_[order_[i]] = kNever;
+        return;
+      }
+      last = std::min(std::max<int64_t>(kSortedAtOnce, 4 * first), g_.vocabulary);
+      sort_highest(first, last);
+      for (int64_t i = first; i < last; i++) {
+        double probability = powers_[order_[i]] / total;
+        // The comparison uses the rounded sum, as the Python implementation does.
+        double after = before + probability;
+        if (!(after - probability < g_.top_p)) logits_[order_[i]] = kNever;
+        before = after;
+      }
     }
+  }
+
+  // Puts the tokens of the highest logits from place `first` on in order up to `last`, and all
+  // others behind them. Of equal logits, the lower token comes first.
+  void sort_highest(int64_t first, int64_t last) {
+    auto is_higher = [&](int64_t a, int64_t b) {
+      return logits_[a] > logits_[b] || (logits_[a] == logits_[b] && a < b);
+    };
+    const auto begin = order_.begin();
+    if (last < g_.vocabulary)
+      std::nth_element(begin + first, begin + last, order_.end(), is_higher);
+    std::sort(begin + first, begin + last, is_higher);
   }
 
   void keep_min_p() {
