@@ -20,13 +20,13 @@ from typing import Any
 SHOWN = ("torch.nn, one-hot", "native, one-hot, fp32", "native, one-hot, bf16")
 
 
-def chosen_rows(words: list[str]) -> list[Any]:
+def chosen_rows(wanted: list[str]) -> list[Any]:
     """Return the training rows whose names contain all of these words."""
     from recurra.cli.benchmark import ROWS, TrainingRow
 
     few = [TrainingRow(cell, 512, 65, 64, batch_size=16) for cell in ("rnn", "gru", "lstm")]
     training = [row for row in ROWS if isinstance(row, TrainingRow)]
-    return [row for row in (*training, *few) if all(word in row.name for word in words)]
+    return [row for row in (*training, *few) if all(word in row.name for word in wanted)]
 
 
 def thread_counts(most: int) -> list[int]:
@@ -35,9 +35,9 @@ def thread_counts(most: int) -> list[int]:
     return counts if counts[-1] == most else [*counts, most]
 
 
-def measure(words: list[str], threads: int, rounds: int) -> tuple[dict[str, Any], list[Any]]:
+def measure(wanted: list[str], threads: int, rounds: int) -> tuple[dict[str, Any], list[Any]]:
     """Measure in a new process; return a description of the machine and the measurements."""
-    command = [sys.executable, __file__, "--rows", *words, "--rounds", str(rounds)]
+    command = [sys.executable, __file__, "--rows", *wanted, "--rounds", str(rounds)]
     done = subprocess.run(
         [*command, "--only-threads", str(threads)], stdout=subprocess.PIPE, text=True, check=True
     )
