@@ -1,0 +1,391 @@
+"""Predict the time of a training step by the compiled kernels from the work that it consists of.
+
+    python benchmarks/cost_model.py [--threads 2] [--also 8 16 64] [--rounds 5] [--json FILE]
+
+The model states the time of every kernel of a step as a sum: its products, the vectors of its
+elementwise equations, the numbers that it packs, the weights that it reads from beyond the
+second-level cache, and a constant. The factors are fitted to measurements with one thread and of
+sizes that `recurra bench` does not have. With several threads, the busiest thread's part of this
+work counts, and the threads start together once for every stage and wait for each other at every
+step that they share. The prediction is compared with measurements of the rows of `recurra bench`.
+Prints Markdown tables. Run nothing else meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from ctypes import c_int32
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from recurra.cli.benchmark import ROWS, TrainingRow
+from recurra.config import ModelConfig, TrainingConfig
+from recurra.data.batches import BatchStream
+from recurra.engine.select import select_engine
+from recurra.kernels import library
+from recurra.model.recurrent_lm import RecurrentLM
+from recurra.recurrence.cells import find_cell
+from recurra.runtime.devices import num_threads, processor_name
+from recurra.runtime.distributed import SINGLE_PROCESS
+
+CELLS = ("rnn", "gru", "lstm")
+PRECISIONS = ("fp32", "bf16")
+CALIBRATION_UNITS = (96, 160, 224, 320, 448, 608)
+CALIBRATION_VOCAB = (24, 48, 96, 160, 320, 640)
+STAGES = {"layer": 2, "output": 2, "other": 1}
+"""Stages of each kernel; the threads start together once, and meet at the end of every stage."""
+LANES = library.load().recurra_lanes()
+PANEL = 2 * LANES
+SECOND_CACHE = library.load().recurra_cache_bytes(2)
+
+
+@dataclass(frozen=True)
+class Work:
+    """The work of a kernel.
+
+    Attributes:
+        products: floating-point operations, panels counted as whole.
+        vectors: vectors of the elementwise part.
+        packed: numbers that are packed or transposed.
+        far: bytes of weights that are read from beyond the second-level cache.
+    """
+
+    products: float = 0.0
+    vectors: float = 0.0
+    packed: float = 0.0
+    far: float = 0.0
+
+    @property
+    def features(self) -> list[float]:
+        """The factors' features; the last one is that of the constant."""
+        return [self.products, self.vectors, self.packed, self.far, 1.0]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel of a training step: its name and work, and the steps at which threads wait."""
+
+    name: str
+    work: Work
+    barriers: int = 0
+    stages: int = 1
+
+
+def panels(columns: int) -> int:
+    return -(-columns // PANEL)
+
+
+def division(row: TrainingRow, precision: str, threads: int) -> tuple[int, int]:
+    """Return the groups of rows, and the parts of units of each group."""
+    chosen = (c_int32 * 2)()
+    gates, size = find_cell(row.cell).num_gates, 4 if precision == "fp32" else 2
+    caches = [library.load().recurra_cache_bytes(level) for level in (1, 2)]
+    library.load().recurra_divide(
+        threads, row.batch_size, row.hidden_size, gates, size, *caches, chosen
+    )
+    return chosen[0], chosen[1]
+
+
+def kernels(row: TrainingRow, precision: str, threads: int) -> list[Kernel]:
+    """Return the kernels of a step with one-hot inputs, with the work of the busiest thread."""
+    gates, units, vocab = find_cell(row.cell).num_gates, row.hidden_size, row.vocab_size
+    rows, size = row.batch_size * row.num_steps, 4 if precision == "fp32" else 2
+    groups, parts = division(row, precision, threads)
+    own_rows = math.ceil(row.batch_size / groups)
+    own_panels = math.ceil(panels(units) / parts)
+    own_weight = gates * units * own_panels * PANEL * size
+    step = Work(
+        products=2.0 * own_rows * row.num_steps * gates * units * own_panels * PANEL,
+        vectors=own_rows * row.num_steps * own_panels * 2,
+        packed=gates * units * units / threads,
+        far=row.num_steps * own_weight if own_weight > 0.75 * SECOND_CACHE else 0.0,
+    )
+    barriers = row.num_steps if parts > 1 else 0
+    share = math.ceil(rows / threads)
+    head = 2.0 * share * units * panels(vocab) * PANEL
+    deltas = gates + (1 if row.cell == "gru" else 0)
+    found = [
+        Kernel("forward", step, barriers, 2),
+        Kernel("backward", step, barriers, 2),
+        Kernel(
+            "output forward",
+            Work(head, share * panels(vocab) * 2, units * vocab / threads, 0.0),
+            stages=2,
+        ),
+        Kernel("output backward", Work(head, 0.0, units * vocab / threads), stages=2),
+        Kernel("output weight", _transposed(rows, vocab, units, threads), stages=4),
+        Kernel("lookup", Work(0.0, math.ceil(rows * deltas * units / LANES / threads), 0.0)),
+        Kernel("tables", Work(0.0, 0.0, 2.0 * vocab * gates * units / threads), stages=2),
+        Kernel("update", Work(0.0, gates * units * (units + vocab) / LANES / threads), stages=2),
+    ]
+    widths = [2 * units, units] if row.cell == "gru" else [gates * units]
+    found += [
+        Kernel("recurrent weight", _transposed(rows, width, units, threads), stages=4)
+        for width in widths
+    ]
+    return found
+
+
+def _transposed(rows: int, m: int, n: int, threads: int) -> Work:
+    blocks = math.ceil(m / 32)
+    by_blocks = _imbalance(blocks, threads) <= _imbalance(panels(n), threads)
+    if by_blocks:
+        own = math.ceil(blocks / threads) * 32 * panels(n) * PANEL
+        packed = rows * (n / threads + math.ceil(blocks / threads) * 32)
+    else:
+        own = blocks * 32 * math.ceil(panels(n) / threads) * PANEL
+        packed = rows * (n / threads + m)
+    return Work(products=2.0 * rows * own, packed=packed)
+
+
+def _imbalance(items: int, threads: int) -> float:
+    return math.ceil(items / threads) * threads / items
+
+
+NAMES = {
+    "recurra_layer_forward": "forward",
+    "recurra_layer_backward": "backward",
+    "recurra_output_forward": "output forward",
+    "recurra_output_backward": "output backward",
+    "add_rows": "lookup",
+    "transpose": "tables",
+}
+
+
+@dataclass
+class Measured:
+    """Median seconds of the kernels of a step, and of the whole step."""
+
+    kernels: dict[str, float]
+    step: float
+
+
+def measure(row: TrainingRow, precision: str, threads: int, rounds: int) -> Measured:
+    """Measure the steps of a model and the recorded calls of which they consist."""
+    torch.manual_seed(0)
+    model = ModelConfig(
+        cell=row.cell,
+        vocab_size=row.vocab_size,
+        hidden_size=row.hidden_size,
+        embedding_size=0,
+        backend="native",
+        precision=precision,
+    )
+    training = TrainingConfig(
+        steps=1,
+        batch_size=row.batch_size,
+        num_steps=row.num_steps,
+        optimizer="sgd",
+        lr=0.1,
+        clip_norm=1.0,
+    )
+    length = row.batch_size * (row.num_steps + 1) * 4
+    ids = np.random.default_rng(0).integers(row.vocab_size, size=length)
+    batch = next(BatchStream(ids, training, SINGLE_PROCESS).epoch(0, 0))
+    with num_threads(threads):
+        engine: Any = select_engine(RecurrentLM(model), training)
+
+        def step() -> None:
+            engine.step(batch, 0.1)
+            engine.synchronize()
+
+        for _ in range(3):
+            step()
+        calls = engine._gradients._recorded.program._calls
+        update = [engine._update.gradient_norm, lambda: engine._update.step(0.1, 1.0)]
+        whole, single = [], defaultdict(list)
+        for _ in range(rounds * 4):
+            whole.append(_seconds(step))
+            sums: dict[str, float] = defaultdict(float)
+            with torch.no_grad():
+                for call in calls:
+                    sums[_name(call)] += _seconds(call)
+            sums["update"] = sum(map(_seconds, update))
+            for name, seconds in sums.items():
+                single[name].append(seconds)
+    return Measured({n: statistics.median(s) for n, s in single.items()}, statistics.median(whole))
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _name(call: Any) -> str:
+    name = call.func.__name__
+    if name == "recurra_multiply_transposed":
+        product = call.args[0]._obj
+        return "recurrent weight" if product.m % product.n == 0 else "output weight"
+    return NAMES.get(name, "other")
+
+
+@dataclass
+class Model:
+    """The fitted factors, seconds per feature, and the costs of waiting for each other.
+
+    Attributes:
+        factors: of each kernel, by (name, cell, precision); kernels that do not depend on the cell
+            have an empty one.
+        other: seconds of a step outside of the kernels, by cell.
+        stage: seconds of starting and ending a stage with several threads.
+        barrier: seconds of waiting for each other after a step.
+    """
+
+    factors: dict[tuple[str, str, str], list[float]]
+    other: float
+    stage: float
+    barrier: float
+
+    def seconds(self, row: TrainingRow, precision: str, threads: int) -> float:
+        """Return the predicted time of a training step."""
+        total = self.other
+        doublings = math.log2(threads) if threads > 1 else 0.0
+        for kernel in kernels(row, precision, threads):
+            factors = self.factors[_key(kernel.name, row.cell, precision)]
+            total += float(np.dot(factors, kernel.work.features))
+            total += doublings * (kernel.stages * self.stage + kernel.barriers * self.barrier)
+        return total
+
+
+def _key(name: str, cell: str, precision: str) -> tuple[str, str, str]:
+    return (name, cell if name in ("forward", "backward") else "", precision)
+
+
+def calibrate(rounds: int, log: Callable[[str], None]) -> Model:
+    """Fit the factors to measurements with one thread."""
+    features: dict[tuple[str, str, str], list[list[float]]] = defaultdict(list)
+    seconds: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    others = []
+    for cell in CELLS:
+        for units, vocab in zip(CALIBRATION_UNITS, CALIBRATION_VOCAB, strict=True):
+            row = TrainingRow(cell, units, vocab, 20)
+            for precision in PRECISIONS:
+                log(f"{row.name}, {precision}")
+                measured = measure(row, precision, 1, rounds)
+                work: dict[str, list[float]] = {}
+                for kernel in kernels(row, precision, 1):
+                    before = np.array(work.get(kernel.name, [0.0] * 5))
+                    work[kernel.name] = list(before + kernel.work.features)
+                for name, found in work.items():
+                    features[_key(name, cell, precision)].append(found)
+                    seconds[_key(name, cell, precision)].append(measured.kernels[name])
+                others.append(measured.step - sum(measured.kernels[name] for name in work))
+    factors = {key: _fit(features[key], seconds[key]) for key in features}
+    stage, barrier = _waiting()
+    return Model(factors, statistics.median(others), stage, barrier)
+
+
+def _fit(features: list[list[float]], seconds: list[float]) -> list[float]:
+    """Return factors that are not negative and have the smallest relative squared error."""
+    wanted = np.ones(len(seconds))
+    matrix = np.array(features) / np.array(seconds)[:, None]
+    scale = np.where(matrix.max(axis=0) > 0, matrix.max(axis=0), 1.0)
+    used = list(range(matrix.shape[1]))
+    while True:
+        solved, *_ = np.linalg.lstsq((matrix / scale)[:, used], wanted, rcond=None)
+        if (solved >= 0).all():
+            break
+        used = [column for column, value in zip(used, solved, strict=True) if value >= 0]
+    result = np.zeros(matrix.shape[1])
+    result[used] = solved / scale[used]
+    return [float(value) for value in result]
+
+
+def _waiting() -> tuple[float, float]:
+    """Return the seconds of a stage and of a shared step for two threads, beside the work."""
+    from recurra.kernels.products import transpose
+
+    matrix, out = torch.zeros(2 * LANES, LANES), torch.zeros(LANES, 2 * LANES)
+    with num_threads(1):
+        alone = statistics.median(_seconds(lambda: transpose(matrix, out)) for _ in range(999))
+    with num_threads(2):
+        both = statistics.median(_seconds(lambda: transpose(matrix, out)) for _ in range(999))
+    stage = max(both - alone, 0.0)
+    # One row, which only units can divide: the work is small, and the threads wait at every step.
+    row = TrainingRow("rnn", 2 * PANEL, 2, 400, batch_size=1)
+    one, two = (measure(row, "fp32", threads, 10).kernels["forward"] for threads in (1, 2))
+    return stage, max((two - one / 2 - 2 * stage) / row.num_steps, 0.0)
+
+
+def compare(model: Model, threads: int, rounds: int, log: Callable[[str], None]) -> list[Any]:
+    """Return (row, precision, predicted and measured seconds) of the rows of `recurra bench`."""
+    results = []
+    for row in (row for row in ROWS if isinstance(row, TrainingRow)):
+        for precision in PRECISIONS:
+            log(f"{row.name}, {precision}")
+            measured = measure(row, precision, threads, rounds)
+            results.append((row, precision, model.seconds(row, precision, threads), measured.step))
+    return results
+
+
+def comparison_table(results: Iterable[Any], threads: int) -> str:
+    lines = [
+        f"| row, {threads} threads | predicted ms | measured ms | predicted / measured |",
+        "|---|---|---|---|",
+    ]
+    for row, precision, predicted, measured in results:
+        lines.append(
+            f"| {row.name}, {precision} | {predicted * 1e3:.2f} | {measured * 1e3:.2f} |"
+            f" {predicted / measured:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def scaling_table(model: Model, counts: list[int]) -> str:
+    rows = [row for row in ROWS if isinstance(row, TrainingRow)]
+    rows += [replace(row, batch_size=16) for row in rows if row.hidden_size == 512]
+    lines = [
+        "| row | " + " | ".join(f"{count} threads" for count in counts) + " |",
+        "|---|" + "---|" * len(counts),
+    ]
+    for row in rows:
+        for precision in PRECISIONS:
+            base = model.seconds(row, precision, counts[0])
+            cells = []
+            for count in counts:
+                seconds = model.seconds(row, precision, count)
+                groups, parts = division(row, precision, count)
+                cells.append(f"{seconds * 1e3:.2f} ({base / seconds:.1f}; {groups} x {parts})")
+            lines.append(f"| {row.name}, {precision} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2, help="threads of the comparison")
+    parser.add_argument("--also", type=int, nargs="*", default=[8, 16, 64])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="also write the factors and results to this file")
+    options = parser.parse_args()
+
+    def log(text: str) -> None:
+        print(f"measuring {text} ...", file=sys.stderr)
+
+    model = calibrate(options.rounds, log)
+    results = compare(model, options.threads, options.rounds, log)
+    print(f"{processor_name()}\n\n{comparison_table(results, options.threads)}\n")
+    print("Milliseconds (ratio to the first column; groups of rows x parts of units)\n")
+    print(scaling_table(model, [options.threads, *options.also]))
+    print(f"\nA stage takes {model.stage * 1e6:.1f} us, and a shared step {model.barrier * 1e6:.2f}.")
+    if options.json:
+        factors = {", ".join(key): value for key, value in model.factors.items()}
+        found = [(row.name, *rest) for row, *rest in results]
+        written = {"factors": factors, "other": model.other, "results": found}
+        options.json.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
