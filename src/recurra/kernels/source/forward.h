@@ -75,10 +75,21 @@ class Forward {
       int64_t unit = panel * kPanel + v * kLanes;
       if (unit >= l_.units) return;
       if (count(unit) == kLanes)
-        rows_of(t, first_row, rows, unit, kLanes, products[0] + v * kLanes);
+        whole_rows(t, first_row, rows, unit, products[0] + v * kLanes);
       else
-        rows_of(t, first_row, rows, unit, count(unit), products[0] + v * kLanes);
+        partial_rows(t, first_row, rows, unit, count(unit), products[0] + v * kLanes);
     }
+  }
+
+  // Separate functions, so that each has the registers for its constants.
+  NO_INLINE void whole_rows(int64_t t, int64_t first_row, int rows, int64_t unit,
+                            const float* products) {
+    rows_of(t, first_row, rows, unit, kLanes, products);
+  }
+
+  NO_INLINE void partial_rows(int64_t t, int64_t first_row, int rows, int64_t unit, int count,
+                              const float* products) {
+    rows_of(t, first_row, rows, unit, count, products);
   }
 
   INLINE void rows_of(int64_t t, int64_t first_row, int rows, int64_t unit, int count,

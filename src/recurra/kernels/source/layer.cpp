@@ -91,10 +91,21 @@ class Backward {
       int count = int(std::min<int64_t>(kLanes, l_.units - unit));
       const float* product = t + 1 < l_.steps ? products + v * kLanes : nullptr;
       if (count == kLanes)
-        rows_of(share, t, first_row, rows, unit, kLanes, product);
+        whole_rows(share, t, first_row, rows, unit, product);
       else
-        rows_of(share, t, first_row, rows, unit, count, product);
+        partial_rows(share, t, first_row, rows, unit, count, product);
     }
+  }
+
+  // Separate functions, so that each has the registers for its constants.
+  NO_INLINE void whole_rows(const Share& share, int64_t t, int64_t first_row, int rows,
+                            int64_t unit, const float* product) {
+    rows_of(share, t, first_row, rows, unit, kLanes, product);
+  }
+
+  NO_INLINE void partial_rows(const Share& share, int64_t t, int64_t first_row, int rows,
+                              int64_t unit, int count, const float* product) {
+    rows_of(share, t, first_row, rows, unit, count, product);
   }
 
   INLINE void rows_of(const Share& share, int64_t t, int64_t first_row, int rows, int64_t unit,

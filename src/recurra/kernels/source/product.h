@@ -194,8 +194,11 @@ struct Pairs {
   static void pack(Layout weight, int64_t depth, int width, Operand* panel) {
     if (width < kPanel || depth % 2) std::fill(panel, panel + panel_size(depth), Half(0));
     if (weight.row == 1) {
-      for (int n = 0; n < width; n++)
-        pack_column(weight.from + n * weight.column, depth, panel + 2 * n);
+      for (int left = 0; left < width; left += kLanes) {
+        int columns = std::min(kLanes, width - left);
+        const float* from = weight.from + left * weight.column;
+        pack_columns(from, weight.column, columns, depth, panel + 2 * left);
+      }
     } else {
       for (int64_t k = 0; k < depth; k += 2)
         for (int left = 0; left < width; left += kLanes) {
@@ -260,14 +263,22 @@ struct Pairs {
     }
   }
 
-  // One contiguous column of the weight, a vector of it at a time.
-  static void pack_column(const float* from, int64_t depth, Half* to) {
-    for (int64_t k = 0; k < depth; k += kLanes) {
-      Half lanes[kLanes] = {};
-      int count = int(std::min<int64_t>(kLanes, depth - k));
-      store_bfloat16(lanes, load(from + k, count), count);
-      for (int i = 0; i < count; i += 2)
-        std::memcpy(to + (k + i) * kPanel, lanes + i, 2 * sizeof(Half));
+  // Contiguous columns of the weight: kLanes pairs of each at a time are transposed.
+  static void pack_columns(const float* from, int64_t stride, int columns, int64_t depth,
+                           Half* to) {
+    constexpr int kRowsAtOnce = 2 * kLanes;
+    for (int64_t k = 0; k < depth; k += kRowsAtOnce) {
+      const int rows = int(std::min<int64_t>(kRowsAtOnce, depth - k));
+      Vec square[kLanes] = {};
+      for (int n = 0; n < columns; n++) {
+        const float* column = from + n * stride + k;
+        Vec first = load(column, std::min(kLanes, rows));
+        Vec second = rows > kLanes ? load(column + kLanes, rows - kLanes) : splat(0.0f);
+        square[n] = (Vec)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+      }
+      transpose(square);
+      for (int pair = 0; pair < (rows + 1) / 2; pair++)
+        store(reinterpret_cast<float*>(to + (k + 2 * pair) * kPanel), square[pair]);
     }
   }
 

@@ -13,6 +13,8 @@
 
 // For functions in the innermost loops, where a call would cost as much as the work.
 #define INLINE inline __attribute__((always_inline))
+// For work around which the compiler should not arrange the registers of its caller.
+#define NO_INLINE __attribute__((noinline))
 
 namespace recurra {
 
@@ -38,17 +40,41 @@ INLINE Vec load(const float* from) {
 
 INLINE void store(float* to, Vec v) { std::memcpy(to, &v, sizeof v); }
 
+// Partial vectors use masks, because a copy of unknown length is a call. `count` >= 0.
+#if defined(__AVX512F__)
+INLINE __mmask16 first_lanes(int count) { return __mmask16((1u << count) - 1); }
+#elif defined(__AVX__)
+INLINE __m256i first_lanes(int count) {
+  alignas(64) static constexpr int32_t kMasks[2 * kLanes] = {-1, -1, -1, -1, -1, -1, -1, -1};
+  __m256i mask;
+  std::memcpy(&mask, kMasks + kLanes - count, sizeof mask);
+  return mask;
+}
+#endif
+
 // The first `count` lanes; the others are zero.
 INLINE Vec load(const float* from, int count) {
   if (count == kLanes) return load(from);
+#if defined(__AVX512F__)
+  return (Vec)_mm512_maskz_loadu_ps(first_lanes(count), from);
+#elif defined(__AVX__)
+  return (Vec)_mm256_maskload_ps(from, first_lanes(count));
+#else
   Vec v = {};
   std::memcpy(&v, from, count * sizeof(float));
   return v;
+#endif
 }
 
 INLINE void store(float* to, Vec v, int count) {
   if (count == kLanes) return store(to, v);
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(to, first_lanes(count), (__m512)v);
+#elif defined(__AVX__)
+  _mm256_maskstore_ps(to, first_lanes(count), (__m256)v);
+#else
   std::memcpy(to, &v, count * sizeof(float));
+#endif
 }
 
 INLINE Vec splat(float x) {
@@ -193,8 +219,11 @@ INLINE Vec round_to_bfloat16(Vec v) {
 
 INLINE void store_bfloat16(Half* to, Vec v, int count) {
 #if defined(__AVX512BF16__)
-  __m256bh narrow_lanes = _mm512_cvtneps_pbh((__m512)v);
-  std::memcpy(to, &narrow_lanes, count * sizeof(Half));
+  __m256i halves = (__m256i)_mm512_cvtneps_pbh((__m512)v);
+  if (count == kLanes)
+    std::memcpy(to, &halves, sizeof halves);
+  else
+    _mm256_mask_storeu_epi16(to, first_lanes(count), halves);
 #else
   for (int i = 0; i < count; i++) to[i] = narrow(v[i]);
 #endif
