@@ -78,23 +78,28 @@ def _machine() -> dict[str, Any]:
 
     import recurra
     from recurra.cli.benchmark import product_gflops
-    from recurra.kernels import library
+    from recurra.kernels import choice, library
     from recurra.runtime import cores
     from recurra.runtime.devices import processor_name
 
+    has_kernels = library.is_available()
     return {
         "recurra": recurra.__version__,
         "torch": torch.__version__,
         "processor": processor_name(),
         "threads": cores.threads(),
-        "kernels": library.is_available(),
+        "kernels": has_kernels,
+        "bf16_products": choice.products().kind if has_kernels else None,
         "product_gflops": product_gflops(),
     }
 
 
 def _describe(machine: dict[str, Any]) -> str:
+    from recurra.kernels.choice import DESCRIPTIONS
+
     fp32, bf16 = machine["product_gflops"].values()
-    kernels = "" if machine["kernels"] else ", without compiled kernels"
+    kind = machine["bf16_products"]
+    kernels = f", products of {DESCRIPTIONS[kind]}" if kind else ", without compiled kernels"
     return (
         f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']},"
         f" recurra {machine['recurra']}{kernels}; matrix product: {fp32:.0f} GFLOP/s in fp32,"

@@ -66,6 +66,7 @@ def _compute() -> dict[str, str]:
         "threads": f"{cores.describe()}; --threads changes it",
         "compiler": _compiler(),
         "kernels": _kernels(),
+        "products": _products(),
         "backends": f"{', '.join(BACKEND_MODULES)}; auto selects on the CPU: {_auto_selection()}",
     }
 
@@ -93,6 +94,19 @@ def _kernels() -> str:
         return f"{library.describe()}; {path}"
     except KernelError as error:
         return f"{error}; run recurra kernels clean, then recurra kernels build"
+
+
+def _products() -> str:
+    """Describe the kinds of matrix products, and measure them if that was not done before."""
+    from recurra.errors import KernelError
+    from recurra.kernels import builder, choice, library
+
+    if library.reason_unavailable() is not None or builder.built_library() is None:
+        return "measured when the kernels are first used"
+    try:
+        return choice.products().describe()
+    except KernelError as error:
+        return str(error)
 
 
 def _auto_selection() -> str:

@@ -15,13 +15,13 @@ from torch import Tensor
 from recurra.errors import ConfigError
 from recurra.kernels import library
 from recurra.kernels.buffers import PersistentBuffers
+from recurra.kernels.choice import product_kind
 from recurra.kernels.products import (
     add_rows,
     as_operand,
     check_ids,
     dense_product,
     gradient_product,
-    product_kind,
 )
 from recurra.kernels.recorder import Program
 from recurra.model.output_layer import OutputGradients, OutputPasses

@@ -65,14 +65,12 @@ def reason_unavailable() -> str | None:
 
 
 def describe() -> str:
-    """Return the vector width and the kind of bf16 products of the built kernels.
+    """Return the vector width of the built kernels.
 
     Raises:
         KernelError: the kernels cannot be loaded.
     """
-    bits = 32 * load().recurra_lanes()
-    halves = "products of bf16 pairs" if load().recurra_best_kind() > 1 else "bf16 by rounding"
-    return f"built, vectors of {bits} bits, {halves}"
+    return f"built, vectors of {32 * load().recurra_lanes()} bits"
 
 
 @cache
@@ -139,7 +137,7 @@ def _declare(library: Any) -> Any:
     _sign(library, "transpose", c_int32, c_int64, c_int64, *[c_void_p] * 3)
     _sign(library, "mask", c_int32, c_uint64, c_int32, c_float, c_int64, c_void_p)
     _sign(library, "all_below", c_int64, c_void_p, c_int64, result=c_int32)
-    _sign(library, "best_kind", result=c_int32)
+    _sign(library, "has_kind", c_int32, result=c_int32)
     _sign(library, "divide", c_int32, *[c_int64] * 3, c_int32, *[c_int64] * 2, POINTER(c_int32))
     _sign(library, "cache_bytes", c_int32, result=c_int64)
     _sign(library, "limit_threads", c_int32)

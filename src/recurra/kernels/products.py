@@ -19,14 +19,6 @@ SINGLE, _ROUNDED = 0, 1
 _BFLOAT16 = torch.empty(0, dtype=torch.bfloat16)
 
 
-def product_kind(dtype: torch.dtype) -> int:
-    """Return the kind of product for operands of a dtype, see `Kind` in `source/kernels.h`."""
-    if dtype == torch.float32:
-        return SINGLE
-    kind: int = library.load().recurra_best_kind()
-    return kind
-
-
 def take_operand(workspace: Workspace, kind: int, name: str, *shape: int, like: Tensor) -> Tensor:
     """Return a buffer for operands of a kind; `like` is fp32."""
     halves = kind not in (SINGLE, _ROUNDED)

@@ -19,7 +19,8 @@ from torch.nn.functional import cross_entropy as torch_cross_entropy
 from recurra.errors import ConfigError
 from recurra.kernels import library, structures
 from recurra.kernels.buffers import BUFFER_POOL, NewBuffers, Workspace
-from recurra.kernels.products import check_ids, gradient_product, product_kind, take_operand
+from recurra.kernels.choice import product_kind
+from recurra.kernels.products import check_ids, gradient_product, take_operand
 from recurra.kernels.recorder import Do, at_once
 from recurra.recurrence.precision import product
 

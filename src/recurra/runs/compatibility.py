@@ -14,6 +14,7 @@ import torch
 from recurra.config import RunConfig
 from recurra.config.training import BUDGETS
 from recurra.data.token_file import TokenFile
+from recurra.kernels.choice import products
 from recurra.runtime import cores
 from recurra.runtime.devices import device_name, processor_name
 from recurra.runtime.distributed import Processes
@@ -52,6 +53,7 @@ def environment(processes: Processes, backend: str) -> dict[str, Any]:
         "processor": processor_name(),
         "device": device_name(processes.device),
         "backend": backend,
+        "products": products().kind if backend == "native" else None,
         "threads": cores.threads(),
         "processes": processes.count,
     }
@@ -63,6 +65,11 @@ def other_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     A setting that an older checkpoint lacks is assumed to have its default.
     """
     return differences(_comparable(before), _comparable(now))
+
+
+def other_environment(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the differences of two environments, except in values that an older one lacks."""
+    return differences({**now, **before}, now)
 
 
 def _comparable(identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import torch
 from recurra.config import ModelConfig, RunConfig, RunOptions
 from recurra.config.optimizers import OPTIMIZERS
 from recurra.kernels import library
+from recurra.kernels.choice import bf16_ratio
 from recurra.recurrence.backends import Requirements, find_backend
 from recurra.recurrence.cells import find_cell
 from recurra.report.progress import format_count
@@ -52,6 +53,9 @@ WARMUP, CLIP_NORM = 0.1, 0.25
 does not recover from early divergence."""
 TRAINING_TIME_FRACTION = 0.93
 """Fraction of a time budget for training steps; evaluation and checkpoints take the rest."""
+MIN_BF16_RATIO = 1.05
+"""How many times faster a layer must be in bf16 than in fp32 for bf16; the measurement has some
+noise."""
 _FIRST_SIZE = 256
 
 Trial = Callable[[RunConfig], float]
@@ -107,22 +111,26 @@ def choose(
     Raises:
         SourceError: the text does not fill one batch.
     """
-    basics = options.filled(**_basics(options.config, num_ids, device))
+    basics = options.filled(**_basics(options.config, num_ids))
     if options.num_parameters is not None:
         basics = _with_parameters(basics, _with_size)
-    sized = _with_size(basics, _FIRST_SIZE)
+    sized = _with_precision(_with_size(basics, _FIRST_SIZE), device)
     # The throughput depends on the size, so it is measured again with the first choice.
     for _ in range(2):
         speed = trial(sized.config)
-        sized = _with_size(basics, _choose_size(basics, num_ids, speed * seconds))
+        size = _choose_size(basics, num_ids, speed * seconds)
+        sized = _with_precision(_with_size(basics, size), device)
     tokens = _num_tokens(sized.config, num_ids, speed * seconds)
     rated = sized.filled(**_rates(sized.config, tokens / num_ids))
     config = rated.filled(weight_decay=_weight_decay(rated.config, num_ids)).config
     needed = tokens * flops_per_token(config.model) / speed
-    return Recipe(config, _reasons(config, tokens, num_ids, needed, seconds))
+    reasons = _reasons(config, tokens, num_ids, needed, seconds)
+    if not basics.is_given("precision"):
+        reasons[1] += _precision_reason(config, device)
+    return Recipe(config, reasons)
 
 
-def _basics(config: RunConfig, num_ids: int, device: torch.device) -> dict[str, Any]:
+def _basics(config: RunConfig, num_ids: int) -> dict[str, Any]:
     """Return the settings that depend on neither the throughput nor the hidden size."""
     training = config.training
     batch_size = min(BATCH_SIZE, num_ids // (4 * NUM_STEPS))
@@ -130,7 +138,6 @@ def _basics(config: RunConfig, num_ids: int, device: torch.device) -> dict[str, 
     return {
         "batch_size": _multiple_of(training.batch_growth, batch_size),
         "num_steps": _multiple_of(training.window_growth, num_steps),
-        "precision": "bf16" if _has_fast_bf16(config.model, device) else "fp32",
         "init": "orthogonal",
         "forget_bias": 1.0 if _takes_forget_bias(config.model) else 0.0,
         "locked_dropout": True,
@@ -255,11 +262,25 @@ def _reasons(
     ]
 
 
-def _has_fast_bf16(model: ModelConfig, device: torch.device) -> bool:
+def _with_precision(options: RunOptions, device: torch.device) -> RunOptions:
+    """Return options with the precision that was measured to be the faster one at this size."""
+    ratio = None if options.is_given("precision") else _bf16_ratio(options.config, device)
+    is_faster = ratio is not None and ratio >= MIN_BF16_RATIO
+    return options.filled(precision="bf16" if is_faster else "fp32")
+
+
+def _precision_reason(config: RunConfig, device: torch.device) -> str:
+    if (ratio := _bf16_ratio(config, device)) is None:
+        return ""
+    return f" (bf16 was measured {ratio:.2g} times as fast as fp32 at this size)"
+
+
+def _bf16_ratio(config: RunConfig, device: torch.device) -> float | None:
+    """Return how many times faster a layer is in bf16, or None where bf16 has no kernels."""
+    model = config.model
     needs = Requirements(find_cell(model.cell), device, has_zoneout=model.zoneout > 0.0)
     is_chosen = model.backend in ("auto", "native") and needs.cell.reads_state
     is_supported = is_chosen and find_backend("native").unsupported(needs) is None
     if not is_supported or model.residual or not library.is_available():
-        return False
-    kind: int = library.load().recurra_best_kind()
-    return kind > 1
+        return None
+    return bf16_ratio(model.cell, model.hidden_size, config.training.batch_size)

@@ -66,14 +66,7 @@ void multiply(const DenseProduct& d) {
 
 RECURRA_EXPORT void recurra_multiply(const recurra::DenseProduct* product) {
   using namespace recurra;
-  switch (product->kind) {
-    case kSingle: return multiply<Single>(*product);
-    case kRounded: return multiply<Rounded>(*product);
-#if defined(__AVX512BF16__)
-    case kPairs:
-    case kTiles: return multiply<Pairs>(*product);
-#endif
-  }
+  with_product(product->kind, [&](auto kind) { multiply<decltype(kind)>(*product); });
 }
 
 // Numbers in `packed`.

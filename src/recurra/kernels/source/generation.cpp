@@ -192,15 +192,10 @@ int64_t write(const Generation& g) {
 // steps.
 RECURRA_EXPORT int64_t recurra_generate(const recurra::Generation* generation) {
   using namespace recurra;
-  switch (generation->layers[0].kind) {
-    case kSingle: return write<Single>(*generation);
-    case kRounded: return write<Rounded>(*generation);
-#if defined(__AVX512BF16__)
-    case kPairs:
-    case kTiles: return write<Pairs>(*generation);
-#endif
-  }
-  return 0;
+  int64_t steps = 0;
+  with_product(generation->layers[0].kind,
+               [&](auto kind) { steps = write<decltype(kind)>(*generation); });
+  return steps;
 }
 
 RECURRA_EXPORT int64_t recurra_generation_bytes() { return sizeof(recurra::Generation); }

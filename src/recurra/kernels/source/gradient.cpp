@@ -66,14 +66,7 @@ void multiply_transposed(const GradientProduct& g) {
 
 RECURRA_EXPORT void recurra_multiply_transposed(const recurra::GradientProduct* product) {
   using namespace recurra;
-  switch (product->kind) {
-    case kSingle: return multiply_transposed<Single>(*product);
-    case kRounded: return multiply_transposed<Rounded>(*product);
-#if defined(__AVX512BF16__)
-    case kPairs:
-    case kTiles: return multiply_transposed<Pairs>(*product);
-#endif
-  }
+  with_product(product->kind, [&](auto kind) { multiply_transposed<decltype(kind)>(*product); });
 }
 
 // Numbers in `packed`.

@@ -243,14 +243,7 @@ void run(const Layer& layer, bool forward) {
 }
 
 void run(const Layer& layer, bool forward) {
-  switch (layer.kind) {
-    case kSingle: return run<Single>(layer, forward);
-    case kRounded: return run<Rounded>(layer, forward);
-#if defined(__AVX512BF16__)
-    case kPairs: return run<Pairs>(layer, forward);
-    case kTiles: return run<Tiles>(layer, forward);
-#endif
-  }
+  with_product(layer.kind, [&](auto kind) { run<decltype(kind)>(layer, forward); });
 }
 
 }  // namespace
@@ -272,15 +265,6 @@ RECURRA_EXPORT void recurra_cell_layout(int32_t cell, recurra::CellLayout* layou
 }
 
 RECURRA_EXPORT int64_t recurra_layer_bytes() { return sizeof(recurra::Layer); }
-
-// The kind of product for bfloat16 on this machine. Not kTiles, which was not tested with AMX.
-RECURRA_EXPORT int32_t recurra_best_kind() {
-#if defined(__AVX512BF16__)
-  return recurra::kPairs;
-#else
-  return recurra::kRounded;
-#endif
-}
 
 // Numbers in a vector.
 RECURRA_EXPORT int32_t recurra_lanes() { return recurra::kLanes; }

@@ -183,14 +183,7 @@ void run(const OutputLayer& o, Pass pass) {
 }
 
 void run(const OutputLayer& o, Pass pass) {
-  switch (o.kind) {
-    case kSingle: return run<Single>(o, pass);
-    case kRounded: return run<Rounded>(o, pass);
-#if defined(__AVX512BF16__)
-    case kPairs:
-    case kTiles: return run<Pairs>(o, pass);
-#endif
-  }
+  with_product(o.kind, [&](auto kind) { run<decltype(kind)>(o, pass); });
 }
 
 }  // namespace

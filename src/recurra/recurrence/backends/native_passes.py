@@ -21,13 +21,13 @@ from torch import Tensor
 
 from recurra.kernels import library, structures
 from recurra.kernels.buffers import Workspace
+from recurra.kernels.choice import product_kind
 from recurra.kernels.products import (
     SINGLE,
     add_rows,
     check_ids,
     dense_product,
     gradient_product,
-    product_kind,
     take_operand,
     transpose,
 )

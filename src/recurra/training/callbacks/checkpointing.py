@@ -17,7 +17,7 @@ from recurra.io.tensors import Tensors, to_bytes
 from recurra.report.progress import format_seconds
 from recurra.runs.checkpoint import BEST, STATE, CheckpointRecord
 from recurra.runs.checkpoint_store import Cost, name_of, step_of
-from recurra.runs.compatibility import differences, environment, other_run
+from recurra.runs.compatibility import environment, other_environment, other_run
 from recurra.runs.directory import HISTORIES, METRICS_FILE, SAMPLES_FILE
 from recurra.runs.store import RunStore
 from recurra.runs.train_state import TrainState
@@ -270,7 +270,8 @@ class Checkpointing(Callback):
             self._remove_superseded(names[: names.index(name) + 1], state)
 
     def _show_changes(self, record: CheckpointRecord, backend: str) -> None:
-        for change in differences(record.environment, environment(self.context.processes, backend)):
+        now = environment(self.context.processes, backend)
+        for change in other_environment(record.environment, now):
             self.context.progress.message(
                 f"warning: {change}; from here on the result may differ in its last bits from that"
                 " of an uninterrupted run"

@@ -1,0 +1,165 @@
+"""Run the kernels on small random problems, to check and to time each kind of product.
+
+The time of a layer is that of its forward and backward pass, the work of training in which the
+recurrent products are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from ctypes import byref
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from recurra.kernels import library, structures
+from recurra.kernels.buffers import NewBuffers
+from recurra.kernels.products import SINGLE, dense_product, gradient_product, take_operand
+from recurra.kernels.recorder import at_once
+
+_STEPS = 8
+_SECONDS = 0.04
+"""Approximate time for all repetitions of one size."""
+_MIN_REPETITIONS, _MAX_REPETITIONS = 3, 100
+_TOLERANCE = 1e-4
+"""Largest error of a product, relative to its largest entry. Rounding causes 1e-6."""
+_PRODUCT_SIZES = ((1, 32, 32), (5, 33, 40), (16, 64, 32), (23, 70, 65), (40, 101, 96))
+"""Rows, depth and columns: each number of rows in a tile, odd depths and incomplete panels."""
+
+
+@dataclass(frozen=True)
+class LayerSize:
+    """The size of a layer whose products are measured.
+
+    Attributes:
+        cell: a compiled cell.
+        units: hidden size.
+        rows: batch size.
+        threads: number of threads.
+    """
+
+    cell: str
+    units: int
+    rows: int
+    threads: int
+
+    def __str__(self) -> str:
+        """Return the key under which a measurement is stored."""
+        return f"{self.cell} {self.units}, {self.rows} rows, {self.threads} threads"
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of the recurrent products of both passes."""
+        gates: int = library.cell_layout(self.cell).gates
+        return 4 * _STEPS * self.rows * gates * self.units**2
+
+
+def is_correct(kind: int, sizes: Sequence[tuple[int, int, int]] = _PRODUCT_SIZES) -> bool:
+    """Return whether the products of a kind equal those of torch on the rounded operands.
+
+    Args:
+        kind: the kind of product.
+        sizes: rows, inner dimension and columns of each product.
+    """
+    generator = torch.Generator().manual_seed(0)
+    return all(_multiplies(kind, *size, generator) for size in sizes)
+
+
+def _multiplies(kind: int, rows: int, depth: int, width: int, generator: torch.Generator) -> bool:
+    left = torch.randn(rows, depth, generator=generator)
+    right = torch.randn(depth, width, generator=generator)
+    other = torch.randn(rows, width, generator=generator)
+    bias = torch.randn(width, generator=generator)
+    buffers, out, grad = NewBuffers(), torch.empty(rows, width), torch.empty(depth, width)
+    dense_product(kind, left, right, out, buffers, at_once, bias)
+    operand = left if kind == SINGLE else _rounded(left)
+    halves = take_operand(buffers, kind, "operand", rows, depth + depth % 2, like=left).zero_()
+    halves[:, :depth] = operand
+    gradient_product(kind, halves[:, :depth], other, grad, buffers, at_once)
+    if kind != SINGLE:
+        left, right, other = map(_rounded, (left, right, other))
+    return _is_close(out, left @ right + bias) and _is_close(grad, left.t() @ other)
+
+
+def _rounded(matrix: Tensor) -> Tensor:
+    return matrix.bfloat16().float()
+
+
+def _is_close(found: Tensor, expected: Tensor) -> bool:
+    # A NaN is not close to anything.
+    return bool((found - expected).abs().max() <= _TOLERANCE * expected.abs().max())
+
+
+def layer_seconds(size: LayerSize, kinds: Sequence[int]) -> list[float]:
+    """Return the shortest time of both passes of a layer with each kind of product.
+
+    The repetitions of the kinds are interleaved, so that other load affects all of them.
+    """
+    trials = [_LayerTrial(size, kind) for kind in kinds]
+    for trial in trials:
+        trial.run()
+    best = [float("inf")] * len(trials)
+    end = time.perf_counter() + _SECONDS
+    for repetition in range(_MAX_REPETITIONS):
+        if repetition >= _MIN_REPETITIONS and time.perf_counter() > end:
+            break
+        for index, trial in enumerate(trials):
+            start = time.perf_counter()
+            trial.run()
+            best[index] = min(best[index], time.perf_counter() - start)
+    return best
+
+
+class _LayerTrial:
+    """The passes of a layer of random weights over a few steps."""
+
+    def __init__(self, size: LayerSize, kind: int) -> None:
+        layout, kernels = library.cell_layout(size.cell), library.load()
+        units, rows, threads = size.units, size.rows, size.threads
+        generator = torch.Generator().manual_seed(0)
+        width = layout.deltas * units
+        single = kind == SINGLE
+        deltas = self._operand(kind, _STEPS * rows, width, units)
+        self._layer = structures.Layer(
+            cell=structures.COMPILED_CELLS[size.cell],
+            kind=kind,
+            threads=threads,
+            steps=_STEPS,
+            batch=rows,
+            units=units,
+            recurrent_scale=1.0,
+        )
+        gates, packed = layout.gates * units, kernels.recurra_packed_numbers
+        self._layer.point(
+            weight_hh=torch.randn(gates, units, generator=generator) / units**0.5,
+            projected=torch.randn(_STEPS, rows, gates, generator=generator),
+            hidden=torch.zeros(_STEPS + 1, rows, units),
+            hidden_operand=None
+            if single
+            else self._operand(kind, (_STEPS + 1) * rows, units, units),
+            cells=torch.zeros(_STEPS + 1, rows, units) if layout.states > 1 else None,
+            saved=torch.zeros(_STEPS, rows, layout.saved * units) if layout.saved else None,
+            grad_outputs=torch.randn(_STEPS, rows, units, generator=generator),
+            grad_hidden=torch.zeros(rows, units),
+            grad_cells=torch.zeros(rows, units),
+            deltas=deltas if single else None,
+            delta_operand=None if single else deltas,
+            grad_bias=torch.empty(width),
+            grad_initial=torch.empty(rows, units),
+            grad_initial_cells=torch.empty(rows, units),
+            packed=torch.empty(packed(layout.gates, units, units)),
+            spare=torch.empty(kernels.recurra_spare_numbers(threads, rows, units)),
+        )
+
+    def run(self) -> None:
+        kernels = library.load()
+        kernels.recurra_layer_forward(byref(self._layer))
+        kernels.recurra_layer_backward(byref(self._layer))
+
+    @staticmethod
+    def _operand(kind: int, rows: int, numbers: int, units: int) -> Tensor:
+        # Room for the padding of an odd number of units.
+        padded = numbers + 2 * (units % 2)
+        return take_operand(NewBuffers(), kind, "", rows, padded, like=torch.empty(0)).zero_()
