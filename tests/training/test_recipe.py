@@ -1,7 +1,5 @@
 """recipe.choose: hyperparameters for a text, a time budget and a measured speed."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -45,10 +43,37 @@ def test_recipe_small_text_limits_epochs():
     assert choose(850, length=18_000, max_epochs=9).config.training.max_epochs == 9
 
 
-def test_recipe_model_without_kernels_uses_fp32(monkeypatch):
-    kernels = SimpleNamespace(recurra_best_kind=lambda: 2)
+def with_measured_ratio(monkeypatch, ratio_of):
+    """Let bf16 be as many times faster than fp32 as a function of the cell and the sizes says."""
     monkeypatch.setattr(library, "is_available", lambda: True)
-    monkeypatch.setattr(library, "load", lambda: kernels)
+    monkeypatch.setattr(recipe, "bf16_ratio", ratio_of)
+
+
+def test_recipe_takes_bf16_only_where_it_was_measured_faster(monkeypatch):
+    measured = []
+
+    def ratio_of(cell, units, rows):
+        measured.append((cell, units, rows))
+        return 1.9 if units > 200 else 1.04
+
+    with_measured_ratio(monkeypatch, ratio_of)
+    large, small = choose(cell="gru"), choose(cell="gru", hidden_size=64)
+    assert large.config.model.hidden_size > 200
+    assert large.config.model.precision == "bf16"
+    assert measured[0] == ("gru", 256, 16)
+    assert ("gru", large.config.model.hidden_size, 16) in measured
+    assert "precision bf16 (1.90x as fast)" in large.reasons[1]
+    assert small.config.model.precision == "fp32"
+    assert "precision fp32 (bf16: 1.04x)" in small.reasons[1]
+    measured.clear()
+    given = choose(cell="gru", precision="fp32")
+    assert given.config.model.precision == "fp32"
+    assert not measured
+    assert "x)" not in given.reasons[1]
+
+
+def test_recipe_model_without_kernels_uses_fp32(monkeypatch):
+    with_measured_ratio(monkeypatch, lambda *size: 2.0)
     assert choose(cell="gru").config.model.precision == "bf16"
     for options in (
         {"cell": "sru"},

@@ -160,6 +160,6 @@ class _LayerTrial:
 
     @staticmethod
     def _operand(kind: int, rows: int, numbers: int, units: int) -> Tensor:
-        # Room for the padding of an odd number of units.
+        # With the padding of an odd number of units.
         padded = numbers + 2 * (units % 2)
         return take_operand(NewBuffers(), kind, "", rows, padded, like=torch.empty(0)).zero_()

@@ -270,9 +270,10 @@ def _with_precision(options: RunOptions, device: torch.device) -> RunOptions:
 
 
 def _precision_reason(config: RunConfig, device: torch.device) -> str:
+    """Return the measured speed of bf16 relative to fp32 at this size, in parentheses."""
     if (ratio := _bf16_ratio(config, device)) is None:
         return ""
-    return f" (bf16 was measured {ratio:.2g} times as fast as fp32 at this size)"
+    return f" ({ratio:.2f}x as fast)" if ratio >= MIN_BF16_RATIO else f" (bf16: {ratio:.2f}x)"
 
 
 def _bf16_ratio(config: RunConfig, device: torch.device) -> float | None:

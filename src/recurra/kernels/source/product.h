@@ -10,7 +10,7 @@
 //   Rounded    fp32 arithmetic on operands rounded to bfloat16, for machines without BF16 units;
 //   Pairs      bfloat16 operands, two at a time, accumulated in fp32 (AVX-512 BF16);
 //   Tiles      the same with 16 rows at a time in the tile registers of AMX.
-// The last two are in headers of their own.
+// The last two have separate headers.
 #pragma once
 
 #include <algorithm>
