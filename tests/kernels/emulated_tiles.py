@@ -11,6 +11,7 @@ from recurra.inference.generate import generate_ids
 from recurra.kernels import choice, library
 from recurra.kernels.trials import is_correct
 from recurra.model.recurrent_lm import RecurrentLM
+from recurra.runtime import cores
 from support.layers import assert_same, make_layer, make_state, outcome
 
 CELLS = ("rnn", "rnn-relu", "gru", "lstm")
@@ -72,11 +73,11 @@ def main():
     assert choice.products().wrong == []
     compare_products()
     for threads in (1, 3):
-        torch.set_num_threads(threads)
-        for cell in CELLS:
-            for units, rows in ((1, 3), (32, 16), (33, 1), (45, 17), (70, 40)):
-                compare_layer(cell, units, rows)
-            compare_model(cell)
+        with cores.chosen(threads):
+            for cell in CELLS:
+                for units, rows in ((1, 3), (32, 16), (33, 1), (45, 17), (70, 40)):
+                    compare_layer(cell, units, rows)
+                compare_model(cell)
     print("equal")
 
 

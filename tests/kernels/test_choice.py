@@ -9,6 +9,7 @@ from recurra.cli.main import main
 from recurra.errors import KernelError
 from recurra.kernels import builder, choice, library, trials
 from recurra.runs import compatibility
+from recurra.runtime import cores
 from recurra.runtime.distributed import SINGLE_PROCESS
 
 pytestmark = pytest.mark.skipif(not library.is_available(), reason="no compiler for the kernels")
@@ -164,8 +165,8 @@ def test_bf16_ratio_is_measured_once_for_each_size(timed):
     assert choice.bf16_ratio("gru", 40, 8) == SLOW / FAST
     assert len(calls) == 1
     choice.bf16_ratio("gru", 48, 8)
-    torch.set_num_threads(torch.get_num_threads() + 1)
-    choice.bf16_ratio("gru", 40, 8)
+    with cores.chosen(library.threads() + 1):
+        choice.bf16_ratio("gru", 40, 8)
     assert len(calls) == 3
 
 
