@@ -47,7 +47,8 @@ class LayerSize:
 
     def __str__(self) -> str:
         """Return the key under which a measurement is stored."""
-        return f"{self.cell} {self.units}, {self.rows} rows, {self.threads} threads"
+        threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
+        return f"{self.cell} {self.units}, {self.rows} rows, {threads}"
 
     @property
     def flops(self) -> int:

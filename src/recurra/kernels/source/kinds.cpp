@@ -22,7 +22,7 @@ bool processor_has_tiles() {
 }
 
 // Linux grants the tile registers, whose state is large, to a process that asks for them. Elsewhere
-// the register XCR0 tells whether the system saves them.
+// the register XCR0 reports whether the system saves them.
 bool system_grants_tiles() {
 #if defined(__linux__)
   constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
