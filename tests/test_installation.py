@@ -2,6 +2,8 @@
 
 import json
 import shlex
+import shutil
+import subprocess
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -76,7 +78,29 @@ def test_missing_extra_messages_of_this_copy_have_one_command(monkeypatch, capsy
 
 def test_demo_installs_all_extras_but_dev():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    wanted = ",".join(name for name in extras["optional-dependencies"] if name != "dev")
-    assert f"scripts/environment {wanted}\n" in (ROOT / "scripts" / "demo").read_text("utf-8")
+    # The compiler is installed where there is none.
+    names = [n for n in extras["optional-dependencies"] if n not in ("dev", "compiler")]
+    wanted = ",".join(names)
+    assert f"extras={wanted}\n" in (ROOT / "scripts" / "demo").read_text("utf-8")
     for name in ("README.md", "README.zh-CN.md"):
         assert f'-e ".[{wanted}]"' in (ROOT / name).read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("programs", "extras"), [(["clang++"], "plot,bpe"), ([], "plot,bpe,compiler")]
+)
+def test_demo_installs_compiler_where_there_is_none(tmp_path, programs, extras):
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "bin").mkdir()
+    demo = shutil.copy(ROOT / "scripts" / "demo", tmp_path / "scripts")
+    (tmp_path / "scripts" / "environment").write_text('#!/bin/sh\necho "$1"; exit 3\n', "utf-8")
+    for name in ("bash", "dirname", "sh"):
+        (tmp_path / "bin" / name).symlink_to(shutil.which(name))
+    for name in programs:
+        (tmp_path / "bin" / name).write_text("#!/bin/sh\n", "utf-8")
+    for file in (*tmp_path.glob("bin/*"), *tmp_path.glob("scripts/*")):
+        if not file.is_symlink():
+            file.chmod(0o755)
+    environment = {"PATH": str(tmp_path / "bin")}
+    done = subprocess.run([demo], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (3, extras), done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import stat
@@ -15,7 +16,8 @@ import pytest
 
 from recurra.cli.main import main
 from recurra.errors import KernelError
-from recurra.kernels import builder, library
+from recurra.installation import install_command
+from recurra.kernels import builder, compilers, library
 
 needs_compiler = pytest.mark.skipif(
     builder.reason_not_buildable() is not None, reason="no compiler"
@@ -33,7 +35,8 @@ layer(torch.zeros(2, 1, 3)), layer(torch.zeros(2, 1, 3))
 def cache(tmp_path, monkeypatch):
     """Set RECURRA_CACHE to a directory that does not exist yet, and return it."""
     monkeypatch.setenv("RECURRA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("CXXFLAGS", raising=False)
+    for name in ("CXXFLAGS", "RECURRA_KERNELS"):
+        monkeypatch.delenv(name, raising=False)
     return tmp_path / "cache"
 
 
@@ -70,9 +73,25 @@ def test_build_missing_compiler_is_logged_once(cache, monkeypatch):
     assert "/nowhere/c++" in done.stderr
 
 
+def test_compiler_missing_is_replaced_by_ziglang(cache, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(compilers.importlib.util, "find_spec", lambda name: name == "ziglang")
+    assert compilers.compiler() == [sys.executable, "-m", "ziglang", "c++"]
+
+
+def test_build_missing_compiler_error_names_extra(cache, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(compilers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(KernelError, match=re.escape(install_command("compiler"))):
+        library.load.__wrapped__()
+
+
 def test_build_missing_compiler_error_lists_candidates(cache, monkeypatch, capsys):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(compilers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(KernelError, match=r"g\+\+, c\+\+, clang\+\+, or CXX"):
         library.load.__wrapped__()
     assert capsys.readouterr().err == ""
@@ -107,7 +126,7 @@ def test_doctor_and_training_state_same_reason_without_kernels(
 
 @needs_compiler
 def test_build_compiler_with_arguments_in_cxx_is_used(cache, monkeypatch):
-    monkeypatch.setenv("CXX", f"{shlex.join(builder.compiler())} -DGIVEN_IN_CXX")
+    monkeypatch.setenv("CXX", f"{shlex.join(compilers.compiler())} -DGIVEN_IN_CXX")
     path = builder.build()
     assert "-DGIVEN_IN_CXX" in path.with_name(builder.LOG).read_text("utf-8")
 
@@ -151,7 +170,7 @@ def test_train_without_requested_kernels_leaves_no_run(tmp_path):
 
 @needs_compiler
 def test_build_by_two_processes_compiles_once(cache, compiler, capsys):
-    real = shutil.which(builder.COMPILERS[0]) or shlex.join(builder.compiler())
+    real = shutil.which(compilers.COMPILERS[0]) or shlex.join(compilers.compiler())
     file = compiler(f'echo "$*" >> "$0.log"; exec {real} "$@"')
     processes = [
         subprocess.Popen([sys.executable, "-c", LAYER], stderr=subprocess.PIPE, text=True)
@@ -160,7 +179,7 @@ def test_build_by_two_processes_compiles_once(cache, compiler, capsys):
     errors = [process.communicate(timeout=200)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
     assert "without compiled kernels" not in "".join(errors)
-    sources = len(list(builder.SOURCES.glob("*.cpp")))
+    sources = len(compilers.kernel_sources())
     assert len(Path(f"{file}.log").read_text().splitlines()) == sources + 1
     assert main(["kernels", "build"]) == 0
     assert capsys.readouterr().out.strip() == str(builder.built_library())
@@ -169,15 +188,24 @@ def test_build_by_two_processes_compiles_once(cache, compiler, capsys):
     assert builder.built_library() is None
 
 
-def test_build_folder_depends_on_machine_torch_and_flags(cache, monkeypatch):
+def test_build_folder_depends_on_machine_flags_and_variant(cache, monkeypatch):
     builder._fingerprint.cache_clear()
-    folders = {builder.build_folder()}
-    for name, value in [("_machine", lambda: "other"), ("_flags", lambda: ["-O0"])]:
+    folders = {builder.build_folder(), builder.build_folder("avx2")}
+    for name, value in [("_machine", lambda: "other"), ("_user_flags", lambda: ["-O0"])]:
         with monkeypatch.context() as patch:
             patch.setattr(builder, name, value)
             builder._fingerprint.cache_clear()
             folders.add(builder.build_folder())
-    monkeypatch.setattr(builder.torch, "__version__", "9.9")
-    folders.add(builder.build_folder())
     builder._fingerprint.cache_clear()
     assert len(folders) == 4
+
+
+def test_clean_removes_builds_of_all_versions_and_nothing_else(cache):
+    kernels = builder.kernels_folder()
+    old, own, other = (
+        kernels / name for name in ("torch-2.13.0+cpu-0123456789abcdef", "avx2-" + 16 * "0", "mine")
+    )
+    for folder in (old, own, other):
+        folder.mkdir(parents=True)
+    assert builder.clean() == 2
+    assert [path.name for path in kernels.iterdir()] == ["mine"]

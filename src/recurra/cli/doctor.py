@@ -73,22 +73,36 @@ def _compute() -> dict[str, str]:
 
 def _compiler() -> str:
     from recurra.errors import KernelError
-    from recurra.kernels import builder
+    from recurra.kernels import compilers
 
     try:
-        return builder.compiler_version()
+        return compilers.compiler_version()
     except KernelError as error:
-        return f"{error}; required to build the kernels"
+        _, path = _kernel_state()
+        return f"{error}; required to build the kernels" if path is None else "none, not required"
+
+
+def _kernel_state() -> tuple[str | None, Path | None]:
+    """Return why the kernels cannot be used, or None, and their library, if there is one."""
+    from recurra.errors import ConfigError
+    from recurra.kernels import library, selection
+
+    try:
+        reason = library.reason_unavailable()
+        return reason, None if reason else selection.select().library
+    except ConfigError as error:
+        return str(error), None
 
 
 def _kernels() -> str:
     """Describe the state of the compiled kernels, without building them."""
     from recurra.errors import KernelError
-    from recurra.kernels import builder, library
+    from recurra.kernels import library
 
-    if (reason := library.reason_unavailable()) is not None:
+    reason, path = _kernel_state()
+    if reason is not None:
         return f"unavailable: {reason}"
-    if (path := builder.built_library()) is None:
+    if path is None:
         return "not built; they are built on first use or by recurra kernels build"
     try:
         return f"{library.describe()}; {path}"
@@ -113,14 +127,13 @@ def _auto_selection() -> str:
     """Describe the backend that `auto` selects for each cell, without building the kernels."""
     import torch
 
-    from recurra.kernels import builder, library
     from recurra.recurrence.backends import Requirements
     from recurra.recurrence.cells import find_cell
     from recurra.recurrence.layer import choose_backend
 
     cpu = torch.device("cpu")
-    is_usable = library.reason_unavailable() is None
-    is_built = is_usable and builder.built_library() is not None
+    reason, path = _kernel_state()
+    is_built = path is not None
     # Checking whether the compiled kernels are available would build them.
     exclude = () if is_built else ("native",)
     selected = {
@@ -128,7 +141,11 @@ def _auto_selection() -> str:
         for cell in ("rnn", "gru", "lstm")
     }
     listed = ", ".join(f"{cell}: {backend}" for cell, backend in selected.items())
-    return f"{listed}; native once the kernels are built" if is_usable and not is_built else listed
+    return (
+        f"{listed}; native once the kernels are built"
+        if reason is None and not is_built
+        else listed
+    )
 
 
 def _extras() -> dict[str, str]:

@@ -22,8 +22,9 @@ class Kernels:
     """
 
     action: tyro.conf.Positional[Literal["build", "clean"]]
-    """build compiles the kernels, unless they are already built, and prints the path of the
-    library; clean removes all builds, including those for other versions and machines."""
+    """build compiles the kernels, unless the wheel contains them or they are already built, and
+    prints the path of the library; clean removes all builds, including those for other versions and
+    machines."""
 
     json: bool = False
     """Print the result as JSON."""
@@ -40,11 +41,12 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _build(as_json: bool) -> None:
-    from recurra.kernels import builder
+    from recurra.kernels import builder, selection
 
-    is_built = builder.built_library() is not None
+    selected = selection.select()
+    is_built = selected.library is not None
     started = time.monotonic()
-    path = builder.build()
+    path = selected.library or builder.build(selected.variant)
     seconds = time.monotonic() - started
     if as_json:
         print(json_line({"path": str(path), "built": not is_built, "seconds": round(seconds, 1)}))

@@ -1,7 +1,10 @@
-"""Compile the kernels once for each version of the sources, torch, and machine type.
+"""Compile the kernels once for each version of the sources, the flags, and machine type.
 
 The library is stored in the cache directory under a name derived from all three. A binary for
-another machine is therefore never loaded, and a change of any of them causes a new build.
+another machine is therefore never loaded, and a change of any of them causes a new build. By
+default, the kernels are compiled for exactly this machine (`NATIVE`); RECURRA_KERNELS can ask for a
+variant of `variants.py` instead. The library with the features of the processor is compiled in the
+same way, under the name `PROCESSOR`.
 """
 
 from __future__ import annotations
@@ -12,25 +15,29 @@ import platform
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 from functools import cache
 from pathlib import Path
 
-import torch
 from filelock import FileLock
 
 from recurra.errors import ConfigError, KernelError
 from recurra.io.files import cache_folder, flush, replace_bytes
+from recurra.kernels.compilers import (
+    COMMON_FLAGS,
+    PROCESSOR_SOURCE,
+    SOURCES,
+    compile_library,
+    compiler,
+    kernel_sources,
+    machine_flags,
+)
+from recurra.kernels.variants import NATIVE, find_variant, library_suffix
 
-SOURCES = Path(__file__).parent / "source"
-LIBRARY = "recurra-kernels.so"
+PROCESSOR = "processor"
+LIBRARY = f"recurra-kernels{library_suffix()}"
 LOG = "build.log"
-COMPILERS = ("g++", "c++", "clang++")
-"""Compilers in the order in which they are tried, unless `CXX` names one."""
-TIMEOUT = 600
-"""Seconds after which the compiler is killed."""
 
 
 def kernels_folder() -> Path:
@@ -45,50 +52,19 @@ def kernels_folder() -> Path:
         raise KernelError(str(error)) from error
 
 
-def build_folder() -> Path:
-    """Return the directory of the build for this machine, torch and these sources."""
-    return kernels_folder() / f"torch-{torch.__version__}-{_fingerprint()}"
+def build_folder(variant: str = NATIVE) -> Path:
+    """Return the directory of the build of a variant for this machine and these sources."""
+    return kernels_folder() / f"{variant}-{_fingerprint()}"
 
 
-def compiler() -> list[str]:
-    """Return the command of the C++ compiler: `CXX`, or the first of `COMPILERS` on the PATH.
-
-    Raises:
-        KernelError: no compiler is installed, or `CXX` names a program that does not exist.
-    """
-    chosen = shlex.split(os.environ.get("CXX", ""))
-    command = chosen or [name for name in COMPILERS if shutil.which(name)][:1]
-    if not command:
-        raise KernelError(f"no C++ compiler is installed ({', '.join(COMPILERS)}, or CXX)")
-    if shutil.which(command[0]) is None:
-        raise KernelError(f"the C++ compiler of CXX, {command[0]}, is not installed")
-    return command
-
-
-def compiler_version() -> str:
-    """Return the first line of the compiler's version message, or its command without one.
-
-    Raises:
-        KernelError: as for `compiler`.
-    """
-    command = compiler()
-    try:
-        output = subprocess.run(
-            [*command, "--version"], capture_output=True, text=True, timeout=TIMEOUT, check=False
-        ).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        return f"{shlex.join(command)} ({error})"
-    return output.partition("\n")[0] or shlex.join(command)
-
-
-def reason_not_buildable() -> str | None:
+def reason_not_buildable(variant: str = NATIVE) -> str | None:
     """Return why the kernels cannot be built, as far as is known in advance, or None.
 
     An earlier build that failed does not prevent a new one.
     """
     try:
         compiler()
-        folder = build_folder()
+        folder = build_folder(variant)
     except KernelError as error:
         return str(error)
     existing = next(path for path in (folder, *folder.parents) if path.exists())
@@ -97,29 +73,29 @@ def reason_not_buildable() -> str | None:
     return None
 
 
-def built_library() -> Path | None:
-    """Return the library for this machine, if it is built."""
-    path = build_folder() / LIBRARY
+def built_library(variant: str = NATIVE) -> Path | None:
+    """Return the library of a variant, if it is built here."""
+    path = build_folder(variant) / LIBRARY
     return path if path.is_file() else None
 
 
-def failed_log() -> Path | None:
+def failed_log(variant: str = NATIVE) -> Path | None:
     """Return the log of an earlier build that failed and was not repeated, if there is one."""
-    path = build_folder() / LOG
-    return path if path.is_file() and built_library() is None else None
+    path = build_folder(variant) / LOG
+    return path if path.is_file() and built_library(variant) is None else None
 
 
-def build() -> Path:
+def build(variant: str = NATIVE) -> Path:
     """Compile the kernels unless another process has done so, and return the library's path.
 
     Raises:
         KernelError: there is no compiler, or it failed; the text names the log.
     """
-    folder = build_folder()
+    folder = build_folder(variant)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "lock"):
-            return built_library() or _compile(folder)
+            return built_library(variant) or _compile(variant, folder)
     except OSError as error:
         raise KernelError(_not_writable(folder, str(error.strerror or error))) from error
 
@@ -129,18 +105,20 @@ def _not_writable(folder: Path, reason: str) -> str:
 
 
 def clean() -> int:
-    """Remove the builds for all machines, and return their number."""
-    folders = [p for p in kernels_folder().glob("torch-*") if p.is_dir()]
+    """Remove the builds for all machines, also those of earlier versions; return their number."""
+    name = re.compile(r"[\w.+-]+-[0-9a-f]{16}")
+    folders = [p for p in kernels_folder().glob("*-*") if name.fullmatch(p.name) and p.is_dir()]
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
     return len(folders)
 
 
-def _compile(folder: Path) -> Path:
+def _compile(variant: str, folder: Path) -> Path:
     command = compiler()
+    flags = [*machine_flags(command, find_variant(variant)), *_user_flags()]
     with tempfile.TemporaryDirectory(prefix=".build", dir=folder) as work:
         library = Path(work) / LIBRARY
-        log = _run_compiler(command, library)
+        log = compile_library(command, _sources(variant), flags, library)
         replace_bytes(folder / LOG, log.encode(errors="replace"))
         if not library.is_file():
             raise KernelError(
@@ -151,64 +129,12 @@ def _compile(folder: Path) -> Path:
     return folder / LIBRARY
 
 
-def _run_compiler(compiler: list[str], library: Path) -> str:
-    """Compile the sources in parallel, link them, and return the output of the compiler."""
-    objects, running = [], []
-    said = ""
-    for source in sorted(SOURCES.glob("*.cpp")):
-        objects.append(library.with_name(f"{source.stem}.o"))
-        command = [*compiler, *_flags(), "-c", str(source), "-o", str(objects[-1])]
-        said += f"$ {' '.join(command)}\n"
-        try:
-            process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
-            )
-        except OSError as error:
-            return f"{said}{error}\n"
-        running.append(process)
-    for process in running:
-        said += _wait_for(process)
-    if any(process.returncode for process in running):
-        return said
-    command = [*compiler, "-shared", *map(str, objects), "-o", str(library), *_link_flags()]
-    said += f"$ {' '.join(command)}\n"
-    linking = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
-    )
-    return said + _wait_for(linking)
+def _sources(variant: str) -> list[Path]:
+    return [PROCESSOR_SOURCE] if variant == PROCESSOR else kernel_sources()
 
 
-def _wait_for(process: subprocess.Popen[bytes]) -> str:
-    try:
-        output, _ = process.communicate(timeout=TIMEOUT)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        output, _ = process.communicate()
-        output += f"\nended after {TIMEOUT} s\n".encode()
-    return output.decode(errors="replace")
-
-
-def _flags() -> list[str]:
-    arm = platform.machine().lower() in ("arm64", "aarch64")
-    machine = "-mcpu=native" if arm else "-march=native"
-    return [
-        "-std=c++17",
-        "-O3",
-        machine,
-        "-fno-math-errno",
-        "-fPIC",
-        "-pthread",
-        "-fvisibility=hidden",
-        *shlex.split(os.environ.get("CXXFLAGS", "")),
-    ]
-
-
-def _link_flags() -> list[str]:
-    """Return the flags that link torch's libraries."""
-    folder = Path(torch.__file__).parent / "lib"
-    if sys.platform == "darwin":
-        return ["-undefined", "dynamic_lookup"]
-    return [f"-L{folder}", "-Wl,--no-as-needed", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{folder}"]
+def _user_flags() -> list[str]:
+    return shlex.split(os.environ.get("CXXFLAGS", ""))
 
 
 @cache
@@ -217,7 +143,7 @@ def _fingerprint() -> str:
     digest = hashlib.sha256()
     for source in sorted(SOURCES.iterdir()):
         digest.update(f"{source.name}\0".encode() + source.read_bytes() + b"\0")
-    digest.update("\0".join((*_flags(), *_link_flags(), _machine())).encode())
+    digest.update("\0".join((*COMMON_FLAGS, *_user_flags(), _machine())).encode())
     return digest.hexdigest()[:16]
 
 

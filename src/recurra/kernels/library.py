@@ -1,6 +1,6 @@
 """Load the compiled kernels, building them first if necessary, and declare their functions.
 
-`structures.py` has the structures that the functions receive.
+`selection.py` chooses the library. `structures.py` has the structures that the functions receive.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from recurra.errors import KernelError
-from recurra.kernels import builder, structures
+from recurra.kernels import builder, selection, structures
 from recurra.runtime import cores
 
 _logger = logging.getLogger(__name__)
@@ -39,38 +39,37 @@ def unavailable() -> str | None:
         return _loading_error()
 
 
-def is_switched_off() -> bool:
-    """Return whether RECURRA_KERNELS switches the kernels off."""
-    return os.environ.get("RECURRA_KERNELS", "").lower() in ("0", "off", "no", "false")
-
-
 def reason_unavailable() -> str | None:
     """Return why the kernels cannot be used, as far as is known without building them, or None.
 
     Training and `recurra doctor` decide by this function.
+
+    Raises:
+        ConfigError: RECURRA_KERNELS names a variant that this machine does not have.
     """
-    if is_switched_off():
-        return "the compiled kernels are switched off (RECURRA_KERNELS)"
     try:
-        if builder.built_library() is not None:
+        selected = selection.select()
+        if selected.library is not None:
             return None
-        if (log := builder.failed_log()) is not None:
+        if (log := builder.failed_log(selected.variant)) is not None:
             return (
                 f"the kernels could not be built before (see {log}; recurra kernels build tries"
                 " again)"
             )
     except KernelError as error:
         return str(error)
-    return builder.reason_not_buildable()
+    return builder.reason_not_buildable(selected.variant)
 
 
 def describe() -> str:
-    """Return the vector width of the built kernels.
+    """Return the variant of the kernels, its origin and its vector width.
 
     Raises:
         KernelError: the kernels cannot be loaded.
     """
-    return f"built, vectors of {32 * load().recurra_lanes()} bits"
+    selected = selection.select()
+    bits = 32 * load().recurra_lanes()
+    return f"{selected.variant}, {selected.origin}, vectors of {bits} bits"
 
 
 @cache
@@ -78,7 +77,7 @@ def _loading_error() -> str | None:
     try:
         load()
     except KernelError as error:
-        if not is_switched_off():
+        if not selection.is_switched_off():
             _logger.warning("%s; continuing without compiled kernels, which is slower", error)
         return str(error)
     return None
@@ -91,10 +90,12 @@ def load() -> Any:
     Raises:
         KernelError: it cannot be built or loaded, or is switched off; a build that failed before
             is not repeated.
+        ConfigError: RECURRA_KERNELS names a variant that this machine does not have.
     """
     if (reason := reason_unavailable()) is not None:
         raise KernelError(reason)
-    path = builder.built_library() or _build()
+    selected = selection.select()
+    path = selected.library or _build(selected.variant)
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
@@ -102,10 +103,10 @@ def load() -> Any:
     return _declare(library)
 
 
-def _build() -> Path:
+def _build(variant: str) -> Path:
     _logger.info("building the CPU kernels, once for this machine (about 10 s)")
     start = time.monotonic()
-    path = builder.build()
+    path = builder.build(variant)
     _logger.info("built the CPU kernels in %.0f s", time.monotonic() - start)
     return path
 
