@@ -1,5 +1,6 @@
 // The norm of all gradients, and the update of all parameters with clipping folded in: each number
 // is read once and written once. Equations as in torch.optim.
+#include <algorithm>
 #include <cmath>
 
 #include "kernels.h"
