@@ -1,8 +1,8 @@
 """Build hook: compile the kernels for a platform and put them into the wheel.
 
 The environment variable RECURRA_WHEEL names the platform (see `PLATFORMS` in
-`src/recurra/kernels/variants.py`). The compiler is that of the package `ziglang`, which compiles for
-all of them on any machine. Without the variable, the wheel is pure Python, and the kernels are
+`src/recurra/kernels/variants.py`). The compiler is that of the package `ziglang`, which compiles
+for all of them on any machine. Without the variable, the wheel is pure Python, and the kernels are
 compiled on the user's machine. `scripts/build-wheels` builds all wheels.
 """
 
@@ -32,6 +32,7 @@ class KernelsHook(BuildHookInterface):
         if not name or version == "editable":
             return
         sys.path.insert(0, str(Path(self.root) / "src"))
+        from recurra.kernels.compilers import compile_platform
         from recurra.kernels.variants import PLATFORMS
 
         platforms = {platform.name: platform for platform in PLATFORMS}
@@ -42,6 +43,7 @@ class KernelsHook(BuildHookInterface):
         # The files must exist until the wheel is written.
         self._folder = tempfile.TemporaryDirectory(prefix="recurra-wheel")
         for library in compile_platform(platforms[name], Path(self._folder.name)):
+            print(f"compiled {library.name} for {name}", file=sys.stderr)
             build_data["force_include"][str(library)] = f"recurra/kernels/bin/{library.name}"
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{platforms[name].tag}"
@@ -50,34 +52,3 @@ class KernelsHook(BuildHookInterface):
         """Remove the libraries."""
         if hasattr(self, "_folder"):
             self._folder.cleanup()
-
-
-def compile_platform(platform: Any, folder: Path) -> list[Path]:
-    """Compile the libraries of a platform, and return their paths.
-
-    Raises:
-        RuntimeError: the compiler failed; the text is its output.
-    """
-    from recurra.kernels.compilers import (
-        PROCESSOR_SOURCE,
-        ZIG,
-        compile_library,
-        kernel_sources,
-        machine_flags,
-    )
-    from recurra.kernels.variants import library_suffix, variants_of
-
-    variants = variants_of(platform.architecture)
-    # The processor's features are read by code for the oldest processor.
-    jobs = [("processor", [PROCESSOR_SOURCE], [])]
-    jobs += [(v.name, kernel_sources(), machine_flags(ZIG, v)) for v in variants]
-    suffix = library_suffix(platform.system)
-    libraries = []
-    for name, sources, flags in jobs:
-        libraries.append(folder / f"{name}{suffix}")
-        target = ["-target", platform.target]
-        log = compile_library(ZIG, sources, [*target, *flags], libraries[-1], platform.system)
-        if not libraries[-1].is_file():
-            raise RuntimeError(log)
-        print(f"compiled {libraries[-1].name} for {platform.name}", file=sys.stderr)
-    return libraries

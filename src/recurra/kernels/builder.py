@@ -26,6 +26,7 @@ from recurra.errors import ConfigError, KernelError
 from recurra.io.files import cache_folder, flush, replace_bytes
 from recurra.kernels.compilers import (
     COMMON_FLAGS,
+    PROCESSOR,
     PROCESSOR_SOURCE,
     SOURCES,
     compile_library,
@@ -35,7 +36,6 @@ from recurra.kernels.compilers import (
 )
 from recurra.kernels.variants import NATIVE, find_variant, library_suffix
 
-PROCESSOR = "processor"
 LIBRARY = f"recurra-kernels{library_suffix()}"
 LOG = "build.log"
 

@@ -11,16 +11,25 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from recurra.errors import KernelError
 from recurra.installation import install_command
-from recurra.kernels.variants import AARCH64, Variant, architecture
+from recurra.kernels.variants import (
+    AARCH64,
+    Platform,
+    Variant,
+    architecture,
+    library_suffix,
+    variants_of,
+)
 
 SOURCES = Path(__file__).parent / "source"
 PROCESSOR_SOURCE = SOURCES / "processor.cpp"
 """The source of the library that states the features of the processor."""
+PROCESSOR = "processor"
+"""The name of that library, where variants have theirs."""
 
 COMPILERS = ("g++", "c++", "clang++")
 """Compilers in the order in which they are tried, unless `CXX` names one; then `ZIG`."""
@@ -117,6 +126,24 @@ def compile_library(
         linking = [*every, "-shared", "-s", *map(str, objects), "-o", str(library)]
         said += _run_all([linking], library.parent)[0]
     return said
+
+
+def compile_platform(platform: Platform, folder: Path) -> Iterator[Path]:
+    """Compile the libraries of a platform with `ZIG`, and yield the path of each.
+
+    Raises:
+        KernelError: the compiler failed; the text is its output.
+    """
+    jobs: list[tuple[str, list[Path], list[str]]] = [(PROCESSOR, [PROCESSOR_SOURCE], [])]
+    for variant in variants_of(platform.architecture):
+        jobs.append((variant.name, kernel_sources(), machine_flags(ZIG, variant)))
+    for name, sources, flags in jobs:
+        library = folder / f"{name}{library_suffix(platform.system)}"
+        flags = ["-target", platform.target, *flags]
+        said = compile_library(ZIG, sources, flags, library, platform.system)
+        if not library.is_file():
+            raise KernelError(said)
+        yield library
 
 
 def _run_all(commands: list[list[str]], folder: Path) -> tuple[str, bool]:

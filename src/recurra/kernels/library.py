@@ -104,7 +104,7 @@ def load() -> Any:
 
 
 def _build(variant: str) -> Path:
-    _logger.info("building the CPU kernels, once for this machine (about 10 s)")
+    _logger.info("building the CPU kernels, once for this machine (10 to 60 s)")
     start = time.monotonic()
     path = builder.build(variant)
     _logger.info("built the CPU kernels in %.0f s", time.monotonic() - start)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from recurra.errors import ConfigError, KernelError
 from recurra.kernels import builder
+from recurra.kernels.compilers import PROCESSOR
 from recurra.kernels.variants import NATIVE, Variant, architecture, library_suffix, variants_of
 
 PACKAGED = Path(__file__).parent / "bin"
@@ -124,7 +125,7 @@ def processor_features() -> frozenset[str]:
     """
     if architecture() is None:
         return frozenset()
-    path = packaged_library(builder.PROCESSOR) or builder.build(builder.PROCESSOR)
+    path = packaged_library(PROCESSOR) or builder.build(PROCESSOR)
     try:
         function = ctypes.CDLL(str(path)).recurra_processor_features
     except (OSError, AttributeError) as error:
