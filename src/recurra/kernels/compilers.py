@@ -123,7 +123,9 @@ def compile_library(
     ]
     said, is_success = _run_all(compiling, library.parent)
     if is_success:
-        linking = [*every, "-shared", "-s", *map(str, objects), "-o", str(library)]
+        # By default, a library of macOS contains the path at which it was linked.
+        name = [f"-Wl,-install_name,@rpath/{library.name}"] if system == "darwin" else []
+        linking = [*every, "-shared", "-s", *name, *map(str, objects), "-o", str(library)]
         said += _run_all([linking], library.parent)[0]
     return said
 

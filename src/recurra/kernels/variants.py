@@ -101,8 +101,8 @@ class Platform:
 PLATFORMS = (
     Platform("linux-x86_64", "linux", X86_64, "x86_64-linux-gnu.2.28", "manylinux_2_28_x86_64"),
     Platform("linux-aarch64", "linux", AARCH64, "aarch64-linux-gnu.2.28", "manylinux_2_28_aarch64"),
-    Platform("macos-x86_64", "darwin", X86_64, "x86_64-macos.13.0", "macosx_13_0_x86_64"),
-    Platform("macos-arm64", "darwin", AARCH64, "aarch64-macos.13.0", "macosx_13_0_arm64"),
+    Platform("macos-x86_64", "darwin", X86_64, "x86_64-macos.11.0", "macosx_11_0_x86_64"),
+    Platform("macos-arm64", "darwin", AARCH64, "aarch64-macos.11.0", "macosx_11_0_arm64"),
     Platform("windows-x86_64", "win32", X86_64, "x86_64-windows-gnu", "win_amd64"),
     Platform("windows-arm64", "win32", AARCH64, "aarch64-windows-gnu", "win_arm64"),
 )
