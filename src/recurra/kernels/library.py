@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
 import threading
 import time
 from ctypes import POINTER, c_double, c_float, c_int32, c_int64, c_uint64, c_void_p

@@ -43,6 +43,15 @@ class Selection:
         return self.packaged or builder.built_library(self.variant)
 
     @property
+    def folder(self) -> Path:
+        """The directory for the build, and for what is measured with the library.
+
+        Raises:
+            KernelError: there is no cache directory.
+        """
+        return builder.build_folder(self.variant)
+
+    @property
     def origin(self) -> str:
         """Where the library comes from, for messages."""
         return "from the wheel" if self.packaged else "built here"
