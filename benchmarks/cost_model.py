@@ -3,7 +3,7 @@
     python benchmarks/cost_model.py [--threads 2] [--also 8 16 64] [--rounds 5] [--json FILE]
 
 The model states the time of every kernel of a step as a sum: its products, the vectors of its
-elementwise equations, the numbers that it packs, the weights that it reads from beyond the
+elementwise equations, the values that it packs, the weights that it reads from beyond the
 second-level cache, and a constant. The factors are fitted to measurements with one thread and of
 sizes that `recurra bench` does not have. With several threads, the busiest thread's part of this
 work counts, and the threads start together once for every stage and wait for each other at every
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import statistics
 import sys
 import time
@@ -25,6 +26,10 @@ from ctypes import c_int32
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+# As `recurra bench` does: the threads of torch's OpenMP would spin on the cores of the kernels. The
+# variable must be set before torch is loaded.
+os.environ["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT", "1000")
 
 import numpy as np
 import torch
@@ -378,7 +383,8 @@ def main() -> int:
     print(f"{processor_name()}\n\n{comparison_table(results, options.threads)}\n")
     print("Milliseconds (ratio to the first column; groups of rows x parts of units)\n")
     print(scaling_table(model, [options.threads, *options.also]))
-    print(f"\nA stage takes {model.stage * 1e6:.1f} us, and a shared step {model.barrier * 1e6:.2f}.")
+    waiting = f"{model.stage * 1e6:.1f} us, and a shared step {model.barrier * 1e6:.2f}"
+    print(f"\nA stage takes {waiting}.")
     if options.json:
         factors = {", ".join(key): value for key, value in model.factors.items()}
         found = [(row.name, *rest) for row, *rest in results]

@@ -39,7 +39,12 @@ def measure(wanted: list[str], threads: int, rounds: int) -> tuple[dict[str, Any
     """Measure in a new process; return a description of the machine and the measurements."""
     command = [sys.executable, __file__, "--rows", *wanted, "--rounds", str(rounds)]
     done = subprocess.run(
-        [*command, "--only-threads", str(threads)], stdout=subprocess.PIPE, text=True, check=True
+        [*command, "--only-threads", str(threads)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        # As `recurra bench` does: torch's OpenMP threads would spin on the cores of the kernels.
+        env={"GOMP_SPINCOUNT": "1000", **os.environ},
     )
     machine, *records = map(json.loads, done.stdout.splitlines())
     return machine, [{**record, "threads": threads} for record in records]

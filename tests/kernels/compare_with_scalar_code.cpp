@@ -305,13 +305,8 @@ int main(int, char** arguments) {
   if (!library) return std::printf("%s\n", dlerror()), 2;
   std::printf("vectors of %d numbers\n", call<int32_t>("recurra_lanes"));
   std::vector<int> kinds{kSingle, kRounded};
-  // The library states which other kinds it has, in one of two ways.
-  if (dlsym(library, "recurra_has_kind")) {
-    for (int kind : {kPairs, kTiles})
-      if (call<int32_t>("recurra_has_kind", int32_t(kind))) kinds.push_back(kind);
-  } else if (int best = call<int32_t>("recurra_best_kind"); best > kRounded) {
-    kinds.push_back(best);
-  }
+  for (int kind : {kPairs, kTiles})
+    if (call<int32_t>("recurra_has_kind", int32_t(kind))) kinds.push_back(kind);
   for (int kind : kinds)
     for (int threads : {1, 3}) {
       for (int cell = 0; cell < 4; cell++) {

@@ -177,7 +177,9 @@ def test_bf16_ratio_real_layers_of_odd_sizes_are_measured(cell):
 
 def test_doctor_and_bench_show_kind_and_speeds(monkeypatch, capsys):
     # The kernels of this process are loaded; the empty cache has no build.
-    monkeypatch.setattr(builder, "built_library", lambda: builder.build_folder() / "library")
+    monkeypatch.setattr(
+        builder, "built_library", lambda variant="native": builder.build_folder() / "library"
+    )
     assert main(["doctor", "--json"]) == 0
     found = choice.products()
     findings = json.loads(capsys.readouterr().out)

@@ -103,3 +103,32 @@ def test_limited_spinning_without_schedstat_has_no_effect(monkeypatch):
 def test_limited_spinning_passes_errors_on():
     with pytest.raises(ZeroDivisionError), openmp.limited_spinning():
         raise ZeroDivisionError
+
+
+def test_spin_limit_with_kernels_in_use_holds_region_until_they_are_not():
+    region = Region()
+    limit = openmp.SpinLimit(region.hold)
+    limit.update(0.0, uses_kernels=True)
+    assert limit.is_limited
+    for _ in range(openmp.QUIET_CHECKS):
+        limit.update(0.0, uses_kernels=True)
+    assert limit.is_limited
+    for _ in range(openmp.QUIET_CHECKS):
+        limit.update(0.0)
+    assert not limit.is_limited
+
+
+@needs_gnu_openmp
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="needs schedstat")
+def test_kernels_called_starts_watcher_unless_spinning_is_brief(monkeypatch):
+    monkeypatch.setattr(openmp, "LINGER_SECONDS", 0.0)
+    torch.set_num_threads(2)
+    monkeypatch.setattr(openmp, "_spins_briefly", lambda: True)
+    known = dict(openmp._Watcher._running)
+    openmp.kernels_called()
+    assert openmp._Watcher._running == known
+    monkeypatch.setattr(openmp, "_spins_briefly", lambda: False)
+    openmp.kernels_called()
+    watcher = openmp._Watcher._running[threading.get_native_id()]
+    watcher.join(10)
+    assert watcher.has_ended

@@ -113,9 +113,10 @@ def _kernels() -> str:
 def _products() -> str:
     """Describe the kinds of matrix products, and measure them if that was not done before."""
     from recurra.errors import KernelError
-    from recurra.kernels import builder, choice, library
+    from recurra.kernels import choice
 
-    if library.reason_unavailable() is not None or builder.built_library() is None:
+    reason, path = _kernel_state()
+    if reason is not None or path is None:
         return "measured when the kernels are first used"
     try:
         return choice.products().describe()

@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     _prepare_streams()
+    _shorten_spinning()
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(help_text(terminal_columns()), end="", file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
@@ -64,6 +65,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"unknown command {command!r}; choose one of {', '.join(COMMANDS)}", 2)
     with _console_logging():
         return _run_command(command, rest)
+
+
+def _shorten_spinning() -> None:
+    """Let torch's OpenMP threads spin briefly, which GNU OpenMP reads when torch is loaded.
+
+    They would spin for milliseconds after an operation of torch, on cores that the threads of the
+    compiled kernels use next. In a Python program, `runtime/openmp.py` has the same effect.
+    """
+    if "torch" not in sys.modules and not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
+        os.environ["GOMP_SPINCOUNT"] = "1000"
 
 
 class _MessageFormatter(logging.Formatter):

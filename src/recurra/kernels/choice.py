@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from recurra.errors import KernelError, RunError
 from recurra.io.files import read_json, write_json
-from recurra.kernels import builder, library, structures
+from recurra.kernels import library, selection, structures
 from recurra.kernels.products import SINGLE
 from recurra.kernels.trials import LayerSize, is_correct, layer_seconds
 
@@ -133,7 +133,7 @@ def _stored() -> Products:
 def _file_lock() -> Iterator[None]:
     """Hold a lock for all processes, so that they choose the same kind."""
     try:
-        folder = builder.build_folder()
+        folder = selection.select().folder
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / f"{FILE}.lock")
         lock.acquire()
@@ -148,7 +148,7 @@ def _file_lock() -> Iterator[None]:
 
 
 def _path() -> Path:
-    return builder.build_folder() / FILE
+    return selection.select().folder / FILE
 
 
 def _read() -> Products | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from recurra.errors import KernelError
 from recurra.kernels import builder, selection, structures
-from recurra.runtime import cores
+from recurra.runtime import cores, openmp
 
 _logger = logging.getLogger(__name__)
 _lock = threading.Lock()
@@ -172,8 +172,11 @@ def cell_layout(name: str) -> structures.Description:
 
 
 def threads() -> int:
-    """Return the number of threads of a kernel, see `cores.threads`."""
-    return cores.threads()
+    """Return the number of threads of the kernel that is called next, see `cores.threads`."""
+    count = cores.threads()
+    if count > 1:
+        openmp.kernels_called()
+    return count
 
 
 def pointer(tensor: Tensor | None) -> int | None:

@@ -9,13 +9,16 @@ threads outnumber the processors. A parallel region with that many threads is th
 the training thread has to wait for a processor, and ended when it no longer has to. The number of
 threads of other regions does not change, and neither do results.
 
-The threads of the compiled kernels are separate, see `kernels/source/pool.h`.
+The same happens while the compiled kernels are in use, which have their own threads (see
+`kernels/source/pool.h`): a thread of OpenMP that spins after an operation of torch would occupy a
+core of theirs.
 """
 
 from __future__ import annotations
 
 import ctypes
 import logging
+import math
 import os
 import threading
 import time
@@ -29,7 +32,11 @@ import torch
 
 CHECK_SECONDS = 0.05
 LINGER_SECONDS = 1.0
-"""Time after a block in which another block continues with its state."""
+"""Time after a block, or a call of a kernel, in which another one continues with its state."""
+KERNEL_SECONDS = 0.2
+"""Time after a call of a kernel in which spinning is limited."""
+BRIEF_SPINS = 10_000
+"""Number of turns that do not disturb the kernels."""
 CONTENDED, QUIET = 0.10, 0.03
 """Fraction of the time that the training thread waits for a processor above which spinning is
 limited, and below which it is allowed again. The fraction was 0.25 or more beside another training,
@@ -52,42 +59,70 @@ def limited_spinning() -> Iterator[None]:
         >>> with limited_spinning():
         ...     loss = torch.ones(2, 2).square().sum()
     """
-    path = Path(f"/proc/self/task/{threading.get_native_id()}/schedstat")
-    if _start_region() is None or _seconds_waited(path) is None:
+    watcher = _Watcher.of_current_thread()
+    if watcher is None:
         yield
         return
-    watcher = _Watcher.of(path)
+    watcher.enter()
     try:
         yield
     finally:
         watcher.leave()
 
 
-class _Watcher(threading.Thread):
-    """Watches one training thread.
+def kernels_called() -> None:
+    """Limit spinning for a while, because the compiled kernels use the cores of torch's threads."""
+    if torch.get_num_threads() > 1 and not _spins_briefly():
+        watcher = _Watcher.of_current_thread()
+        if watcher is not None:
+            watcher.last_kernel = time.monotonic()
 
-    It outlives a block for a while, so that a loop with a block for each epoch keeps its state.
+
+class _Watcher(threading.Thread):
+    """Watches one thread that trains.
+
+    It outlives the blocks and the calls of kernels for a while, so that a loop with a block for
+    each epoch keeps its state.
+
+    Attributes:
+        last_kernel: time of the last call of a kernel, of `time.monotonic`.
     """
 
-    _running: ClassVar[dict[Path, _Watcher]] = {}
+    _running: ClassVar[dict[int, _Watcher]] = {}
     _lock: ClassVar[threading.Lock] = threading.Lock()
 
     @classmethod
-    def of(cls, path: Path) -> _Watcher:
-        """Return the watcher of a thread, to be left at the end of a block."""
-        with cls._lock:
-            watcher = cls._running.get(path)
-            if watcher is None:
-                watcher = cls._running[path] = cls(path)
-                watcher.start()
-            watcher._blocks += 1
+    def of_current_thread(cls) -> _Watcher | None:
+        """Return the watcher of the calling thread, or None if it cannot be watched."""
+        thread = threading.get_native_id()
+        watcher = cls._running.get(thread)
+        if watcher is not None and not watcher.has_ended:
             return watcher
+        path = Path(f"/proc/self/task/{thread}/schedstat")
+        if _start_region() is None or _seconds_waited(path) is None:
+            return None
+        with cls._lock:
+            watcher = cls._running[thread] = cls(path)
+        watcher.start()
+        return watcher
+
+    @classmethod
+    def forget(cls) -> None:
+        """Forget the watchers, none of which a forked process has."""
+        cls._running, cls._lock = {}, threading.Lock()
 
     def __init__(self, path: Path) -> None:
         super().__init__(name="recurra-spinning", daemon=True)
+        self.last_kernel = -math.inf
+        self.has_ended = False
         self._path = path
         self._blocks = 0
         self._left = time.monotonic()
+
+    def enter(self) -> None:
+        """Begin a block."""
+        with self._lock:
+            self._blocks += 1
 
     def leave(self) -> None:
         """End a block."""
@@ -96,23 +131,27 @@ class _Watcher(threading.Thread):
             self._left = time.monotonic()
 
     def run(self) -> None:
-        """Limit spinning or allow it, until no block was entered for some time."""
+        """Limit spinning or allow it, until nothing happened for some time."""
         limit = SpinLimit()
         before, start = _seconds_waited(self._path), time.monotonic()
-        while not self._has_ended():
+        while not self._is_over():
             time.sleep(CHECK_SECONDS)
             waited, now = _seconds_waited(self._path), time.monotonic()
             if before is not None and waited is not None:
-                limit.update((waited - before) / (now - start))
+                uses_kernels = now - self.last_kernel < KERNEL_SECONDS
+                limit.update((waited - before) / (now - start), uses_kernels=uses_kernels)
             before, start = waited, now
         limit.release()
 
-    def _has_ended(self) -> bool:
+    def _is_over(self) -> bool:
         with self._lock:
-            has_ended = not self._blocks and time.monotonic() - self._left > LINGER_SECONDS
-            if has_ended:
-                del self._running[self._path]
-            return has_ended
+            last = max(self._left, self.last_kernel)
+            self.has_ended = not self._blocks and time.monotonic() - last > LINGER_SECONDS
+            return self.has_ended
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_Watcher.forget)
 
 
 class SpinLimit:
@@ -133,17 +172,20 @@ class SpinLimit:
         """Whether spinning is limited."""
         return self._release is not None
 
-    def update(self, waiting: float) -> None:
+    def update(self, waiting: float, *, uses_kernels: bool = False) -> None:
         """Limit spinning or allow it.
 
         Args:
             waiting: fraction of the time since the last call that the training thread waited for a
                 processor.
+            uses_kernels: whether the compiled kernels are in use.
         """
-        if waiting > CONTENDED and not self.is_limited:
-            _logger.debug("other programs use the processor: OpenMP threads sleep when they wait")
+        if not self.is_limited and (waiting > CONTENDED or uses_kernels):
+            reason = "the compiled kernels" if uses_kernels else "other programs"
+            _logger.debug("%s use the processor: OpenMP threads sleep when they wait", reason)
             self._release = self._hold()
-        self._quiet_checks = self._quiet_checks + 1 if waiting < QUIET else 0
+        is_quiet = waiting < QUIET and not uses_kernels
+        self._quiet_checks = self._quiet_checks + 1 if is_quiet else 0
         if self._quiet_checks >= QUIET_CHECKS:
             self.release()
 
@@ -193,6 +235,14 @@ def _start_region() -> Callable[[int], None] | None:
     parallel.restype = None
     # Each thread calls free(NULL), which does nothing.
     return lambda threads: parallel(nothing, None, threads, 0)
+
+
+@cache
+def _spins_briefly() -> bool:
+    """Return whether the environment limits spinning already."""
+    turns = os.environ.get("GOMP_SPINCOUNT", "")
+    is_brief = turns.isdecimal() and int(turns) <= BRIEF_SPINS
+    return is_brief or os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"
 
 
 def _seconds_waited(path: Path) -> float | None:
