@@ -54,12 +54,16 @@ def num_threads(count: int | None) -> Iterator[None]:
         cores.detect_again()
         count = cores.threads()
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    # The call makes small operations of torch slower, also with the same number: MKL then uses all
+    # threads for them.
+    if count != before:
+        torch.set_num_threads(count)
     try:
         with cores.chosen(count):
             yield
     finally:
-        torch.set_num_threads(before)
+        if count != before:
+            torch.set_num_threads(before)
 
 
 def device_name(device: torch.device) -> str:
