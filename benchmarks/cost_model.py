@@ -3,12 +3,13 @@
     python benchmarks/cost_model.py [--threads 2] [--also 8 16 64] [--rounds 5] [--json FILE]
 
 The model states the time of every kernel of a step as a sum: its products, the vectors of its
-elementwise equations, the values that it packs, the weights that it reads from beyond the
-second-level cache, and a constant. The factors are fitted to measurements with one thread and of
-sizes that `recurra bench` does not have. With several threads, the busiest thread's part of this
-work counts, and the threads start together once for every stage and wait for each other at every
-step that they share. The prediction is compared with measurements of the rows of `recurra bench`.
-Prints Markdown tables. Run nothing else meanwhile.
+elementwise equations, the values that it packs, the bytes that it reads or writes beyond the
+second-level cache, and a constant. The work is that of the busiest thread. In addition, the threads
+start together once for every stage, and wait for each other at every step that they share. The
+factors are fitted to measurements of sizes that `recurra bench` does not have, with the given
+number of threads, and the prediction is compared with measurements of the rows of `recurra bench`.
+For other numbers of threads, the factors are the same: a core is assumed to be as fast beside many
+others as beside these. Prints Markdown tables. Run nothing else meanwhile.
 """
 
 from __future__ import annotations
@@ -46,8 +47,11 @@ from recurra.runtime.distributed import SINGLE_PROCESS
 
 CELLS = ("rnn", "gru", "lstm")
 PRECISIONS = ("fp32", "bf16")
-CALIBRATION_UNITS = (96, 160, 224, 320, 448, 608)
-CALIBRATION_VOCAB = (24, 48, 96, 160, 320, 640)
+CALIBRATION = (
+    (96, 24, 20), (160, 650, 20), (224, 48, 50), (320, 1400, 20), (320, 96, 80), (448, 160, 20),
+    (448, 40, 50), (608, 320, 20), (608, 32, 50),
+)  # fmt: skip
+"""Units, vocabulary and steps of the models that are measured."""
 STAGES = {"layer": 2, "output": 2, "other": 1}
 """Stages of each kernel; the threads start together once, and meet at the end of every stage."""
 LANES = library.load().recurra_lanes()
@@ -63,7 +67,7 @@ class Work:
         products: floating-point operations, panels counted as whole.
         vectors: vectors of the elementwise part.
         packed: numbers that are packed or transposed.
-        far: bytes of weights that are read from beyond the second-level cache.
+        far: bytes that are read or written beyond the second-level cache.
     """
 
     products: float = 0.0
@@ -110,25 +114,28 @@ def kernels(row: TrainingRow, precision: str, threads: int) -> list[Kernel]:
     own_rows = math.ceil(row.batch_size / groups)
     own_panels = math.ceil(panels(units) / parts)
     own_weight = gates * units * own_panels * PANEL * size
+    # h, c and the values that are saved for the backward pass, or the deltas.
+    state = PANEL * 4 * (1 if row.cell == "rnn" else 6)
     step = Work(
         products=2.0 * own_rows * row.num_steps * gates * units * own_panels * PANEL,
         vectors=own_rows * row.num_steps * own_panels * 2,
         packed=gates * units * units / threads,
-        far=row.num_steps * own_weight if own_weight > 0.75 * SECOND_CACHE else 0.0,
+        far=_far(own_weight) * row.num_steps + _far(own_rows * row.num_steps * own_panels * state),
     )
     barriers = row.num_steps if parts > 1 else 0
     share = math.ceil(rows / threads)
     head = 2.0 * share * units * panels(vocab) * PANEL
+    logits = _far(share * panels(vocab) * PANEL * size) + share * units * 4
     deltas = gates + (1 if row.cell == "gru" else 0)
     found = [
         Kernel("forward", step, barriers, 2),
         Kernel("backward", step, barriers, 2),
         Kernel(
             "output forward",
-            Work(head, share * panels(vocab) * 2, units * vocab / threads, 0.0),
+            Work(head, share * panels(vocab) * 2, units * vocab / threads, logits),
             stages=2,
         ),
-        Kernel("output backward", Work(head, 0.0, units * vocab / threads), stages=2),
+        Kernel("output backward", Work(head, 0.0, units * vocab / threads, logits), stages=2),
         Kernel("output weight", _transposed(rows, vocab, units, threads), stages=4),
         Kernel("lookup", Work(0.0, math.ceil(rows * deltas * units / LANES / threads), 0.0)),
         Kernel("tables", Work(0.0, 0.0, 2.0 * vocab * gates * units / threads), stages=2),
@@ -140,6 +147,10 @@ def kernels(row: TrainingRow, precision: str, threads: int) -> list[Kernel]:
         for width in widths
     ]
     return found
+
+
+def _far(size: float) -> float:
+    return size if size > 0.75 * SECOND_CACHE else 0.0
 
 
 def _transposed(rows: int, m: int, n: int, threads: int) -> Work:
@@ -233,7 +244,7 @@ def _name(call: Any) -> str:
     if name == "recurra_multiply_transposed":
         product = call.args[0]._obj
         return "recurrent weight" if product.m % product.n == 0 else "output weight"
-    return NAMES.get(name, "other")
+    return NAMES.get(name, "tables")
 
 
 @dataclass
@@ -268,27 +279,33 @@ def _key(name: str, cell: str, precision: str) -> tuple[str, str, str]:
     return (name, cell if name in ("forward", "backward") else "", precision)
 
 
-def calibrate(rounds: int, log: Callable[[str], None]) -> Model:
-    """Fit the factors to measurements with one thread."""
+def calibrate(threads: int, rounds: int, log: Callable[[str], None]) -> Model:
+    """Fit the factors to measurements with this number of threads."""
+    stage, barrier = _waiting()
+    doublings = math.log2(threads)
     features: dict[tuple[str, str, str], list[list[float]]] = defaultdict(list)
     seconds: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     others = []
     for cell in CELLS:
-        for units, vocab in zip(CALIBRATION_UNITS, CALIBRATION_VOCAB, strict=True):
-            row = TrainingRow(cell, units, vocab, 20)
+        for units, vocab, steps in CALIBRATION:
+            row = TrainingRow(cell, units, vocab, steps)
             for precision in PRECISIONS:
                 log(f"{row.name}, {precision}")
-                measured = measure(row, precision, 1, rounds)
+                measured = measure(row, precision, threads, rounds)
                 work: dict[str, list[float]] = {}
-                for kernel in kernels(row, precision, 1):
+                waiting: dict[str, float] = defaultdict(float)
+                for kernel in kernels(row, precision, threads):
                     before = np.array(work.get(kernel.name, [0.0] * 5))
                     work[kernel.name] = list(before + kernel.work.features)
+                    waiting[kernel.name] += doublings * (
+                        kernel.stages * stage + kernel.barriers * barrier
+                    )
                 for name, found in work.items():
                     features[_key(name, cell, precision)].append(found)
-                    seconds[_key(name, cell, precision)].append(measured.kernels[name])
+                    own = max(measured.kernels[name] - waiting[name], 1e-7)
+                    seconds[_key(name, cell, precision)].append(own)
                 others.append(measured.step - sum(measured.kernels[name] for name in work))
     factors = {key: _fit(features[key], seconds[key]) for key in features}
-    stage, barrier = _waiting()
     return Model(factors, statistics.median(others), stage, barrier)
 
 
@@ -369,7 +386,7 @@ def scaling_table(model: Model, counts: list[int]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2, help="threads of the comparison")
+    parser.add_argument("--threads", type=int, default=2, help="threads of the measurements")
     parser.add_argument("--also", type=int, nargs="*", default=[8, 16, 64])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="also write the factors and results to this file")
@@ -378,7 +395,7 @@ def main() -> int:
     def log(text: str) -> None:
         print(f"measuring {text} ...", file=sys.stderr)
 
-    model = calibrate(options.rounds, log)
+    model = calibrate(options.threads, options.rounds, log)
     results = compare(model, options.threads, options.rounds, log)
     print(f"{processor_name()}\n\n{comparison_table(results, options.threads)}\n")
     print("Milliseconds (ratio to the first column; groups of rows x parts of units)\n")
