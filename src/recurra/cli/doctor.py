@@ -116,7 +116,9 @@ def _products() -> str:
     from recurra.kernels import choice
 
     reason, path = _kernel_state()
-    if reason is not None or path is None:
+    if reason is not None:
+        return "not available without the kernels"
+    if path is None:
         return "measured when the kernels are first used"
     try:
         return choice.products().describe()

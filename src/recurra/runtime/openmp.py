@@ -2,7 +2,7 @@
 
 Threads of GNU OpenMP, which torch uses on Linux, spin for about 3 ms when they wait. If other
 programs use the processor, the thread that they wait for may not be running, and spinning takes
-away the time that it needs: training becomes up to a hundred times slower. The environment
+away the time that it needs: training was up to 300 times slower. The environment
 variables that limit spinning have to be set before torch is loaded, and shorter spinning slows
 down training on an idle machine. However, the runtime itself shortens the spinning while its
 threads outnumber the processors. A parallel region with that many threads is therefore started when
