@@ -1,5 +1,7 @@
 """The limit on the spinning of torch's OpenMP threads."""
 
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -132,3 +134,40 @@ def test_kernels_called_starts_watcher_unless_spinning_is_brief(monkeypatch):
     watcher = openmp._Watcher._running[threading.get_native_id()]
     watcher.join(10)
     assert watcher.has_ended
+
+
+LIMITED = """
+import threading
+from pathlib import Path
+import torch
+from recurra.runtime import openmp
+torch.ones(300, 300) @ torch.ones(300, 300)
+refused = []
+start = threading.Thread.start
+def limited(thread):
+    if len(list(Path("/proc/self/task").iterdir())) > 6:
+        refused.append(thread)
+        raise RuntimeError("can't start new thread")
+    start(thread)
+threading.Thread.start = limited
+openmp._hold_region()()
+assert refused
+"""
+
+
+@needs_gnu_openmp
+def test_hold_region_at_thread_limit_starts_no_region():
+    subprocess.run([sys.executable, "-c", LIMITED], check=True, timeout=120)
+
+
+@needs_gnu_openmp
+def test_kernels_called_without_new_threads_has_no_effect(monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(openmp, "_spins_briefly", lambda: False)
+    monkeypatch.setattr(openmp._Watcher, "_running", {})
+    monkeypatch.setattr(openmp._Watcher, "start", refuse)
+    torch.set_num_threads(2)
+    openmp.kernels_called()
+    assert openmp._Watcher._running == {}

@@ -35,6 +35,8 @@ LINGER_SECONDS = 1.0
 """Time after a block, or a call of a kernel, in which another one continues with its state."""
 KERNEL_SECONDS = 0.2
 """Time after a call of a kernel in which spinning is limited."""
+SPARE_THREADS = 8
+"""Number of threads that a process must be able to start beside those of the region."""
 BRIEF_SPINS = 10_000
 """Number of turns that do not disturb the kernels."""
 CONTENDED, QUIET = 0.10, 0.03
@@ -101,9 +103,15 @@ class _Watcher(threading.Thread):
         path = Path(f"/proc/self/task/{thread}/schedstat")
         if _start_region() is None or _seconds_waited(path) is None:
             return None
+        watcher = cls(path)
+        try:
+            watcher.start()
+        except RuntimeError:
+            # No thread can be started: at a limit, or while the interpreter ends.
+            return None
         with cls._lock:
-            watcher = cls._running[thread] = cls(path)
-        watcher.start()
+            cls._running = {k: w for k, w in cls._running.items() if not w.has_ended}
+            cls._running[thread] = watcher
         return watcher
 
     @classmethod
@@ -199,14 +207,18 @@ class SpinLimit:
 def _hold_region() -> Callable[[], None]:
     """Start a region whose threads sleep, and return a function that ends them.
 
-    The threads belong to the thread that starts the region, and end with it.
+    The threads belong to the thread that starts the region, and end with it. Without enough threads
+    there is no region: GNU OpenMP would end the process.
     """
     started, released = threading.Event(), threading.Event()
+    threads = _num_processors() + 1
+    if not _can_start(threads + SPARE_THREADS):
+        return released.set
 
     def hold() -> None:
         start = _start_region()
         assert start is not None
-        start((os.cpu_count() or 1) + 1)
+        start(threads)
         started.set()
         released.wait()
 
@@ -219,6 +231,29 @@ def _hold_region() -> Callable[[], None]:
         holder.join()
 
     return release
+
+
+def _num_processors() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _can_start(count: int) -> bool:
+    """Return whether the system lets this process start so many more threads now."""
+    ended = threading.Event()
+    threads = [threading.Thread(target=ended.wait, daemon=True) for _ in range(count)]
+    started = []
+    try:
+        for thread in threads:
+            thread.start()
+            started.append(thread)
+    except RuntimeError:
+        return False
+    finally:
+        ended.set()
+        for thread in started:
+            thread.join()
+    return True
 
 
 @cache
