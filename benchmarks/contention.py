@@ -30,23 +30,10 @@ Step = Callable[[], int]
 
 def engine_step(cell: str, units: int, precision: str) -> Step:
     """Return a step of the engine that `recurra train` uses."""
-    import numpy as np
-    import torch
+    from recurra.cli.benchmark import TrainingRow, training_engine
 
-    from recurra.config import ModelConfig, TrainingConfig
-    from recurra.data.batches import BatchStream
-    from recurra.engine.select import select_engine
-    from recurra.model.recurrent_lm import RecurrentLM
-    from recurra.runtime.distributed import SINGLE_PROCESS
-
-    torch.manual_seed(0)
-    model = ModelConfig(
-        cell=cell, vocab_size=28, hidden_size=units, embedding_size=0, precision=precision
-    )
-    training = TrainingConfig(steps=1, batch_size=BATCH_SIZE, num_steps=NUM_STEPS, lr=0.1)
-    engine = select_engine(RecurrentLM(model), training)
-    ids = np.random.default_rng(0).integers(28, size=BATCH_SIZE * (NUM_STEPS + 1) * 4)
-    batch = next(BatchStream(ids, training, SINGLE_PROCESS).epoch(0, 0))
+    row = TrainingRow(cell, units, 28, NUM_STEPS, BATCH_SIZE)
+    engine, batch = training_engine(row, "native", precision)
 
     def step() -> int:
         engine.step(batch, 0.01)

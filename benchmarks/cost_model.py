@@ -35,15 +35,10 @@ os.environ["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT", "1000")
 import numpy as np
 import torch
 
-from recurra.cli.benchmark import ROWS, TrainingRow
-from recurra.config import ModelConfig, TrainingConfig
-from recurra.data.batches import BatchStream
-from recurra.engine.select import select_engine
+from recurra.cli.benchmark import ROWS, TrainingRow, training_engine
 from recurra.kernels import library
-from recurra.model.recurrent_lm import RecurrentLM
 from recurra.recurrence.cells import find_cell
 from recurra.runtime.devices import num_threads, processor_name
-from recurra.runtime.distributed import SINGLE_PROCESS
 
 CELLS = ("rnn", "gru", "lstm")
 PRECISIONS = ("fp32", "bf16")
@@ -189,28 +184,9 @@ class Measured:
 
 def measure(row: TrainingRow, precision: str, threads: int, rounds: int) -> Measured:
     """Measure the steps of a model and the recorded calls of which they consist."""
-    torch.manual_seed(0)
-    model = ModelConfig(
-        cell=row.cell,
-        vocab_size=row.vocab_size,
-        hidden_size=row.hidden_size,
-        embedding_size=0,
-        backend="native",
-        precision=precision,
-    )
-    training = TrainingConfig(
-        steps=1,
-        batch_size=row.batch_size,
-        num_steps=row.num_steps,
-        optimizer="sgd",
-        lr=0.1,
-        clip_norm=1.0,
-    )
-    length = row.batch_size * (row.num_steps + 1) * 4
-    ids = np.random.default_rng(0).integers(row.vocab_size, size=length)
-    batch = next(BatchStream(ids, training, SINGLE_PROCESS).epoch(0, 0))
     with num_threads(threads):
-        engine: Any = select_engine(RecurrentLM(model), training)
+        engine: Any
+        engine, batch = training_engine(row, "native", precision)
 
         def step() -> None:
             engine.step(batch, 0.1)

@@ -58,6 +58,7 @@ def test_products_of_this_machine_are_all_correct():
 
 @pytest.mark.parametrize("kind", range(len(choice.KINDS)))
 def test_is_correct_wrong_kind_is_detected(kind, monkeypatch):
+    # A kind without its instructions cannot run: tiles without AMX, pairs without AVX-512 BF16.
     if not library.load().recurra_has_kind(kind):
         pytest.skip("not available on this machine")
     assert trials.is_correct(kind)
@@ -123,6 +124,7 @@ def test_products_directory_not_writable_is_measured_without_storing(cache, monk
 
 def test_products_wrong_kind_is_never_used(monkeypatch, timed, caplog):
     names = available()[1:]
+    # Without bf16 instructions, rounding is the only kind, and nothing is left if it is wrong.
     if len(names) < 2:
         pytest.skip("there is a single kind for bf16")
     bad = names[-1]

@@ -38,7 +38,7 @@ def test_select_takes_fastest_variant_that_machine_executes(wheel):
     folder = wheel("amx", "avx512", "avx2", "sse4")
     selected = selection.select()
     assert (selected.variant, selected.origin) == ("avx2", "from the wheel")
-    assert selected.library == folder / f"avx2{library_suffix()}"
+    assert selected.path == folder / f"avx2{library_suffix()}"
 
 
 def test_select_builds_for_machine_that_executes_no_variant(wheel, monkeypatch):
@@ -49,7 +49,7 @@ def test_select_builds_for_machine_that_executes_no_variant(wheel, monkeypatch):
 
 def test_select_builds_for_machine_without_wheel(wheel):
     selected = selection.select()
-    assert (selected.variant, selected.library, selected.origin) == (NATIVE, None, "built here")
+    assert (selected.variant, selected.path, selected.origin) == (NATIVE, None, "built here")
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_select_takes_variant_of_environment(wheel, monkeypatch, value, variant)
     monkeypatch.setenv("RECURRA_KERNELS", value)
     selected = selection.select()
     assert selected.variant == variant
-    assert (selected.library is None) == (variant == NATIVE)
+    assert (selected.path is None) == (variant == NATIVE)
 
 
 @pytest.mark.parametrize("value", ["off", "0", "No", "FALSE"])

@@ -257,6 +257,8 @@ def _writable_group():
 def test_threads_real_cpu_quota_is_rounded_down(quota, expected):
     group = _writable_group()
     if group is None:
+        # Only root, or the owner of a delegated group, can set a quota. The fabricated quotas of
+        # test_processors.py are tested everywhere.
         pytest.skip("control groups cannot be created here")
     try:
         microseconds = str(int(quota * 100_000))

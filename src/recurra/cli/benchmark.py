@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from recurra.config import ModelConfig, TrainingConfig
-from recurra.data.batches import BatchStream
+from recurra.data.batches import Batch, BatchStream
+from recurra.engine.engine import Engine
 from recurra.engine.sampling import GenerationConfig
 from recurra.engine.select import select_engine
 from recurra.errors import ConfigError
@@ -276,7 +277,10 @@ def _torch_step(row: TrainingRow, has_embedding: bool) -> Work:
     return step
 
 
-def _recurra_step(row: TrainingRow, backend: str, precision: str, embedding_size: int) -> Work:
+def training_engine(
+    row: TrainingRow, backend: str, precision: Any, embedding_size: int = 0
+) -> tuple[Engine, Batch]:
+    """Return the engine of a row and a batch of random tokens that it trains on."""
     torch.manual_seed(0)
     model = RecurrentLM(
         ModelConfig(
@@ -298,9 +302,12 @@ def _recurra_step(row: TrainingRow, backend: str, precision: str, embedding_size
     )
     length = row.batch_size * (row.num_steps + 1) * 4
     text = np.random.default_rng(0).integers(row.vocab_size, size=length)
-    stream = BatchStream(text, config, SINGLE_PROCESS)
-    engine = select_engine(model, config)
-    batch = next(stream.epoch(0, 0))
+    batch = next(BatchStream(text, config, SINGLE_PROCESS).epoch(0, 0))
+    return select_engine(model, config), batch
+
+
+def _recurra_step(row: TrainingRow, backend: str, precision: str, embedding_size: int) -> Work:
+    engine, batch = training_engine(row, backend, precision, embedding_size)
 
     def step() -> None:
         engine.step(batch, 0.1)

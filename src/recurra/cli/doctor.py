@@ -89,7 +89,7 @@ def _kernel_state() -> tuple[str | None, Path | None]:
 
     try:
         reason = library.reason_unavailable()
-        return reason, None if reason else selection.select().library
+        return reason, None if reason else selection.select().path
     except ConfigError as error:
         return str(error), None
 

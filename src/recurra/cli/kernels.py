@@ -44,9 +44,9 @@ def _build(as_json: bool) -> None:
     from recurra.kernels import builder, selection
 
     selected = selection.select()
-    is_built = selected.library is not None
+    is_built = selected.path is not None
     started = time.monotonic()
-    path = selected.library or builder.build(selected.variant)
+    path = selected.path or builder.build(selected.variant)
     seconds = time.monotonic() - started
     if as_json:
         print(json_line({"path": str(path), "built": not is_built, "seconds": round(seconds, 1)}))

@@ -48,7 +48,7 @@ def reason_unavailable() -> str | None:
     """
     try:
         selected = selection.select()
-        if selected.library is not None:
+        if selected.path is not None:
             return None
         if (log := builder.failed_log(selected.variant)) is not None:
             return (
@@ -94,7 +94,7 @@ def load() -> Any:
     if (reason := reason_unavailable()) is not None:
         raise KernelError(reason)
     selected = selection.select()
-    path = selected.library or _build(selected.variant)
+    path = selected.path or _build(selected.variant)
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:

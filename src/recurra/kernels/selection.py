@@ -38,7 +38,7 @@ class Selection:
     packaged: Path | None
 
     @property
-    def library(self) -> Path | None:
+    def path(self) -> Path | None:
         """The existing library, or None if it is not built yet."""
         return self.packaged or builder.built_library(self.variant)
 

@@ -143,6 +143,7 @@ class _Watcher(threading.Thread):
         limit = SpinLimit()
         before, start = _seconds_waited(self._path), time.monotonic()
         while not self._is_over():
+            # The waiting time of a thread is known only as a sum, so it is read at intervals.
             time.sleep(CHECK_SECONDS)
             waited, now = _seconds_waited(self._path), time.monotonic()
             if before is not None and waited is not None:
