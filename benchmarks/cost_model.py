@@ -47,8 +47,6 @@ CALIBRATION = (
     (448, 40, 50), (608, 320, 20), (608, 32, 50),
 )  # fmt: skip
 """Units, vocabulary and steps of the models that are measured."""
-STAGES = {"layer": 2, "output": 2, "other": 1}
-"""Stages of each kernel; the threads start together once, and meet at the end of every stage."""
 LANES = library.load().recurra_lanes()
 PANEL = 2 * LANES
 SECOND_CACHE = library.load().recurra_cache_bytes(2)
@@ -134,6 +132,8 @@ def kernels(row: TrainingRow, precision: str, threads: int) -> list[Kernel]:
         Kernel("output weight", _transposed(rows, vocab, units, threads), stages=4),
         Kernel("lookup", Work(0.0, math.ceil(rows * deltas * units / LANES / threads), 0.0)),
         Kernel("tables", Work(0.0, 0.0, 2.0 * vocab * gates * units / threads), stages=2),
+        # Python code, copies of the inputs and of the state.
+        Kernel("outside", Work(0.0, 0.0, row.batch_size * (units + row.num_steps)), stages=0),
         Kernel("update", Work(0.0, gates * units * (units + vocab) / LANES / threads), stages=2),
     ]
     widths = [2 * units, units] if row.cell == "gru" else [gates * units]
@@ -176,7 +176,7 @@ NAMES = {
 
 @dataclass
 class Measured:
-    """Median seconds of the kernels of a step, and of the whole step."""
+    """Seconds of the kernels of a step, and of the whole step: the first decile of each."""
 
     kernels: dict[str, float]
     step: float
@@ -206,7 +206,14 @@ def measure(row: TrainingRow, precision: str, threads: int, rounds: int) -> Meas
             sums["update"] = sum(map(_seconds, update))
             for name, seconds in sums.items():
                 single[name].append(seconds)
-    return Measured({n: statistics.median(s) for n, s in single.items()}, statistics.median(whole))
+    found = {name: _fast(times) for name, times in single.items()}
+    found["outside"] = _fast(whole) - sum(found.values())
+    return Measured(found, _fast(whole))
+
+
+def _fast(times: list[float]) -> float:
+    """Return the first decile: other programs make single measurements slower, never faster."""
+    return statistics.quantiles(times, n=10, method="inclusive")[0]
 
 
 def _seconds(work: Callable[[], Any]) -> float:
@@ -230,19 +237,17 @@ class Model:
     Attributes:
         factors: of each kernel, by (name, cell, precision); kernels that do not depend on the cell
             have an empty one.
-        other: seconds of a step outside of the kernels, by cell.
         stage: seconds of starting and ending a stage with several threads.
         barrier: seconds of waiting for each other after a step.
     """
 
     factors: dict[tuple[str, str, str], list[float]]
-    other: float
     stage: float
     barrier: float
 
     def seconds(self, row: TrainingRow, precision: str, threads: int) -> float:
         """Return the predicted time of a training step."""
-        total = self.other
+        total = 0.0
         doublings = math.log2(threads) if threads > 1 else 0.0
         for kernel in kernels(row, precision, threads):
             factors = self.factors[_key(kernel.name, row.cell, precision)]
@@ -261,7 +266,6 @@ def calibrate(threads: int, rounds: int, log: Callable[[str], None]) -> Model:
     doublings = math.log2(threads)
     features: dict[tuple[str, str, str], list[list[float]]] = defaultdict(list)
     seconds: dict[tuple[str, str, str], list[float]] = defaultdict(list)
-    others = []
     for cell in CELLS:
         for units, vocab, steps in CALIBRATION:
             row = TrainingRow(cell, units, vocab, steps)
@@ -280,9 +284,8 @@ def calibrate(threads: int, rounds: int, log: Callable[[str], None]) -> Model:
                     features[_key(name, cell, precision)].append(found)
                     own = max(measured.kernels[name] - waiting[name], 1e-7)
                     seconds[_key(name, cell, precision)].append(own)
-                others.append(measured.step - sum(measured.kernels[name] for name in work))
     factors = {key: _fit(features[key], seconds[key]) for key in features}
-    return Model(factors, statistics.median(others), stage, barrier)
+    return Model(factors, stage, barrier)
 
 
 def _fit(features: list[list[float]], seconds: list[float]) -> list[float]:
@@ -381,7 +384,7 @@ def main() -> int:
     if options.json:
         factors = {", ".join(key): value for key, value in model.factors.items()}
         found = [(row.name, *rest) for row, *rest in results]
-        written = {"factors": factors, "other": model.other, "results": found}
+        written = {"factors": factors, "results": found}
         options.json.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
     return 0
 
