@@ -18,6 +18,7 @@ from recurra.kernels.buffers import PersistentBuffers
 from recurra.kernels.choice import product_kind
 from recurra.kernels.products import (
     add_rows,
+    apply_mask,
     as_operand,
     check_ids,
     dense_product,
@@ -240,7 +241,7 @@ class _RecordedPass:
         for index in reversed(range(len(self._passes))):
             assert grad is not None
             if (mask := self._masks[index]) is not None:
-                self._do(grad.mul_, mask)
+                self._do(apply_mask, grad, mask, grad)
             trace = self.traces[index]
             grad, _ = self._passes[index].backward(
                 trace,
@@ -253,7 +254,8 @@ class _RecordedPass:
             )
         for parameters, mask in zip(self._model.layers(), self._weight_masks, strict=False):
             assert parameters.weight_hh is not None
-            self._do(_gradients([parameters.weight_hh])[0].mul_, mask)
+            (gradient,) = _gradients([parameters.weight_hh])
+            self._do(apply_mask, gradient, mask, gradient)
         if self._model.config.embedding_size:
             self._write_embedding_gradients(ids, grad)
 
@@ -263,7 +265,7 @@ class _RecordedPass:
             mask = self._take(f"weight mask {index}", *layer.weight_hh.shape)
             dropped = self._take(f"dropped weight {index}", *layer.weight_hh.shape)
             self._do(fill_mask, mask, probability)
-            self._do(torch.mul, layer.weight_hh, mask, out=dropped)
+            self._do(apply_mask, layer.weight_hh, mask, dropped)
             self._layers[index] = layer._replace(weight_hh=dropped)
             self._weight_masks.append(mask)
 
@@ -294,7 +296,7 @@ class _RecordedPass:
         dropped = self._take(f"dropped {layer}", *outputs.shape)
         self._masks.append(mask)
         self._do(fill_mask, mask, probability)
-        self._do(torch.mul, outputs, mask, out=dropped)
+        self._do(apply_mask, outputs, mask, dropped)
         return dropped
 
     def _layer_gradients(self, index: int) -> LayerParameters:

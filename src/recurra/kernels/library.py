@@ -136,6 +136,7 @@ def _declare(library: Any) -> Any:
     _sign(library, "add_rows", c_int32, *[c_int64] * 3, c_void_p, c_void_p, c_int32, c_void_p)
     _sign(library, "transpose", c_int32, c_int64, c_int64, *[c_void_p] * 3)
     _sign(library, "mask", c_int32, c_uint64, c_int32, c_float, c_int64, c_void_p)
+    _sign(library, "apply_mask", c_int32, c_int64, c_int64, *[c_void_p] * 3)
     _sign(library, "all_below", c_int64, c_void_p, c_int64, result=c_int32)
     _sign(library, "has_kind", c_int32, result=c_int32)
     _sign(library, "divide", c_int32, *[c_int64] * 3, c_int32, *[c_int64] * 2, POINTER(c_int32))

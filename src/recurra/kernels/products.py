@@ -62,6 +62,25 @@ def transpose(matrix: Tensor, out: Tensor, bias: Tensor | None = None) -> None:
     )
 
 
+def apply_mask(values: Tensor, mask: Tensor, out: Tensor) -> None:
+    """Write out = values * mask, without the threads of torch, which disturb those of the kernels.
+
+    Args:
+        values, out: contiguous fp32 tensors of the same shape; they may be the same tensor.
+        mask: contiguous fp32; it has the last dimensions of `values`, or dimensions of size 1
+            before them.
+    """
+    assert values.numel() % mask.numel() == 0
+    library.load().recurra_apply_mask(
+        library.threads(),
+        values.numel(),
+        mask.numel(),
+        library.pointer(values),
+        library.pointer(mask),
+        library.pointer(out),
+    )
+
+
 def add_rows(ids: Tensor, rows: Tensor, table: Tensor) -> None:
     """Add each row to a row of a table: table[ids[r]] += rows[r], in the order of the rows.
 

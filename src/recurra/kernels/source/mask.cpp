@@ -40,3 +40,18 @@ RECURRA_EXPORT void recurra_mask(int32_t threads, uint64_t seed, int32_t thresho
     }
   });
 }
+
+// out = values * mask, where the mask of `period` numbers repeats over `count` values.
+RECURRA_EXPORT void recurra_apply_mask(int32_t threads, int64_t count, int64_t period,
+                                       const float* values, const float* mask, float* out) {
+  using namespace recurra;
+  threads = thread_count(threads);
+  run_parts(threads, [&](int index) {
+    const Range own = part(count, index, threads);
+    for (int64_t first = own.begin; first < own.end;) {
+      const int64_t place = first % period, length = std::min(period - place, own.end - first);
+      for (int64_t i = 0; i < length; i++) out[first + i] = values[first + i] * mask[place + i];
+      first += length;
+    }
+  });
+}
