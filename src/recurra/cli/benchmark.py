@@ -41,19 +41,28 @@ Work = Callable[[], None]
 
 @dataclass(frozen=True)
 class TrainingRow:
-    """A model whose training steps are measured."""
+    """A model whose training steps are measured.
+
+    Attributes:
+        dropout: probability of dropping a unit of the layer's outputs.
+    """
 
     cell: Literal["rnn", "gru", "lstm"]
     hidden_size: int
     vocab_size: int
     num_steps: int = 35
     batch_size: int = BATCH_SIZE
+    dropout: float = 0.0
 
     @property
     def name(self) -> str:
         """The name in the results."""
-        name = f"{self.cell} {self.hidden_size}, V {self.vocab_size}, {self.num_steps} steps"
-        return name if self.batch_size == BATCH_SIZE else f"{name}, {self.batch_size} rows"
+        parts = [f"{self.cell} {self.hidden_size}, V {self.vocab_size}, {self.num_steps} steps"]
+        if self.batch_size != BATCH_SIZE:
+            parts.append(f"{self.batch_size} rows")
+        if self.dropout:
+            parts.append(f"dropout {self.dropout}")
+        return ", ".join(parts)
 
     @property
     def flops(self) -> int:
@@ -91,6 +100,7 @@ ROWS: tuple[TrainingRow | GenerationRow, ...] = (
     TrainingRow("rnn", 256, 1027),
     TrainingRow("gru", 256, 28),
     TrainingRow("lstm", 256, 28),
+    TrainingRow("lstm", 256, 28, dropout=0.3),
     TrainingRow("lstm", 512, 65, 64),
     GenerationRow(256),
     GenerationRow(512),
@@ -267,7 +277,7 @@ def _torch_step(row: TrainingRow, has_embedding: bool) -> Work:
         if state is not None:
             state = tuple(s.detach() for s in state) if row.cell == "lstm" else state.detach()
         outputs, state = layer(inputs, state)
-        logits = head(outputs.flatten(0, 1))
+        logits = head(nn.functional.dropout(outputs, row.dropout).flatten(0, 1))
         loss = nn.functional.cross_entropy(logits, targets.t().flatten())
         optimizer.zero_grad()
         torch.autograd.backward(loss)
@@ -290,6 +300,7 @@ def training_engine(
             embedding_size=embedding_size,
             backend=backend,
             precision=precision,
+            output_dropout=row.dropout,
         )
     )
     config = TrainingConfig(

@@ -313,9 +313,9 @@ class _RecordedPass:
         grad_embedding, grad_weight = _gradients([model.embedding, weight])
         if self._table is None:
             assert grad_inputs is not None
-            if not model.config.tie_weights:
-                self._do(grad_embedding.zero_)
-            self._do(add_rows, ids, grad_inputs.flatten(0, 1), grad_embedding)
+            # With tied weights, `grad_embedding` already holds the gradient from the output layer.
+            clears = not model.config.tie_weights
+            self._do(add_rows, ids, grad_inputs.flatten(0, 1), grad_embedding, clears=clears)
             return
         grad_table = self._grad_table(self._table)
         self._multiply(grad_table, model.embedding, grad_weight)

@@ -133,7 +133,8 @@ def _declare(library: Any) -> Any:
     library.recurra_gradient_norm.restype = c_double
     library.recurra_generate.restype = c_int64
     _sign(library, "cell_layout", c_int32, POINTER(structures.CellLayout))
-    _sign(library, "add_rows", c_int32, *[c_int64] * 3, c_void_p, c_void_p, c_int32, c_void_p)
+    add_rows = [c_int32, *[c_int64] * 3, c_void_p, c_void_p, c_int32, c_int64, c_void_p]
+    _sign(library, "add_rows", *add_rows)
     _sign(library, "transpose", c_int32, c_int64, c_int64, *[c_void_p] * 3)
     _sign(library, "mask", c_int32, c_uint64, c_int32, c_float, c_int64, c_void_p)
     _sign(library, "apply_mask", c_int32, c_int64, c_int64, *[c_void_p] * 3)

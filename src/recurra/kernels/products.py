@@ -81,13 +81,14 @@ def apply_mask(values: Tensor, mask: Tensor, out: Tensor) -> None:
     )
 
 
-def add_rows(ids: Tensor, rows: Tensor, table: Tensor) -> None:
+def add_rows(ids: Tensor, rows: Tensor, table: Tensor, *, clears: bool = False) -> None:
     """Add each row to a row of a table: table[ids[r]] += rows[r], in the order of the rows.
 
     Args:
         ids: N valid ids.
         rows: (N, W), fp32 or bf16, with any row stride.
         table: (V, W), contiguous.
+        clears: set the table to zero before.
     """
     library.load().recurra_add_rows(
         library.threads(),
@@ -96,6 +97,7 @@ def add_rows(ids: Tensor, rows: Tensor, table: Tensor) -> None:
         ids.data_ptr(),
         rows.data_ptr(),
         rows.dtype == torch.bfloat16,
+        len(table) if clears else 0,
         library.pointer(table),
     )
 

@@ -1,4 +1,6 @@
 // The gradients of weights: one product over all rows of all steps, and the lookup's sums of rows.
+#include <algorithm>
+
 #include "kernels.h"
 #include "pool.h"
 #include "product.h"
@@ -92,13 +94,16 @@ INLINE Vec widened(const Half* from, int count) {
 
 template <class Number>
 void add_rows(int32_t threads, int64_t rows, int64_t width, int64_t stride, const int64_t* ids,
-              const Number* from, float* table) {
+              const Number* from, int64_t cleared, float* table) {
   threads = thread_count(threads);
   run_parts(threads, [&](int index) {
     int64_t vectors = (width + kLanes - 1) / kLanes;
     Range own = part(vectors, index, threads);
     int64_t begin = own.begin * kLanes, end = std::min(own.end * kLanes, width);
     int64_t whole = begin + (end - begin) / kLanes * kLanes;
+    if (begin < end)
+      for (int64_t r = 0; r < cleared; r++)
+        std::fill(table + r * width + begin, table + r * width + end, 0.0f);
     for (int64_t r = 0; r < rows; r++) {
       const Number* row = from + r * stride;
       float* to = table + ids[r] * width;
@@ -114,15 +119,16 @@ void add_rows(int32_t threads, int64_t rows, int64_t width, int64_t stride, cons
 }  // namespace recurra
 
 // The gradient of a lookup: rows (rows, width), `is_half` bfloat16, added to those of `table` that
-// `ids` name. Each thread has separate columns, so the order of the sums depends on nothing else.
+// `ids` name. The first `cleared` rows of the table are set to zero before. Each thread has separate
+// columns, so the order of the sums depends on nothing else.
 RECURRA_EXPORT void recurra_add_rows(int32_t threads, int64_t rows, int64_t width, int64_t stride,
                                      const int64_t* ids, const void* from, int32_t is_half,
-                                     float* table) {
+                                     int64_t cleared, float* table) {
   using namespace recurra;
   if (is_half)
-    add_rows(threads, rows, width, stride, ids, static_cast<const Half*>(from), table);
+    add_rows(threads, rows, width, stride, ids, static_cast<const Half*>(from), cleared, table);
   else
-    add_rows(threads, rows, width, stride, ids, static_cast<const float*>(from), table);
+    add_rows(threads, rows, width, stride, ids, static_cast<const float*>(from), cleared, table);
 }
 
 // to (columns, rows) = from' (rows, columns), plus bias (rows,) unless that is null.

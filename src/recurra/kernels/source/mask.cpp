@@ -9,13 +9,24 @@
 namespace recurra {
 namespace {
 
-constexpr int64_t kWords = 64;  // at a time
+constexpr int64_t kWords = 64, kEntries = 4 * kWords;  // at a time
 
 uint64_t word(uint64_t seed, uint64_t place) {
   uint64_t z = seed + (place + 1) * 0x9E3779B97F4A7C15u;
   z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
   z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
   return z ^ (z >> 31);
+}
+
+// The entries of the `stretch`-th kWords words. All counts are constants and nothing is read through
+// pointers that may alias, so that the compiler computes many entries at once.
+void draw(uint64_t seed, int64_t stretch, int32_t threshold, float kept, float* entries) {
+  uint64_t words[kWords];
+  for (int64_t i = 0; i < kWords; i++) words[i] = word(seed, stretch * kWords + i);
+  for (int64_t i = 0; i < kEntries; i++) {
+    const int32_t bits = int32_t(words[i / 4] >> (16 * (i % 4)) & 0xFFFF);
+    entries[i] = bits < threshold ? 0.0f : kept;
+  }
 }
 
 }  // namespace
@@ -25,17 +36,18 @@ uint64_t word(uint64_t seed, uint64_t place) {
 RECURRA_EXPORT void recurra_mask(int32_t threads, uint64_t seed, int32_t threshold, float kept,
                                  int64_t count, float* mask) {
   using namespace recurra;
-  const int64_t stretches = (count + 4 * kWords - 1) / (4 * kWords);
+  const int64_t stretches = (count + kEntries - 1) / kEntries;
   threads = thread_count(threads);
-  run_parts(threads, [&](int index) {
-    Range own = part(stretches, index, threads);
+  run_parts(threads, [=](int index) {
+    const Range own = part(stretches, index, threads);
     for (int64_t stretch = own.begin; stretch < own.end; stretch++) {
-      uint64_t words[kWords];
-      for (int64_t i = 0; i < kWords; i++) words[i] = word(seed, stretch * kWords + i);
-      int64_t first = stretch * 4 * kWords, numbers = std::min(4 * kWords, count - first);
-      for (int64_t i = 0; i < numbers; i++) {
-        int32_t bits = int32_t(words[i / 4] >> (16 * (i % 4)) & 0xFFFF);
-        mask[first + i] = bits < threshold ? 0.0f : kept;
+      const int64_t first = stretch * kEntries;
+      if (first + kEntries <= count) {
+        draw(seed, stretch, threshold, kept, mask + first);
+      } else {
+        float entries[kEntries];
+        draw(seed, stretch, threshold, kept, entries);
+        std::copy(entries, entries + (count - first), mask + first);
       }
     }
   });

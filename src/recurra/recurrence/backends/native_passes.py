@@ -290,8 +290,8 @@ class LayerPasses:
         width = len(weight)
         if not inputs.is_floating_point():
             table = self._take("table", weight.shape[1], width)
-            self.do(table.zero_)
-            self.do(add_rows, inputs.long().contiguous(), operand[:, :width], table)
+            ids = inputs.long().contiguous()
+            self.do(add_rows, ids, operand[:, :width], table, clears=True)
             self.do(transpose, table, gradients.weight_ih)
             return None
         flat, columns = inputs.flatten(0, 1).contiguous(), operand[:, :width]
