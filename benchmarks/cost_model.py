@@ -321,7 +321,7 @@ def _waiting() -> tuple[float, float]:
 
 
 def _modelled_rows() -> list[TrainingRow]:
-    """Return the rows of `recurra bench` that the model covers: it has no term for dropout masks."""
+    """Return the rows of `recurra bench` that the model covers: it has no term for masks."""
     return [row for row in ROWS if isinstance(row, TrainingRow) and not row.dropout]
 
 
