@@ -20,7 +20,7 @@ from recurra.errors import NonFiniteError
 from recurra.kernels import library, structures
 from recurra.kernels.buffers import PersistentBuffers
 from recurra.model.recurrent_lm import RecurrentLM
-from recurra.recurrence.backends.native_passes import LayerPasses, Trace
+from recurra.recurrence.backends.native_passes import Kept, LayerPasses, Trace
 from recurra.recurrence.precision import product
 
 MAX_FOLDED_VOCAB = 1024
@@ -69,8 +69,9 @@ class CompiledDecoder(Decoder):
         num_done: int = library.load().recurra_generate(byref(generation))
         if num_done == 0:
             raise NonFiniteError("a logit is NaN or infinite; the model's weights are damaged")
-        hidden = [layer.trace.hidden[num_done] for layer in layers]
-        cells = [layer.trace.cells[num_done] for layer in layers if layer.trace.cells is not None]
+        place = num_done % 2  # of the last state, see `Kept.LAST`
+        hidden = [layer.trace.hidden[place] for layer in layers]
+        cells = [layer.trace.cells[place] for layer in layers if layer.trace.cells is not None]
         self.state = tuple(torch.stack(parts) for parts in (hidden, cells) if parts)
         return ids[1 : num_done + 1]
 
@@ -93,7 +94,7 @@ class CompiledDecoder(Decoder):
         parameters, passes = self.model.layers()[index], self._passes[index]
         steps, samples = len(ids) - 1, ids.shape[1]
         state = tuple(part[index] for part in self.state)
-        layer, trace = passes.prepare(steps, samples, state, parameters, saves=False)
+        layer, trace = passes.prepare(steps, samples, state, parameters, Kept.LAST)
         if index == 0 and self._table is not None:
             layer.ids = ids.ctypes.data
             layer.point(projected=self._table)
@@ -103,7 +104,7 @@ class CompiledDecoder(Decoder):
         like, buffers = self.model.head_bias, self._layer_buffers[index]
         numbers = library.load().recurra_packed_numbers(gates, layer.units, weight.shape[1])
         packed = buffers.take("packed input weight", numbers, like=like)
-        projected = buffers.take("projected", steps, samples, len(weight), like=like)
+        projected = buffers.take("projected", 2, samples, len(weight), like=like)
         layer.point(projected=projected)
         bias = passes.foldable_bias(parameters)
         return _DescribedLayer(layer, trace, weight, bias, packed, projected)

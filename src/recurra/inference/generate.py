@@ -28,11 +28,12 @@ if TYPE_CHECKING:
 
 __all__ = ["GenerationConfig", "generate", "generate_ids", "stream"]
 
-BLOCK_SECONDS, MAX_BLOCK_IDS = 0.02, 4096
-"""Limits of the blocks in which a decoder generates ahead.
+BLOCK_SECONDS, MAX_BLOCK_IDS, BLOCK_GROWTH = 0.04, 4096, 4
+"""Limits of the blocks in which a decoder generates ahead, and the factor by which they grow.
 
-Blocks grow until one takes this many seconds or has this many ids. Signals are therefore handled
-soon, and few tokens are wasted after a stop string.
+Blocks grow while the next one is expected to take at most this many seconds and has at most this
+many ids. Signals are therefore handled soon, and few tokens are wasted after a stop string. Blocks
+grow fast, because the threads of the kernels fall asleep between two blocks.
 """
 
 
@@ -173,9 +174,10 @@ def _continue(
         started = time.perf_counter()
         with evaluation_mode(model):
             block = decoder.decode(chosen, min(size, remaining), sampler)
-        is_short = time.perf_counter() - started < BLOCK_SECONDS
-        if decoder.generates_ahead and is_short and 2 * size * len(chosen) <= MAX_BLOCK_IDS:
-            size *= 2
+        is_short = BLOCK_GROWTH * (time.perf_counter() - started) <= BLOCK_SECONDS
+        grown = BLOCK_GROWTH * size
+        if decoder.generates_ahead and is_short and grown * len(chosen) <= MAX_BLOCK_IDS:
+            size = grown
         yield from block
         remaining -= len(block)
         chosen = block[-1]

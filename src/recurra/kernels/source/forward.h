@@ -33,6 +33,7 @@ class Forward {
  public:
   explicit Forward(const Layer& layer)
       : l_(layer),
+        places_(layer.keeps_two ? 1 : ~int64_t{0}),
         width_(operand_width(layer.units, layer.units)),
         weight_{layer.weight_hh, C::kGates, layer.units, layer.units,
                 static_cast<typename P::Operand*>(layer.packed)} {}
@@ -46,7 +47,8 @@ class Forward {
           P::store_operand(operand(0, b) + unit, load(hidden(0, b) + unit, count(unit)),
                            count(unit));
       // What follows the last unit is multiplied by zero, so it must be finite.
-      for (int64_t t = 0; t <= l_.steps; t++)
+      const int64_t last = l_.keeps_two ? 1 : l_.steps;
+      for (int64_t t = 0; t <= last; t++)
         for (int64_t b = share.rows.begin; b < share.rows.end; b++)
           for (int64_t unit = l_.units; unit < width_; unit++) operand(t, b)[unit] = 0;
     }
@@ -60,10 +62,13 @@ class Forward {
 
   typename P::Operand* operand(int64_t t, int64_t b) const {
     void* start = P::kCopiesOperand ? l_.hidden_operand : l_.hidden;
-    return static_cast<typename P::Operand*>(start) + (t * l_.batch + b) * operand_stride();
+    return static_cast<typename P::Operand*>(start) + row(t, b) * operand_stride();
   }
 
   int64_t operand_stride() const { return P::kCopiesOperand ? width_ : l_.units; }
+
+  // The row of the state before step t, and of the step's projected inputs.
+  int64_t row(int64_t t, int64_t b) const { return (t & places_) * l_.batch + b; }
 
  private:
   void chunk(int64_t t, int64_t panel, int64_t first_row, int rows) {
@@ -96,20 +101,20 @@ class Forward {
                       const float* products) {
     const Spot spot{l_.units, count};
     for (int r = 0; r < rows; r++) {
-      int64_t b = first_row + r, row = t * l_.batch + b;
+      const int64_t b = first_row + r, before = row(t, b), after = row(t + 1, b);
       Vec product[C::kGates];
       for (int gate = 0; gate < C::kGates; gate++)
         product[gate] = load(products + gate * kChunk * kPanel + r * kPanel);
-      int64_t source = l_.ids ? l_.ids[row] : row;
+      const int64_t source = l_.ids ? l_.ids[t * l_.batch + b] : before;
       ForwardRow at{};
       at.projected = l_.projected + source * C::kGates * l_.units + unit;
       at.inner_bias = l_.inner_bias ? l_.inner_bias + unit : nullptr;
       at.hidden_before = hidden(t, b) + unit;
       if (kHasCells<C>) {
-        at.cells_before = l_.cells + row * l_.units + unit;
-        at.cells = l_.cells + (row + l_.batch) * l_.units + unit;
+        at.cells_before = l_.cells + before * l_.units + unit;
+        at.cells = l_.cells + after * l_.units + unit;
       }
-      at.saved = l_.saved ? l_.saved + row * C::kSaved * l_.units + unit : nullptr;
+      at.saved = l_.saved ? l_.saved + before * C::kSaved * l_.units + unit : nullptr;
       Vec h = C::forward(spot, at, product);
       spot.write(hidden(t + 1, b) + unit, h);
       if constexpr (P::kCopiesOperand) P::store_operand(operand(t + 1, b) + unit, h, count);
@@ -119,9 +124,10 @@ class Forward {
   int count(int64_t unit) const { return int(std::min<int64_t>(kLanes, l_.units - unit)); }
   int64_t end(const Share& share) const { return std::min(share.panels.end * kPanel, l_.units); }
 
-  float* hidden(int64_t t, int64_t b) const { return l_.hidden + (t * l_.batch + b) * l_.units; }
+  float* hidden(int64_t t, int64_t b) const { return l_.hidden + row(t, b) * l_.units; }
 
   const Layer& l_;
+  const int64_t places_;
   const int64_t width_;
   const PackedWeight<P> weight_;
 };

@@ -31,31 +31,45 @@ class Writer {
   int64_t run() {
     const int threads = thread_count(g_.threads);
     division_ = divide_layer<C, P>(g_.layers[0], threads);
-    done_ = std::vector<std::atomic<int64_t>>(division_.groups);
-    for (auto& done : done_) done = steps();
-    for (int slot = 0; slot < division_.slots(); slot++) samplers_.emplace_back(g_);
+    groups_ = std::vector<Group>(division_.groups);
+    for (Group& group : groups_) group.done = steps();
+    for (int slot = 0; slot < division_.slots(); slot++)
+      parts_.push_back(part_of(slot / division_.parts, slot % division_.parts));
     auto prepare = [&](int, int index, int64_t) {
       if (g_.packs) pack(index, threads);
       if (index >= division_.slots()) return;
-      for (auto& pass : passes_)
-        pass.prepare(share_of(index / division_.parts, index % division_.parts));
+      for (auto& pass : passes_) pass.prepare(parts_[index].share);
     };
-    auto write_tokens = [&](int group, int part, int64_t step) {
-      const Share share = share_of(group, part);
+    auto write_tokens = [&](int group, int index, int64_t) {
+      Part& part = parts_[group * division_.parts + index];
       if (division_.parts > 1)
-        write(share, part, step / phases(), step % phases());
+        write_phase(part);
       else
-        for (int64_t t = 0; t < done_[group]; t++)
-          for (int64_t phase = 0; phase < phases(); phase++) write(share, part, t, phase);
+        while (part.t < groups_[group].done) write_phase(part);
       P::finish();
     };
     // Without other parts to wait for, a part writes all tokens at once.
     const Grid grid{division_.groups, division_.parts, division_.parts > 1 ? steps() * phases() : 1};
     run_stages(threads, stage({1, threads, 1}, prepare), stage(grid, write_tokens));
-    return *std::min_element(done_.begin(), done_.end());
+    int64_t done = steps();
+    for (const Group& group : groups_) done = std::min<int64_t>(done, group.done);
+    return done;
   }
 
  private:
+  // The valid steps of a group, which all of its parts read.
+  struct alignas(64) Group {
+    std::atomic<int64_t> done;
+  };
+
+  // What a part of a group computes, and the phase of the token that is next.
+  struct alignas(64) Part {
+    Share share;
+    Range rows, head_panels;
+    Sampler sampler;
+    int64_t t, phase;
+  };
+
   void pack(int thread, int threads) {
     for (const auto& pass : passes_) pack_part(pass.weight(), thread, threads);
     for (const auto& input : inputs_)
@@ -70,36 +84,42 @@ class Writer {
   // choice. The parts of a group wait for each other after each.
   int64_t phases() const { return int64_t(passes_.size()) + looks_up() + 2; }
 
-  Share share_of(int group, int part) const {
-    return division_.share(group, part, samples_, panels(units()));
+  Part part_of(int group, int index) const {
+    const Share share = division_.share(group, index, samples_, panels(units()));
+    const Range own = part(share.rows.size(), index, division_.parts);
+    const Range rows{share.rows.begin + own.begin, share.rows.begin + own.end};
+    return {share, rows, part(panels(g_.vocabulary), index, division_.parts), Sampler(g_), 0, 0};
   }
 
-  void write(const Share& share, int part, int64_t t, int64_t phase) {
+  void write_phase(Part& part) {
+    std::atomic<int64_t>& done = groups_[part.share.group].done;
     // Each group stops by itself, so that all of its parts take the same number of steps.
-    if (t > done_[share.group]) return;
-    const int64_t layer = phase - looks_up(), num_layers = int64_t(passes_.size());
+    if (part.t > done) return;
+    const int64_t layer = part.phase - looks_up(), num_layers = int64_t(passes_.size());
     if (layer < 0) {
-      look_up(share, part, t);
+      look_up(part.rows, part.t);
     } else if (layer < num_layers) {
-      if (inputs_[layer].weight) project(share, int(layer), t);
-      passes_[layer].step(share, t);
+      if (inputs_[layer].weight) project(part.share, int(layer), part.t);
+      passes_[layer].step(part.share, part.t);
     } else if (layer == num_layers) {
-      multiply_head(share, part, t);
+      multiply_head(part);
     } else {
-      Range own = recurra::part(share.rows.size(), part, division_.parts);
-      Sampler& sampler = samplers_[share.group * division_.parts + part];
-      for (int64_t r = own.begin; r < own.end; r++)
-        choose(sampler, share.rows.begin + r, t, done_[share.group]);
+      for (int64_t r = part.rows.begin; r < part.rows.end; r++)
+        choose(part.sampler, r, part.t, done);
+      part.t++;
+      part.phase = 0;
+      return;
     }
+    part.phase++;
   }
 
-  void multiply_head(const Share& share, int part, int64_t t) {
+  void multiply_head(const Part& part) {
     const auto& top = passes_.back();
-    Range own = recurra::part(panels(g_.vocabulary), part, division_.parts);
-    for (int64_t panel = own.begin; panel < own.end; panel++)
-      P::multiply(int(share.rows.size()), units(), top.operand(t + 1, share.rows.begin),
-                  top.operand_stride(), head_.panel(panel),
-                  logits(share.rows.begin) + panel * kPanel, logits_width(), false);
+    const int64_t first = part.share.rows.begin;
+    for (int64_t panel = part.head_panels.begin; panel < part.head_panels.end; panel++)
+      P::multiply(int(part.share.rows.size()), units(), top.operand(part.t + 1, first),
+                  top.operand_stride(), head_.panel(panel), logits(first) + panel * kPanel,
+                  logits_width(), false);
   }
 
   void choose(Sampler& sampler, int64_t sample, int64_t t, std::atomic<int64_t>& done) {
@@ -123,7 +143,7 @@ class Writer {
       int64_t stride = reads_layer ? passes_[layer - 1].operand_stride() : embedded_width();
       for (int64_t panel = share.panels.begin; panel < share.panels.end; panel++)
         for (int gate = 0; gate < C::kGates; gate++)
-          project_panel(layer, t * samples_ + b, rows, from, stride, panel, gate);
+          project_panel(layer, passes_[layer].row(t, b), rows, from, stride, panel, gate);
     }
   }
 
@@ -145,9 +165,8 @@ class Writer {
   }
 
   // The embedding's rows of the tokens, as the product takes them.
-  void look_up(const Share& share, int part, int64_t t) {
-    Range own = recurra::part(share.rows.size(), part, division_.parts);
-    for (int64_t b = share.rows.begin + own.begin; b < share.rows.begin + own.end; b++) {
+  void look_up(Range rows, int64_t t) {
+    for (int64_t b = rows.begin; b < rows.end; b++) {
       const float* from = g_.embedding + g_.ids[t * samples_ + b] * g_.embedding_size;
       for (int64_t e = 0; e < g_.embedding_size; e += kLanes) {
         int count = int(std::min<int64_t>(kLanes, g_.embedding_size - e));
@@ -174,8 +193,8 @@ class Writer {
   std::vector<PackedWeight<P>> inputs_;
   const PackedWeight<P> head_;
   Division division_{};
-  std::vector<std::atomic<int64_t>> done_;  // valid steps of each group
-  std::vector<Sampler> samplers_;           // of each part
+  std::vector<Group> groups_;
+  std::vector<Part> parts_;
 };
 
 template <class P>

@@ -23,7 +23,9 @@ struct Layer {
   int32_t threads;
   int64_t steps, batch, units;
   float recurrent_scale;  // of every gradient that passes to the step before
-  int32_t reserved;
+  // Whether all even steps share a place and all odd steps another, because only the last state is
+  // needed: `hidden`, `hidden_operand`, `cells` and `projected` without ids then have two steps.
+  int32_t keeps_two;
 
   const float* weight_hh;   // (G*H, H)
   const float* inner_bias;  // (I*H,): b_hh of the inner gates, or null
@@ -126,7 +128,7 @@ struct Generation {
   const float* const* weights_ih;  // (G*H, I)
   const float* const* biases;      // (G*H,): those that can be added in advance
   void* const* packed_ih;          // `recurra_packed_numbers` of it
-  float* const* projected;         // (T, S, G*H), the layer's own `projected`
+  float* const* projected;         // (2, S, G*H), the layer's own `projected`
   const float* embedding;          // (V, E), or null
   int64_t embedding_size;
   void* embedding_operand;  // (S, E + E % 2): rows as the product takes them

@@ -65,22 +65,26 @@ const SpinLimits& spin_limits() {
   return limits;
 }
 
-// The state of a part: 2 s if it can start step s, and 2 s + 1 while a thread runs that step.
-struct alignas(kCacheLine) Slot {
-  std::atomic<int64_t> state{0};
+// A number with a separate cache line.
+struct alignas(kCacheLine) Counter {
+  std::atomic<int64_t> count{0};
 };
 
+// The progress of a stage: the steps that each part has started, and those that the parts of each
+// group have finished together. No part starts a step before all parts have finished the step
+// before, so all have finished `s` steps exactly if a group has finished s times its parts.
 struct StageState {
   Stage stage;
   int slots;
-  std::unique_ptr<Slot[]> states;
-  alignas(kCacheLine) std::atomic<int> unfinished{0};
+  std::unique_ptr<Counter[]> started, finished;
+  alignas(kCacheLine) std::atomic<int> unfinished;  // groups
 
   explicit StageState(const Stage& given)
       : stage(given),
         slots(given.grid.groups * given.grid.parts),
-        states(new Slot[slots]),
-        unfinished(given.grid.steps > 0 ? slots : 0) {}
+        started(new Counter[slots]),
+        finished(new Counter[given.grid.groups]),
+        unfinished(given.grid.steps > 0 ? given.grid.groups : 0) {}
 };
 
 // A call of `run_stages`. A worker may look at a job after its end, so the last of those that hold
@@ -134,28 +138,26 @@ class Job {
 
   // Runs the next step of a part, unless it has finished, is running, or has to wait.
   bool start(StageState& s, int slot) {
-    int64_t state = s.states[slot].state.load(std::memory_order_acquire);
-    if (!can_start(s, slot, state)) return false;
-    if (!s.states[slot].state.compare_exchange_strong(state, state + 1, std::memory_order_acquire))
+    int64_t step = s.started[slot].count.load(std::memory_order_relaxed);
+    if (!can_start(s, slot, step)) return false;
+    // Fails where another thread has started the step.
+    if (!s.started[slot].count.compare_exchange_strong(step, step + 1, std::memory_order_acquire))
       return false;
     const Grid& grid = s.stage.grid;
-    s.stage.work(s.stage.context, slot / grid.parts, slot % grid.parts, state / 2);
-    // Those that sleep look at the states after they have registered, and this thread looks at the
-    // register after it has changed a state: one of the two sees the other.
-    if (state / 2 + 1 == grid.steps) s.unfinished.fetch_sub(1);
-    s.states[slot].state.store(state + 2);
+    const int group = slot / grid.parts;
+    s.stage.work(s.stage.context, group, slot % grid.parts, step);
+    // Those that sleep look at the progress after they have registered, and this thread looks at
+    // the register after it has made progress: one of the two sees the other.
+    if (s.finished[group].count.fetch_add(1) + 1 == grid.steps * grid.parts)
+      s.unfinished.fetch_sub(1);
     if (sleepers_.load() > 0) wake();
     return true;
   }
 
-  static bool can_start(const StageState& s, int slot, int64_t state) {
+  // Whether a part that has started `step` steps can start the next one.
+  static bool can_start(const StageState& s, int slot, int64_t step) {
     const Grid& grid = s.stage.grid;
-    if (state % 2 == 1 || state / 2 == grid.steps) return false;
-    if (grid.parts == 1) return true;
-    const Slot* group = &s.states[slot / grid.parts * grid.parts];
-    for (int i = 0; i < grid.parts; i++)
-      if (group[i].state.load(std::memory_order_acquire) < state / 2 * 2) return false;
-    return true;
+    return step < grid.steps && s.finished[slot / grid.parts].count.load() >= step * grid.parts;
   }
 
   void sleep(const StageState& s) {
@@ -168,7 +170,7 @@ class Job {
   static bool has_work(const StageState& s) {
     if (s.unfinished.load() == 0) return true;
     for (int slot = 0; slot < s.slots; slot++)
-      if (can_start(s, slot, s.states[slot].state.load())) return true;
+      if (can_start(s, slot, s.started[slot].count.load())) return true;
     return false;
   }
 

@@ -12,6 +12,7 @@ Calls that depend on values are made through `do`, so that they can be recorded;
 
 from __future__ import annotations
 
+import enum
 from ctypes import byref
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -37,12 +38,25 @@ from recurra.recurrence.cells import LayerParameters, State
 _FLOAT32 = torch.empty(0)
 
 
+class Kept(enum.Enum):
+    """What remains after a forward pass."""
+
+    ALL = enum.auto()
+    """Everything that the backward pass reads."""
+    HIDDEN = enum.auto()
+    """The states of all steps."""
+    LAST = enum.auto()
+    """The last state. Older ones are overwritten, because a long sequence of them would displace
+    the weights from the caches."""
+
+
 class Trace(NamedTuple):
     """The result of the forward pass, which the backward pass reads.
 
     Attributes:
-        hidden: (T+1, B, H), h before the first step and after each step.
-        cells: (T+1, B, H), the second state likewise, or None.
+        hidden: (T+1, B, H), h before the first step and after each step; (2, B, H) with
+            `Kept.LAST`, where the state after t steps is at `t % 2`.
+        cells: the second state likewise, or None.
         saved: (T, B, S*H), the values that the cell saves, or None.
     """
 
@@ -95,27 +109,29 @@ class LayerPasses:
             IndexError: an id is not below I.
         """
         steps, batch = inputs.shape[:2]
-        layer, trace = self.prepare(steps, batch, state, parameters, saves=saves)
+        kept = Kept.ALL if saves else Kept.HIDDEN
+        layer, trace = self.prepare(steps, batch, state, parameters, kept)
         projected, ids = self._project(inputs, parameters)
         layer.point(projected=projected, ids=ids)
         self.do(library.load().recurra_layer_forward, byref(layer))
         return trace
 
     def prepare(
-        self, steps: int, batch: int, state: State, parameters: LayerParameters, *, saves: bool
+        self, steps: int, batch: int, state: State, parameters: LayerParameters, kept: Kept
     ) -> tuple[structures.Description, Trace]:
         """Return the arguments of a forward pass, without its inputs, and its result buffers."""
         layer, layout = self._describe(steps, batch, parameters), self._layout
-        units = layer.units
-        hidden = self._take_result("hidden", steps + 1, batch, units)
+        units, keeps_two = layer.units, kept is Kept.LAST
+        layer.keeps_two, places = keeps_two, 2 if keeps_two else steps + 1
+        hidden = self._take_result("hidden", places, batch, units)
         self.do(hidden[0].copy_, state[0])
         cells = saved = None
         if layout.states > 1:
-            cells = self._take("cells", steps + 1, batch, units)
+            cells = self._take("cells", places, batch, units)
             self.do(cells[0].copy_, state[1])
-        if saves and layout.saved:
+        if kept is Kept.ALL and layout.saved:
             saved = self._take("saved", steps, batch, layout.saved * units)
-        operand = self._take_operand("hidden operand", (steps + 1) * batch, units, units)
+        operand = self._take_operand("hidden operand", places * batch, units, units)
         inner_bias = None
         if layout.inner_gates and parameters.bias_hh is not None:
             inner_bias = parameters.bias_hh[self._outer_gates * units :].contiguous()
