@@ -16,6 +16,31 @@ needs_gnu_openmp = pytest.mark.skipif(
 )
 
 
+needs_schedstat = pytest.mark.skipif(
+    not Path("/proc/self/schedstat").exists(), reason="needs schedstat"
+)
+
+
+@pytest.fixture
+def watcher(monkeypatch):
+    """Replace the watcher by a new one, which forgets idle threads at once."""
+    new = openmp._Watcher()
+    monkeypatch.setattr(openmp, "LINGER_SECONDS", 0.0)
+    monkeypatch.setattr(openmp, "_watcher", new)
+    return new
+
+
+def watchers():
+    return [thread for thread in threading.enumerate() if thread.name == "recurra-spinning"]
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 10
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert condition()
+
+
 class Region:
     """Counts how often the region was started and ended."""
 
@@ -81,22 +106,43 @@ def test_hold_region_leaves_number_of_threads_and_results():
 
 
 @needs_gnu_openmp
-@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="needs schedstat")
-def test_limited_spinning_nested_blocks_share_one_watcher(monkeypatch):
-    monkeypatch.setattr(openmp, "LINGER_SECONDS", 0.0)
-    monkeypatch.setattr(openmp._Watcher, "_running", {})
-    with openmp.limited_spinning(), openmp.limited_spinning():
-        (watcher,) = openmp._Watcher._running.values()
-        assert watcher.is_alive()
-    watcher.join(10)
-    assert not watcher.is_alive()
+@needs_schedstat
+def test_limited_spinning_blocks_of_all_threads_share_one_watcher(watcher):
+    wait_for(lambda: not watchers())
+    inside, leave = threading.Barrier(5), threading.Event()
+
+    def block():
+        with openmp.limited_spinning(), openmp.limited_spinning():
+            inside.wait()
+            leave.wait()
+
+    threads = [threading.Thread(target=block) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    inside.wait()
+    time.sleep(3 * openmp.CHECK_SECONDS)
+    assert len(watcher._watched) == 4
+    assert len(watchers()) == 1
+    leave.set()
+    for thread in threads:
+        thread.join()
+    wait_for(lambda: not watchers())
+    assert not watcher._watched
 
 
-def test_limited_spinning_without_schedstat_starts_no_watcher(monkeypatch):
+@needs_gnu_openmp
+@needs_schedstat
+def test_limited_spinning_after_watcher_ended_starts_another(watcher):
+    for _ in range(2):
+        with openmp.limited_spinning():
+            assert watchers()
+        wait_for(lambda: not watchers())
+
+
+def test_limited_spinning_without_schedstat_starts_no_watcher(monkeypatch, watcher):
     monkeypatch.setattr(openmp, "_seconds_waited", lambda path: None)
-    monkeypatch.setattr(openmp._Watcher, "_running", {})
     with openmp.limited_spinning():
-        assert openmp._Watcher._running == {}
+        assert not watcher._watched
 
 
 def test_limited_spinning_passes_errors_on():
@@ -118,19 +164,46 @@ def test_spin_limit_with_kernels_in_use_holds_region_until_they_are_not():
 
 
 @needs_gnu_openmp
-@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="needs schedstat")
-def test_kernels_called_starts_watcher_unless_spinning_is_brief(monkeypatch):
-    monkeypatch.setattr(openmp, "LINGER_SECONDS", 0.0)
+@needs_schedstat
+def test_kernels_called_starts_watcher_unless_spinning_is_brief(monkeypatch, watcher):
     torch.set_num_threads(2)
     monkeypatch.setattr(openmp, "_spins_briefly", lambda: True)
-    known = dict(openmp._Watcher._running)
     openmp.kernels_called()
-    assert openmp._Watcher._running == known
+    assert not watcher._watched
     monkeypatch.setattr(openmp, "_spins_briefly", lambda: False)
     openmp.kernels_called()
-    watcher = openmp._Watcher._running[threading.get_native_id()]
-    watcher.join(10)
-    assert watcher.has_ended
+    assert list(watcher._watched) == [threading.get_native_id()]
+    wait_for(lambda: not watcher._watched)
+
+
+@needs_gnu_openmp
+@needs_schedstat
+def test_kernels_called_by_threads_that_end_leaves_none_watched(monkeypatch, watcher):
+    monkeypatch.setattr(openmp, "LINGER_SECONDS", 600.0)
+    monkeypatch.setattr(openmp, "_spins_briefly", lambda: False)
+    torch.set_num_threads(2)
+    for _ in range(20):
+        thread = threading.Thread(target=openmp.kernels_called)
+        thread.start()
+        thread.join()
+    wait_for(lambda: not watcher._watched)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("OMP_THREAD_LIMIT", "1", "OMP_THREAD_LIMIT=1 is below"),
+        ("OMP_DYNAMIC", "TRUE", "OMP_DYNAMIC=true"),
+    ],
+)
+def test_hold_region_environment_limits_threads_logs_reason(
+    monkeypatch, caplog, name, value, reason
+):
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr(openmp, "_start_region", lambda: pytest.fail("a region was started"))
+    with caplog.at_level("INFO"):
+        openmp._hold_region()()
+    assert reason in caplog.text
 
 
 LIMITED = """
@@ -158,13 +231,12 @@ def test_hold_region_at_thread_limit_starts_no_region():
 
 
 @needs_gnu_openmp
-def test_kernels_called_without_new_threads_has_no_effect(monkeypatch):
+def test_kernels_called_without_new_threads_has_no_effect(monkeypatch, watcher):
     def refuse(thread):
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(openmp, "_spins_briefly", lambda: False)
-    monkeypatch.setattr(openmp._Watcher, "_running", {})
-    monkeypatch.setattr(openmp._Watcher, "start", refuse)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
     torch.set_num_threads(2)
     openmp.kernels_called()
-    assert openmp._Watcher._running == {}
+    assert not watcher._watched

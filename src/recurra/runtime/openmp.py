@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -61,106 +61,149 @@ def limited_spinning() -> Iterator[None]:
         >>> with limited_spinning():
         ...     loss = torch.ones(2, 2).square().sum()
     """
-    watcher = _Watcher.of_current_thread()
-    if watcher is None:
-        yield
-        return
-    watcher.enter()
+    watched = _watcher.enter()
     try:
         yield
     finally:
-        watcher.leave()
+        if watched is not None:
+            watched.leave()
 
 
 def kernels_called() -> None:
     """Limit spinning for a while, because the compiled kernels use the cores of torch's threads."""
     if torch.get_num_threads() > 1 and not _spins_briefly():
-        watcher = _Watcher.of_current_thread()
-        if watcher is not None:
-            watcher.last_kernel = time.monotonic()
+        _watcher.kernel_called()
 
 
-class _Watcher(threading.Thread):
-    """Watches one thread that trains.
-
-    It outlives the blocks and the calls of kernels for a while, so that a loop with a block for
-    each epoch keeps its state.
+class _Watched:
+    """A thread that trains or calls kernels.
 
     Attributes:
-        last_kernel: time of the last call of a kernel, of `time.monotonic`.
+        blocks: number of the blocks of `limited_spinning` that it is in.
+        last_block: time at which it left the last one, of `time.monotonic`.
+        last_kernel: time of the last call of a kernel.
     """
 
-    _running: ClassVar[dict[int, _Watcher]] = {}
-    _lock: ClassVar[threading.Lock] = threading.Lock()
-
-    @classmethod
-    def of_current_thread(cls) -> _Watcher | None:
-        """Return the watcher of the calling thread, or None if it cannot be watched."""
-        thread = threading.get_native_id()
-        watcher = cls._running.get(thread)
-        if watcher is not None and not watcher.has_ended:
-            return watcher
-        path = Path(f"/proc/self/task/{thread}/schedstat")
-        if _start_region() is None or _seconds_waited(path) is None:
-            return None
-        watcher = cls(path)
-        try:
-            watcher.start()
-        except RuntimeError:
-            # No thread can be started: at a limit, or while the interpreter ends.
-            return None
-        with cls._lock:
-            cls._running = {k: w for k, w in cls._running.items() if not w.has_ended}
-            cls._running[thread] = watcher
-        return watcher
-
-    @classmethod
-    def forget(cls) -> None:
-        """Forget the watchers, none of which a forked process has."""
-        cls._running, cls._lock = {}, threading.Lock()
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(name="recurra-spinning", daemon=True)
+    def __init__(self, thread: int) -> None:
+        self._path = Path(f"/proc/self/task/{thread}/schedstat")
+        self._checked, self._waited = time.monotonic(), _seconds_waited(self._path)
+        self.blocks = 0
+        self.last_block = time.monotonic()
         self.last_kernel = -math.inf
-        self.has_ended = False
-        self._path = path
-        self._blocks = 0
-        self._left = time.monotonic()
-
-    def enter(self) -> None:
-        """Begin a block."""
-        with self._lock:
-            self._blocks += 1
 
     def leave(self) -> None:
         """End a block."""
-        with self._lock:
-            self._blocks -= 1
-            self._left = time.monotonic()
+        self.last_block = time.monotonic()
+        self.blocks -= 1
 
-    def run(self) -> None:
-        """Limit spinning or allow it, until nothing happened for some time."""
+    @property
+    def is_known(self) -> bool:
+        """Whether the system reports how long the thread waits; not so after its end."""
+        return self._waited is not None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the thread has done nothing for some time, or has ended."""
+        since = time.monotonic() - max(self.last_block, self.last_kernel)
+        return not self.is_known or (not self.blocks and since > LINGER_SECONDS)
+
+    @property
+    def uses_kernels(self) -> bool:
+        """Whether the thread has called a kernel lately."""
+        return time.monotonic() - self.last_kernel < KERNEL_SECONDS
+
+    def fraction_waited(self) -> float:
+        """Return the fraction of the time since the last call that the thread was not running.
+
+        The time is that for which it waited for a processor. The system reports only the sum.
+        """
+        before, start = self._waited, self._checked
+        self._waited, self._checked = _seconds_waited(self._path), time.monotonic()
+        if before is None or self._waited is None or self._checked <= start:
+            return 0.0
+        return (self._waited - before) / (self._checked - start)
+
+
+class _Watcher:
+    """Limits spinning while one of the watched threads is displaced or calls kernels.
+
+    A single thread checks all of them. It outlives the last block and the last call of a kernel for
+    a while, so that a loop with a block for each epoch keeps its state.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._watched: dict[int, _Watched] = {}
+        self._is_running = False
+
+    def enter(self) -> _Watched | None:
+        """Begin a block of the calling thread; return its state, or None if it is not watched."""
+        if _start_region() is None:
+            return None
+        with self._lock:
+            watched = self._watch()
+            if watched is not None:
+                watched.blocks += 1
+        return watched
+
+    def kernel_called(self) -> None:
+        """Note that the calling thread calls a kernel."""
+        watched = self._watched.get(threading.get_native_id())
+        if watched is None and _start_region() is not None:
+            with self._lock:
+                watched = self._watch()
+        if watched is not None:
+            watched.last_kernel = time.monotonic()
+
+    def _watch(self) -> _Watched | None:
+        thread = threading.get_native_id()
+        watched = self._watched.get(thread) or _Watched(thread)
+        if not watched.is_known or not self._start():
+            return None
+        self._watched = {**self._watched, thread: watched}
+        return watched
+
+    def _start(self) -> bool:
+        if self._is_running:
+            return True
+        thread = threading.Thread(target=self._run, name="recurra-spinning", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            # No thread can be started: at a limit, or while the interpreter ends.
+            return False
+        self._is_running = True
+        return True
+
+    def _run(self) -> None:
         limit = SpinLimit()
-        before, start = _seconds_waited(self._path), time.monotonic()
-        while not self._is_over():
-            # The waiting time of a thread is known only as a sum, so it is read at intervals.
+        while self._forget_idle():
             time.sleep(CHECK_SECONDS)
-            waited, now = _seconds_waited(self._path), time.monotonic()
-            if before is not None and waited is not None:
-                uses_kernels = now - self.last_kernel < KERNEL_SECONDS
-                limit.update((waited - before) / (now - start), uses_kernels=uses_kernels)
-            before, start = waited, now
+            watched = list(self._watched.values())
+            waiting = max((w.fraction_waited() for w in watched), default=0.0)
+            limit.update(waiting, uses_kernels=any(w.uses_kernels for w in watched))
         limit.release()
 
-    def _is_over(self) -> bool:
+    def _forget_idle(self) -> bool:
+        """Forget the threads that are idle; return whether any is left."""
         with self._lock:
-            last = max(self._left, self.last_kernel)
-            self.has_ended = not self._blocks and time.monotonic() - last > LINGER_SECONDS
-            return self.has_ended
+            # A new dictionary, because other threads read the present one without the lock.
+            self._watched = {t: w for t, w in self._watched.items() if not w.is_idle}
+            self._is_running = bool(self._watched)
+            return self._is_running
+
+
+_watcher = _Watcher()
+
+
+def _forget_watcher() -> None:
+    """Start anew in a forked process, which does not have the thread of the watcher."""
+    global _watcher
+    _watcher = _Watcher()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_Watcher.forget)
+    os.register_at_fork(after_in_child=_forget_watcher)
 
 
 class SpinLimit:
@@ -212,19 +255,25 @@ def _hold_region() -> Callable[[], None]:
     there is no region: GNU OpenMP would end the process.
     """
     started, released = threading.Event(), threading.Event()
-    threads = _num_processors() + 1
-    if not _can_start(threads + SPARE_THREADS):
+    threads = max(_num_processors(), _PROCESSORS_AT_START) + 1
+    if (reason := _reason_too_few(threads)) is not None:
+        _logger.info("OpenMP threads continue to spin while they wait: %s", reason)
         return released.set
 
     def hold() -> None:
         start = _start_region()
         assert start is not None
-        start(threads)
-        started.set()
+        try:
+            start(threads)
+        finally:
+            started.set()
         released.wait()
 
     holder = threading.Thread(target=hold, daemon=True)
-    holder.start()
+    try:
+        holder.start()
+    except RuntimeError:  # The interpreter ends.
+        return released.set
     started.wait()
 
     def release() -> None:
@@ -234,9 +283,26 @@ def _hold_region() -> Callable[[], None]:
     return release
 
 
+def _reason_too_few(threads: int) -> str | None:
+    """Return why a region cannot have so many threads, or None if it can."""
+    limit = os.environ.get("OMP_THREAD_LIMIT", "")
+    if limit.isdecimal() and int(limit) < threads:
+        return f"OMP_THREAD_LIMIT={limit} is below {threads}"
+    if os.environ.get("OMP_DYNAMIC", "").lower() == "true":
+        return "OMP_DYNAMIC=true lowers the number of threads"
+    if not _can_start(threads + SPARE_THREADS):
+        return f"this process cannot start {threads} more threads"
+    return None
+
+
 def _num_processors() -> int:
     affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    return len(affinity(os.getpid())) if affinity else os.cpu_count() or 1
+
+
+_PROCESSORS_AT_START = _num_processors()
+"""The processors that GNU OpenMP counted when it was loaded, or a number near it: it compares the
+number of its threads with that one."""
 
 
 def _can_start(count: int) -> bool:

@@ -50,7 +50,8 @@ def detect() -> Processors:
         return count_cores(found.allowed, found.cores, found.nodes, found.slow)
     allowed = set(range(os.cpu_count() or 1))
     if sys.platform == "linux":
-        allowed = os.sched_getaffinity(0)
+        # Those of the first thread: the calling thread may be confined to fewer.
+        allowed = os.sched_getaffinity(os.getpid())
     return linux_processors(allowed)
 
 

@@ -13,6 +13,8 @@
 
 #if defined(__linux__)
 #include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 #if !defined(_WIN32)
 #include <pthread.h>
@@ -146,8 +148,8 @@ class Job {
     const Grid& grid = s.stage.grid;
     const int group = slot / grid.parts;
     s.stage.work(s.stage.context, group, slot % grid.parts, step);
-    // Those that sleep look at the progress after they have registered, and this thread looks at
-    // the register after it has made progress: one of the two sees the other.
+    // A thread increments `sleepers_` before it looks at the progress, and this thread makes progress
+    // before it reads `sleepers_`. At least one of them sees the other, so no wake-up is lost.
     if (s.finished[group].count.fetch_add(1) + 1 == grid.steps * grid.parts)
       s.unfinished.fetch_sub(1);
     if (sleepers_.load() > 0) wake();
@@ -187,9 +189,59 @@ class Job {
   std::condition_variable progress_;
 };
 
+// How often the processors of the process are counted again.
+constexpr std::chrono::milliseconds kCountInterval{100};
+
+// The processors that this process may use. On Linux they are those of its first thread, because
+// another thread may be confined to fewer, and threads inherit the processors of the thread that
+// starts them.
+class Processors {
+ public:
+  int count() const { return count_; }
+
+#if defined(__linux__)
+  // Counts again; returns whether other processors are allowed now.
+  bool refresh() {
+    cpu_set_t mask;
+    if (sched_getaffinity(getpid(), sizeof mask, &mask) != 0) {
+      count_ = hardware_threads();
+      return false;
+    }
+    if (is_known_ && CPU_EQUAL(&mask, &mask_)) return false;
+    mask_ = mask;
+    is_known_ = true;
+    count_ = CPU_COUNT(&mask);
+    return true;
+  }
+
+  // Allows a thread the same processors. A failure leaves it with those that it has.
+  void allow(pid_t thread) const {
+    cpu_set_t mask;
+    if (!is_known_ || sched_getaffinity(thread, sizeof mask, &mask) != 0) return;
+    if (!CPU_EQUAL(&mask, &mask_)) sched_setaffinity(thread, sizeof mask_, &mask_);
+  }
+
+ private:
+  bool is_known_ = false;
+  cpu_set_t mask_;
+#else
+  bool refresh() {
+    count_ = hardware_threads();
+    return false;
+  }
+
+ private:
+#endif
+  static int hardware_threads() { return std::max(1, int(std::thread::hardware_concurrency())); }
+  int count_ = 1;
+};
+
 // A thread of the pool. Its mailbox holds the last job that it has not begun.
 class alignas(kCacheLine) Worker {
  public:
+  // The worker runs on these processors.
+  explicit Worker(const Processors& processors) : first_processors_(processors) {}
+
   void post(Job* job) {
     if (Job* missed = mail_.exchange(job)) missed->release();
     if (!asleep_.load()) return;
@@ -197,7 +249,19 @@ class alignas(kCacheLine) Worker {
     awake_.notify_one();
   }
 
+  void move_to(const Processors& processors) {
+#if defined(__linux__)
+    if (const pid_t thread = thread_.load()) processors.allow(thread);
+#else
+    (void)processors;
+#endif
+  }
+
   void serve(int participant) {
+#if defined(__linux__)
+    thread_.store(pid_t(syscall(SYS_gettid)));
+#endif
+    move_to(first_processors_);
     for (;;) {
       Job* job = next();
       job->take_part(participant);
@@ -218,20 +282,15 @@ class alignas(kCacheLine) Worker {
     return job;
   }
 
+  const Processors first_processors_;
+#if defined(__linux__)
+  std::atomic<pid_t> thread_{0};
+#endif
   std::atomic<Job*> mail_{nullptr};
   std::atomic<bool> asleep_{false};
   std::mutex mutex_;
   std::condition_variable awake_;
 };
-
-// Processors that this process may use.
-int num_processors() {
-#if defined(__linux__)
-  cpu_set_t mask;
-  if (sched_getaffinity(0, sizeof mask, &mask) == 0) return CPU_COUNT(&mask);
-#endif
-  return std::max(1, int(std::thread::hardware_concurrency()));
-}
 
 class Pool {
  public:
@@ -252,12 +311,10 @@ class Pool {
     int slots = 0;
     for (int i = 0; i < count; i++)
       slots = std::max(slots, stages[i].grid.groups * stages[i].grid.parts);
-    int participants = std::min({threads, slots, limit_ > 0 ? limit_ : processors_});
     std::unique_lock<std::mutex> lock(mutex_, std::defer_lock);
-    if (participants > 1 && lock.try_lock())
-      participants = std::min(participants, 1 + grow(participants - 1));
-    else
-      participants = 1;
+    int participants = 1;
+    if (std::min(threads, slots) > 1 && lock.try_lock())
+      participants = available(std::min(threads, slots));
     if (participants == 1) return run_alone(stages, count);
     Job* job = new Job(stages, count, participants);
     for (int i = 1; i < participants; i++) workers_[i - 1]->post(job);
@@ -279,10 +336,22 @@ class Pool {
             s->work(s->context, group, part, step);
   }
 
+  // Returns how many threads of those wanted there are, the caller included.
+  int available(int wanted) {
+    const auto now = std::chrono::steady_clock::now();
+    if (now >= next_count_) {
+      next_count_ = now + kCountInterval;
+      if (processors_.refresh())
+        for (Worker* worker : workers_) worker->move_to(processors_);
+    }
+    wanted = std::min(wanted, limit_ > 0 ? limit_ : processors_.count());
+    return std::min(wanted, 1 + grow(wanted - 1));
+  }
+
   // Returns the number of workers, `wanted` if the system grants as many threads.
   int grow(int wanted) {
     while (int(workers_.size()) < wanted) {
-      auto* worker = new Worker;
+      auto* worker = new Worker(processors_);
       const int participant = int(workers_.size()) + 1;
       if (!start([=] { worker->serve(participant); })) {
         delete worker;
@@ -293,7 +362,7 @@ class Pool {
     return int(workers_.size());
   }
 
-  // Signals are for the threads of the program.
+  // Workers block all signals, so that the program's own threads handle them.
   template <class Work>
   static bool start(Work work) {
 #if !defined(_WIN32)
@@ -314,7 +383,8 @@ class Pool {
   }
 
   static Pool* current_;
-  const int processors_ = num_processors();
+  Processors processors_;
+  std::chrono::steady_clock::time_point next_count_{};
   int limit_ = 0;
   std::mutex mutex_;  // held while a job is running
   std::vector<Worker*> workers_;
