@@ -1,6 +1,8 @@
 """Threads of the kernels: their number, no OpenMP runtime, forks and data loaders."""
 
 import multiprocessing
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -83,3 +85,53 @@ def test_library_in_data_loader_workers_gives_equal_results():
     loader = DataLoader(Computed(), batch_size=None, num_workers=2, timeout=60)
     for actual, wanted in zip(loader, expected, strict=True):
         assert torch.allclose(actual, wanted, rtol=1e-5, atol=1e-6)
+
+
+WORKERS = """
+import os, sys, threading, time
+from pathlib import Path
+import torch
+from recurra.kernels import library, products
+
+def call():
+    numbers = torch.ones(100_000)
+    products.apply_mask(numbers, numbers, numbers)
+
+def masks():
+    tasks = (int(path.name) for path in Path("/proc/self/task").iterdir())
+    names = {task: Path(f"/proc/self/task/{task}/comm").read_text().strip() for task in tasks}
+    return [os.sched_getaffinity(t) for t, name in names.items() if name == "recurra-kernel"]
+
+def call_on_one_processor():
+    os.sched_setaffinity(0, one)
+    call()
+
+def check():
+    end = time.monotonic() + 10
+    while masks() != [every] and time.monotonic() < end:
+        time.sleep(0.01)
+    assert masks() == [every], masks()
+
+library.threads = lambda: 2
+every = os.sched_getaffinity(0)
+one = {min(every)}
+first = threading.Thread(target=call_on_one_processor)
+first.start()
+first.join()
+check()
+os.sched_setaffinity(0, one)
+time.sleep(0.2)  # the processors are counted at intervals
+call()
+os.sched_setaffinity(0, every)
+time.sleep(0.2)
+call()
+check()
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or len(os.sched_getaffinity(0)) < 2,
+    reason="needs Linux and two processors",
+)
+def test_workers_run_on_processors_of_the_process_and_not_of_the_first_caller():
+    subprocess.run([sys.executable, "-c", WORKERS], check=True, timeout=120)

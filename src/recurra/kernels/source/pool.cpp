@@ -35,6 +35,7 @@ constexpr double kSpinMicroseconds = 100;
 constexpr double kHelpMicroseconds = 3;
 constexpr int kSpinsBetweenScans = 16;
 constexpr int64_t kCacheLine = 64;
+constexpr const char* kThreadName = "recurra-kernel";  // in tools such as top
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -259,7 +260,10 @@ class alignas(kCacheLine) Worker {
 
   void serve(int participant) {
 #if defined(__linux__)
+    pthread_setname_np(pthread_self(), kThreadName);
     thread_.store(pid_t(syscall(SYS_gettid)));
+#elif defined(__APPLE__)
+    pthread_setname_np(kThreadName);
 #endif
     move_to(first_processors_);
     for (;;) {
