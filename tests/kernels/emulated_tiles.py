@@ -8,8 +8,8 @@ from recurra.config import ModelConfig
 from recurra.engine.compiled_gradients import CompiledGradients
 from recurra.engine.sampling import GenerationConfig
 from recurra.inference.generate import generate_ids
-from recurra.kernels import choice, library
-from recurra.kernels.trials import is_correct
+from recurra.kernels import library, matmul_results, matmul_selection
+from recurra.kernels.matmul_trials import is_correct
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.runtime import cores
 from support.layers import assert_same, make_layer, make_state, outcome
@@ -19,13 +19,13 @@ CELLS = ("rnn", "rnn-relu", "gru", "lstm")
 
 def with_kind(kind, compute):
     """Return the result of a function with bf16 products of this kind."""
-    os.environ["RECURRA_PRODUCT"] = kind
-    assert choice.products().kind == kind
+    os.environ["RECURRA_MATMUL"] = kind
+    assert matmul_selection.matmul_kernels().bf16 == kind
     return compute()
 
 
 def compare_products():
-    tiles = choice.KINDS["tiles"]
+    tiles = matmul_results.KERNELS["tiles"]
     for depth in (1, 2, 31, 32, 33, 64, 95, 1030):
         rows = range(1, 41) if depth < 1000 else (1, 40)
         assert is_correct(tiles, [(n, depth, 33) for n in rows]), depth
@@ -69,8 +69,8 @@ def compare_model(cell):
 
 
 def main():
-    assert library.load().recurra_has_kind(choice.KINDS["tiles"])
-    assert choice.products().wrong == []
+    assert library.load().recurra_has_kind(matmul_results.KERNELS["tiles"])
+    assert matmul_selection.matmul_kernels().wrong == []
     compare_products()
     for threads in (1, 3):
         with cores.chosen(threads):

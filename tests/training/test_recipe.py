@@ -46,7 +46,7 @@ def test_recipe_small_text_limits_epochs():
 def with_measured_ratio(monkeypatch, ratio_of):
     """Let bf16 be as many times faster than fp32 as a function of the cell and the sizes says."""
     monkeypatch.setattr(library, "is_available", lambda: True)
-    monkeypatch.setattr(recipe, "bf16_ratio", ratio_of)
+    monkeypatch.setattr(recipe, "bf16_speedup", ratio_of)
 
 
 def test_recipe_takes_bf16_only_where_it_was_measured_faster(monkeypatch):

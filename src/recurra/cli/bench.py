@@ -78,7 +78,7 @@ def _machine() -> dict[str, Any]:
 
     import recurra
     from recurra.cli.benchmark import product_gflops
-    from recurra.kernels import choice, library
+    from recurra.kernels import library, matmul_selection
     from recurra.runtime import cores
     from recurra.runtime.devices import processor_name
 
@@ -89,23 +89,23 @@ def _machine() -> dict[str, Any]:
         "processor": processor_name(),
         "threads": cores.threads(),
         "kernels": has_kernels,
-        "bf16_products": choice.products().kind if has_kernels else None,
+        "bf16_matmul": matmul_selection.matmul_kernels().bf16 if has_kernels else None,
         "product_gflops": product_gflops(),
     }
 
 
 def _describe(machine: dict[str, Any]) -> str:
-    from recurra.kernels.choice import DESCRIPTIONS
+    from recurra.kernels.matmul_selection import DESCRIPTIONS
 
-    fp32, bf16 = machine["product_gflops"].values()
-    kind = machine["bf16_products"]
-    kernels = f", products of {DESCRIPTIONS[kind]}" if kind else ", without compiled kernels"
+    fp32_speed, bf16_speed = machine["product_gflops"].values()
+    bf16 = machine["bf16_matmul"]
+    kernels = f", bf16 by {DESCRIPTIONS[bf16]}" if bf16 else ", without compiled kernels"
     return (
         f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']},"
-        f" recurra {machine['recurra']}{kernels}; matrix product: {fp32:.0f} GFLOP/s in fp32,"
-        f" {bf16:.0f} in bf16\n\nspread: interquartile range divided by the median; % of matmul:"
-        " GFLOP/s relative to the matrix product in the same precision; times faster: speed"
-        " relative to torch.nn with the same input"
+        f" recurra {machine['recurra']}{kernels}; matrix product: {fp32_speed:.0f} GFLOP/s in fp32,"
+        f" {bf16_speed:.0f} in bf16\n\nspread: interquartile range divided by the median;"
+        " % of matmul: GFLOP/s relative to the matrix product in the same precision; times faster:"
+        " speed relative to torch.nn with the same input"
     )
 
 

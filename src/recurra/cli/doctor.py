@@ -66,7 +66,7 @@ def _compute() -> dict[str, str]:
         "threads": f"{cores.describe()}; --threads changes it",
         "compiler": _compiler(),
         "kernels": _kernels(),
-        "products": _products(),
+        "bf16 matmul": _matmul(),
         "backends": f"{', '.join(BACKEND_MODULES)}; auto selects on the CPU: {_auto_selection()}",
     }
 
@@ -110,10 +110,10 @@ def _kernels() -> str:
         return f"{error}; run recurra kernels clean, then recurra kernels build"
 
 
-def _products() -> str:
-    """Describe the kinds of matrix products, and measure them if that was not done before."""
+def _matmul() -> str:
+    """Describe the matrix-product kernels, and measure them if that was not done before."""
     from recurra.errors import KernelError
-    from recurra.kernels import choice
+    from recurra.kernels import matmul_selection
 
     reason, path = _kernel_state()
     if reason is not None:
@@ -121,7 +121,7 @@ def _products() -> str:
     if path is None:
         return "measured when the kernels are first used"
     try:
-        return choice.products().describe()
+        return matmul_selection.describe(matmul_selection.matmul_kernels())
     except KernelError as error:
         return str(error)
 

@@ -1,4 +1,4 @@
-"""`recurra kernels`: build or remove the compiled kernels."""
+"""`recurra kernels`: build, measure or remove the compiled kernels."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from recurra.cli.showing import json_line
 
 @dataclass(frozen=True, kw_only=True)
 class Kernels:
-    """Build the compiled CPU kernels, or remove all existing builds.
+    """Build the compiled CPU kernels, measure them again, or remove all existing builds.
 
     The kernels are built automatically on first use. A failed build is not repeated automatically;
     recurra kernels build repeats it.
     """
 
-    action: tyro.conf.Positional[Literal["build", "clean"]]
+    action: tyro.conf.Positional[Literal["build", "measure", "clean"]]
     """build compiles the kernels, unless the wheel contains them or they are already built, and
-    prints the path of the library; clean removes all builds, including those for other versions and
-    machines."""
+    prints the path of the library; measure measures the bf16 matrix products again and replaces the
+    stored result, which selects the fastest kernel; clean removes all builds, including those for
+    other versions and machines, and the measurements."""
 
     json: bool = False
     """Print the result as JSON."""
@@ -35,6 +36,8 @@ def run(arguments: Sequence[str]) -> int:
     command = parse(Kernels, "kernels", arguments)
     if command.action == "build":
         _build(command.json)
+    elif command.action == "measure":
+        _measure(command.json)
     else:
         _clean(command.json)
     return 0
@@ -52,6 +55,16 @@ def _build(as_json: bool) -> None:
         print(json_line({"path": str(path), "built": not is_built, "seconds": round(seconds, 1)}))
     else:
         print(path if is_built else f"{path}, built in {seconds:.0f} s")
+
+
+def _measure(as_json: bool) -> None:
+    from recurra.kernels import matmul_selection
+
+    found = matmul_selection.measure_again()
+    if as_json:
+        print(json_line({"bf16": found.bf16, "wrong": found.wrong, "gflops": found.gflops}))
+    else:
+        print(f"bf16 matmul: {matmul_selection.describe(found)}")
 
 
 def _clean(as_json: bool) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from recurra.errors import ConfigError
 from recurra.kernels import library
 from recurra.kernels.buffers import PersistentBuffers
-from recurra.kernels.choice import product_kind
+from recurra.kernels.matmul_selection import matmul_kernel
 from recurra.kernels.products import (
     add_rows,
     apply_mask,
@@ -179,7 +179,7 @@ class _RecordedPass:
         self.program = Program()
         self.traces: list[Trace] = []
         self._model, self._buffers, self._do = model, buffers, self.program.do
-        self._kind, self._layers = product_kind(model.product_dtype), model.layers()
+        self._kind, self._layers = matmul_kernel(model.product_dtype), model.layers()
         self._passes = [
             LayerPasses(
                 model.config.cell,

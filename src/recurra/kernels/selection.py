@@ -22,7 +22,8 @@ PACKAGED = Path(__file__).parent / "bin"
 """The libraries of a wheel; the directory does not exist in other installations."""
 
 _OFF = ("0", "off", "no", "false")
-_AUTOMATIC = ("", "1", "on", "yes", "true", "auto")
+AUTOMATIC = ("", "1", "on", "yes", "true", "auto")
+"""Values of RECURRA_KERNELS and RECURRA_MATMUL that leave the selection to recurra."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def select() -> Selection:
         raise KernelError("the compiled kernels are switched off (RECURRA_KERNELS)")
     if requested == NATIVE:
         return Selection(NATIVE, None)
-    if requested in _AUTOMATIC:
+    if requested in AUTOMATIC:
         return _automatic()
     return _forced(requested)
 

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy as torch_cross_entropy
 from recurra.errors import ConfigError
 from recurra.kernels import library, structures
 from recurra.kernels.buffers import BUFFER_POOL, NewBuffers, Workspace
-from recurra.kernels.choice import product_kind
+from recurra.kernels.matmul_selection import matmul_kernel
 from recurra.kernels.products import check_ids, gradient_product, take_operand
 from recurra.kernels.recorder import Do, at_once
 from recurra.recurrence.precision import product
@@ -227,7 +227,7 @@ class OutputPasses:
         """Return the arguments that all passes need."""
         vocabulary, units = weight.shape
         layer = structures.OutputLayer(
-            kind=product_kind(self.dtype),
+            kind=matmul_kernel(self.dtype),
             threads=library.threads(),
             rows=len(hidden),
             units=units,

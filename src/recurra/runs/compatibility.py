@@ -14,7 +14,7 @@ import torch
 from recurra.config import RunConfig
 from recurra.config.training import BUDGETS
 from recurra.data.token_file import TokenFile
-from recurra.kernels.choice import products
+from recurra.kernels.matmul_selection import matmul_kernels
 from recurra.runtime import cores
 from recurra.runtime.devices import device_name, processor_name
 from recurra.runtime.distributed import Processes
@@ -42,18 +42,22 @@ def identity(config: RunConfig, tokens: TokenFile) -> dict[str, Any]:
     }
 
 
-def environment(processes: Processes, backend: str) -> dict[str, Any]:
+def environment(processes: Processes, backend: str, dtype: torch.dtype) -> dict[str, Any]:
     """Return the values that affect the last bits of a result, as JSON-compatible objects.
 
-    `backend` is the name of the backend in use, never "auto".
+    Args:
+        processes: the processes that train.
+        backend: the name of the backend in use, never "auto".
+        dtype: the dtype of the operands of matrix products.
     """
+    has_bf16_kernel = backend == "native" and dtype == torch.bfloat16
     return {
         "recurra": __version__,
         "torch": torch.__version__,
         "processor": processor_name(),
         "device": device_name(processes.device),
         "backend": backend,
-        "products": products().kind if backend == "native" else None,
+        "matmul": matmul_kernels().bf16 if has_bf16_kernel else None,
         "threads": cores.threads(),
         "processes": processes.count,
     }

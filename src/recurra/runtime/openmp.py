@@ -4,10 +4,11 @@ Threads of GNU OpenMP, which torch uses on Linux, spin for about 3 ms when they 
 programs use the processor, the thread that they wait for may not be running, and spinning takes
 away the time that it needs: training was up to 300 times slower. The environment
 variables that limit spinning have to be set before torch is loaded, and shorter spinning slows
-down training on an idle machine. However, the runtime itself shortens the spinning while its
-threads outnumber the processors. A parallel region with that many threads is therefore started when
-the training thread has to wait for a processor, and ended when it no longer has to. The number of
-threads of other regions does not change, and neither do results.
+down training on an idle machine. However, GNU OpenMP shortens the spinning while it has more
+threads than there are processors. When the training thread has to wait for a processor, another
+thread therefore starts a parallel region with one thread more than there are processors. The region
+ends when the training thread no longer waits. The number of threads of other regions does not
+change, and neither do results.
 
 The same happens while the compiled kernels are in use, which have their own threads (see
 `kernels/source/pool.h`): a thread of OpenMP that spins after an operation of torch would occupy a
@@ -32,7 +33,8 @@ import torch
 
 CHECK_SECONDS = 0.05
 LINGER_SECONDS = 1.0
-"""Time after a block, or a call of a kernel, in which another one continues with its state."""
+"""Time for which a thread is watched after its last block or call of a kernel, so that the next one
+continues with the present state."""
 KERNEL_SECONDS = 0.2
 """Time after a call of a kernel in which spinning is limited."""
 SPARE_THREADS = 8

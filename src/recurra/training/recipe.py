@@ -17,7 +17,7 @@ import torch
 from recurra.config import ModelConfig, RunConfig, RunOptions
 from recurra.config.optimizers import OPTIMIZERS
 from recurra.kernels import library
-from recurra.kernels.choice import bf16_ratio
+from recurra.kernels.matmul_selection import bf16_speedup
 from recurra.recurrence.backends import Requirements, find_backend
 from recurra.recurrence.cells import find_cell
 from recurra.report.progress import format_count
@@ -264,19 +264,19 @@ def _reasons(
 
 def _with_precision(options: RunOptions, device: torch.device) -> RunOptions:
     """Return options with the precision that was measured to be the faster one at this size."""
-    ratio = None if options.is_given("precision") else _bf16_ratio(options.config, device)
+    ratio = None if options.is_given("precision") else _bf16_speedup(options.config, device)
     is_faster = ratio is not None and ratio >= MIN_BF16_RATIO
     return options.filled(precision="bf16" if is_faster else "fp32")
 
 
 def _precision_reason(config: RunConfig, device: torch.device) -> str:
     """Return the measured speed of bf16 relative to fp32 at this size, in parentheses."""
-    if (ratio := _bf16_ratio(config, device)) is None:
+    if (ratio := _bf16_speedup(config, device)) is None:
         return ""
     return f" ({ratio:.2f}x as fast)" if ratio >= MIN_BF16_RATIO else f" (bf16: {ratio:.2f}x)"
 
 
-def _bf16_ratio(config: RunConfig, device: torch.device) -> float | None:
+def _bf16_speedup(config: RunConfig, device: torch.device) -> float | None:
     """Return how many times faster a layer is in bf16, or None where bf16 has no kernels."""
     model = config.model
     needs = Requirements(find_cell(model.cell), device, has_zoneout=model.zoneout > 0.0)
@@ -284,4 +284,4 @@ def _bf16_ratio(config: RunConfig, device: torch.device) -> float | None:
     is_supported = is_chosen and find_backend("native").unsupported(needs) is None
     if not is_supported or model.residual or not library.is_available():
         return None
-    return bf16_ratio(model.cell, model.hidden_size, config.training.batch_size)
+    return bf16_speedup(model.cell, model.hidden_size, config.training.batch_size)

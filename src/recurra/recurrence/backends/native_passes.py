@@ -22,7 +22,7 @@ from torch import Tensor
 
 from recurra.kernels import library, structures
 from recurra.kernels.buffers import Workspace
-from recurra.kernels.choice import product_kind
+from recurra.kernels.matmul_selection import matmul_kernel
 from recurra.kernels.products import (
     SINGLE,
     add_rows,
@@ -87,8 +87,8 @@ class LayerPasses:
 
     @property
     def kind(self) -> int:
-        """The kind of product, see `product_kind`."""
-        return product_kind(self.dtype)
+        """The kind of product, see `matmul_kernel`."""
+        return matmul_kernel(self.dtype)
 
     @property
     def _layout(self) -> structures.Description:

@@ -176,7 +176,7 @@ class Checkpointing(Callback):
 
     def _write(self, session: TrainingSession, tensors: Tensors) -> None:
         state, best = session.state, self.best_weights.data
-        found = environment(self.context.processes, session.backend)
+        found = environment(self.context.processes, session.backend, session.model.product_dtype)
         marks = self.store.mark_histories()
         record = CheckpointRecord(state, self._identity, session.timing, found, marks)
         files = {
@@ -259,7 +259,7 @@ class Checkpointing(Callback):
             raise RunError(f"{path} is damaged: {error}") from error
         self.best_weights.data = self.checkpoints.read_file(name, BEST)
         self.restored_identity = record.identity
-        self._show_changes(record, session.backend)
+        self._show_changes(record, session)
         self.last_step = state.step
         self._saved = copy.deepcopy(state)
         session.state, session.timing = state, record.timing
@@ -269,8 +269,9 @@ class Checkpointing(Callback):
             names = self.checkpoints.names()
             self._remove_superseded(names[: names.index(name) + 1], state)
 
-    def _show_changes(self, record: CheckpointRecord, backend: str) -> None:
-        now = environment(self.context.processes, backend)
+    def _show_changes(self, record: CheckpointRecord, session: TrainingSession) -> None:
+        dtype = session.model.product_dtype
+        now = environment(self.context.processes, session.backend, dtype)
         for change in other_environment(record.environment, now):
             self.context.progress.message(
                 f"warning: {change}; from here on the result may differ in its last bits from that"

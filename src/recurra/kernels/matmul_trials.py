@@ -1,4 +1,4 @@
-"""Run the kernels on small random problems, to check and to time each kind of product.
+"""Run the kernels on small random problems, to check and to time each matrix-product kernel.
 
 The time of a layer is that of its forward and backward pass, the work of training in which the
 recurrent products are.
@@ -7,9 +7,10 @@ recurrent products are.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from ctypes import byref
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,9 +21,12 @@ from recurra.kernels.products import SINGLE, dense_product, gradient_product, ta
 from recurra.kernels.recorder import at_once
 
 _STEPS = 8
-_SECONDS = 0.04
-"""Approximate time for all repetitions of one size."""
-_MIN_REPETITIONS, _MAX_REPETITIONS = 3, 100
+_SECONDS, _MAX_SECONDS = 0.04, 1.0
+"""Approximate time for all repetitions of one size, and its limit where other programs disturb."""
+_MIN_REPETITIONS, _MAX_REPETITIONS = 3, 2000
+_EQUAL_TIMES, _EQUAL = 3, 1.05
+"""The shortest time is reliable if this number of times differ from it by at most this factor:
+without other programs, most repetitions take nearly the same time."""
 _TOLERANCE = 1e-4
 """Largest error of a product, relative to its largest entry. Rounding causes 1e-6."""
 _PRODUCT_SIZES = ((1, 32, 32), (5, 33, 40), (16, 64, 32), (23, 70, 65), (40, 101, 96))
@@ -31,7 +35,7 @@ _PRODUCT_SIZES = ((1, 32, 32), (5, 33, 40), (16, 64, 32), (23, 70, 65), (40, 101
 
 @dataclass(frozen=True)
 class LayerSize:
-    """The size of a layer whose products are measured.
+    """The size of a layer whose matrix products are measured.
 
     Attributes:
         cell: a compiled cell.
@@ -58,10 +62,10 @@ class LayerSize:
 
 
 def is_correct(kind: int, sizes: Sequence[tuple[int, int, int]] = _PRODUCT_SIZES) -> bool:
-    """Return whether the products of a kind equal those of torch on the rounded operands.
+    """Return whether the products of a kernel equal those of torch on the rounded operands.
 
     Args:
-        kind: the kind of product.
+        kind: the number of the kernel.
         sizes: rows, inner dimension and columns of each product.
     """
     generator = torch.Generator().manual_seed(0)
@@ -93,24 +97,46 @@ def _is_close(found: Tensor, expected: Tensor) -> bool:
     return bool((found - expected).abs().max() <= _TOLERANCE * expected.abs().max())
 
 
-def layer_seconds(size: LayerSize, kinds: Sequence[int]) -> list[float]:
-    """Return the shortest time of both passes of a layer with each kind of product.
+class LayerTimes(NamedTuple):
+    """Times of both passes of a layer.
 
-    The repetitions of the kinds are interleaved, so that other load affects all of them.
+    Attributes:
+        seconds: the shortest time with each kernel.
+        is_reliable: whether each of them was reached several times.
+    """
+
+    seconds: list[float]
+    is_reliable: bool
+
+
+def layer_times(size: LayerSize, kinds: Sequence[int]) -> LayerTimes:
+    """Measure both passes of a layer with each of some matrix-product kernels.
+
+    The repetitions of the kernels are interleaved, so that other load affects all of them. They go
+    on until the shortest times are reliable, at most for a second.
     """
     trials = [_LayerTrial(size, kind) for kind in kinds]
     for trial in trials:
         trial.run()
-    best = [float("inf")] * len(trials)
-    end = time.perf_counter() + _SECONDS
-    for repetition in range(_MAX_REPETITIONS):
-        if repetition >= _MIN_REPETITIONS and time.perf_counter() > end:
-            break
-        for index, trial in enumerate(trials):
-            start = time.perf_counter()
+    times: list[list[float]] = [[] for _ in trials]
+    start = time.perf_counter()
+    for repetition in range(1, _MAX_REPETITIONS + 1):
+        for trial, own in zip(trials, times, strict=True):
+            began = time.perf_counter()
             trial.run()
-            best[index] = min(best[index], time.perf_counter() - start)
-    return best
+            own.append(time.perf_counter() - began)
+        passed = time.perf_counter() - start
+        is_enough = repetition >= _MIN_REPETITIONS and passed > _SECONDS
+        if passed > _MAX_SECONDS or (is_enough and _are_reliable(times)):
+            break
+    return LayerTimes([min(own) for own in times], _are_reliable(times))
+
+
+def _are_reliable(times: Iterable[list[float]]) -> bool:
+    return all(
+        len(own) >= _EQUAL_TIMES and sorted(own)[_EQUAL_TIMES - 1] <= _EQUAL * min(own)
+        for own in times
+    )
 
 
 class _LayerTrial:

@@ -1,0 +1,126 @@
+"""The file of measured matrix-product kernels, which the processes of a machine share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from recurra.errors import KernelError, RunError
+from recurra.io.files import read_json, write_json
+from recurra.kernels import selection, structures
+
+KERNELS = {name[1:].lower(): kind for name, kind in structures.ENUMERATIONS["Kind"].items()}
+"""The number of each matrix-product kernel by name: single (fp32); rounded, pairs and tiles (bf16).
+See `Kind` in `source/kernels.h`."""
+LOCK_SECONDS = 60.0
+"""Time for which a process waits for the measurement of another one."""
+_FILE, _FORMAT = "matmul.json", 1
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass
+class MatmulKernels:
+    """The measured matrix-product kernels of this machine.
+
+    Attributes:
+        bf16: the name of the selected kernel for bf16, see `KERNELS`.
+        wrong: the kernels whose results were wrong.
+        gflops: GFLOP/s of each kernel by size of a layer, both passes.
+        speedups: by size of a layer, the time in fp32 divided by the time in bf16.
+    """
+
+    bf16: str
+    wrong: list[str] = field(default_factory=list)
+    gflops: dict[str, dict[str, float]] = field(default_factory=dict)
+    speedups: dict[str, float] = field(default_factory=dict)
+
+
+def path() -> Path:
+    """Return the path of the file, in the cache directory of the selected library.
+
+    Raises:
+        KernelError: there is no cache directory.
+    """
+    return selection.select().folder / _FILE
+
+
+def read() -> MatmulKernels | None:
+    """Return the stored measurements, or None if there are none that are valid."""
+    try:
+        record = read_json(path())
+    except (OSError, KernelError, RunError, ValueError):
+        return None
+    if record.pop("format", None) != _FORMAT or not _is_valid(record):
+        return None
+    return MatmulKernels(**record)
+
+
+def write(found: MatmulKernels) -> None:
+    """Store measurements; without a directory that can be written, nothing is stored."""
+    try:
+        write_json(path(), {"format": _FORMAT, **vars(found)})
+    except (OSError, KernelError) as error:
+        _logger.info("the measured speed of the matrix products is not stored: %s", error)
+
+
+def remove() -> None:
+    """Remove the file.
+
+    Raises:
+        OSError: the file exists and cannot be removed.
+    """
+    path().unlink(missing_ok=True)
+
+
+@contextmanager
+def locked() -> Iterator[None]:
+    """Let one process measure at a time, so that they do not disturb each other.
+
+    Where no lock can be had within `LOCK_SECONDS`, the block runs without one.
+    """
+    lock = None
+    try:
+        file = path()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(file.with_name(f"{file.name}.lock"), timeout=LOCK_SECONDS)
+        lock.acquire()
+    except (KernelError, OSError, NotImplementedError) as error:
+        _logger.info("the measurement of the matrix products is not locked: %s", error)
+        lock = None
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _is_valid(record: dict[str, Any]) -> bool:
+    gflops, wrong, bf16 = record.get("gflops"), record.get("wrong"), record.get("bf16")
+    return (
+        record.keys() == {"bf16", "wrong", "gflops", "speedups"}
+        and isinstance(wrong, list)
+        and all(isinstance(name, str) and name in KERNELS for name in wrong)
+        and isinstance(bf16, str)
+        and bf16 in KERNELS.keys() - {"single", *wrong}
+        and isinstance(gflops, dict)
+        and bool(gflops)
+        and all(
+            _are_speeds(speeds) and speeds.keys() <= KERNELS.keys() for speeds in gflops.values()
+        )
+        and all("single" in speeds and bf16 in speeds for speeds in gflops.values())
+        and _are_speeds(record["speedups"])
+    )
+
+
+def _are_speeds(numbers: Any) -> bool:
+    return isinstance(numbers, dict) and all(
+        isinstance(number, (int, float)) and not isinstance(number, bool) and 0 < number < 1e9
+        for number in numbers.values()
+    )

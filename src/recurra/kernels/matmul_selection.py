@@ -1,0 +1,195 @@
+"""Select the matrix-product kernel for bf16 by measurement, when the kernels are first used.
+
+Each kernel that the build and the machine have is compared with torch on small problems, and a
+kernel with wrong results is never used. The fastest of the others computes the products in bf16.
+The result is stored in the cache directory, so later runs with the same version use the same kernel
+unless the cache is removed or RECURRA_MATMUL is set. A checkpoint records the kernel.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from functools import cache
+
+import torch
+
+from recurra.errors import KernelError
+from recurra.kernels import library, matmul_results, selection
+from recurra.kernels.matmul_results import KERNELS, MatmulKernels
+from recurra.kernels.matmul_trials import LayerSize, is_correct, layer_times
+from recurra.kernels.products import SINGLE
+
+DESCRIPTIONS = {
+    "single": "fp32",
+    "rounded": "fp32 instructions on bf16-rounded operands",
+    "pairs": "bf16 dot-product instructions",
+    "tiles": "AMX tiles",
+}
+"""What each kernel of `KERNELS` uses."""
+_SIZES = (("lstm", 256, 16), ("lstm", 512, 32))
+"""Cell, units and rows at which the kernels are compared."""
+
+_logger = logging.getLogger(__name__)
+_lock = threading.Lock()
+
+
+def describe(found: MatmulKernels) -> str:
+    """Return the selected kernel and the speed of each kernel at the largest size."""
+    size, speeds = list(found.gflops.items())[-1]
+    listed = ", ".join(f"{name} {speed:.0f}" for name, speed in speeds.items())
+    wrong = "".join(f"; {name}: wrong results, not used" for name in found.wrong)
+    return f"{found.bf16} ({DESCRIPTIONS[found.bf16]}); GFLOP/s of {size}: {listed}{wrong}"
+
+
+def matmul_kernel(dtype: torch.dtype) -> int:
+    """Return the number of the matrix-product kernel for operands of a dtype, see `KERNELS`.
+
+    Raises:
+        KernelError: as for `matmul_kernels`; for fp32, RECURRA_MATMUL is ignored.
+    """
+    if dtype == torch.float32:
+        _measured()
+        return SINGLE
+    return KERNELS[matmul_kernels().bf16]
+
+
+def matmul_kernels() -> MatmulKernels:
+    """Return the kernels of this machine; the first call on a machine measures them.
+
+    The environment variable RECURRA_MATMUL selects a kernel for bf16 (rounded, pairs or tiles)
+    instead of the fastest one.
+
+    Raises:
+        KernelError: the kernels cannot be loaded, their fp32 products are wrong, or the kernel of
+            RECURRA_MATMUL is unknown or not available.
+    """
+    found = _measured()
+    requested = os.environ.get("RECURRA_MATMUL", "").strip().lower()
+    if requested in selection.AUTOMATIC:
+        return found
+    choices = [name for name in KERNELS if name not in ("single", *found.wrong) and _has(name)]
+    if requested not in choices:
+        raise KernelError(
+            f"RECURRA_MATMUL is {requested!r}, but the choices on this machine are auto,"
+            f" {', '.join(choices)}"
+        )
+    return MatmulKernels(requested, found.wrong, found.gflops, found.speedups)
+
+
+def measure_again() -> MatmulKernels:
+    """Measure the kernels again, replace the stored result, and return the new one.
+
+    Raises:
+        KernelError: as for `matmul_kernels`.
+        OSError: the stored result cannot be removed.
+    """
+    matmul_results.remove()
+    _stored.cache_clear()
+    return matmul_kernels()
+
+
+def bf16_speedup(cell: str, units: int, rows: int) -> float:
+    """Return how many times as fast a layer is in bf16 as in fp32, with the current threads.
+
+    The first call for a size measures it, which takes about 40 ms, and longer for large layers or
+    beside other programs, and stores the result.
+
+    Raises:
+        KernelError: as for `matmul_kernels`.
+    """
+    size, found = LayerSize(cell, units, rows, library.threads()), matmul_kernels()
+    key = f"{size}, {found.bf16}"
+    with _lock:
+        if key not in found.speedups:
+            found.speedups[key] = _stored_speedup(key) or _measure_speedup(size, key, found.bf16)
+        return found.speedups[key]
+
+
+def _stored_speedup(key: str) -> float | None:
+    # Another process may have measured it since this one read the file.
+    stored = matmul_results.read()
+    return stored.speedups.get(key) if stored else None
+
+
+def _measure_speedup(size: LayerSize, key: str, bf16: str) -> float:
+    with matmul_results.locked():
+        if (known := _stored_speedup(key)) is not None:
+            return known
+        times = layer_times(size, (SINGLE, KERNELS[bf16]))
+        single, half = times.seconds
+        speedup = round(single / half, 3)
+        stored = matmul_results.read()
+        if stored is not None and times.is_reliable:
+            stored.speedups[key] = speedup
+            matmul_results.write(stored)
+    return speedup
+
+
+def _measured() -> MatmulKernels:
+    with _lock:
+        return _stored()
+
+
+@cache
+def _stored() -> MatmulKernels:
+    """Return the stored result, or measure and store it."""
+    library.load()
+    if (found := _read()) is not None:
+        return found
+    with matmul_results.locked():
+        if (found := _read()) is not None:
+            return found
+        found, is_reliable = _measure()
+        if is_reliable:
+            matmul_results.write(found)
+        else:
+            _logger.info(
+                "other programs disturbed the measurement of the matrix products, which is"
+                " repeated by the next process"
+            )
+    return found
+
+
+def _read() -> MatmulKernels | None:
+    found = matmul_results.read()
+    return found if found is not None and _has(found.bf16) else None
+
+
+def _has(name: str) -> bool:
+    return bool(library.load().recurra_has_kind(KERNELS[name]))
+
+
+def _measure() -> tuple[MatmulKernels, bool]:
+    """Measure all kernels; return the result and whether it is reliable."""
+    available = [name for name in KERNELS if _has(name)]
+    wrong = [name for name in available if not is_correct(KERNELS[name])]
+    if "single" in wrong or "rounded" in wrong:
+        raise KernelError(
+            "the matrix products of the built kernels are wrong on this machine; set"
+            " RECURRA_KERNELS=off to do without the kernels"
+        )
+    for name in wrong:
+        _logger.warning(
+            "the matrix-product kernel %s (%s) gives wrong results on this machine and is not used",
+            name,
+            DESCRIPTIONS[name],
+        )
+    names = [name for name in available if name not in wrong]
+    gflops, is_reliable = {}, True
+    for cell, units, rows in _SIZES:
+        size = LayerSize(cell, units, rows, library.threads())
+        times = layer_times(size, [KERNELS[name] for name in names])
+        is_reliable &= times.is_reliable
+        gflops[str(size)] = {
+            name: round(size.flops / seconds / 1e9, 1)
+            for name, seconds in zip(names, times.seconds, strict=True)
+        }
+    # The sizes count alike: the kernel with the least total time relative to fp32.
+    time_of = {
+        name: sum(speeds["single"] / speeds[name] for speeds in gflops.values())
+        for name in names
+        if name != "single"
+    }
+    return MatmulKernels(min(time_of, key=time_of.__getitem__), wrong, gflops), is_reliable
