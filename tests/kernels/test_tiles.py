@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from recurra.kernels import builder, choice, library
+from recurra.kernels import builder, library, matmul_results
 
 FOLDER = Path(__file__).parent
 EMULATION = FOLDER / "amx_emulation.h"
 
-has_pairs = library.is_available() and library.load().recurra_has_kind(choice.KINDS["pairs"])
+has_pairs = library.is_available() and library.load().recurra_has_kind(
+    matmul_results.KERNELS["pairs"]
+)
 pytestmark = pytest.mark.skipif(not has_pairs, reason="no AVX-512 BF16, which the tiles extend")
 
 
