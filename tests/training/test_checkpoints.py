@@ -166,6 +166,8 @@ def test_replaced_full_disk_error_names_final_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space") as error:
         replace_bytes(tmp_path / "metrics.jsonl", b"x")
     assert error.value.filename == str(tmp_path / "metrics.jsonl")
+    named = repr(str(tmp_path / "metrics.jsonl"))
+    assert str(error.value) == f"[Errno {errno.ENOSPC}] No space left on device: {named}"
     with pytest.raises(OSError, match="No space") as error:
         CheckpointStore(tmp_path / "checkpoints").write("step-00000001", {"a": b"x"})
     assert error.value.filename == str(tmp_path / "checkpoints" / "step-00000001" / "a")

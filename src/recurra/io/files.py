@@ -117,7 +117,13 @@ def _name_file(error: OSError, temporary: Path, file: Path) -> None:
     The error of a full disk names no file.
     """
     if error.filename is None or Path(str(error.filename)) == temporary:
-        error.filename, error.filename2 = str(file), None
+        _set_file(error, file)
+
+
+def _set_file(error: OSError, file: Path) -> None:
+    error.filename = str(file)
+    # The second file of a failed rename; None instead would be printed as "-> None".
+    del error.filename2
 
 
 @contextmanager
@@ -128,7 +134,7 @@ def errors_name_final_path(temporary: Path, final: Path) -> Iterator[None]:
     except OSError as error:
         path = Path(str(error.filename or temporary))
         if path.is_relative_to(temporary):
-            error.filename, error.filename2 = str(final / path.relative_to(temporary)), None
+            _set_file(error, final / path.relative_to(temporary))
         raise
 
 
