@@ -149,6 +149,30 @@ def test_build_failure_names_log_and_is_not_repeated(cache, compiler, capsys):
     assert str(builder.failed_log()) in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("message", ["a.o: No space left on device", "error: NoSpaceLeft"])
+def test_build_full_disk_is_named_and_repeated(cache, compiler, capsys, message):
+    file = compiler(f'echo tried >> "$0.log"; echo "{message}" >&2; exit 1')
+    tries = Path(f"{file}.log")
+    first = python(LAYER)
+    assert first.returncode == 0, first.stderr
+    assert f"cannot build kernels in {builder.build_folder()}: No space left" in first.stderr
+    attempts = len(tries.read_text().splitlines())
+    assert python(LAYER).stderr == first.stderr
+    assert len(tries.read_text().splitlines()) == 2 * attempts
+    assert main(["doctor"]) == 0
+    assert "built on first use" in capsys.readouterr().out
+
+
+def test_build_temporary_files_of_compiler_are_beside_library(cache, compiler):
+    compiler('echo "files in $TMPDIR, language $LC_ALL"; exit 1')
+    with pytest.raises(KernelError):
+        builder.build()
+    said = builder.failed_log().read_text("utf-8")
+    assert re.search(
+        rf"^files in {re.escape(str(builder.build_folder()))}\S+, language C$", said, re.M
+    )
+
+
 def test_build_is_skipped_if_kernels_are_switched_off(cache):
     done = python(LAYER, RECURRA_KERNELS="off")
     assert (done.returncode, done.stderr) == (0, "")

@@ -9,6 +9,7 @@ same way, under the name `PROCESSOR`.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import platform
@@ -38,6 +39,8 @@ from recurra.kernels.variants import NATIVE, find_variant, library_suffix
 
 LIBRARY = f"recurra-kernels{library_suffix()}"
 LOG = "build.log"
+_DISK_FULL = re.compile("no ?space ?left", re.IGNORECASE)
+"""How compilers state that the disk is full: zig writes NoSpaceLeft."""
 
 
 def kernels_folder() -> Path:
@@ -119,6 +122,9 @@ def _compile(variant: str, folder: Path) -> Path:
     with tempfile.TemporaryDirectory(prefix=".build", dir=folder) as work:
         library = Path(work) / LIBRARY
         log = compile_library(command, _sources(variant), flags, library)
+        if not library.is_file() and _DISK_FULL.search(log):
+            # Without a log, the build is repeated when there is space again.
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         replace_bytes(folder / LOG, log.encode(errors="replace"))
         if not library.is_file():
             raise KernelError(

@@ -152,6 +152,9 @@ def _run_all(commands: list[list[str]], folder: Path) -> tuple[str, bool]:
     """Run commands at the same time; return their output and whether all succeeded."""
     # zig compiles its C++ library on first use, for which a user's home need not be writable.
     caches = {name: str(folder / "zig") for name in ("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR")}
+    # Temporary files are on the same disk as the library, so that only one disk can be full, which
+    # is recognized by the English message.
+    fixed = {**dict.fromkeys(("TMPDIR", "TMP", "TEMP"), str(folder)), "LC_ALL": "C"}
     said, running = "", []
     for command in commands:
         said += f"$ {shlex.join(command)}\n"
@@ -161,7 +164,7 @@ def _run_all(commands: list[list[str]], folder: Path) -> tuple[str, bool]:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                env=caches | os.environ,
+                env=caches | os.environ | fixed,
             )
         except OSError as error:
             said += f"{error}\n"
