@@ -18,6 +18,7 @@ from recurra.cli.main import main
 from recurra.errors import KernelError
 from recurra.installation import install_command
 from recurra.kernels import builder, compilers, library
+from recurra.kernels.variants import PLATFORMS
 
 needs_compiler = pytest.mark.skipif(
     builder.reason_not_buildable() is not None, reason="no compiler"
@@ -171,6 +172,16 @@ def test_build_temporary_files_of_compiler_are_beside_library(cache, compiler):
     assert re.search(
         rf"^files in {re.escape(str(builder.build_folder()))}\S+, language C$", said, re.M
     )
+
+
+def test_compile_platform_logs_what_compiler_prints(tmp_path, compiler, monkeypatch, caplog):
+    file = compiler('echo "a warning" >&2; while [ "$1" != -o ]; do shift; done; touch "$2"')
+    monkeypatch.setattr(compilers, "ZIG", (str(file),))
+    libraries = [path.name for path in compilers.compile_platform(PLATFORMS[1], tmp_path)]
+    assert libraries == ["processor.so", "neon.so"]
+    assert [record.getMessage().split("\n")[:2] for record in caplog.records] == [
+        [f"{name}:", "a warning"] for name in libraries
+    ]
 
 
 def test_build_is_skipped_if_kernels_are_switched_off(cache):

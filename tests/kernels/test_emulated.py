@@ -65,9 +65,10 @@ def test_kernels_run_on_oldest_processor_of_variant(variant, processor, lanes, t
 @pytest.mark.skipif(shutil.which("qemu-aarch64") is None, reason="no qemu-aarch64")
 @pytest.mark.skipif(not ARM_LIBRARIES.is_dir(), reason="no libc6-arm64-cross")
 @pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="no ziglang")
-def test_kernels_for_arm_equal_scalar_code_in_emulator(tmp_path):
+def test_kernels_for_arm_equal_scalar_code_in_emulator(tmp_path, caplog):
     libraries = {path.stem: path for path in compilers.compile_platform(ARM, tmp_path)}
     assert libraries.keys() == {"processor", "neon"}
+    assert caplog.text == ""  # No warning of the compiler.
     compile_program([*compilers.ZIG, "-target", ARM.target], tmp_path / "program")
     emulator = ["qemu-aarch64", "-cpu", "cortex-a57", "-L", str(ARM_LIBRARIES)]
     check([*emulator, str(tmp_path / "program"), str(libraries["neon"])], 4)

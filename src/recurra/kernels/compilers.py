@@ -6,6 +6,7 @@ Like `variants.py`, this module does without torch, because the build hook of th
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import shlex
 import shutil
@@ -37,6 +38,8 @@ ZIG = (sys.executable, "-m", "ziglang", "c++")
 """The compiler of the package `ziglang`, if it is installed (the extra `compiler`)."""
 TIMEOUT = 600
 """Seconds after which the compiler is killed."""
+
+_logger = logging.getLogger(__name__)
 
 COMMON_FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fvisibility=hidden")
 
@@ -133,6 +136,8 @@ def compile_library(
 def compile_platform(platform: Platform, folder: Path) -> Iterator[Path]:
     """Compile the libraries of a platform with `ZIG`, and yield the path of each.
 
+    What the compiler printed is logged as a warning.
+
     Raises:
         KernelError: the compiler failed; the text is its output.
     """
@@ -145,6 +150,8 @@ def compile_platform(platform: Platform, folder: Path) -> Iterator[Path]:
         said = compile_library(ZIG, sources, flags, library, platform.system)
         if not library.is_file():
             raise KernelError(said)
+        if printed := [line for line in said.splitlines() if not line.startswith("$ ")]:
+            _logger.warning("%s:\n%s", library.name, "\n".join(printed))
         yield library
 
 
