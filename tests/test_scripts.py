@@ -78,3 +78,16 @@ def test_machine_missing_interpreter_is_an_error(tmp_path):
     done = run("machine", "results", cwd=tmp_path, PYTHON="/nowhere/python")
     assert (done.returncode, done.stdout) == (2, "")
     assert "/nowhere/python was not found" in done.stderr
+
+
+def test_build_wheels_unknown_platform_is_an_error(tmp_path):
+    done = run("build-wheels", "linux-x86_64", "linux-x64", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "unknown platform linux-x64; choose from linux-x86_64 linux-aarch64" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["missing.whl"], ["one.whl", "other.whl"]])
+def test_test_wheel_wrong_arguments_are_an_error(tmp_path, arguments):
+    done = run("test-wheel", *arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "usage: scripts/test-wheel WHEEL" in done.stderr
