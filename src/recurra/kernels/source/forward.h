@@ -86,7 +86,7 @@ class Forward {
     }
   }
 
-  // Separate functions, so that each has the registers for its constants.
+  // Not inlined, so that the compiler allocates registers for each function separately.
   NO_INLINE void whole_rows(int64_t t, int64_t first_row, int rows, int64_t unit,
                             const float* products) {
     rows_of(t, first_row, rows, unit, kLanes, products);

@@ -78,11 +78,11 @@ class Writer {
   }
 
   int64_t steps() const { return g_.layers[0].steps; }
-  bool looks_up() const { return inputs_[0].weight != nullptr; }
+  bool has_embedding() const { return inputs_[0].weight != nullptr; }
 
   // A token has a phase for the embedding, one for each layer, and two for the output layer and the
   // choice. The parts of a group wait for each other after each.
-  int64_t phases() const { return int64_t(passes_.size()) + looks_up() + 2; }
+  int64_t phases() const { return int64_t(passes_.size()) + has_embedding() + 2; }
 
   Part part_of(int group, int index) const {
     const Share share = division_.share(group, index, samples_, panels(units()));
@@ -95,7 +95,7 @@ class Writer {
     std::atomic<int64_t>& done = groups_[part.share.group].done;
     // Each group stops by itself, so that all of its parts take the same number of steps.
     if (part.t > done) return;
-    const int64_t layer = part.phase - looks_up(), num_layers = int64_t(passes_.size());
+    const int64_t layer = part.phase - has_embedding(), num_layers = int64_t(passes_.size());
     if (layer < 0) {
       look_up(part.rows, part.t);
     } else if (layer < num_layers) {

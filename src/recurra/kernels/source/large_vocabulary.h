@@ -92,14 +92,15 @@ class LargeVocabulary {
     }
   }
 
-  // Computes the logits of this thread's entries, and the sums of their softmax.
+  // Computes the logits of this thread's entries, and their parts of the softmax denominators.
   void score(int64_t block, int index) const {
-    std::fill_n(highest(index), size_.rows, -FLT_MAX);
-    std::fill_n(total(index), size_.rows, 0.0f);
+    std::fill_n(max_logit(index), size_.rows, -FLT_MAX);
+    std::fill_n(denominator(index), size_.rows, 0.0f);
     for_own_slices(index, [&](int64_t v, int64_t entries, int64_t more) {
-      Ahead ahead;
-      ahead.add(o_.weight + (v + entries) * o_.units, more * o_.units * int64_t(sizeof(float)));
-      ahead.divide(2 * size_.row_panels());
+      Prefetcher prefetcher;
+      prefetcher.add(o_.weight + (v + entries) * o_.units,
+                     more * o_.units * int64_t(sizeof(float)));
+      prefetcher.divide(2 * size_.row_panels());
       const float* weight = o_.weight + v * o_.units;
       const Operand* a;
       if constexpr (P::kCopiesOperand) {
@@ -112,83 +113,85 @@ class LargeVocabulary {
       for (int64_t q = 0; q < size_.row_panels(); q++) {
         float* tile = logits(v, entries, q, index);
         P::multiply(int(entries), o_.units, a, lda, columns(q), tile, kPanel, false);
-        ahead.fetch();
-        add_to_softmax(tile, entries, o_.bias + v, highest(index) + q * kPanel,
-                       total(index) + q * kPanel);
-        choose(block, v, entries, q, tile);
-        ahead.fetch();
+        prefetcher.fetch();
+        add_to_softmax(tile, entries, o_.bias + v, max_logit(index) + q * kPanel,
+                       denominator(index) + q * kPanel);
+        gather_targets(block, v, entries, q, tile);
+        prefetcher.fetch();
       }
     });
   }
 
-  // Adds the biases to a tile of logits, (entries, kPanel), and its powers to the sums of the rows.
-  static void add_to_softmax(float* tile, int64_t entries, const float* bias, float* highest,
-                             float* total) {
-    Vec before[2] = {load(highest), load(highest + kLanes)}, most[2] = {before[0], before[1]};
+  // Adds the biases to a tile of logits, (entries, kPanel), and the exponentials of the logits to
+  // the softmax denominators of the rows.
+  static void add_to_softmax(float* tile, int64_t entries, const float* bias, float* max_logit,
+                             float* denominator) {
+    Vec before[2] = {load(max_logit), load(max_logit + kLanes)}, max[2] = {before[0], before[1]};
     for (int64_t v = 0; v < entries; v++)
       for (int half = 0; half < 2; half++) {
         float* at = tile + v * kPanel + half * kLanes;
         const Vec x = load(at) + splat(bias[v]);
         store(at, x);
-        most[half] = x > most[half] ? x : most[half];
+        max[half] = x > max[half] ? x : max[half];
       }
     Vec sums[2] = {};
     for (int64_t v = 0; v < entries; v++)
       for (int half = 0; half < 2; half++)
         // A NaN anywhere makes the sum NaN.
-        sums[half] += exp(load(tile + v * kPanel + half * kLanes) - most[half]);
+        sums[half] += exp(load(tile + v * kPanel + half * kLanes) - max[half]);
     for (int half = 0; half < 2; half++) {
-      store(highest + half * kLanes, most[half]);
-      const Vec shrunk = load(total + half * kLanes) * exp(before[half] - most[half]);
-      store(total + half * kLanes, shrunk + sums[half]);
+      store(max_logit + half * kLanes, max[half]);
+      const Vec rescaled = load(denominator + half * kLanes) * exp(before[half] - max[half]);
+      store(denominator + half * kLanes, rescaled + sums[half]);
     }
   }
 
-  // Notes the logits of the targets in a tile.
-  void choose(int64_t block, int64_t v, int64_t entries, int64_t q, const float* tile) const {
+  // Saves the logits of the targets that are in this tile.
+  void gather_targets(int64_t block, int64_t v, int64_t entries, int64_t q,
+                      const float* tile) const {
     for (int64_t r = q * kPanel; r < std::min((q + 1) * kPanel, count(block)); r++) {
       const int64_t entry = o_.targets[first_row(block) + r] - v;
-      if (entry >= 0 && entry < entries) chosen()[r] = tile[entry * kPanel + r - q * kPanel];
+      if (entry >= 0 && entry < entries) target_logits()[r] = tile[entry * kPanel + r - q * kPanel];
     }
   }
 
-  // The highest logit of each of kLanes rows, and the sums of the powers relative to it.
+  // The maximum logit of each of kLanes rows, and the softmax denominator relative to it.
   struct Softmax {
-    Vec highest, total;
+    Vec max_logit, denominator;
   };
   Softmax softmax(int64_t row) const {
-    Softmax all{load(highest(0) + row), {}};
+    Softmax all{load(max_logit(0) + row), {}};
     for (int i = 1; i < threads_; i++) {
-      const Vec x = load(highest(i) + row);
-      all.highest = x > all.highest ? x : all.highest;
+      const Vec x = load(max_logit(i) + row);
+      all.max_logit = x > all.max_logit ? x : all.max_logit;
     }
     for (int i = 0; i < threads_; i++)
-      all.total += load(total(i) + row) * exp(load(highest(i) + row) - all.highest);
+      all.denominator += load(denominator(i) + row) * exp(load(max_logit(i) + row) - all.max_logit);
     return all;
   }
 
   // Computes the gradients of this thread's entries, and its part of those of the hidden states.
   void differentiate(int64_t block, int index) const {
-    float *highest = shift(index), *factor = shift(index) + size_.rows;
+    float *shifts = shift(index), *factor = shift(index) + size_.rows;
     for (int64_t r = 0; r < size_.rows; r += kLanes) {
       const Softmax all = softmax(r);
-      store(highest + r, all.highest);
-      store(factor + r, splat(1.0f / float(o_.rows)) / all.total);
+      store(shifts + r, all.max_logit);
+      store(factor + r, splat(1.0f / float(o_.rows)) / all.denominator);
     }
     // The rows of the last panel that do not exist have no gradient.
     std::fill(factor + count(block), factor + size_.rows, 0.0f);
     bool is_first = true;
     for_own_slices(index, [&](int64_t v, int64_t entries, int64_t more) {
       into_gradients(block, index, v, entries);
-      Ahead ahead;
+      Prefetcher prefetcher;
       const int64_t next = v + entries, bytes = more * o_.units * int64_t(sizeof(float));
-      ahead.add(logits(next, more, 0, index), more * size_.rows * int64_t(sizeof(float)));
-      ahead.add(o_.weight + next * o_.units, bytes);
-      if (block > 0) ahead.add(o_.grad_weight + next * o_.units, bytes);
+      prefetcher.add(logits(next, more, 0, index), more * size_.rows * int64_t(sizeof(float)));
+      prefetcher.add(o_.weight + next * o_.units, bytes);
+      if (block > 0) prefetcher.add(o_.grad_weight + next * o_.units, bytes);
       const int64_t chunks = (entries + kChunkEntries - 1) / kChunkEntries;
-      ahead.divide(panels(o_.units) * (size_.rows / kBlock + chunks));
-      add_to_hidden(index, v, entries, !is_first, ahead);
-      add_to_weight(block, index, v, entries, ahead);
+      prefetcher.divide(panels(o_.units) * (size_.rows / kBlock + chunks));
+      add_to_hidden(index, v, entries, !is_first, prefetcher);
+      add_to_weight(block, index, v, entries, prefetcher);
       is_first = false;
     });
     if (is_first) std::fill_n(hidden_part(index), size_.rows * size_.units, 0.0f);
@@ -250,7 +253,8 @@ class LargeVocabulary {
       *to = x;
   }
 
-  void add_to_hidden(int index, int64_t v, int64_t entries, bool add, Ahead& ahead) const {
+  void add_to_hidden(int index, int64_t v, int64_t entries, bool add,
+                     Prefetcher& prefetcher) const {
     Operand* block = blocks(index);
     const int64_t size = P::panel_size(kSlice) / kPanel * kBlock;
     for (int64_t b = 0; b < size_.rows / kBlock; b++)
@@ -263,12 +267,13 @@ class LargeVocabulary {
         P::multiply_block(entries, block + b * size, panel,
                           hidden_part(index) + b * kBlock * size_.units + u * kPanel, size_.units,
                           add);
-        ahead.fetch();
+        prefetcher.fetch();
       }
     }
   }
 
-  void add_to_weight(int64_t block, int index, int64_t v, int64_t entries, Ahead& ahead) const {
+  void add_to_weight(int64_t block, int index, int64_t v, int64_t entries,
+                     Prefetcher& prefetcher) const {
     for (int64_t u = 0; u < panels(o_.units); u++) {
       const int64_t width = std::min<int64_t>(kPanel, o_.units - u * kPanel);
       float* to = o_.grad_weight + v * o_.units + u * kPanel;
@@ -277,7 +282,7 @@ class LargeVocabulary {
           P::multiply(int(std::min(kChunkEntries, entries - e)), count(block),
                       gradients(index) + e * size_.stride, size_.stride, rows_of_units(u),
                       to + e * o_.units, o_.units, block > 0);
-          ahead.fetch();
+          prefetcher.fetch();
         }
         continue;
       }
@@ -297,8 +302,8 @@ class LargeVocabulary {
     for (int64_t r = own.begin; r < own.end; r++) {
       const Softmax all = softmax(r / kLanes * kLanes);
       const int lane = int(r % kLanes);
-      const double nats =
-          std::log(double(all.total[lane])) + double(all.highest[lane]) - double(chosen()[r]);
+      const double nats = std::log(double(all.denominator[lane])) + double(all.max_logit[lane]) -
+                          double(target_logits()[r]);
       loss += nats;
       if (o_.nats) o_.nats[first_row(block) + r] = nats;
       if (!o_.grad_weight) continue;
@@ -348,14 +353,14 @@ class LargeVocabulary {
   static int64_t thread_numbers(const BlockSizes& size, bool has_gradients) {
     return size.rows * (has_gradients ? 2 + 2 + size.units : 2);
   }
-  float* chosen() const {
+  float* target_logits() const {
     return o_.spare + logit_numbers(size_, o_.vocabulary, threads_, o_.grad_weight);
   }
   float* of_thread(int index) const {
-    return chosen() + size_.rows + index * thread_numbers(size_, o_.grad_weight);
+    return target_logits() + size_.rows + index * thread_numbers(size_, o_.grad_weight);
   }
-  float* highest(int index) const { return of_thread(index); }
-  float* total(int index) const { return of_thread(index) + size_.rows; }
+  float* max_logit(int index) const { return of_thread(index); }
+  float* denominator(int index) const { return of_thread(index) + size_.rows; }
   float* shift(int index) const { return of_thread(index) + 2 * size_.rows; }  // and the factors
   float* hidden_part(int index) const { return of_thread(index) + 4 * size_.rows; }
 

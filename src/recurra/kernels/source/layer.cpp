@@ -97,7 +97,7 @@ class Backward {
     }
   }
 
-  // Separate functions, so that each has the registers for its constants.
+  // Not inlined, so that the compiler allocates registers for each function separately.
   NO_INLINE void whole_rows(const Share& share, int64_t t, int64_t first_row, int rows,
                             int64_t unit, const float* product) {
     rows_of(share, t, first_row, rows, unit, kLanes, product);

@@ -15,34 +15,34 @@ constexpr int kChunk = 2 * kTileRows;
 // Replaces a row of logits (padded to whole panels) by the gradient of its loss times `weight`, and
 // returns the loss.
 float into_gradient(float* row, int64_t size, int64_t target, float weight) {
-  Vec highest = splat(row[0]);
+  Vec maxima = splat(row[0]);
   int64_t whole = size / kLanes * kLanes;
   for (int64_t v = 0; v < whole; v += kLanes) {
     Vec x = load(row + v);
-    highest = x > highest ? x : highest;
+    maxima = x > maxima ? x : maxima;
   }
   float max = row[0];
-  for (int i = 0; i < kLanes; i++) max = std::max(max, highest[i]);
+  for (int i = 0; i < kLanes; i++) max = std::max(max, maxima[i]);
   for (int64_t v = whole; v < size; v++) max = std::max(max, row[v]);
-  float chosen = row[target];
+  float target_logit = row[target];
   Vec sums = {};
   for (int64_t v = 0; v < size; v += kLanes) {
     int count = int(std::min<int64_t>(kLanes, size - v));
     // A NaN anywhere makes the sum NaN.
-    Vec power = exp(load(row + v, count) - splat(max));
+    Vec exponential = exp(load(row + v, count) - splat(max));
     if (count < kLanes)
-      for (int i = count; i < kLanes; i++) power[i] = 0;
-    sums += power;
-    store(row + v, power, count);
+      for (int i = count; i < kLanes; i++) exponential[i] = 0;
+    sums += exponential;
+    store(row + v, exponential, count);
   }
-  float total = sum(sums);
-  const Vec factor = splat(weight / total);
+  float denominator = sum(sums);
+  const Vec factor = splat(weight / denominator);
   for (int64_t v = 0; v < size; v += kLanes) {
     int count = int(std::min<int64_t>(kLanes, size - v));
     store(row + v, load(row + v, count) * factor, count);
   }
   row[target] -= weight;
-  return std::log(total) + max - chosen;
+  return std::log(denominator) + max - target_logit;
 }
 
 template <class P>
@@ -233,7 +233,8 @@ RECURRA_EXPORT int64_t recurra_block_spare_numbers(int64_t threads, int64_t rows
 RECURRA_EXPORT int64_t recurra_block_numbers(int64_t threads, int64_t rows, int64_t units,
                                              int64_t vocabulary) {
   using namespace recurra;
-  // The panels of the other kinds have an even number of rows, as this has.
+  // The size for fp32 with an even depth is an upper bound for all kinds: the panels of some pad an
+  // odd depth with a row of zeros.
   const BlockSizes size(rows, units + units % 2, vocabulary);
   return LargeVocabulary<Single>::operands(size, units + units % 2, thread_count(threads));
 }

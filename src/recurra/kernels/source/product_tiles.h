@@ -50,8 +50,9 @@ struct Tiles : Pairs {
 
   static void multiply_block(int64_t depth, const Operand* block, const Operand* panel, float* c,
                              int64_t ldc, bool add) {
-    const int64_t rest = depth % kTileDepth;
-    two_tiles({block, kTileDepth, kBlock * kTileDepth, rest + rest % 2, depth}, panel, c, ldc, add);
+    const int64_t remainder = depth % kTileDepth;
+    two_tiles({block, kTileDepth, kBlock * kTileDepth, remainder + remainder % 2, depth}, panel, c,
+              ldc, add);
   }
 
   // Leaves the tile registers empty, as the operating system expects of a thread at rest. Each
@@ -66,13 +67,13 @@ struct Tiles : Pairs {
   static constexpr int kRows = 16, kTileDepth = 32;
 
   // The rows of a product: numbers `k` to `k + kTileDepth` of row r are at
-  // from + k / kTileDepth * step + r * stride; the rest of an uneven depth is `last_stride` apart.
+  // from + k / kTileDepth * step + r * stride. The rows of the remainder are `last_stride` apart.
   struct Source {
     const Half* from;
     int64_t stride, step, last_stride, depth;
 
     int64_t whole_steps() const { return depth / kTileDepth; }
-    bool has_rest() const { return depth % kTileDepth > 0; }
+    bool has_remainder() const { return depth % kTileDepth > 0; }
   };
 
   // The operand of LDTILECFG.
@@ -99,12 +100,13 @@ struct Tiles : Pairs {
     configured_rows() = rows;
   }
 
-  // The last rows of an uneven depth and of its panel, filled up with zeros.
-  struct Rest {
+  // The end of a depth that is not a multiple of kTileDepth: the last numbers of each row, and the
+  // last rows of the panel, padded with zeros.
+  struct Remainder {
     alignas(64) Half a[2 * kRows * kTileDepth] = {};
     alignas(64) Half panel[kTileDepth * kPanel] = {};
 
-    Rest(int rows, const Source& source, const Half* from_panel) {
+    Remainder(int rows, const Source& source, const Half* from_panel) {
       const int64_t steps = source.whole_steps(), numbers = source.depth % kTileDepth;
       const Half* from = source.from + steps * source.step;
       for (int r = 0; r < rows; r++)
@@ -118,8 +120,8 @@ struct Tiles : Pairs {
     _tile_loadd(7, panel + 2 * kLanes, 4 * kPanel);
   }
 
-  // Up to 16 rows. An instruction takes as long as three others wait for it, so the sums of every
-  // second step are separate.
+  // Up to 16 rows. The latency of TDPBF16PS is several times the interval at which it can be
+  // issued, so even and odd steps accumulate in separate tiles.
   static void one_tile(int rows, const Source& source, const Half* panel, float* c, int64_t ldc,
                        bool add) {
     configure(rows);
@@ -140,10 +142,10 @@ struct Tiles : Pairs {
         _tile_dpbf16ps(3, 5, 7);
       }
     }
-    if (source.has_rest()) {
-      const Rest rest(rows, source, panel);
-      load_panel(rest.panel);
-      _tile_loadd(4, rest.a, 2 * kTileDepth);
+    if (source.has_remainder()) {
+      const Remainder remainder(rows, source, panel);
+      load_panel(remainder.panel);
+      _tile_loadd(4, remainder.a, 2 * kTileDepth);
       _tile_dpbf16ps(0, 4, 6);
       _tile_dpbf16ps(1, 4, 7);
     }
@@ -185,9 +187,9 @@ struct Tiles : Pairs {
     }
     for (int64_t s = 0; s < source.whole_steps(); s++)
       step_of_two(source.from + s * source.step, source.stride, panel + s * kTileDepth * kPanel);
-    if (source.has_rest()) {
-      const Rest rest(2 * kRows, source, panel);
-      step_of_two(rest.a, kTileDepth, rest.panel);
+    if (source.has_remainder()) {
+      const Remainder remainder(2 * kRows, source, panel);
+      step_of_two(remainder.a, kTileDepth, remainder.panel);
     }
     _tile_stored(0, c, 4 * ldc);
     _tile_stored(1, c + kLanes, 4 * ldc);

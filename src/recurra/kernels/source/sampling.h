@@ -39,12 +39,12 @@ class Sampler {
   }
 
   void penalize(const uint8_t* seen) {
-    constexpr double kMost = std::numeric_limits<double>::max();
+    constexpr double kMax = std::numeric_limits<double>::max();
     for (int64_t v = 0; v < g_.vocabulary; v++) {
       if (!seen[v]) continue;
       double& x = logits_[v];
       x = x > 0 ? x / g_.repetition_penalty : x * g_.repetition_penalty;
-      x = std::clamp(x, -kMost, kMost);
+      x = std::clamp(x, -kMax, kMax);
     }
   }
 
@@ -65,20 +65,21 @@ class Sampler {
   }
 
   void keep_top_p() {
-    double total = fill_powers();
+    double total = fill_exponentials();
     order_.resize(g_.vocabulary);
     std::iota(order_.begin(), order_.end(), 0);
     double before = 0;
     for (int64_t first = 0, last; first < g_.vocabulary; first = last) {
-      // Beyond rounding, all that follow are left out. Most often few tokens have to be sorted.
       if (before > g_.top_p + 1e-9) {
+        // The sum exceeds top_p by more than rounding errors, so all remaining tokens are excluded.
+        // Usually, few tokens have to be sorted.
         for (int64_t i = first; i < g_.vocabulary; i++) logits_[order_[i]] = kNever;
         return;
       }
       last = std::min(std::max<int64_t>(kSortedAtOnce, 4 * first), g_.vocabulary);
       sort_highest(first, last);
       for (int64_t i = first; i < last; i++) {
-        double probability = powers_[order_[i]] / total;
+        double probability = exponentials_[order_[i]] / total;
         // The comparison uses the rounded sum, as the Python implementation does.
         double after = before + probability;
         if (!(after - probability < g_.top_p)) logits_[order_[i]] = kNever;
@@ -100,32 +101,33 @@ class Sampler {
   }
 
   void keep_min_p() {
-    double total = fill_powers();
-    double highest = *std::max_element(powers_.begin(), powers_.end()) / total;
+    double total = fill_exponentials();
+    double max_probability = *std::max_element(exponentials_.begin(), exponentials_.end()) / total;
     for (int64_t v = 0; v < g_.vocabulary; v++)
-      if (powers_[v] / total < g_.min_p * highest) logits_[v] = kNever;
+      if (exponentials_[v] / total < g_.min_p * max_probability) logits_[v] = kNever;
   }
 
   int64_t draw(double uniform) {
-    double total = fill_powers(), sum = 0;
-    for (double& power : powers_) sum += power / total, power = sum;
+    double total = fill_exponentials(), sum = 0;
+    for (double& x : exponentials_) sum += x / total, x = sum;
     double threshold = uniform * sum;
-    return std::upper_bound(powers_.begin(), powers_.end(), threshold) - powers_.begin();
+    return std::upper_bound(exponentials_.begin(), exponentials_.end(), threshold) -
+           exponentials_.begin();
   }
 
-  // Computes exp(logit - highest logit) of every token, and returns the sum.
-  double fill_powers() {
-    double highest = *std::max_element(logits_.begin(), logits_.end()), total = 0;
-    powers_.resize(g_.vocabulary);
+  // Computes exp(logit - maximum logit) of every token, and returns the sum.
+  double fill_exponentials() {
+    double max_logit = *std::max_element(logits_.begin(), logits_.end()), total = 0;
+    exponentials_.resize(g_.vocabulary);
     for (int64_t v = 0; v < g_.vocabulary; v++) {
-      powers_[v] = logits_[v] == kNever ? 0.0 : std::exp(logits_[v] - highest);
-      total += powers_[v];
+      exponentials_[v] = logits_[v] == kNever ? 0.0 : std::exp(logits_[v] - max_logit);
+      total += exponentials_[v];
     }
     return total;
   }
 
   const Generation& g_;
-  std::vector<double> logits_, powers_, sorted_;
+  std::vector<double> logits_, exponentials_, sorted_;
   std::vector<int64_t> order_;
 };
 

@@ -13,7 +13,7 @@
 
 // For functions in the innermost loops, where a call would cost as much as the work.
 #define INLINE inline __attribute__((always_inline))
-// For work around which the compiler should not arrange the registers of its caller.
+// Prevents inlining, so that the function does not affect the register allocation of its caller.
 #define NO_INLINE __attribute__((noinline))
 
 namespace recurra {
@@ -40,7 +40,8 @@ INLINE Vec load(const float* from) {
 
 INLINE void store(float* to, Vec v) { std::memcpy(to, &v, sizeof v); }
 
-// Partial vectors use masks, because a copy of unknown length is a call. `count` >= 0.
+// Partial vectors use masks, because `memcpy` with a length that is unknown at compile time is a
+// function call. `count` >= 0.
 #if defined(__AVX512F__)
 INLINE __mmask16 first_lanes(int count) { return __mmask16((1u << count) - 1); }
 #elif defined(__AVX__)

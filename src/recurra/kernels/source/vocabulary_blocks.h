@@ -1,4 +1,4 @@
-// The sizes of the blocks of rows of a large vocabulary, and the memory that is read ahead.
+// The sizes of the blocks of rows for a large vocabulary, and the prefetching of slices.
 #pragma once
 
 #include <algorithm>
@@ -16,14 +16,15 @@ struct BlockSizes {
   int64_t units;         // of a packed row
   int64_t stride;        // of the gradients of the logits of an entry
 
-  // The rows depend on nothing but the sizes, so that the number of threads does not change the
-  // order of the sums over rows.
+  // The number of rows does not depend on the number of threads, so the order of the sums over rows
+  // does not either.
   BlockSizes(int64_t all_rows, int64_t num_units, int64_t vocabulary) {
     constexpr int64_t kLogits = 12 << 20;  // 48 MiB
-    // Fewer rows read the weights too often; those and their gradients fit the L2 cache.
-    constexpr int64_t kFewest = 128, kMost = 256;
-    const int64_t most = std::clamp(kLogits / vocabulary / kBlock * kBlock, kFewest, kMost);
-    blocks = std::max<int64_t>(1, (all_rows + most - 1) / most);
+    // With fewer rows, the weights are read too often. With at most kMaxRows rows, the logits of a
+    // slice and their gradients take at most 264 KiB, which fits in the L2 cache.
+    constexpr int64_t kMinRows = 128, kMaxRows = 256;
+    const int64_t limit = std::clamp(kLogits / vocabulary / kBlock * kBlock, kMinRows, kMaxRows);
+    blocks = std::max<int64_t>(1, (all_rows + limit - 1) / limit);
     const int64_t even = (all_rows + blocks - 1) / blocks;
     rows = std::max<int64_t>(1, (even + kBlock - 1) / kBlock) * kBlock;
     blocks = (all_rows + rows - 1) / rows;
@@ -34,10 +35,11 @@ struct BlockSizes {
   int64_t row_panels() const { return rows / kPanel; }
 };
 
-// Memory that is read next. The hardware alone would not foresee it: the products read short rows.
-class Ahead {
+// Prefetches the memory that the next slice reads. The hardware prefetcher does not, because the
+// products read short rows.
+class Prefetcher {
  public:
-  Ahead() = default;
+  Prefetcher() = default;
   void add(const void* from, int64_t bytes) {
     if (bytes <= 0) return;
     ranges_[count_++] = {static_cast<const char*>(from), static_cast<const char*>(from) + bytes};
@@ -47,7 +49,7 @@ class Ahead {
   // Divides the lines by the number of calls of `fetch` that follow.
   void divide(int64_t calls) { share_ = (lines_ + calls - 1) / calls; }
 
-  // Brings the next lines into the L2 cache.
+  // Prefetches the next lines into the L2 cache.
   void fetch() {
     for (int64_t line = 0; line < share_ && at_ < count_; line++) {
       __builtin_prefetch(ranges_[at_].from, 0, 2);
