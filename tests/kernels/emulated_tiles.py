@@ -73,7 +73,7 @@ def main():
     assert matmul_selection.matmul_kernels().wrong == []
     compare_products()
     for threads in (1, 3):
-        with cores.chosen(threads):
+        with cores.use_threads(threads):
             for cell in CELLS:
                 for units, rows in ((1, 3), (32, 16), (33, 1), (45, 17), (70, 40)):
                     compare_layer(cell, units, rows)

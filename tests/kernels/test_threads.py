@@ -44,7 +44,7 @@ def send(queue):
     # Without this, products of torch would wait forever for threads that the fork does not have.
     # The workers of torch's data loaders set it too.
     torch.set_num_threads(1)
-    with cores.chosen(threads):
+    with cores.use_threads(threads):
         values = compute().numpy()
     queue.put((threads, values))
 

@@ -139,7 +139,7 @@ def test_describe_names_each_reason(monkeypatch):
     monkeypatch.setattr(cores, "current_limit", lambda: limit(LAPTOP))
     assert cores.describe().endswith("torch uses 3 threads")
     with num_threads(6):
-        assert cores.describe().startswith("6: chosen; 4 cores")
+        assert cores.describe().startswith("6: set explicitly; 4 cores")
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_train_logs_number_of_threads_once_if_it_is_not_that_of_torch(
     logged = [record.message for record in caplog.records if "CPU threads" in record.message]
     assert logged == [
         "CPU threads: 4: 4 cores with 8 hyper-threads, no CPU quota, 1 NUMA node;"
-        " the setting threads changes it"
+        " set `threads` to change it"
     ]
     torch.set_num_threads(2)
     caplog.clear()

@@ -72,7 +72,7 @@ def _below(path: PurePosixPath | None, top: PurePosixPath) -> PurePosixPath:
 
 
 def _unescaped(path: str) -> str:
-    # The kernel writes spaces, tabs, line breaks and backslashes as octal numbers.
+    # Linux writes spaces, tabs, line breaks and backslashes as octal numbers.
     return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), path)
 
 
@@ -89,7 +89,7 @@ def _quota(folder: Path) -> float | None:
 
 
 def _text(file: Path) -> str:
-    """Return the contents of a file of the kernel; empty if it does not exist or is unreadable."""
+    """Return the contents of a file in /proc or /sys; empty if it is missing or unreadable."""
     try:
         return file.read_text(encoding="utf-8", errors="replace")
     except OSError:

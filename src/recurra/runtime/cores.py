@@ -1,6 +1,7 @@
 """Choose the number of CPU threads of the kernels and of torch, and state the reasons.
 
-By default, it is the number of cores that this process may use, and at most that of torch:
+By default, it is the smaller of the number of cores that this process may use and torch's number of
+threads (which is ignored where torchrun set it to 1). The cores are counted as follows:
 
 - Hyper-threads of one core count once, because they share its vector units and caches. Of cores of
   unequal speed, only the faster ones count: all threads wait for the slowest one.
@@ -41,7 +42,7 @@ _logged: set[str] = set()
 
 
 class _Choice(threading.local):
-    """The number of threads that `chosen` sets for the current thread; None outside of it."""
+    """The number of threads that `use_threads` sets for the current thread; None outside of it."""
 
     count: int | None = None
 
@@ -67,13 +68,13 @@ class Limit:
 def threads() -> int:
     """Return the number of threads of a kernel that the current thread calls.
 
-    This is the number of the enclosing `chosen`. Outside of it, it is that of torch, but at most
-    the number of cores that this process may use: OMP_NUM_THREADS and `torch.set_num_threads` can
-    lower it. The cores are counted once per process and whenever training starts.
+    This is the number of the enclosing `use_threads`. Outside of it, it is that of torch, but at
+    most the number of cores that this process may use: OMP_NUM_THREADS and `torch.set_num_threads`
+    can lower it. The cores are counted once per process and whenever training starts.
 
     Examples:
-        >>> from recurra.runtime.cores import chosen, threads
-        >>> with chosen(3):
+        >>> from recurra.runtime.cores import threads, use_threads
+        >>> with use_threads(3):
         ...     threads()
         3
     """
@@ -86,7 +87,7 @@ def threads() -> int:
 
 
 @contextmanager
-def chosen(count: int) -> Iterator[None]:
+def use_threads(count: int) -> Iterator[None]:
     """Let `threads` return this number in the current thread, also if there are fewer cores."""
     before = _choice.count
     _choice.count = count
@@ -94,6 +95,9 @@ def chosen(count: int) -> Iterator[None]:
         yield
     finally:
         _choice.count = before
+
+
+chosen = use_threads  # The former name, which tests/kernels/test_choice.py uses.
 
 
 def current_limit() -> Limit:
@@ -141,14 +145,14 @@ def _is_set_by_torchrun() -> bool:
 def describe() -> str:
     """Return the current number of threads and its reasons."""
     count, limit = threads(), current_limit()
-    found = describe_processors(limit.processors)
+    reasons = describe_processors(limit.processors)
     if _choice.count is not None:
-        return f"{count}: chosen; {found}"
+        return f"{count}: set explicitly; {reasons}"
     if limit.processes > 1:
-        found += f", shared by {limit.processes} processes of torchrun"
+        reasons += f", shared by {limit.processes} processes of torchrun"
     if count < limit.threads:
-        found += f", torch uses {_plural(torch.get_num_threads(), 'thread')}"
-    return f"{count}: {found}"
+        reasons += f", torch uses {_plural(torch.get_num_threads(), 'thread')}"
+    return f"{count}: {reasons}"
 
 
 def describe_processors(processors: Processors) -> str:
@@ -161,23 +165,23 @@ def describe_processors(processors: Processors) -> str:
         '8 cores with 16 hyper-threads, CPU quota 1.5, 4 cores in one of 2 NUMA nodes'
     """
     kind = "performance core" if processors.slower else "core"
-    found = [_plural(processors.cores, kind)]
+    parts = [_plural(processors.cores, kind)]
     if processors.slower:
-        found.append(f"{_plural(processors.slower, 'slower core')} not counted")
+        parts.append(f"{_plural(processors.slower, 'slower core')} not counted")
     elif processors.allowed > processors.cores:
-        found[0] += f" with {processors.allowed} hyper-threads"
+        parts[0] += f" with {processors.allowed} hyper-threads"
     if processors.allowed < processors.machine:
-        found.append(
+        parts.append(
             f"affinity mask with {processors.allowed} of {processors.machine} logical CPUs"
         )
     quota = processors.quota
-    found.append("no CPU quota" if quota is None else f"CPU quota {quota:.4g}")
+    parts.append("no CPU quota" if quota is None else f"CPU quota {quota:.4g}")
     if len(processors.nodes) > 1:
         most = _plural(processors.nodes[0], "core")
-        found.append(f"{most} in one of {len(processors.nodes)} NUMA nodes")
+        parts.append(f"{most} in one of {len(processors.nodes)} NUMA nodes")
     else:
-        found.append("1 NUMA node")
-    return ", ".join(found)
+        parts.append("1 NUMA node")
+    return ", ".join(parts)
 
 
 def log_default() -> None:
@@ -185,7 +189,7 @@ def log_default() -> None:
 
     The level is INFO if the number differs from that of torch, and otherwise DEBUG.
     """
-    message = f"CPU threads: {describe()}; the setting threads changes it"
+    message = f"CPU threads: {describe()}; set `threads` to change it"
     # The other processes of torchrun decide the same.
     if message in _logged or started_rank() > 0:
         return

@@ -54,12 +54,12 @@ def num_threads(count: int | None) -> Iterator[None]:
         cores.detect_again()
         count = cores.threads()
     before = torch.get_num_threads()
-    # The call makes small operations of torch slower, also with the same number: MKL then uses all
-    # threads for them.
+    # The call slows down small operations of torch even if the number does not change, because MKL
+    # then uses all threads for them.
     if count != before:
         torch.set_num_threads(count)
     try:
-        with cores.chosen(count):
+        with cores.use_threads(count):
             yield
     finally:
         if count != before:
@@ -76,6 +76,6 @@ def processor_name() -> str:
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
-        found = re.search(r"^model name\s*: (.*)$", cpuinfo.read_text(), re.MULTILINE)
-        name = found[1] if found else name
+        match = re.search(r"^model name\s*: (.*)$", cpuinfo.read_text(), re.MULTILINE)
+        name = match[1] if match else name
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"

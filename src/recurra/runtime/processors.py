@@ -46,8 +46,8 @@ def detect() -> Processors:
     """
     if sys.platform == "darwin":
         return mac_processors(_sysctl)
-    if sys.platform == "win32" and (found := windows_processors.detect()) is not None:
-        return count_cores(found.allowed, found.cores, found.nodes, found.slow)
+    if sys.platform == "win32" and (cpus := windows_processors.detect()) is not None:
+        return count_cores(cpus.allowed, cpus.cores, cpus.nodes, cpus.slow)
     allowed = set(range(os.cpu_count() or 1))
     if sys.platform == "linux":
         # Those of the first thread: the calling thread may be confined to fewer.
@@ -107,14 +107,14 @@ def linux_processors(allowed: Set[int], root: Path = Path("/")) -> Processors:
     # The topology of CPUs that are offline is unknown.
     allowed = frozenset(allowed) & online or frozenset(allowed)
     nodes = [_cpu_list(file) for file in root.glob("sys/devices/system/node/node*/cpulist")]
-    found = count_cores(
+    counts = count_cores(
         allowed,
         [_core(root, cpu) for cpu in allowed],
         nodes,
         _slow_cpus(root, allowed),
         machine=len(online | allowed),
     )
-    return Processors(**{**vars(found), "quota": cpu_quota(root)})
+    return Processors(**{**vars(counts), "quota": cpu_quota(root)})
 
 
 def _core(root: Path, cpu: int) -> frozenset[int]:
@@ -129,10 +129,11 @@ def _core(root: Path, cpu: int) -> frozenset[int]:
 def _slow_cpus(root: Path, allowed: Set[int]) -> frozenset[int]:
     """Return the logical CPUs of slower cores.
 
-    The threads of a kernel have equal parts of the work and wait for each other, so the slowest of
-    n cores determines the speed: it is n times that of the slowest. Of the cores whose capacity the
-    kernel states, the fastest are kept whose number gives the highest speed. Intel's processors do
-    not state it; the vector units of their efficiency cores have half the width.
+    The threads of a kernel have equal parts of the work and wait for each other, so the speed of n
+    cores is n times that of the slowest. Where Linux reports the capacity of each logical CPU, the
+    CPUs are sorted by capacity, and the n fastest are kept for which this speed is highest. For
+    Intel's processors it reports no capacity, but lists the efficiency cores, whose vector units
+    have half the width. These are left out.
     """
     if atoms := _cpu_list(root / "sys/devices/cpu_atom/cpus"):
         return atoms
