@@ -4,8 +4,8 @@
 
 Requires the corpus time-machine (from RECURRA_DATA or the network). Each workload is a process that
 trains on the CPU with the default number of threads. It is measured alone, beside a second process
-with the same workload, and beside one and two processes that only count. Prints a Markdown table of
-tokens/s, and of the speed relative to the process alone. Run nothing else meanwhile.
+with the same workload, and beside one and two busy loops. Prints a Markdown table of tokens/s, and
+of the speed relative to the process alone. Run nothing else meanwhile.
 
 torch is imported before recurra, as in the code of Dive into Deep Learning.
 """
@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterator
 
 BATCH_SIZE, NUM_STEPS = 32, 35
 WARM_UP_SECONDS = 3.0
-COUNT = "while True: pass"
-SITUATIONS = ("alone", "beside a copy", "beside one counter", "beside two counters")
+BUSY_LOOP = "while True: pass"
+SITUATIONS = ("alone", "beside a copy", "beside one busy loop", "beside two busy loops")
 
 Step = Callable[[], int]
 """Trains on one batch and returns its number of tokens."""
@@ -137,9 +137,9 @@ def _until(seconds: float, step: Step) -> Iterator[int]:
 def measure(workload: str, situation: str, seconds: float) -> float:
     """Return the tokens/s of a process in a situation; the mean of both if there is a copy."""
     command = [sys.executable, __file__, "--here", workload, "--seconds", str(seconds)]
-    counters = {"beside one counter": 1, "beside two counters": 2}.get(situation, 0)
+    busy_loops = {"beside one busy loop": 1, "beside two busy loops": 2}.get(situation, 0)
     copies = 2 if situation == "beside a copy" else 1
-    others = [subprocess.Popen([sys.executable, "-c", COUNT]) for _ in range(counters)]
+    others = [subprocess.Popen([sys.executable, "-c", BUSY_LOOP]) for _ in range(busy_loops)]
     try:
         running = [
             subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(copies)
