@@ -35,7 +35,8 @@ class Bench:
     """Number of measurements per row; the median is reported."""
 
     threads: int | None = None
-    """Number of CPU threads; by default, that of the cores that this process may use."""
+    """Number of CPU threads; by default, one per physical core that the process may use (see
+    `recurra doctor`)."""
 
     json: bool = False
     """Print one line of JSON that describes the machine, then one per measurement."""

@@ -164,7 +164,8 @@ class TrainingConfig:
     """Device: auto, cpu, cuda, cuda:N or mps."""
 
     threads: int | None = None
-    """Number of CPU threads; by default, that of the cores that this process may use."""
+    """Number of CPU threads; by default, one per physical core that the process may use (see
+    `recurra doctor`)."""
 
     seed: int = 1
     """Seed of all random numbers of the run."""

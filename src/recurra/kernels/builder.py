@@ -1,4 +1,4 @@
-"""Compile the kernels once for each version of the sources, the flags, and machine type.
+"""Compile the kernels once for each combination of sources, compiler flags and machine type.
 
 The library is stored in the cache directory under a name derived from all three. A binary for
 another machine is therefore never loaded, and a change of any of them causes a new build. By

@@ -120,17 +120,17 @@ def compile_library(
     # The runtime libraries of mingw are not installed on a user's machine.
     common = ("-static",) if system == "win32" else ("-fPIC", "-pthread")
     objects = [library.with_name(f"{library.stem}-{source.stem}.o") for source in sources]
-    every = [*command, *COMMON_FLAGS, *common, *flags]
+    base_command = [*command, *COMMON_FLAGS, *common, *flags]
     compiling = [
-        [*every, "-c", str(s), "-o", str(o)] for s, o in zip(sources, objects, strict=True)
+        [*base_command, "-c", str(s), "-o", str(o)] for s, o in zip(sources, objects, strict=True)
     ]
-    said, is_success = _run_all(compiling, library.parent)
+    output, is_success = _run_all(compiling, library.parent)
     if is_success:
         # By default, a library of macOS contains the path at which it was linked.
         name = [f"-Wl,-install_name,@rpath/{library.name}"] if system == "darwin" else []
-        linking = [*every, "-shared", "-s", *name, *map(str, objects), "-o", str(library)]
-        said += _run_all([linking], library.parent)[0]
-    return said
+        linking = [*base_command, "-shared", "-s", *name, *map(str, objects), "-o", str(library)]
+        output += _run_all([linking], library.parent)[0]
+    return output
 
 
 def compile_platform(platform: Platform, folder: Path) -> Iterator[Path]:
@@ -147,10 +147,10 @@ def compile_platform(platform: Platform, folder: Path) -> Iterator[Path]:
     for name, sources, flags in jobs:
         library = folder / f"{name}{library_suffix(platform.system)}"
         flags = ["-target", platform.target, *flags]
-        said = compile_library(ZIG, sources, flags, library, platform.system)
+        output = compile_library(ZIG, sources, flags, library, platform.system)
         if not library.is_file():
-            raise KernelError(said)
-        if printed := [line for line in said.splitlines() if not line.startswith("$ ")]:
+            raise KernelError(output)
+        if printed := [line for line in output.splitlines() if not line.startswith("$ ")]:
             _logger.warning("%s:\n%s", library.name, "\n".join(printed))
         yield library
 
@@ -162,9 +162,9 @@ def _run_all(commands: list[list[str]], folder: Path) -> tuple[str, bool]:
     # Temporary files are on the same disk as the library, so that only one disk can be full, which
     # is recognized by the English message.
     fixed = {**dict.fromkeys(("TMPDIR", "TMP", "TEMP"), str(folder)), "LC_ALL": "C"}
-    said, running = "", []
+    output, running = "", []
     for command in commands:
-        said += f"$ {shlex.join(command)}\n"
+        output += f"$ {shlex.join(command)}\n"
         try:
             process = subprocess.Popen(
                 command,
@@ -174,13 +174,13 @@ def _run_all(commands: list[list[str]], folder: Path) -> tuple[str, bool]:
                 env=caches | os.environ | fixed,
             )
         except OSError as error:
-            said += f"{error}\n"
+            output += f"{error}\n"
             break
         running.append(process)
     for process in running:
-        said += _wait_for(process)
+        output += _wait_for(process)
     is_success = len(running) == len(commands) and not any(p.returncode for p in running)
-    return said, is_success
+    return output, is_success
 
 
 def _wait_for(process: subprocess.Popen[bytes]) -> str:

@@ -2,7 +2,7 @@
 
 A wheel contains a library for each variant of `variants.py`; the fastest one that the processor
 executes and for which the operating system saves the registers is taken. Other installations
-compile the sources for this machine. RECURRA_KERNELS disables the kernels or forces a variant.
+compile the sources for this machine. RECURRA_KERNELS disables the kernels or selects a variant.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def select() -> Selection:
 
     Raises:
         KernelError: the kernels are disabled, or the features of the processor are unknown because
-            the program that reads them cannot be built.
+            the library that reads them cannot be built.
         ConfigError: RECURRA_KERNELS names a variant that does not exist or that this machine cannot
             execute.
     """

@@ -81,9 +81,10 @@ def compiled_cross_entropy(
 def compiled_nats(
     hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """Return the cross-entropy of each row in nats, (N,) float64, without the logits in memory.
+    """Return the cross-entropy of each row in nats, (N,) float64.
 
-    The arguments are contiguous, and as in `compiled_cross_entropy`.
+    Only one tile of logits per thread is kept in memory. The arguments are contiguous, and as in
+    `compiled_cross_entropy`.
 
     Raises:
         ConfigError: the number of targets is not the number of rows.
@@ -258,7 +259,8 @@ class _CrossEntropy(torch.autograd.Function):
         hidden, weight, bias, targets = ctx.saved_tensors
         if torch.is_grad_enabled():
             return _backward_with_graph(ctx, grad_loss, hidden, weight, bias, targets)
-        # The gradients can be given away only once. A second backward pass computes them again.
+        # The first backward pass returns the stored gradients to autograd, which may modify them. A
+        # second pass computes them again.
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             gradients = OutputGradients(*map(torch.empty_like, (hidden, weight, bias)))

@@ -264,9 +264,10 @@ class RecurrentLM(nn.Module):
     def nats(
         self, ids: Tensor, targets: Tensor, state: State | None = None
     ) -> tuple[Tensor, State]:
-        """Return the cross-entropy of each target without the logits in memory, or gradients.
+        """Return the cross-entropy of each target, without gradients.
 
-        `has_blocked_output` must be true. See `loss` for the arguments.
+        Only one tile of logits per thread is kept in memory. `has_blocked_output` must be true. See
+        `loss` for the arguments.
 
         Returns:
             (B, T) float64, in nats, and the state after the last token.

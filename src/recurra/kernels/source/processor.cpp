@@ -1,6 +1,6 @@
-// The features of this processor that the operating system enables. It is compiled by itself, for
-// the oldest processors of the architecture, because it decides which of the libraries with kernels
-// may be loaded.
+// The features of this processor that the operating system enables. This library is separate, and
+// compiled for the baseline of the architecture in wheels, because it decides which library of the
+// kernels may be loaded.
 #include <cstdint>
 #include <cstring>
 
