@@ -95,11 +95,21 @@ def machine_flags(command: Sequence[str], variant: Variant | None) -> list[str]:
     is_zig = "ziglang" in command or Path(command[0]).stem == "zig"
     if variant is None:
         return ["-mcpu=native" if architecture() == AARCH64 else "-march=native"]
+    if variant.architecture == AARCH64:
+        return _arm_flags(variant, is_zig)
     processor = variant.processor.replace("-", "_") if is_zig else variant.processor
     flags = [f"-march={processor}"] if processor else []
     # clang splits vectors of 512 bits for these processors unless told otherwise.
     wide = ["-mprefer-vector-width=512"] if "avx512f" in variant.features else []
     return [*flags, *(f"-m{name}" for name in variant.extensions), *wide]
+
+
+def _arm_flags(variant: Variant, is_zig: bool) -> list[str]:
+    processor = variant.processor
+    if is_zig and processor:
+        # zig has versions of the architecture as features of a processor: v8_2a for armv8.2-a.
+        processor = f"generic+{processor[3:].replace('.', '_').replace('-', '')}"
+    return [f"-march={'+'.join((processor, *variant.extensions))}"] if processor else []
 
 
 def compile_library(

@@ -26,7 +26,8 @@ class Variant:
         architecture: X86_64 or AARCH64.
         processor: the processor for which the compiler translates, as in its option `-march`;
             empty for the oldest one of the architecture.
-        extensions: instruction sets that are used as well, as in the compiler's options `-mNAME`.
+        extensions: instruction sets that are used as well, as in the compiler's options `-mNAME`,
+            or, for ARM, `-march=PROCESSOR+NAME`.
         features: what the processor must have and the operating system must enable, as
             `source/processor.cpp` names it.
     """
@@ -49,8 +50,7 @@ VARIANTS = (
     Variant("avx512", X86_64, "x86-64-v4", (), _AVX512),
     Variant("avx2", X86_64, "x86-64-v3", (), _AVX2),
     Variant("sse4", X86_64, "x86-64-v2", (), _SSE4),
-    # The sources have no products of bf16 pairs for ARM yet. With them, this row is added above:
-    # Variant("neon-bf16", AARCH64, "armv8.2-a+bf16", (), frozenset({"bf16"})).
+    Variant("neon-bf16", AARCH64, "armv8.2-a", ("bf16",), frozenset({"bf16"})),
     Variant("neon", AARCH64),
 )
 """All variants; those of an architecture from the fastest to the slowest."""

@@ -45,7 +45,7 @@ bool has_kind(int32_t kind) {
   switch (kind) {
     case kSingle:
     case kRounded: return true;
-#if defined(__AVX512BF16__)
+#if defined(RECURRA_PAIRS)
     case kPairs: return true;
 #endif
     case kTiles: return may_use_tiles();

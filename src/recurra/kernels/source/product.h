@@ -8,7 +8,7 @@
 // There are four kinds of product, each a class of static functions with the same names:
 //   Single     fp32;
 //   Rounded    fp32 arithmetic on operands rounded to bfloat16, for machines without BF16 units;
-//   Pairs      bfloat16 operands, two at a time, accumulated in fp32 (AVX-512 BF16);
+//   Pairs      bfloat16 operands, two at a time, accumulated in fp32 (AVX-512 BF16 or ARM BF16);
 //   Tiles      the same with 16 rows at a time in the tile registers of AMX.
 // The last two have separate headers.
 #pragma once
@@ -184,7 +184,7 @@ void with_product(int32_t kind, Work work) {
   switch (kind) {
     case kSingle: return work(Single{});
     case kRounded: return work(Rounded{});
-#if defined(__AVX512BF16__)
+#if defined(RECURRA_PAIRS)
     case kPairs: return work(Pairs{});
 #endif
 #if defined(RECURRA_TILES)

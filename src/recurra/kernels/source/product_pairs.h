@@ -1,8 +1,10 @@
-// Products of bfloat16 numbers, two at a time, accumulated in fp32 (AVX-512 BF16). Part of
-// `product.h`.
+// Products of bfloat16 numbers, two at a time, accumulated in fp32. Part of `product.h`; `pairs.h`
+// has the instructions.
 #pragma once
 
-#if defined(__AVX512BF16__)
+#include "pairs.h"
+
+#if defined(RECURRA_PAIRS)
 
 namespace recurra {
 
@@ -13,7 +15,7 @@ struct Pairs {
 
   static int64_t panel_size(int64_t depth) { return (depth + 1) / 2 * 2 * kPanel; }
 
-  static void store_operand(Operand* to, Vec v, int count) { store_bfloat16(to, v, count); }
+  static void store_operand(Operand* to, Vec v, int count) { store_rounded(to, v, count); }
 
   static void pack(Layout weight, int64_t depth, int width, Operand* panel) {
     if (width < kPanel || depth % 2) std::fill(panel, panel + panel_size(depth), Half(0));
@@ -29,7 +31,7 @@ struct Pairs {
           int columns = std::min(kLanes, width - left);
           const float* from = weight.from + k * weight.row + left;
           Vec second = k + 1 < depth ? load(from + weight.row, columns) : splat(0.0f);
-          store_pairs(panel + k * kPanel + 2 * left, load(from, columns), second);
+          store_halves(panel + k * kPanel + 2 * left, round_pairs(load(from, columns), second));
         }
     }
   }
@@ -49,7 +51,8 @@ struct Pairs {
     for (int64_t k = 0; k < depth; k += 2, block += 2 * kBlock) {
       const Half *first = from + k * stride, *second = first + stride;
       if (width == kBlock && k + 1 < depth) {
-        store_pairs(block, _mm512_loadu_si512(first), _mm512_loadu_si512(second));
+        for (int m = 0; m < kBlock; m += 2 * kLanes)
+          store_pairs(block + 2 * m, load_halves(first + m), load_halves(second + m));
         continue;
       }
       for (int m = 0; m < width; m++) {
@@ -69,22 +72,10 @@ struct Pairs {
   static void finish() {}
 
  protected:
-  // Two vectors, rounded and interleaved.
-  INLINE static void store_pairs(Half* to, Vec first, Vec second) {
-    // The halves of a word are in the order of memory: the first is the lower one.
-    __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)first));
-    __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)second));
-    _mm512_storeu_si512(to, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
-  }
-
-  // Two rows of kBlock halves, interleaved.
-  INLINE static void store_pairs(Half* to, __m512i first, __m512i second) {
-    for (int part = 0; part < 2; part++) {
-      __m256i a = part ? _mm512_extracti64x4_epi64(first, 1) : _mm512_castsi512_si256(first);
-      __m256i b = part ? _mm512_extracti64x4_epi64(second, 1) : _mm512_castsi512_si256(second);
-      __m512i high = _mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16);
-      _mm512_storeu_si512(to + part * kBlock, _mm512_or_si512(_mm512_cvtepu16_epi32(a), high));
-    }
+  // Halves of two rows, interleaved.
+  INLINE static void store_pairs(Half* to, HalfVec first, HalfVec second) {
+    store_halves(to, interleave<false>(first, second));
+    store_halves(to + 2 * kLanes, interleave<true>(first, second));
   }
 
  private:
@@ -99,7 +90,7 @@ struct Pairs {
         const float* column = from + n * stride + k;
         Vec first = load(column, std::min(kLanes, rows));
         Vec second = rows > kLanes ? load(column + kLanes, rows - kLanes) : splat(0.0f);
-        square[n] = (Vec)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+        square[n] = (Vec)round_halves(first, second);
       }
       transpose(square);
       for (int pair = 0; pair < (rows + 1) / 2; pair++)
@@ -112,7 +103,7 @@ struct Pairs {
                       int64_t ldc, bool add) {
     const int64_t stride = kDown ? 2 * kBlock : 2;
     constexpr int kChains = kRows == 1 ? 4 : kRows <= 3 ? 2 : 1;
-    __m512 sums[kChains][kRows][2] = {};
+    Vec sums[kChains][kRows][2] = {};
     int64_t k = 0;
     for (; k + kChains <= pairs; k += kChains)
       for (int chain = 0; chain < kChains; chain++)
@@ -123,23 +114,20 @@ struct Pairs {
     for (int r = 0; r < kRows; r++)
       for (int v = 0; v < 2; v++) {
         float* to = c + r * ldc + v * kLanes;
-        Vec total = (Vec)sums[0][r][v];
-        for (int chain = 1; chain < kChains; chain++) total += (Vec)sums[chain][r][v];
+        Vec total = sums[0][r][v];
+        for (int chain = 1; chain < kChains; chain++) total += sums[chain][r][v];
         store(to, add ? total + load(to) : total);
       }
   }
 
   template <int kRows>
-  INLINE static void accumulate(__m512 (&sums)[kRows][2], const Half* a, int64_t lda,
+  INLINE static void accumulate(Vec (&sums)[kRows][2], const Half* a, int64_t lda,
                                 const Half* b) {
-    __m512bh left = (__m512bh)_mm512_loadu_si512(b);
-    __m512bh right = (__m512bh)_mm512_loadu_si512(b + kPanel);
+    HalfVec left = load_halves(b), right = load_halves(b + kPanel);
     for (int r = 0; r < kRows; r++) {
-      int32_t pair;
-      std::memcpy(&pair, a + r * lda, sizeof pair);
-      __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
-      sums[r][0] = _mm512_dpbf16_ps(sums[r][0], x, left);
-      sums[r][1] = _mm512_dpbf16_ps(sums[r][1], x, right);
+      HalfVec x = splat_pair(a + r * lda);
+      sums[r][0] = add_products(sums[r][0], x, left);
+      sums[r][1] = add_products(sums[r][1], x, right);
     }
   }
 

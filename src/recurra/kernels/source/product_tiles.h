@@ -32,9 +32,9 @@ struct Tiles : Pairs {
       const int numbers = int(std::min<int64_t>(kTileDepth, depth - k));
       alignas(64) Half pairs[kTileDepth / 2][2 * kBlock] = {};
       for (int i = 0; i < numbers; i += 2, from += 2 * stride) {
-        __m512i second = _mm512_setzero_si512();
-        if (i + 1 < numbers) second = _mm512_maskz_loadu_epi16(lanes, from + stride);
-        store_pairs(pairs[i / 2], _mm512_maskz_loadu_epi16(lanes, from), second);
+        HalfVec second = {};
+        if (i + 1 < numbers) second = (HalfVec)_mm512_maskz_loadu_epi16(lanes, from + stride);
+        store_pairs(pairs[i / 2], (HalfVec)_mm512_maskz_loadu_epi16(lanes, from), second);
       }
       const int words = (numbers + 1) / 2;
       for (int half = 0; half < 2; half++) {

@@ -197,37 +197,11 @@ INLINE Vec relu(Vec x) { return at_least(x, splat(0.0f)); }
 // A bfloat16 is the upper half of a float.
 typedef uint16_t Half;
 
-inline float widen(Half half) {
-  uint32_t word = uint32_t(half) << 16;
-  float x;
-  std::memcpy(&x, &word, sizeof x);
-  return x;
-}
-
 // To the nearest bfloat16, ties to even; a NaN stays one.
-inline Half narrow(float x) {
-  uint32_t word;
-  std::memcpy(&word, &x, sizeof word);
-  if (x != x) return Half((word >> 16) | 0x40);
-  return Half((word + 0x7fff + ((word >> 16) & 1)) >> 16);
-}
-
 INLINE Vec round_to_bfloat16(Vec v) {
   WordVec word = (WordVec)v;
   WordVec rounded = (word + 0x7fff + ((word >> 16) & 1)) & 0xffff0000u;
   return v == v ? (Vec)rounded : v;
-}
-
-INLINE void store_bfloat16(Half* to, Vec v, int count) {
-#if defined(__AVX512BF16__)
-  __m256i halves = (__m256i)_mm512_cvtneps_pbh((__m512)v);
-  if (count == kLanes)
-    std::memcpy(to, &halves, sizeof halves);
-  else
-    _mm256_mask_storeu_epi16(to, first_lanes(count), halves);
-#else
-  for (int i = 0; i < count; i++) to[i] = narrow(v[i]);
-#endif
 }
 
 }  // namespace recurra
