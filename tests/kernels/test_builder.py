@@ -18,7 +18,7 @@ from recurra.cli.main import main
 from recurra.errors import KernelError
 from recurra.installation import install_command
 from recurra.kernels import builder, compilers, library
-from recurra.kernels.variants import PLATFORMS
+from recurra.kernels.variants import PLATFORMS, find_variant
 
 needs_compiler = pytest.mark.skipif(
     builder.reason_not_buildable() is not None, reason="no compiler"
@@ -233,6 +233,22 @@ def test_build_folder_depends_on_machine_flags_and_variant(cache, monkeypatch):
             folders.add(builder.build_folder())
     builder._fingerprint.cache_clear()
     assert len(folders) == 4
+
+
+@pytest.mark.parametrize(
+    ("command", "variant", "flags"),
+    [
+        (["g++"], "neon", []),
+        (compilers.ZIG, "neon", []),
+        (["g++"], "neon-bf16", ["-march=armv8.2-a+bf16"]),
+        (["clang++"], "neon-bf16", ["-march=armv8.2-a+bf16"]),
+        (compilers.ZIG, "neon-bf16", ["-march=generic+v8_2a+bf16"]),
+        (["g++"], "avx2", ["-march=x86-64-v3"]),
+        (["/opt/zig", "c++"], "avx2", ["-march=x86_64_v3"]),
+    ],
+)
+def test_machine_flags_are_in_the_words_of_the_compiler(command, variant, flags):
+    assert compilers.machine_flags(command, find_variant(variant)) == flags
 
 
 def test_clean_removes_builds_of_all_versions_and_nothing_else(cache):

@@ -10,7 +10,14 @@ import pytest
 from recurra.cli.main import main
 from recurra.errors import ConfigError, KernelError
 from recurra.kernels import builder, compilers, library, selection
-from recurra.kernels.variants import NATIVE, VARIANTS, X86_64, library_suffix, variants_of
+from recurra.kernels.variants import (
+    AARCH64,
+    NATIVE,
+    VARIANTS,
+    X86_64,
+    library_suffix,
+    variants_of,
+)
 
 CPUINFO = Path("/proc/cpuinfo")
 AVX2 = next(v.features for v in VARIANTS if v.name == "avx2")
@@ -93,6 +100,20 @@ def test_select_variant_that_does_not_exist_here_raises(wheel, monkeypatch, caps
     report = capsys.readouterr().out
     assert "unavailable: " in report
     assert value in report
+
+
+@pytest.mark.parametrize(("features", "variant"), [((), "neon"), (("bf16",), "neon-bf16")])
+def test_select_takes_bf16_of_arm_only_if_processor_has_it(wheel, monkeypatch, features, variant):
+    wheel("neon-bf16", "neon")
+    monkeypatch.setattr(selection, "architecture", lambda: AARCH64)
+    monkeypatch.setattr(selection, "processor_features", lambda: frozenset(features))
+    assert selection.select().variant == variant
+    monkeypatch.setenv("RECURRA_KERNELS", "neon-bf16")
+    if features:
+        assert selection.select().variant == "neon-bf16"
+    else:
+        with pytest.raises(ConfigError, match="lacks bf16; .* off, native, neon$"):
+            selection.select()
 
 
 def test_kernels_build_prints_library_of_wheel(wheel, capsys):

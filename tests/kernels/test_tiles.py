@@ -1,7 +1,6 @@
 """Products of AMX tiles: emulated, and the compilation of the instructions."""
 
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +8,15 @@ from pathlib import Path
 import pytest
 
 from recurra.kernels import builder, library, matmul_results
+from recurra.kernels.variants import X86_64, architecture
 
 FOLDER = Path(__file__).parent
 EMULATION = FOLDER / "amx_emulation.h"
 
-has_pairs = library.is_available() and library.load().recurra_has_kind(
-    matmul_results.KERNELS["pairs"]
+has_pairs = (
+    architecture() == X86_64
+    and library.is_available()
+    and library.load().recurra_has_kind(matmul_results.KERNELS["pairs"])
 )
 pytestmark = pytest.mark.skipif(not has_pairs, reason="no AVX-512 BF16, which the tiles extend")
 
@@ -79,7 +81,6 @@ def test_emulation_misuse_ends_program(tmp_path, body, rule):
     assert rule in done.stderr
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86-64 instructions")
 def test_tiles_compile_to_instructions_of_amx(tmp_path):
     out = tmp_path / "dense.s"
     source = builder.SOURCES / "dense.cpp"

@@ -34,7 +34,7 @@ INLINE void store_rounded(Half* to, Vec v, int count) {
     _mm256_mask_storeu_epi16(to, first_lanes(count), halves);
 }
 
-// The numbers of `first`, rounded, then those of `second`.
+// `first`, rounded, then `second`.
 INLINE HalfVec round_halves(Vec first, Vec second) {
   return (HalfVec)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
 }
@@ -102,9 +102,8 @@ INLINE HalfVec splat_pair(const Half* from) {
   return (HalfVec)vdupq_n_u32(pair);
 }
 
-// BFMMLA does twice the work of BFDOT, but it multiplies two rows by two columns, four numbers of
-// each at a time. It would need its own layout of panels, sums and odd rests, and a single row, as
-// in generation, would gain nothing.
+// BFDOT. BFMMLA does twice the work, but multiplies two rows by two columns, four numbers of each at
+// a time: it would need its own layout of panels and sums, and a single row would gain nothing.
 INLINE Vec add_products(Vec sum, HalfVec a, HalfVec b) {
   return (Vec)vbfdotq_f32((float32x4_t)sum, (bfloat16x8_t)a, (bfloat16x8_t)b);
 }
