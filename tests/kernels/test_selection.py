@@ -112,7 +112,7 @@ def test_select_takes_bf16_of_arm_only_if_processor_has_it(wheel, monkeypatch, f
     if features:
         assert selection.select().variant == "neon-bf16"
     else:
-        with pytest.raises(ConfigError, match="lacks bf16; .* off, native, neon$"):
+        with pytest.raises(ConfigError, match=r"lacks bf16; .* off, native, neon$"):
             selection.select()
 
 
