@@ -44,7 +44,7 @@ class CompiledGradients:
     def unsupported(model: RecurrentLM, processes: Processes = SINGLE_PROCESS) -> str | None:
         """Return why the compiled kernels cannot compute the gradients, or None if they can."""
         if processes.count > 1:
-            return "the compiled kernels draw the dropout masks of whole batches only"
+            return "the compiled training step supports a single process only"
         if (reason := model.compiled_unsupported()) is not None:
             return reason
         if not all(p.requires_grad for p in model.parameters()):
