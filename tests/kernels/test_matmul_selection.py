@@ -268,7 +268,7 @@ def test_bf16_speedup_is_measured_once_for_each_size(timed):
     assert matmul_selection.bf16_speedup("gru", 40, 8) == SLOW / FAST
     assert len(calls) == 1
     matmul_selection.bf16_speedup("gru", 48, 8)
-    with cores.chosen(library.threads() + 1):
+    with cores.use_threads(library.threads() + 1):
         matmul_selection.bf16_speedup("gru", 40, 8)
     assert len(calls) == 3
 

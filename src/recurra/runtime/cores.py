@@ -97,9 +97,6 @@ def use_threads(count: int) -> Iterator[None]:
         _choice.count = before
 
 
-chosen = use_threads  # The former name, which tests/kernels/test_choice.py uses.
-
-
 def current_limit() -> Limit:
     """Return the default maximum for this process."""
     return _detected_limit()

@@ -40,7 +40,7 @@ class LargeVocabulary {
   }
 
   void run() {
-    double losses[kMostThreads] = {};
+    double losses[kMaxThreads] = {};
     auto step = [&](int, int index, int64_t s) {
       const int64_t block = s / kSteps;
       if (s % kSteps == 0) {

@@ -57,7 +57,7 @@ class LossPass {
         weight_{o.weight, 1, o.vocabulary, o.units, static_cast<Operand*>(o.packed)} {}
 
   void run() {
-    double losses[kMostThreads] = {};
+    double losses[kMaxThreads] = {};
     const int threads = thread_count(o_.threads);
     auto prepare = [&](int, int index, int64_t) {
       pack_part(weight_, index, threads);

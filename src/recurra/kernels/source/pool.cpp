@@ -328,7 +328,7 @@ class Pool {
 
   void set_limit(int threads) {
     std::lock_guard<std::mutex> lock(mutex_);
-    limit_ = std::min(threads, kMostThreads);
+    limit_ = std::min(threads, kMaxThreads);
   }
 
  private:
@@ -399,7 +399,7 @@ Pool* Pool::current_ = nullptr;
 }  // namespace
 
 void run_stages(int threads, const Stage* stages, int count) {
-  Pool::instance().run(std::min(threads, kMostThreads), stages, count);
+  Pool::instance().run(std::min(threads, kMaxThreads), stages, count);
 }
 
 }  // namespace recurra

@@ -18,10 +18,10 @@
 
 namespace recurra {
 
-constexpr int kMostThreads = 256;
+constexpr int kMaxThreads = 256;
 
 inline int thread_count(int64_t wanted) {
-  return int(wanted < 1 ? 1 : wanted > kMostThreads ? kMostThreads : wanted);
+  return int(wanted < 1 ? 1 : wanted > kMaxThreads ? kMaxThreads : wanted);
 }
 
 struct Grid {

@@ -77,7 +77,7 @@ void update_all(const Update& u) {
 RECURRA_EXPORT double recurra_gradient_norm(const recurra::Update* update) {
   using namespace recurra;
   constexpr int64_t kStretch = 4096;  // numbers summed in fp32 before they join the total
-  double totals[kMostThreads] = {};
+  double totals[kMaxThreads] = {};
   const int threads = thread_count(update->threads);
   run_parts(threads, [&](int index) {
     double total = 0;
