@@ -25,9 +25,9 @@ def cache(tmp_path, monkeypatch):
     """Set RECURRA_CACHE to an empty directory, forget the selection, and return the directory."""
     monkeypatch.setenv("RECURRA_CACHE", str(tmp_path))
     monkeypatch.delenv("RECURRA_MATMUL", raising=False)
-    matmul_selection._stored.cache_clear()
+    matmul_selection._load_or_measure.cache_clear()
     yield tmp_path
-    matmul_selection._stored.cache_clear()
+    matmul_selection._load_or_measure.cache_clear()
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def available():
 
 
 def forget_and_select():
-    matmul_selection._stored.cache_clear()
+    matmul_selection._load_or_measure.cache_clear()
     return matmul_selection.matmul_kernels()
 
 
@@ -75,6 +75,23 @@ def test_is_correct_wrong_kernel_is_detected(kernel, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(matmul_trials, function, damaged)
             assert not matmul_trials.is_correct(kernel)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("tile", [4, 8])
+def test_is_correct_products_have_each_number_of_rows_in_a_tile(tile, threads, monkeypatch):
+    original, seen = matmul_trials.dense_product, set()
+
+    def recorded(kind, left, *arguments):
+        rows, rest = divmod(len(left), threads)
+        assert rest == 0
+        seen.add(rows % tile or tile)
+        original(kind, left, *arguments)
+
+    monkeypatch.setattr(matmul_trials, "dense_product", recorded)
+    with cores.use_threads(threads):
+        assert matmul_trials.is_correct(KERNELS["single"])
+    assert seen == set(range(1, tile + 1))
 
 
 def test_matmul_kernels_fastest_is_selected(timed):
@@ -142,7 +159,7 @@ def test_matmul_kernels_damaged_file_is_measured_again(timed, damage):
     assert json.loads(path.read_text("utf-8"))["bf16"] == matmul_selection.matmul_kernels().bf16
 
 
-def test_matmul_kernels_disturbed_measurement_is_not_stored(monkeypatch, caplog):
+def test_matmul_kernels_unreliable_measurement_is_not_stored(monkeypatch, caplog):
     calls = []
 
     def layer_times(size, kinds):
@@ -152,7 +169,7 @@ def test_matmul_kernels_disturbed_measurement_is_not_stored(monkeypatch, caplog)
     monkeypatch.setattr(matmul_selection, "layer_times", layer_times)
     with caplog.at_level("INFO"):
         assert matmul_selection.matmul_kernels().bf16 in available()
-    assert "disturbed" in caplog.text
+    assert "varied too much" in caplog.text
     assert not matmul_results.path().exists()
     before = len(calls)
     assert matmul_selection.bf16_speedup("gru", 40, 8) == 1.0
@@ -264,7 +281,7 @@ def test_bf16_speedup_is_measured_once_for_each_size(timed):
     matmul_selection.matmul_kernels()
     calls.clear()
     assert matmul_selection.bf16_speedup("gru", 40, 8) == SLOW / FAST
-    matmul_selection._stored.cache_clear()
+    matmul_selection._load_or_measure.cache_clear()
     assert matmul_selection.bf16_speedup("gru", 40, 8) == SLOW / FAST
     assert len(calls) == 1
     matmul_selection.bf16_speedup("gru", 48, 8)

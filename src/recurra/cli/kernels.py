@@ -23,9 +23,9 @@ class Kernels:
 
     action: tyro.conf.Positional[Literal["build", "measure", "clean"]]
     """build compiles the kernels, unless the wheel contains them or they are already built, and
-    prints the path of the library; measure measures the bf16 matrix products again and replaces the
-    stored result, which selects the fastest kernel; clean removes all builds, including those for
-    other versions and machines, and the measurements."""
+    prints the path of the library; measure times the matrix-product kernels again, selects the
+    fastest one for bf16, and replaces the stored result; clean removes all builds, including those
+    for other versions and machines, and the measurements."""
 
     json: bool = False
     """Print the result as JSON."""

@@ -29,7 +29,7 @@ COMMANDS = {
     "data": "list, download or locate the named corpora",
     "runs": "list, delete and move runs",
     "bench": "benchmark training and generation against torch.nn",
-    "kernels": "build or remove the compiled CPU kernels",
+    "kernels": "build, measure or remove the compiled CPU kernels",
     "doctor": "report the environment and missing components",
 }
 

@@ -1,4 +1,4 @@
-"""The file of measured matrix-product kernels, which the processes of a machine share."""
+"""Store the measured speeds of the matrix-product kernels in a file that processes share."""
 
 from __future__ import annotations
 
@@ -26,14 +26,16 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass
-class MatmulKernels:
-    """The measured matrix-product kernels of this machine.
+class MatmulMeasurements:
+    """The measured speeds of the matrix-product kernels, and the selected one.
 
     Attributes:
         bf16: the name of the selected kernel for bf16, see `KERNELS`.
-        wrong: the kernels whose results were wrong.
-        gflops: GFLOP/s of each kernel by size of a layer, both passes.
-        speedups: by size of a layer, the time in fp32 divided by the time in bf16.
+        wrong: names of the kernels whose results were wrong.
+        gflops: GFLOP/s of the recurrent products of both passes, by the size of the layer
+            (`str(LayerSize)`) and the name of the kernel.
+        speedups: time in fp32 divided by time in bf16, by the size of the layer and the name of the
+            bf16 kernel, such as "lstm 512, 32 rows, 2 threads, pairs".
     """
 
     bf16: str
@@ -46,12 +48,13 @@ def path() -> Path:
     """Return the path of the file, in the cache directory of the selected library.
 
     Raises:
-        KernelError: there is no cache directory.
+        KernelError: there is no cache directory, or as for `selection.select`.
+        ConfigError: as for `selection.select`.
     """
     return selection.select().folder / _FILE
 
 
-def read() -> MatmulKernels | None:
+def read() -> MatmulMeasurements | None:
     """Return the stored measurements, or None if there are none that are valid."""
     try:
         record = read_json(path())
@@ -59,11 +62,11 @@ def read() -> MatmulKernels | None:
         return None
     if record.pop("format", None) != _FORMAT or not _is_valid(record):
         return None
-    return MatmulKernels(**record)
+    return MatmulMeasurements(**record)
 
 
-def write(found: MatmulKernels) -> None:
-    """Store measurements; without a directory that can be written, nothing is stored."""
+def write(found: MatmulMeasurements) -> None:
+    """Store measurements; an error, such as a full disk, is logged, and nothing is stored."""
     try:
         write_json(path(), {"format": _FORMAT, **vars(found)})
     except (OSError, KernelError) as error:
@@ -74,6 +77,8 @@ def remove() -> None:
     """Remove the file.
 
     Raises:
+        KernelError: as for `path`.
+        ConfigError: as for `path`.
         OSError: the file exists and cannot be removed.
     """
     path().unlink(missing_ok=True)
@@ -83,7 +88,8 @@ def remove() -> None:
 def locked() -> Iterator[None]:
     """Let one process measure at a time, so that they do not disturb each other.
 
-    Where no lock can be had within `LOCK_SECONDS`, the block runs without one.
+    If the lock cannot be acquired within `LOCK_SECONDS`, or the file system does not support locks,
+    the block runs without it.
     """
     lock = None
     try:

@@ -1,9 +1,10 @@
 """Select the matrix-product kernel for bf16 by measurement, when the kernels are first used.
 
 Each kernel that the build and the machine have is compared with torch on small problems, and a
-kernel with wrong results is never used. The fastest of the others computes the products in bf16.
-The result is stored in the cache directory, so later runs with the same version use the same kernel
-unless the cache is removed or RECURRA_MATMUL is set. A checkpoint records the kernel.
+kernel with wrong results is never used. The fastest correct one, with the number of threads of that
+first use, computes the products in bf16. If the times are reliable, the result is stored in the
+cache directory, so later runs with the same build use the same kernel until it is measured again,
+the cache is removed, or RECURRA_MATMUL is set. A checkpoint of a bf16 run records the kernel.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 
 from recurra.errors import KernelError
 from recurra.kernels import library, matmul_results, selection
-from recurra.kernels.matmul_results import KERNELS, MatmulKernels
+from recurra.kernels.matmul_results import KERNELS, MatmulMeasurements
 from recurra.kernels.matmul_trials import LayerSize, is_correct, layer_times
 from recurra.kernels.products import SINGLE
 
@@ -35,7 +36,7 @@ _logger = logging.getLogger(__name__)
 _lock = threading.Lock()
 
 
-def describe(found: MatmulKernels) -> str:
+def describe(found: MatmulMeasurements) -> str:
     """Return the selected kernel and the speed of each kernel at the largest size."""
     size, speeds = list(found.gflops.items())[-1]
     listed = ", ".join(f"{name} {speed:.0f}" for name, speed in speeds.items())
@@ -48,15 +49,18 @@ def matmul_kernel(dtype: torch.dtype) -> int:
 
     Raises:
         KernelError: as for `matmul_kernels`; for fp32, RECURRA_MATMUL is ignored.
+        ConfigError: as for `matmul_kernels`.
     """
     if dtype == torch.float32:
-        _measured()
+        _locked_measurements()
         return SINGLE
     return KERNELS[matmul_kernels().bf16]
 
 
-def matmul_kernels() -> MatmulKernels:
-    """Return the kernels of this machine; the first call on a machine measures them.
+def matmul_kernels() -> MatmulMeasurements:
+    """Return the matrix-product kernel for bf16 and the measured speeds.
+
+    If no result is stored for this build, the kernels are measured first.
 
     The environment variable RECURRA_MATMUL selects a kernel for bf16 (rounded, pairs or tiles)
     instead of the fastest one.
@@ -64,8 +68,10 @@ def matmul_kernels() -> MatmulKernels:
     Raises:
         KernelError: the kernels cannot be loaded, their fp32 products are wrong, or the kernel of
             RECURRA_MATMUL is unknown or not available.
+        ConfigError: RECURRA_KERNELS names a variant that does not exist or that this machine cannot
+            execute.
     """
-    found = _measured()
+    found = _locked_measurements()
     requested = os.environ.get("RECURRA_MATMUL", "").strip().lower()
     if requested in selection.AUTOMATIC:
         return found
@@ -75,29 +81,41 @@ def matmul_kernels() -> MatmulKernels:
             f"RECURRA_MATMUL is {requested!r}, but the choices on this machine are auto,"
             f" {', '.join(choices)}"
         )
-    return MatmulKernels(requested, found.wrong, found.gflops, found.speedups)
+    return MatmulMeasurements(requested, found.wrong, found.gflops, found.speedups)
 
 
-def measure_again() -> MatmulKernels:
-    """Measure the kernels again, replace the stored result, and return the new one.
+def measure_again() -> MatmulMeasurements:
+    """Remove the stored measurements, measure the kernels again, and return the result.
+
+    The speedups of single layers are removed as well. The result is stored only if it is reliable,
+    see `LayerTimes`; otherwise the next process measures again. RECURRA_MATMUL still takes
+    precedence over the fastest kernel.
 
     Raises:
-        KernelError: as for `matmul_kernels`.
-        OSError: the stored result cannot be removed.
+        KernelError: as for `matmul_kernels`, or there is no cache directory.
+        ConfigError: as for `matmul_kernels`.
+        OSError: the stored measurements cannot be removed.
     """
     matmul_results.remove()
-    _stored.cache_clear()
+    _load_or_measure.cache_clear()
     return matmul_kernels()
 
 
 def bf16_speedup(cell: str, units: int, rows: int) -> float:
-    """Return how many times as fast a layer is in bf16 as in fp32, with the current threads.
+    """Return the speed of a layer in bf16 relative to fp32, with the current number of threads.
 
-    The first call for a size measures it, which takes about 40 ms, and longer for large layers or
-    beside other programs, and stores the result.
+    The first call for a size measures it. This takes about 40 ms, up to about a second beside other
+    programs, and longer for very large layers. The result is stored if it is reliable, see
+    `LayerTimes`; otherwise it is used in this process only.
+
+    Args:
+        cell: the name of a cell that has compiled kernels.
+        units: hidden size.
+        rows: batch size.
 
     Raises:
         KernelError: as for `matmul_kernels`.
+        ConfigError: as for `matmul_kernels`.
     """
     size, found = LayerSize(cell, units, rows, library.threads()), matmul_kernels()
     key = f"{size}, {found.bf16}"
@@ -127,13 +145,13 @@ def _measure_speedup(size: LayerSize, key: str, bf16: str) -> float:
     return speedup
 
 
-def _measured() -> MatmulKernels:
+def _locked_measurements() -> MatmulMeasurements:
     with _lock:
-        return _stored()
+        return _load_or_measure()
 
 
 @cache
-def _stored() -> MatmulKernels:
+def _load_or_measure() -> MatmulMeasurements:
     """Return the stored result, or measure and store it."""
     library.load()
     if (found := _read()) is not None:
@@ -146,13 +164,13 @@ def _stored() -> MatmulKernels:
             matmul_results.write(found)
         else:
             _logger.info(
-                "other programs disturbed the measurement of the matrix products, which is"
-                " repeated by the next process"
+                "the times of the matrix-product kernels varied too much, perhaps because of other"
+                " programs; the result is not stored, and the next process measures again"
             )
     return found
 
 
-def _read() -> MatmulKernels | None:
+def _read() -> MatmulMeasurements | None:
     found = matmul_results.read()
     return found if found is not None and _has(found.bf16) else None
 
@@ -161,7 +179,7 @@ def _has(name: str) -> bool:
     return bool(library.load().recurra_has_kind(KERNELS[name]))
 
 
-def _measure() -> tuple[MatmulKernels, bool]:
+def _measure() -> tuple[MatmulMeasurements, bool]:
     """Measure all kernels; return the result and whether it is reliable."""
     available = [name for name in KERNELS if _has(name)]
     wrong = [name for name in available if not is_correct(KERNELS[name])]
@@ -186,10 +204,10 @@ def _measure() -> tuple[MatmulKernels, bool]:
             name: round(size.flops / seconds / 1e9, 1)
             for name, seconds in zip(names, times.seconds, strict=True)
         }
-    # The sizes count alike: the kernel with the least total time relative to fp32.
+    # Select the kernel with the least time relative to fp32, summed over the sizes.
     time_of = {
         name: sum(speeds["single"] / speeds[name] for speeds in gflops.values())
         for name in names
         if name != "single"
     }
-    return MatmulKernels(min(time_of, key=time_of.__getitem__), wrong, gflops), is_reliable
+    return MatmulMeasurements(min(time_of, key=time_of.__getitem__), wrong, gflops), is_reliable

@@ -1,7 +1,6 @@
 """Run the kernels on small random problems, to check and to time each matrix-product kernel.
 
-The time of a layer is that of its forward and backward pass, the work of training in which the
-recurrent products are.
+The time of a layer is that of its forward and backward pass, which contain the recurrent products.
 """
 
 from __future__ import annotations
@@ -22,15 +21,19 @@ from recurra.kernels.recorder import at_once
 
 _STEPS = 8
 _SECONDS, _MAX_SECONDS = 0.04, 1.0
-"""Approximate time for all repetitions of one size, and its limit where other programs disturb."""
+"""Seconds for the repetitions of one size, and their maximum if the times are not reliable."""
 _MIN_REPETITIONS, _MAX_REPETITIONS = 3, 2000
-_EQUAL_TIMES, _EQUAL = 3, 1.05
-"""The shortest time is reliable if this number of times differ from it by at most this factor:
-without other programs, most repetitions take nearly the same time."""
+_NUM_SHORTEST, _MAX_RATIO = 3, 1.05
+"""The shortest time is reliable if the `_NUM_SHORTEST` shortest ones are at most `_MAX_RATIO` times
+as long: without other programs, most repetitions take nearly the same time."""
 _TOLERANCE = 1e-4
-"""Largest error of a product, relative to its largest entry. Rounding causes 1e-6."""
-_PRODUCT_SIZES = ((1, 32, 32), (5, 33, 40), (16, 64, 32), (23, 70, 65), (40, 101, 96))
-"""Rows, depth and columns: each number of rows in a tile, odd depths and incomplete panels."""
+"""Largest allowed error of a product, relative to its largest entry. Rounding causes 1e-6."""
+_PRODUCT_SIZES = (
+    *((1, 32, 32), (2, 47, 33), (3, 64, 64), (5, 33, 40)),
+    *((6, 40, 31), (16, 64, 32), (23, 70, 65), (36, 101, 96)),
+)
+"""(rows of each thread, depth, columns) of the products: each number of rows in a tile of 4 and of
+8 rows, odd depths and incomplete panels."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,17 @@ class LayerSize:
         return 4 * _STEPS * self.rows * gates * self.units**2
 
 
-def is_correct(kind: int, sizes: Sequence[tuple[int, int, int]] = _PRODUCT_SIZES) -> bool:
+def is_correct(kind: int, sizes: Sequence[tuple[int, int, int]] | None = None) -> bool:
     """Return whether the products of a kernel equal those of torch on the rounded operands.
 
     Args:
         kind: the number of the kernel.
-        sizes: rows, inner dimension and columns of each product.
+        sizes: (rows, depth, columns) of each product; by default `_PRODUCT_SIZES`.
     """
+    if sizes is None:
+        # A product divides its rows equally among the threads.
+        threads = library.threads()
+        sizes = [(rows * threads, depth, columns) for rows, depth, columns in _PRODUCT_SIZES]
     generator = torch.Generator().manual_seed(0)
     return all(_multiplies(kind, *size, generator) for size in sizes)
 
@@ -102,7 +109,7 @@ class LayerTimes(NamedTuple):
 
     Attributes:
         seconds: the shortest time with each kernel.
-        is_reliable: whether each of them was reached several times.
+        is_reliable: whether several repetitions of each kernel took nearly the shortest time.
     """
 
     seconds: list[float]
@@ -110,10 +117,11 @@ class LayerTimes(NamedTuple):
 
 
 def layer_times(size: LayerSize, kinds: Sequence[int]) -> LayerTimes:
-    """Measure both passes of a layer with each of some matrix-product kernels.
+    """Time both passes of a layer with each of the given matrix-product kernels.
 
-    The repetitions of the kernels are interleaved, so that other load affects all of them. They go
-    on until the shortest times are reliable, at most for a second.
+    The repetitions of the kernels are interleaved, so that other load affects all of them alike.
+    They end when `_SECONDS` have passed and the shortest times are reliable, or with the first
+    round that ends after `_MAX_SECONDS`.
     """
     trials = [_LayerTrial(size, kind) for kind in kinds]
     for trial in trials:
@@ -134,7 +142,7 @@ def layer_times(size: LayerSize, kinds: Sequence[int]) -> LayerTimes:
 
 def _are_reliable(times: Iterable[list[float]]) -> bool:
     return all(
-        len(own) >= _EQUAL_TIMES and sorted(own)[_EQUAL_TIMES - 1] <= _EQUAL * min(own)
+        len(own) >= _NUM_SHORTEST and sorted(own)[_NUM_SHORTEST - 1] <= _MAX_RATIO * min(own)
         for own in times
     )
 
