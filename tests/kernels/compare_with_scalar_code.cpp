@@ -229,7 +229,7 @@ static Floats random_operands(int kind, int64_t count) {
   return numbers;
 }
 
-// The operands of a kind of product, which all have these numbers.
+// The operands of a matrix-product kernel, with these values.
 static std::vector<char> operands(int kind, const Floats& numbers) {
   const bool halves = kind == kPairs || kind == kTiles;
   const size_t size = halves ? 2 : 4;

@@ -20,7 +20,7 @@ from recurra.errors import NonFiniteError
 from recurra.kernels import library, structures
 from recurra.kernels.buffers import PersistentBuffers
 from recurra.model.recurrent_lm import RecurrentLM
-from recurra.recurrence.backends.native_passes import Kept, LayerPasses, Trace
+from recurra.recurrence.backends.native_passes import KeptSteps, LayerPasses, Trace
 from recurra.recurrence.precision import product
 
 MAX_FOLDED_VOCAB = 1024
@@ -69,7 +69,7 @@ class CompiledDecoder(Decoder):
         num_done: int = library.load().recurra_generate(byref(generation))
         if num_done == 0:
             raise NonFiniteError("a logit is NaN or infinite; the model's weights are damaged")
-        place = num_done % 2  # of the last state, see `Kept.LAST`
+        place = num_done % 2  # of the last state, see `KeptSteps.LAST_STATE`
         hidden = [layer.trace.hidden[place] for layer in layers]
         cells = [layer.trace.cells[place] for layer in layers if layer.trace.cells is not None]
         self.state = tuple(torch.stack(parts) for parts in (hidden, cells) if parts)
@@ -94,7 +94,7 @@ class CompiledDecoder(Decoder):
         parameters, passes = self.model.layers()[index], self._passes[index]
         steps, samples = len(ids) - 1, ids.shape[1]
         state = tuple(part[index] for part in self.state)
-        layer, trace = passes.prepare(steps, samples, state, parameters, Kept.LAST)
+        layer, trace = passes.prepare(steps, samples, state, parameters, KeptSteps.LAST_STATE)
         if index == 0 and self._table is not None:
             layer.ids = ids.ctypes.data
             layer.point(projected=self._table)

@@ -20,13 +20,13 @@ _BFLOAT16 = torch.empty(0, dtype=torch.bfloat16)
 
 
 def take_operand(workspace: Workspace, kind: int, name: str, *shape: int, like: Tensor) -> Tensor:
-    """Return a buffer for operands of a kind; `like` is fp32."""
+    """Return a buffer for operands of a matrix-product kernel; `like` is fp32."""
     halves = kind not in (SINGLE, _ROUNDED)
     return workspace.take(name, *shape, like=_BFLOAT16 if halves else like)
 
 
 def as_operand(kind: int, matrix: Tensor, workspace: Workspace, do: Do) -> Tensor:
-    """Return a matrix as operands of a kind: rounded or unchanged."""
+    """Return a matrix as operands of a matrix-product kernel: rounded or unchanged."""
     if kind == SINGLE:
         return matrix
     operand = take_operand(workspace, kind, "operand", *matrix.shape, like=matrix)

@@ -98,15 +98,15 @@ def fill_mask(mask: Tensor, probability: float) -> Tensor:
     layer this takes half as long as the rest of the training step.
     """
     seed = int(torch.randint(2**63 - 1, ())) if _seed_source is None else _seed_source()
-    threshold, kept = round(probability * 2**16), 1.0 / (1.0 - probability)
+    threshold, scale = round(probability * 2**16), 1.0 / (1.0 - probability)
     on_cpu = mask.device.type == "cpu" and mask.dtype == torch.float32
     if isinstance(seed, int) and on_cpu and library.is_available():
         library.load().recurra_mask(
-            library.threads(), seed, threshold, kept, mask.numel(), library.pointer(mask)
+            library.threads(), seed, threshold, scale, mask.numel(), library.pointer(mask)
         )
         return mask
     draws = _random_bits(seed, mask.numel(), mask.device).view(mask.shape)
-    return torch.mul(draws >= threshold, kept, out=mask)
+    return torch.mul(draws >= threshold, scale, out=mask)
 
 
 def _random_bits(seed: int | Tensor, count: int, device: torch.device) -> Tensor:

@@ -14,7 +14,9 @@ namespace recurra {
 
 constexpr int kChunk = 2 * kTileRows;  // rows whose product is held at a time
 
-// Numbers in a row of operands: pairs must not end in the middle, wherever in the row they start.
+// The padded width of a row of operands. With an odd number of units, the last pair that a product
+// reads can contain one number after the end of the row, wherever its columns begin. One or two
+// numbers of padding keep this number out of the next row, and the width is even.
 inline int64_t operand_width(int64_t numbers, int64_t units) {
   if (units % 2 == 0) return numbers;
   return numbers + (numbers % 2 ? 1 : 2);
@@ -33,7 +35,7 @@ class Forward {
  public:
   explicit Forward(const Layer& layer)
       : l_(layer),
-        places_(layer.keeps_two ? 1 : ~int64_t{0}),
+        step_mask_(layer.keeps_two ? 1 : ~int64_t{0}),
         width_(operand_width(layer.units, layer.units)),
         weight_{layer.weight_hh, C::kGates, layer.units, layer.units,
                 static_cast<typename P::Operand*>(layer.packed)} {}
@@ -68,7 +70,7 @@ class Forward {
   int64_t operand_stride() const { return P::kCopiesOperand ? width_ : l_.units; }
 
   // The row of the state before step t, and of the step's projected inputs.
-  int64_t row(int64_t t, int64_t b) const { return (t & places_) * l_.batch + b; }
+  int64_t row(int64_t t, int64_t b) const { return (t & step_mask_) * l_.batch + b; }
 
  private:
   void chunk(int64_t t, int64_t panel, int64_t first_row, int rows) {
@@ -127,7 +129,8 @@ class Forward {
   float* hidden(int64_t t, int64_t b) const { return l_.hidden + row(t, b) * l_.units; }
 
   const Layer& l_;
-  const int64_t places_;
+  // t & step_mask_ is the index of step t: t % 2 with keeps_two, otherwise t.
+  const int64_t step_mask_;
   const int64_t width_;
   const PackedWeight<P> weight_;
 };

@@ -1,5 +1,5 @@
-// Generation, token by token: the layers, the output layer and the choice of a token. Threads that
-// share rows synchronize after each of these.
+// Generation, token by token: the layers, the output layer and the sampling of a token. Threads
+// that share rows synchronize after each of them.
 #include <atomic>
 #include <vector>
 
@@ -10,11 +10,11 @@ namespace recurra {
 namespace {
 
 template <class C, class P>
-class Writer {
+class Generator {
   typedef typename P::Operand Operand;
 
  public:
-  explicit Writer(const Generation& g)
+  explicit Generator(const Generation& g)
       : g_(g),
         samples_(g.layers[0].batch),
         head_{g.head_weight, 1, g.vocabulary, units(), static_cast<Operand*>(g.packed_head)} {
@@ -27,7 +27,7 @@ class Writer {
 
   int64_t units() const { return g_.layers[0].units; }
 
-  // Returns the number of steps before a logit that is not finite.
+  // Returns the number of steps before the first logit that is not finite: T if there is none.
   int64_t run() {
     const int threads = thread_count(g_.threads);
     division_ = divide_layer<C, P>(g_.layers[0], threads);
@@ -40,24 +40,26 @@ class Writer {
       if (index >= division_.slots()) return;
       for (auto& pass : passes_) pass.prepare(parts_[index].share);
     };
-    auto write_tokens = [&](int group, int index, int64_t) {
+    auto generate_tokens = [&](int group, int index, int64_t) {
       Part& part = parts_[group * division_.parts + index];
       if (division_.parts > 1)
-        write_phase(part);
+        run_phase(part);
       else
-        while (part.t < groups_[group].done) write_phase(part);
+        while (part.t < groups_[group].done) run_phase(part);
       P::finish();
     };
-    // Without other parts to wait for, a part writes all tokens at once.
+    // The only part of a group waits for no other, so it generates all tokens in a single step of
+    // the grid.
     const Grid grid{division_.groups, division_.parts, division_.parts > 1 ? steps() * phases() : 1};
-    run_stages(threads, stage({1, threads, 1}, prepare), stage(grid, write_tokens));
+    run_stages(threads, stage({1, threads, 1}, prepare), stage(grid, generate_tokens));
     int64_t done = steps();
     for (const Group& group : groups_) done = std::min<int64_t>(done, group.done);
     return done;
   }
 
  private:
-  // The valid steps of a group, which all of its parts read.
+  // The number of valid steps of a group. Every part of the group reads it, and lowers it at a
+  // logit that is not finite.
   struct alignas(64) Group {
     std::atomic<int64_t> done;
   };
@@ -80,8 +82,8 @@ class Writer {
   int64_t steps() const { return g_.layers[0].steps; }
   bool has_embedding() const { return inputs_[0].weight != nullptr; }
 
-  // A token has a phase for the embedding, one for each layer, and two for the output layer and the
-  // choice. The parts of a group wait for each other after each.
+  // A token has a phase for the embedding, if there is one, one for each layer, one for the output
+  // layer and one for sampling. The parts of a group wait for each other after each.
   int64_t phases() const { return int64_t(passes_.size()) + has_embedding() + 2; }
 
   Part part_of(int group, int index) const {
@@ -91,7 +93,7 @@ class Writer {
     return {share, rows, part(panels(g_.vocabulary), index, division_.parts), Sampler(g_), 0, 0};
   }
 
-  void write_phase(Part& part) {
+  void run_phase(Part& part) {
     std::atomic<int64_t>& done = groups_[part.share.group].done;
     // Each group stops by itself, so that all of its parts take the same number of steps.
     if (part.t > done) return;
@@ -198,22 +200,22 @@ class Writer {
 };
 
 template <class P>
-int64_t write(const Generation& g) {
+int64_t generate(const Generation& g) {
   int64_t steps = 0;
-  with_cell(g.layers[0].cell, [&](auto cell) { steps = Writer<decltype(cell), P>(g).run(); });
+  with_cell(g.layers[0].cell, [&](auto cell) { steps = Generator<decltype(cell), P>(g).run(); });
   return steps;
 }
 
 }  // namespace
 }  // namespace recurra
 
-// Writes ids until T steps are done or a logit is not finite, and returns the number of valid
+// Generates ids until T steps are done or a logit is not finite, and returns the number of valid
 // steps.
 RECURRA_EXPORT int64_t recurra_generate(const recurra::Generation* generation) {
   using namespace recurra;
   int64_t steps = 0;
   with_product(generation->layers[0].kind,
-               [&](auto kind) { steps = write<decltype(kind)>(*generation); });
+               [&](auto kind) { steps = generate<decltype(kind)>(*generation); });
   return steps;
 }
 

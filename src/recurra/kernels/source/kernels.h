@@ -11,6 +11,8 @@
 
 namespace recurra {
 
+// The matrix-product kernels: fp32; fp32 instructions on bf16-rounded operands; bf16 dot-product
+// instructions; AMX tiles. See `product.h`.
 enum Kind : int32_t { kSingle, kRounded, kPairs, kTiles };
 
 // The sizes that the struct of a cell declares.
@@ -23,8 +25,9 @@ struct Layer {
   int32_t threads;
   int64_t steps, batch, units;
   float recurrent_scale;  // of every gradient that passes to the step before
-  // Whether all even steps share a place and all odd steps another, because only the last state is
-  // needed: `hidden`, `hidden_operand`, `cells` and `projected` without ids then have two steps.
+  // Keep only two steps: step t is stored at index t % 2 of `hidden`, `hidden_operand`, `cells`
+  // and, without ids, `projected`, whose first dimension is 2. `saved` is null, and no backward
+  // pass follows.
   int32_t keeps_two;
 
   const float* weight_hh;   // (G*H, H)
@@ -117,7 +120,8 @@ struct Update {
   int32_t is_first;                   // SGD: the momentum starts as the gradient
 };
 
-// Generation of S samples in parallel, T tokens each. In each layer, `steps` is T and `batch` is S.
+// Generation of S samples in parallel, T tokens each. In each layer, `steps` is T, `batch` is S and
+// `keeps_two` is set.
 struct Generation {
   int32_t threads, num_layers;
   int32_t packs;  // the weights are not packed yet, or have changed

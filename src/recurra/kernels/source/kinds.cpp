@@ -1,4 +1,4 @@
-// Which kinds of product this build has and this machine executes.
+// Which matrix-product kernels this build has and this machine can execute.
 #include "product.h"
 
 #if defined(RECURRA_TILES) && !defined(RECURRA_EMULATE_AMX)
@@ -56,6 +56,6 @@ bool has_kind(int32_t kind) {
 }  // namespace
 }  // namespace recurra
 
-// Returns whether products of this kind can be computed. For kTiles, the first call asks the system
-// for permission, which holds for all threads of the process.
+// Returns whether this matrix-product kernel can be used. For kTiles, the first call asks the
+// system for permission, which holds for all threads of the process.
 RECURRA_EXPORT int32_t recurra_has_kind(int32_t kind) { return recurra::has_kind(kind); }

@@ -9,44 +9,46 @@
 namespace recurra {
 namespace {
 
-constexpr int64_t kWords = 64, kEntries = 4 * kWords;  // at a time
+// A chunk: the words and the mask entries that `draw` computes at a time.
+constexpr int64_t kWords = 64, kEntries = 4 * kWords;
 
-uint64_t word(uint64_t seed, uint64_t place) {
-  uint64_t z = seed + (place + 1) * 0x9E3779B97F4A7C15u;
+uint64_t word(uint64_t seed, uint64_t index) {
+  uint64_t z = seed + (index + 1) * 0x9E3779B97F4A7C15u;
   z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
   z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
   return z ^ (z >> 31);
 }
 
-// The entries of the `stretch`-th kWords words. All counts are constants and nothing is read through
-// pointers that may alias, so that the compiler computes many entries at once.
-void draw(uint64_t seed, int64_t stretch, int32_t threshold, float kept, float* entries) {
+// The entries of chunk number `chunk`. The counts are constants and nothing is read through
+// pointers that may alias, so the compiler vectorizes the loops.
+void draw(uint64_t seed, int64_t chunk, int32_t threshold, float scale, float* entries) {
   uint64_t words[kWords];
-  for (int64_t i = 0; i < kWords; i++) words[i] = word(seed, stretch * kWords + i);
+  for (int64_t i = 0; i < kWords; i++) words[i] = word(seed, chunk * kWords + i);
   for (int64_t i = 0; i < kEntries; i++) {
     const int32_t bits = int32_t(words[i / 4] >> (16 * (i % 4)) & 0xFFFF);
-    entries[i] = bits < threshold ? 0.0f : kept;
+    entries[i] = bits < threshold ? 0.0f : scale;
   }
 }
 
 }  // namespace
 }  // namespace recurra
 
-// `count` numbers: 0 where sixteen random bits are below `threshold`, `kept` elsewhere.
-RECURRA_EXPORT void recurra_mask(int32_t threads, uint64_t seed, int32_t threshold, float kept,
+// Fills `mask` with `count` entries: 0 where sixteen random bits are below `threshold` = 65536 p,
+// otherwise `scale` = 1 / (1 - p).
+RECURRA_EXPORT void recurra_mask(int32_t threads, uint64_t seed, int32_t threshold, float scale,
                                  int64_t count, float* mask) {
   using namespace recurra;
-  const int64_t stretches = (count + kEntries - 1) / kEntries;
+  const int64_t chunks = (count + kEntries - 1) / kEntries;
   threads = thread_count(threads);
   run_parts(threads, [=](int index) {
-    const Range own = part(stretches, index, threads);
-    for (int64_t stretch = own.begin; stretch < own.end; stretch++) {
-      const int64_t first = stretch * kEntries;
+    const Range own = part(chunks, index, threads);
+    for (int64_t chunk = own.begin; chunk < own.end; chunk++) {
+      const int64_t first = chunk * kEntries;
       if (first + kEntries <= count) {
-        draw(seed, stretch, threshold, kept, mask + first);
+        draw(seed, chunk, threshold, scale, mask + first);
       } else {
         float entries[kEntries];
-        draw(seed, stretch, threshold, kept, entries);
+        draw(seed, chunk, threshold, scale, entries);
         std::copy(entries, entries + (count - first), mask + first);
       }
     }

@@ -34,24 +34,25 @@ INLINE void store_rounded(Half* to, Vec v, int count) {
     _mm256_mask_storeu_epi16(to, first_lanes(count), halves);
 }
 
-// `first`, rounded, then `second`.
+// Rounds two vectors to bf16: the values of `first`, then those of `second`.
 INLINE HalfVec round_halves(Vec first, Vec second) {
   return (HalfVec)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
 }
 
-// The halves of a word are in the order of memory: the first is the lower one.
+// Interleaves two vectors of bf16 numbers: `first` is in the lower 16 bits of each 32-bit word,
+// which come first in memory.
 INLINE HalfVec join(__m256i first, __m256i second) {
   __m512i high = _mm512_slli_epi32(_mm512_cvtepu16_epi32(second), 16);
   return (HalfVec)_mm512_or_si512(_mm512_cvtepu16_epi32(first), high);
 }
 
-// Two vectors, rounded and interleaved.
+// Rounds two vectors to bf16 and interleaves them.
 INLINE HalfVec round_pairs(Vec first, Vec second) {
   return join((__m256i)_mm512_cvtneps_pbh((__m512)first),
               (__m256i)_mm512_cvtneps_pbh((__m512)second));
 }
 
-// The lower (or upper) halves of two vectors, interleaved.
+// Interleaves the values in the lower (or upper) half of two vectors.
 template <bool kUpper>
 INLINE HalfVec interleave(HalfVec first, HalfVec second) {
   constexpr int kPart = kUpper ? 1 : 0;
@@ -65,7 +66,7 @@ INLINE HalfVec splat_pair(const Half* from) {
   return (HalfVec)_mm512_set1_epi32(pair);
 }
 
-// sum + a b, where a lane is the sum of the products of two pairs.
+// Adds to each fp32 lane of `sum` the dot product of its pair in `a` and its pair in `b`.
 INLINE Vec add_products(Vec sum, HalfVec a, HalfVec b) {
   return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
 }

@@ -27,12 +27,13 @@
 namespace recurra {
 namespace {
 
-// A thread that spins longer is waiting for one that is not scheduled. It costs 5 to 50 us to wake a
-// thread that sleeps.
+// The time for which a waiting thread spins before it sleeps. If the wait is longer, the other
+// thread is probably not scheduled. Waking a sleeping thread takes 5 to 50 us.
 constexpr double kSpinMicroseconds = 100;
 // The time after which a thread that waits starts parts of other threads: longer than it takes a
 // spinning thread to see that it may continue.
 constexpr double kHelpMicroseconds = 3;
+// After that time, a waiting thread scans the parts of all threads at every 16th spin.
 constexpr int kSpinsBetweenScans = 16;
 constexpr int64_t kCacheLine = 64;
 constexpr const char* kThreadName = "recurra-kernel";  // in tools such as top
@@ -68,14 +69,16 @@ const SpinLimits& spin_limits() {
   return limits;
 }
 
-// A number with a separate cache line.
+// A counter in a separate cache line.
 struct alignas(kCacheLine) Counter {
   std::atomic<int64_t> count{0};
 };
 
-// The progress of a stage: the steps that each part has started, and those that the parts of each
-// group have finished together. No part starts a step before all parts have finished the step
-// before, so all have finished `s` steps exactly if a group has finished s times its parts.
+// The progress of a stage. A slot is a part of a group: group * parts + part. `started` counts the
+// steps that each slot has started, `finished` the steps that the parts of each group have
+// finished, added up. No part starts a step before all parts of its group have finished the
+// previous one. Therefore all of them have finished s steps if and only if `finished` is at least
+// s * parts.
 struct StageState {
   Stage stage;
   int slots;
@@ -101,7 +104,7 @@ class Job {
 
   // Returns when all stages have finished.
   void take_part(int participant) {
-    for (auto& state : stages_) finish(*state, participant);
+    for (auto& state : stages_) run_stage(*state, participant);
   }
 
   void release() {
@@ -109,7 +112,7 @@ class Job {
   }
 
  private:
-  void finish(StageState& s, int participant) {
+  void run_stage(StageState& s, int participant) {
     const Range own = part(s.slots, participant, participants_);
     const SpinLimits& limits = spin_limits();
     int64_t spins = 0;
@@ -123,6 +126,8 @@ class Job {
         relax(), spins++;
       } else {
         sleep(s);
+        // A multiple of kSpinsBetweenScans above `help`: the next turn scans the parts of all
+        // threads.
         spins = limits.help / kSpinsBetweenScans * kSpinsBetweenScans + kSpinsBetweenScans;
       }
     }
@@ -132,7 +137,7 @@ class Job {
   bool advance(StageState& s, Range slots) {
     bool advanced = false;
     for (int64_t slot = slots.begin; slot < slots.end; slot++)
-      while (start(s, int(slot))) {
+      while (run_step(s, int(slot))) {
         advanced = true;
         if (s.stage.grid.parts > 1) break;
       }
@@ -140,7 +145,7 @@ class Job {
   }
 
   // Runs the next step of a part, unless it has finished, is running, or has to wait.
-  bool start(StageState& s, int slot) {
+  bool run_step(StageState& s, int slot) {
     int64_t step = s.started[slot].count.load(std::memory_order_relaxed);
     if (!can_start(s, slot, step)) return false;
     // Fails where another thread has started the step.
@@ -215,8 +220,8 @@ class Processors {
     return true;
   }
 
-  // Allows a thread the same processors. A failure leaves it with those that it has.
-  void allow(pid_t thread) const {
+  // Sets the affinity mask of a thread to these processors. On failure, it keeps its mask.
+  void set_affinity(pid_t thread) const {
     cpu_set_t mask;
     if (!is_known_ || sched_getaffinity(thread, sizeof mask, &mask) != 0) return;
     if (!CPU_EQUAL(&mask, &mask_)) sched_setaffinity(thread, sizeof mask_, &mask_);
@@ -240,7 +245,7 @@ class Processors {
 // A thread of the pool. Its mailbox holds the last job that it has not begun.
 class alignas(kCacheLine) Worker {
  public:
-  // The worker runs on these processors.
+  // The processors on which the worker runs at first; `move_to` changes them.
   explicit Worker(const Processors& processors) : first_processors_(processors) {}
 
   void post(Job* job) {
@@ -252,7 +257,7 @@ class alignas(kCacheLine) Worker {
 
   void move_to(const Processors& processors) {
 #if defined(__linux__)
-    if (const pid_t thread = thread_.load()) processors.allow(thread);
+    if (const pid_t thread = thread_.load()) processors.set_affinity(thread);
 #else
     (void)processors;
 #endif
@@ -340,7 +345,8 @@ class Pool {
             s->work(s->context, group, part, step);
   }
 
-  // Returns how many threads of those wanted there are, the caller included.
+  // Returns the number of threads that can work, the caller included: at most `wanted`, the limit
+  // (by default the number of processors), and 1 + the number of workers that could be started.
   int available(int wanted) {
     const auto now = std::chrono::steady_clock::now();
     if (now >= next_count_) {
@@ -352,12 +358,13 @@ class Pool {
     return std::min(wanted, 1 + grow(wanted - 1));
   }
 
-  // Returns the number of workers, `wanted` if the system grants as many threads.
+  // Starts workers until there are `wanted`, or the system refuses a thread. Returns the number of
+  // workers, which can exceed `wanted`.
   int grow(int wanted) {
     while (int(workers_.size()) < wanted) {
       auto* worker = new Worker(processors_);
       const int participant = int(workers_.size()) + 1;
-      if (!start([=] { worker->serve(participant); })) {
+      if (!start_thread([=] { worker->serve(participant); })) {
         delete worker;
         break;
       }
@@ -368,7 +375,7 @@ class Pool {
 
   // Workers block all signals, so that the program's own threads handle them.
   template <class Work>
-  static bool start(Work work) {
+  static bool start_thread(Work work) {
 #if !defined(_WIN32)
     sigset_t all, before;
     sigfillset(&all);

@@ -18,7 +18,7 @@
 
 namespace recurra {
 
-constexpr int kMaxThreads = 256;
+constexpr int kMaxThreads = 256;  // of a kernel; the size of arrays with an entry per thread
 
 inline int thread_count(int64_t wanted) {
   return int(wanted < 1 ? 1 : wanted > kMaxThreads ? kMaxThreads : wanted);
@@ -54,7 +54,7 @@ void run_stages(int threads, const Stages&... stages) {
   run_stages(threads, all, int(sizeof...(Stages)));
 }
 
-// A single stage of independent parts, by `work(part)`; each thread has one.
+// A single stage of `threads` independent parts: calls `work(part)` once for each.
 template <class Work>
 void run_parts(int threads, Work work) {
   auto one = [&](int, int part, int64_t) { work(part); };

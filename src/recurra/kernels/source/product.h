@@ -5,7 +5,8 @@
 // small (for example 16 x 512 by 512 x 512), so the inner dimension is not split into blocks: a
 // panel streams through the L2 cache once for every tile of rows.
 //
-// There are four kinds of product, each a class of static functions with the same names:
+// There are four matrix-product kernels (`Kind`), each a class of static functions with the same
+// names:
 //   Single     fp32;
 //   Rounded    fp32 arithmetic on operands rounded to bfloat16, for machines without BF16 units;
 //   Pairs      bfloat16 operands, two at a time, accumulated in fp32 (AVX-512 BF16 or ARM BF16);
@@ -178,7 +179,8 @@ struct Rounded : Single {
 
 namespace recurra {
 
-// Calls `work` with the product of a kind, which must be one of those that `recurra_has_kind` reports.
+// Calls `work` with the class of a matrix-product kernel, which must be one of those that
+// `recurra_has_kind` reports.
 template <class Work>
 void with_product(int32_t kind, Work work) {
   switch (kind) {

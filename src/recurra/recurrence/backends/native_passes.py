@@ -38,26 +38,27 @@ from recurra.recurrence.cells import LayerParameters, State
 _FLOAT32 = torch.empty(0)
 
 
-class Kept(enum.Enum):
-    """What remains after a forward pass."""
+class KeptSteps(enum.Enum):
+    """Which values a forward pass keeps."""
 
-    ALL = enum.auto()
-    """Everything that the backward pass reads."""
-    HIDDEN = enum.auto()
+    FOR_BACKWARD = enum.auto()
+    """The states of all steps, and the values that the backward pass reads."""
+    STATES = enum.auto()
     """The states of all steps."""
-    LAST = enum.auto()
-    """The last state. Older ones are overwritten, because a long sequence of them would displace
-    the weights from the caches."""
+    LAST_STATE = enum.auto()
+    """The last state. Earlier ones are overwritten, because a long sequence of them would evict the
+    weights from the caches."""
 
 
 class Trace(NamedTuple):
-    """The result of the forward pass, which the backward pass reads.
+    """The buffers of a forward pass; `backward` requires `KeptSteps.FOR_BACKWARD`.
 
     Attributes:
         hidden: (T+1, B, H), h before the first step and after each step; (2, B, H) with
-            `Kept.LAST`, where the state after t steps is at `t % 2`.
+            `KeptSteps.LAST_STATE`, where the state after t steps is at `t % 2`.
         cells: the second state likewise, or None.
-        saved: (T, B, S*H), the values that the cell saves, or None.
+        saved: (T, B, S*H), the values that the cell saves; None if it saves none, or without
+            `KeptSteps.FOR_BACKWARD`.
     """
 
     hidden: Tensor
@@ -87,7 +88,7 @@ class LayerPasses:
 
     @property
     def kind(self) -> int:
-        """The kind of product, see `matmul_kernel`."""
+        """The number of the matrix-product kernel, see `matmul_kernel`."""
         return matmul_kernel(self.dtype)
 
     @property
@@ -109,7 +110,7 @@ class LayerPasses:
             IndexError: an id is not below I.
         """
         steps, batch = inputs.shape[:2]
-        kept = Kept.ALL if saves else Kept.HIDDEN
+        kept = KeptSteps.FOR_BACKWARD if saves else KeptSteps.STATES
         layer, trace = self.prepare(steps, batch, state, parameters, kept)
         projected, ids = self._project(inputs, parameters)
         layer.point(projected=projected, ids=ids)
@@ -117,11 +118,11 @@ class LayerPasses:
         return trace
 
     def prepare(
-        self, steps: int, batch: int, state: State, parameters: LayerParameters, kept: Kept
+        self, steps: int, batch: int, state: State, parameters: LayerParameters, kept: KeptSteps
     ) -> tuple[structures.Description, Trace]:
         """Return the arguments of a forward pass, without its inputs, and its result buffers."""
         layer, layout = self._describe(steps, batch, parameters), self._layout
-        units, keeps_two = layer.units, kept is Kept.LAST
+        units, keeps_two = layer.units, kept is KeptSteps.LAST_STATE
         layer.keeps_two, places = keeps_two, 2 if keeps_two else steps + 1
         hidden = self._take_result("hidden", places, batch, units)
         self.do(hidden[0].copy_, state[0])
@@ -129,7 +130,7 @@ class LayerPasses:
         if layout.states > 1:
             cells = self._take("cells", places, batch, units)
             self.do(cells[0].copy_, state[1])
-        if kept is Kept.ALL and layout.saved:
+        if kept is KeptSteps.FOR_BACKWARD and layout.saved:
             saved = self._take("saved", steps, batch, layout.saved * units)
         operand = self._take_operand("hidden operand", places * batch, units, units)
         inner_bias = None
