@@ -31,9 +31,10 @@ __all__ = ["GenerationConfig", "generate", "generate_ids", "stream"]
 BLOCK_SECONDS, MAX_BLOCK_IDS, BLOCK_GROWTH = 0.04, 4096, 4
 """Limits of the blocks in which a decoder generates ahead, and the factor by which they grow.
 
-Blocks grow while the next one is expected to take at most this many seconds and has at most this
-many ids. Signals are therefore handled soon, and few tokens are wasted after a stop string. Blocks
-grow fast, because the threads of the kernels fall asleep between two blocks.
+Blocks grow by the factor `BLOCK_GROWTH` while the next one is expected to take at most
+`BLOCK_SECONDS` and has at most `MAX_BLOCK_IDS` ids over all samples. Signals are therefore handled
+soon, and few tokens are wasted after a stop string. Blocks grow fast, because the threads of the
+kernels fall asleep between two blocks.
 """
 
 
@@ -60,6 +61,8 @@ def generate_ids(
 
     Raises:
         ConfigError: every token is banned.
+        SourceError: the prompt is not a sequence of integers in one dimension.
+        IndexError: an id is not in the vocabulary (raised while iterating).
         NonFiniteError: the logits are NaN or infinite (raised while iterating).
     """
     ids = as_id_array(prompt_ids)

@@ -32,6 +32,7 @@ from typing import Any
 import torch
 
 CHECK_SECONDS = 0.05
+"""Seconds between two checks."""
 LINGER_SECONDS = 1.0
 """Time for which a thread is watched after its last block or call of a kernel, so that the next one
 continues with the present state."""
@@ -40,7 +41,7 @@ KERNEL_SECONDS = 0.2
 SPARE_THREADS = 8
 """Number of threads that a process must be able to start beside those of the region."""
 BRIEF_SPINS = 10_000
-"""Number of turns that do not disturb the kernels."""
+"""Largest GOMP_SPINCOUNT with which spinning threads do not disturb the kernels."""
 CONTENDED, QUIET = 0.10, 0.03
 """Fraction of the time that the training thread waits for a processor above which spinning is
 limited, and below which it is allowed again. The fraction was 0.25 or more beside another training,
@@ -53,10 +54,11 @@ _logger = logging.getLogger(__name__)
 
 @contextmanager
 def limited_spinning() -> Iterator[None]:
-    """Limit the spinning of OpenMP threads in the block while the calling thread is displaced.
+    """Limit the spinning of OpenMP threads in the block while other programs use the processor.
 
-    The block has no effect without GNU OpenMP, or where the system does not report how long a
-    thread waits for a processor.
+    Spinning is limited while the calling thread often has to wait for a processor. The block has no
+    effect without GNU OpenMP, or where the system does not report how long a thread waits for a
+    processor.
 
     Examples:
         >>> from recurra.runtime.openmp import limited_spinning
@@ -72,7 +74,12 @@ def limited_spinning() -> Iterator[None]:
 
 
 def kernels_called() -> None:
-    """Limit spinning for a while, because the compiled kernels use the cores of torch's threads."""
+    """Limit spinning for at least `KERNEL_SECONDS`, beginning with the next check.
+
+    The calling thread is about to call a kernel, which uses the same cores as the threads of torch.
+    There is no effect if torch has one thread, without GNU OpenMP, or if the environment limits
+    spinning already.
+    """
     if torch.get_num_threads() > 1 and not _spins_briefly():
         _watcher.kernel_called()
 
@@ -115,9 +122,9 @@ class _Watched:
         return time.monotonic() - self.last_kernel < KERNEL_SECONDS
 
     def fraction_waited(self) -> float:
-        """Return the fraction of the time since the last call that the thread was not running.
+        """Return the fraction of time that the thread waited for a processor since the last call.
 
-        The time is that for which it waited for a processor. The system reports only the sum.
+        Linux reports the total waiting time of a thread, so the difference of two reports is used.
         """
         before, start = self._waited, self._checked
         self._waited, self._checked = _seconds_waited(self._path), time.monotonic()
@@ -127,7 +134,7 @@ class _Watched:
 
 
 class _Watcher:
-    """Limits spinning while one of the watched threads is displaced or calls kernels.
+    """Limits spinning while a watched thread often has to wait for a processor or calls kernels.
 
     A single thread checks all of them. It outlives the last block and the last call of a kernel for
     a while, so that a loop with a block for each epoch keeps its state.
@@ -293,7 +300,7 @@ def _reason_too_few(threads: int) -> str | None:
     if os.environ.get("OMP_DYNAMIC", "").lower() == "true":
         return "OMP_DYNAMIC=true lowers the number of threads"
     if not _can_start(threads + SPARE_THREADS):
-        return f"this process cannot start {threads} more threads"
+        return f"this process cannot start {threads + SPARE_THREADS} more threads"
     return None
 
 
@@ -303,8 +310,9 @@ def _num_processors() -> int:
 
 
 _PROCESSORS_AT_START = _num_processors()
-"""The processors that GNU OpenMP counted when it was loaded, or a number near it: it compares the
-number of its threads with that one."""
+"""Number of processors of this process when this module was imported. GNU OpenMP compares its
+number of threads with the number that it counted when it was loaded, which can differ, for example
+if the affinity mask changed in between."""
 
 
 def _can_start(count: int) -> bool:

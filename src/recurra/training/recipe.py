@@ -53,9 +53,9 @@ WARMUP, CLIP_NORM = 0.1, 0.25
 does not recover from early divergence."""
 TRAINING_TIME_FRACTION = 0.93
 """Fraction of a time budget for training steps; evaluation and checkpoints take the rest."""
-MIN_BF16_RATIO = 1.05
-"""How many times faster a layer must be in bf16 than in fp32 for bf16; the measurement has some
-noise."""
+MIN_BF16_SPEEDUP = 1.05
+"""Speed of a layer in bf16 relative to fp32 from which bf16 is chosen; above 1 because of the noise
+of the measurement."""
 _FIRST_SIZE = 256
 
 Trial = Callable[[RunConfig], float]
@@ -264,20 +264,21 @@ def _reasons(
 
 def _with_precision(options: RunOptions, device: torch.device) -> RunOptions:
     """Return options with the precision that was measured to be the faster one at this size."""
-    ratio = None if options.is_given("precision") else _bf16_speedup(options.config, device)
-    is_faster = ratio is not None and ratio >= MIN_BF16_RATIO
+    speedup = None if options.is_given("precision") else _bf16_speedup(options.config, device)
+    is_faster = speedup is not None and speedup >= MIN_BF16_SPEEDUP
     return options.filled(precision="bf16" if is_faster else "fp32")
 
 
 def _precision_reason(config: RunConfig, device: torch.device) -> str:
     """Return the measured speed of bf16 relative to fp32 at this size, in parentheses."""
-    if (ratio := _bf16_speedup(config, device)) is None:
+    if (speedup := _bf16_speedup(config, device)) is None:
         return ""
-    return f" ({ratio:.2f}x as fast)" if ratio >= MIN_BF16_RATIO else f" (bf16: {ratio:.2f}x)"
+    is_faster = speedup >= MIN_BF16_SPEEDUP
+    return f" ({speedup:.2f}x as fast)" if is_faster else f" (bf16: {speedup:.2f}x)"
 
 
 def _bf16_speedup(config: RunConfig, device: torch.device) -> float | None:
-    """Return how many times faster a layer is in bf16, or None where bf16 has no kernels."""
+    """Return the speed of a layer in bf16 relative to fp32, or None where bf16 has no kernels."""
     model = config.model
     needs = Requirements(find_cell(model.cell), device, has_zoneout=model.zoneout > 0.0)
     is_chosen = model.backend in ("auto", "native") and needs.cell.reads_state
