@@ -43,7 +43,7 @@ def test_main_wrong_usage_is_one_line_and_exits_2(tmp_path, monkeypatch, argumen
         (["data", "fly"], "action is 'fly'; it must be one of list, get, where"),
         (["compare", "--variant"], "--variant needs a value"),
         (["generate"], "missing argument: RUN (Run directory)"),
-        (["kernels"], "missing argument: {build,clean}"),
+        (["kernels"], "missing argument: {build,measure,clean}"),
         (["generate", "a", "b"], "unexpected argument b"),
         (["generate", "a", "b", "c"], "unexpected arguments b, c"),
         (["eval", "run", "--nope", "3"], "unknown option --nope"),

@@ -35,7 +35,7 @@ def test_select_gradients_supported_model_returns_compiled():
     [
         ({"backend": "reference"}, 1, "set to reference"),
         ({"cell": "mingru", "backend": "auto"}, 1, "not mingru"),
-        ({}, 2, "whole batches"),
+        ({}, 2, "single process"),
     ],
 )
 def test_select_gradients_unsupported_logs_reason(options, num_processes, reason, caplog):
