@@ -12,6 +12,7 @@ import torch
 
 from recurra.config import ModelConfig
 from recurra.engine import compiled_decoder
+from recurra.engine.sampling import Sampler
 from recurra.errors import NonFiniteError
 from recurra.inference.generate import GenerationConfig, generate_ids
 from recurra.kernels import library
@@ -147,3 +148,28 @@ def test_compiled_decoder_nan_in_one_sample_stops_all_threads(
         assert np.array_equal(tokens, plain[: len(tokens)])
         with torch.no_grad():
             model.weight_ih_l0[:, victim] = kept
+
+
+def test_compiled_decoder_nan_in_one_sample_leaves_states_of_valid_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compiled_decoder, "MIN_VALUES_PER_THREAD", 1)
+    torch.set_num_threads(2)  # two groups of one thread: only one of them reads the NaN
+    model = make("native", cell="lstm", embedding_size=8)
+    config = GenerationConfig(num_samples=16, seed=0, repetition_penalty=1.2)
+    with torch.no_grad():
+        model.embedding[5] = math.nan
+    decoder = compiled_decoder.CompiledDecoder(model, 16)
+    sampler = Sampler(config, model.config.vocab_size, ())
+    chosen = sampler.choose(decoder.prefill(np.array([1, 2])))
+    block = decoder.decode(chosen, 50, sampler)
+    assert 0 < len(block) < 50
+    read = [np.full(16, 1), np.full(16, 2), chosen, *block[:-1]]
+    _, expected = model(torch.from_numpy(np.stack(read, 1)), model.zero_state(16))
+    for got, want in zip(decoder.state, expected, strict=True):
+        torch.testing.assert_close(got, want.detach())
+    assert sampler.seen is not None
+    seen = np.zeros_like(sampler.seen)
+    for tokens in (chosen, *block):
+        seen[np.arange(16), tokens] = 1
+    assert np.array_equal(sampler.seen, seen)

@@ -178,7 +178,7 @@ def test_compile_platform_logs_what_compiler_prints(tmp_path, compiler, monkeypa
     file = compiler('echo "a warning" >&2; while [ "$1" != -o ]; do shift; done; touch "$2"')
     monkeypatch.setattr(compilers, "ZIG", (str(file),))
     libraries = [path.name for path in compilers.compile_platform(PLATFORMS[1], tmp_path)]
-    assert libraries == ["processor.so", "neon.so"]
+    assert libraries == ["processor.so", "neon-bf16.so", "neon.so"]
     assert [record.getMessage().split("\n")[:2] for record in caplog.records] == [
         [f"{name}:", "a warning"] for name in libraries
     ]

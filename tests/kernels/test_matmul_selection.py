@@ -99,7 +99,7 @@ def test_matmul_kernels_fastest_is_selected(timed):
     for name in available()[1:]:
         slow.clear()
         slow.update(kind for other, kind in KERNELS.items() if other != name)
-        matmul_results.remove()
+        matmul_results.path().unlink(missing_ok=True)
         assert forget_and_select().bf16 == name
 
 
@@ -147,6 +147,7 @@ def test_read_valid_file_returns_it(cache):
         {**VALID, "speedups": None},
         {**VALID, "speedups": {"size": "abc"}},
         {**VALID, "speedups": {"size": True}},
+        {**VALID, "speedups": {"size": 1e-300}},
     ],
 )
 def test_matmul_kernels_damaged_file_is_measured_again(timed, damage):
@@ -200,12 +201,13 @@ def test_matmul_kernels_complete_file_needs_no_lock(timed, monkeypatch):
     assert forget_and_select() == first
 
 
-def test_matmul_kernels_lock_is_held_measures_after_a_while(timed, monkeypatch):
+def test_matmul_kernels_lock_is_held_measures_after_a_while(timed, monkeypatch, caplog):
     monkeypatch.setattr(matmul_results, "LOCK_SECONDS", 0.05)
     path = matmul_results.path()
     path.parent.mkdir(parents=True)
     with FileLock(path.with_name(f"{path.name}.lock"), is_singleton=False):
         assert matmul_selection.matmul_kernels().bf16 in available()
+    assert "waiting for another process" in caplog.text
 
 
 def test_measure_again_replaces_stored_result(timed):
@@ -216,7 +218,27 @@ def test_measure_again_replaces_stored_result(timed):
     slow.clear()
     found = matmul_selection.measure_again()
     assert calls
-    assert found == matmul_results.read()
+    assert found == matmul_results.read() == matmul_selection.matmul_kernels()
+
+
+def test_measure_again_disturbed_keeps_stored_result(timed, monkeypatch):
+    before = matmul_selection.matmul_kernels()
+    unreliable = lambda size, kinds: LayerTimes([FAST] * len(kinds), False)  # noqa: E731
+    monkeypatch.setattr(matmul_selection, "layer_times", unreliable)
+    with pytest.raises(KernelError, match="stored result is unchanged"):
+        matmul_selection.measure_again()
+    assert matmul_results.read() == before
+
+
+@pytest.mark.parametrize(("waited", "expected"), [(0.0, True), (10.0, False)])
+def test_layer_times_thread_that_waits_for_a_processor_is_not_reliable(
+    monkeypatch, waited, expected
+):
+    totals = iter([5.0, 5.0 + waited])
+    monkeypatch.setattr(matmul_trials, "_seconds_waited", lambda: next(totals))
+    monkeypatch.setattr(matmul_trials, "_are_reliable", lambda times: True)
+    size = matmul_trials.LayerSize("rnn", 16, 4, 1)
+    assert matmul_trials.layer_times(size, [KERNELS["single"]]).is_reliable is expected
 
 
 def test_matmul_kernels_directory_not_writable_is_measured_without_storing(cache, monkeypatch):
@@ -321,7 +343,7 @@ def test_doctor_and_bench_show_kernel_and_speeds(monkeypatch, capsys):
     assert matmul_selection.DESCRIPTIONS[found.bf16] in bench._describe(machine)
 
 
-def test_kernels_measure_prints_new_result(capsys):
+def test_kernels_measure_prints_new_result(timed, capsys):
     assert main(["kernels", "measure", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["bf16"] in available()
     assert main(["kernels", "measure"]) == 0

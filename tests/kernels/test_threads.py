@@ -98,12 +98,22 @@ def call():
     products.apply_mask(numbers, numbers, numbers)
 
 def masks():
-    tasks = (int(path.name) for path in Path("/proc/self/task").iterdir())
-    names = {task: Path(f"/proc/self/task/{task}/comm").read_text().strip() for task in tasks}
-    return [os.sched_getaffinity(t) for t, name in names.items() if name == "recurra-kernel"]
+    found = []
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            if (task / "comm").read_text().strip() == "recurra-kernel":
+                found.append(os.sched_getaffinity(int(task.name)))
+        except OSError:  # A thread has ended.
+            pass
+    return found
 
 def call_on_one_processor():
     os.sched_setaffinity(0, one)
+    call()
+
+def call_on_all_processors():
+    os.sched_setaffinity(0, every)
+    time.sleep(0.2)
     call()
 
 def check():
@@ -122,6 +132,10 @@ check()
 os.sched_setaffinity(0, one)
 time.sleep(0.2)  # the processors are counted at intervals
 call()
+wide = threading.Thread(target=call_on_all_processors)
+wide.start()
+wide.join()
+check()
 os.sched_setaffinity(0, every)
 time.sleep(0.2)
 call()
@@ -135,3 +149,27 @@ check()
 )
 def test_workers_run_on_processors_of_the_process_and_not_of_the_first_caller():
     subprocess.run([sys.executable, "-c", WORKERS], check=True, timeout=120)
+
+
+BOUND = """
+import os, time, torch
+from recurra.kernels import library, products
+from recurra.runtime import cores, openmp
+if openmp._start_region() is not None:
+    assert len(os.sched_getaffinity(0)) == 1
+assert library.threads() == cores.threads() == torch.get_num_threads() > 1, cores.describe()
+numbers = torch.ones(100_000)
+before = len(os.listdir("/proc/self/task"))
+products.apply_mask(numbers, numbers, numbers)
+assert len(os.listdir("/proc/self/task")) > before
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or cores.current_limit().processors.cores < 2,
+    reason="needs Linux and two cores",
+)
+@pytest.mark.parametrize("variables", [{"OMP_PROC_BIND": "true"}, {"GOMP_CPU_AFFINITY": "0-1"}])
+def test_workers_of_threads_bound_by_openmp_use_all_processors(variables):
+    environment = {**os.environ, **variables}
+    subprocess.run([sys.executable, "-c", BOUND], check=True, timeout=120, env=environment)

@@ -140,7 +140,7 @@ def test_limited_spinning_after_watcher_ended_starts_another(watcher):
 
 
 def test_limited_spinning_without_schedstat_starts_no_watcher(monkeypatch, watcher):
-    monkeypatch.setattr(openmp, "_seconds_waited", lambda path: None)
+    monkeypatch.setattr(openmp, "seconds_waited", lambda thread: None)
     with openmp.limited_spinning():
         assert not watcher._watched
 

@@ -61,19 +61,32 @@ class CompiledDecoder(Decoder):
         packs, self._versions = versions != self._versions, versions
         if packs:
             self._table = self._make_table()
-        layers = [self._describe_layer(index, ids) for index in range(len(self._passes))]
         uniforms = None if sampler.is_greedy else sampler.uniforms(num_steps)
-        banned = np.array(sampler.banned, dtype=np.int64)
-        generation = self._describe(ids, layers, sampler, uniforms, banned)
-        generation.packs = packs
-        num_done: int = library.load().recurra_generate(byref(generation))
+        seen = None if sampler.seen is None else sampler.seen.copy()
+        num_done, layers = self._generate(ids, sampler, uniforms, packs)
         if num_done == 0:
             raise NonFiniteError("a logit is NaN or infinite; the model's weights are damaged")
+        if num_done < num_steps:
+            # Some samples have gone on, and only their last state is kept: repeat the valid steps.
+            if sampler.seen is not None and seen is not None:
+                sampler.seen[...] = seen
+            ids = ids[: num_done + 1]
+            _, layers = self._generate(ids, sampler, uniforms, packs=False)
         place = num_done % 2  # of the last state, see `KeptSteps.LAST_STATE`
         hidden = [layer.trace.hidden[place] for layer in layers]
         cells = [layer.trace.cells[place] for layer in layers if layer.trace.cells is not None]
         self.state = tuple(torch.stack(parts) for parts in (hidden, cells) if parts)
         return ids[1 : num_done + 1]
+
+    def _generate(
+        self, ids: Ids, sampler: Sampler, uniforms: Logits | None, packs: bool
+    ) -> tuple[int, list[_DescribedLayer]]:
+        """Write the ids after the first ones, and return the number of valid steps."""
+        layers = [self._describe_layer(index, ids) for index in range(len(self._passes))]
+        banned = np.array(sampler.banned, dtype=np.int64)
+        generation = self._describe(ids, layers, sampler, uniforms, banned)
+        generation.packs = packs
+        return library.load().recurra_generate(byref(generation)), layers
 
     def _make_table(self) -> Tensor | None:
         """Return the first layer's input projection of every token, (V, G*H).

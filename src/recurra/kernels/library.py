@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import sys
 import threading
 import time
 from ctypes import POINTER, c_double, c_float, c_int32, c_int64, c_uint64, c_void_p
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from recurra.errors import KernelError
 from recurra.kernels import builder, selection, structures
-from recurra.runtime import cores, openmp
+from recurra.runtime import affinity, cores, openmp
 
 _logger = logging.getLogger(__name__)
 _lock = threading.Lock()
@@ -99,7 +100,10 @@ def load() -> Any:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         raise KernelError(f"cannot load the kernels: {error}") from error
-    return _declare(library)
+    _declare(library)
+    if sys.platform == "linux" and (bound := sorted(affinity.bound_processors())):
+        library.recurra_add_processors(len(bound), (c_int32 * len(bound))(*bound))
+    return library
 
 
 def _build(variant: str) -> Path:
@@ -110,7 +114,7 @@ def _build(variant: str) -> Path:
     return path
 
 
-def _declare(library: Any) -> Any:
+def _declare(library: Any) -> None:
     described = {
         "layer": (structures.Layer, ("layer_forward", "layer_backward")),
         "gradient_product": (structures.GradientProduct, ("multiply_transposed",)),
@@ -153,7 +157,7 @@ def _declare(library: Any) -> Any:
     _sign(library, "output_numbers", c_int64, c_int64, c_int64, result=c_int64)
     _sign(library, "block_spare_numbers", *[c_int64] * 4, c_int32, result=c_int64)
     _sign(library, "block_numbers", *[c_int64] * 4, result=c_int64)
-    return library
+    _sign(library, "add_processors", c_int32, POINTER(c_int32))
 
 
 def _sign(library: Any, name: str, *arguments: Any, result: Any = None) -> None:

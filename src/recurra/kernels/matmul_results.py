@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import BaseFileLock, FileLock, Timeout
 
 from recurra.errors import KernelError, RunError
 from recurra.io.files import read_json, write_json
@@ -73,17 +73,6 @@ def write(found: MatmulMeasurements) -> None:
         _logger.info("the measured speed of the matrix products is not stored: %s", error)
 
 
-def remove() -> None:
-    """Remove the file.
-
-    Raises:
-        KernelError: as for `path`.
-        ConfigError: as for `path`.
-        OSError: the file exists and cannot be removed.
-    """
-    path().unlink(missing_ok=True)
-
-
 @contextmanager
 def locked() -> Iterator[None]:
     """Let one process measure at a time, so that they do not disturb each other.
@@ -95,8 +84,8 @@ def locked() -> Iterator[None]:
     try:
         file = path()
         file.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(file.with_name(f"{file.name}.lock"), timeout=LOCK_SECONDS)
-        lock.acquire()
+        lock = FileLock(file.with_name(f"{file.name}.lock"))
+        _acquire(lock)
     except (KernelError, OSError, NotImplementedError) as error:
         _logger.info("the measurement of the matrix products is not locked: %s", error)
         lock = None
@@ -105,6 +94,17 @@ def locked() -> Iterator[None]:
     finally:
         if lock is not None:
             lock.release()
+
+
+def _acquire(lock: BaseFileLock) -> None:
+    try:
+        lock.acquire(timeout=1.0)
+    except Timeout:
+        _logger.warning(
+            "waiting for another process that measures the matrix products, at most %.0f s",
+            LOCK_SECONDS,
+        )
+        lock.acquire(timeout=LOCK_SECONDS)
 
 
 def _is_valid(record: dict[str, Any]) -> bool:
@@ -127,6 +127,6 @@ def _is_valid(record: dict[str, Any]) -> bool:
 
 def _are_speeds(numbers: Any) -> bool:
     return isinstance(numbers, dict) and all(
-        isinstance(number, (int, float)) and not isinstance(number, bool) and 0 < number < 1e9
+        isinstance(number, (int, float)) and not isinstance(number, bool) and 1e-3 < number < 1e6
         for number in numbers.values()
     )

@@ -85,20 +85,27 @@ def matmul_kernels() -> MatmulMeasurements:
 
 
 def measure_again() -> MatmulMeasurements:
-    """Remove the stored measurements, measure the kernels again, and return the result.
+    """Measure the kernels again, replace the stored measurements, and return the new ones.
 
-    The speedups of single layers are removed as well. The result is stored only if it is reliable,
-    see `LayerTimes`; otherwise the next process measures again. RECURRA_MATMUL still takes
-    precedence over the fastest kernel.
+    The speedups of single layers are removed as well. RECURRA_MATMUL has no effect on the result.
 
     Raises:
-        KernelError: as for `matmul_kernels`, or there is no cache directory.
+        KernelError: as for `matmul_kernels`, or the measurement is not reliable (see `LayerTimes`):
+            the stored one remains.
         ConfigError: as for `matmul_kernels`.
-        OSError: the stored measurements cannot be removed.
     """
-    matmul_results.remove()
-    _load_or_measure.cache_clear()
-    return matmul_kernels()
+    library.load()
+    with _lock, matmul_results.locked():
+        found, is_reliable = _measure()
+        if not is_reliable:
+            raise KernelError(
+                "the times of the matrix-product kernels varied too much, perhaps because of other"
+                " programs; the stored result is unchanged; repeat the measurement when the machine"
+                " is idle"
+            )
+        matmul_results.write(found)
+        _load_or_measure.cache_clear()
+    return found
 
 
 def bf16_speedup(cell: str, units: int, rows: int) -> float:

@@ -5,6 +5,7 @@ The time of a layer is that of its forward and backward pass, which contain the 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from ctypes import byref
@@ -18,6 +19,7 @@ from recurra.kernels import library, structures
 from recurra.kernels.buffers import NewBuffers
 from recurra.kernels.products import SINGLE, dense_product, gradient_product, take_operand
 from recurra.kernels.recorder import at_once
+from recurra.runtime import openmp
 
 _STEPS = 8
 _SECONDS, _MAX_SECONDS = 0.04, 1.0
@@ -26,6 +28,9 @@ _MIN_REPETITIONS, _MAX_REPETITIONS = 3, 2000
 _NUM_SHORTEST, _MAX_RATIO = 3, 1.05
 """The shortest time is reliable if the `_NUM_SHORTEST` shortest ones are at most `_MAX_RATIO` times
 as long: without other programs, most repetitions take nearly the same time."""
+_MAX_WAITING = 0.03
+"""Fraction of the time that the calling thread may wait for a processor. It hardly waits unless
+other programs use the processors."""
 _TOLERANCE = 1e-4
 """Largest allowed error of a product, relative to its largest entry. Rounding causes 1e-6."""
 _PRODUCT_SIZES = (
@@ -109,7 +114,8 @@ class LayerTimes(NamedTuple):
 
     Attributes:
         seconds: the shortest time with each kernel.
-        is_reliable: whether several repetitions of each kernel took nearly the shortest time.
+        is_reliable: whether several repetitions of each kernel took nearly the shortest time, and
+            the calling thread hardly waited for a processor meanwhile (on Linux).
     """
 
     seconds: list[float]
@@ -127,7 +133,7 @@ def layer_times(size: LayerSize, kinds: Sequence[int]) -> LayerTimes:
     for trial in trials:
         trial.run()
     times: list[list[float]] = [[] for _ in trials]
-    start = time.perf_counter()
+    start, waited_before = time.perf_counter(), _seconds_waited()
     for repetition in range(1, _MAX_REPETITIONS + 1):
         for trial, own in zip(trials, times, strict=True):
             began = time.perf_counter()
@@ -137,7 +143,14 @@ def layer_times(size: LayerSize, kinds: Sequence[int]) -> LayerTimes:
         is_enough = repetition >= _MIN_REPETITIONS and passed > _SECONDS
         if passed > _MAX_SECONDS or (is_enough and _are_reliable(times)):
             break
-    return LayerTimes([min(own) for own in times], _are_reliable(times))
+    passed, waited = time.perf_counter() - start, _seconds_waited() - waited_before
+    is_reliable = _are_reliable(times) and waited <= _MAX_WAITING * passed
+    return LayerTimes([min(own) for own in times], is_reliable)
+
+
+def _seconds_waited() -> float:
+    # Known on Linux only. Elsewhere, the spread of the times has to suffice.
+    return openmp.seconds_waited(threading.get_native_id()) or 0.0
 
 
 def _are_reliable(times: Iterable[list[float]]) -> bool:

@@ -21,6 +21,7 @@ import ctypes
 import logging
 import math
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +31,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from recurra.runtime import affinity
 
 CHECK_SECONDS = 0.05
 """Seconds between two checks."""
@@ -94,8 +97,8 @@ class _Watched:
     """
 
     def __init__(self, thread: int) -> None:
-        self._path = Path(f"/proc/self/task/{thread}/schedstat")
-        self._checked, self._waited = time.monotonic(), _seconds_waited(self._path)
+        self._thread = thread
+        self._checked, self._waited = time.monotonic(), seconds_waited(self._thread)
         self.blocks = 0
         self.last_block = time.monotonic()
         self.last_kernel = -math.inf
@@ -127,7 +130,7 @@ class _Watched:
         Linux reports the total waiting time of a thread, so the difference of two reports is used.
         """
         before, start = self._waited, self._checked
-        self._waited, self._checked = _seconds_waited(self._path), time.monotonic()
+        self._waited, self._checked = seconds_waited(self._thread), time.monotonic()
         if before is None or self._waited is None or self._checked <= start:
             return 0.0
         return (self._waited - before) / (self._checked - start)
@@ -305,8 +308,9 @@ def _reason_too_few(threads: int) -> str | None:
 
 
 def _num_processors() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(os.getpid())) if affinity else os.cpu_count() or 1
+    if sys.platform == "linux":
+        return len(affinity.allowed_processors())
+    return os.cpu_count() or 1
 
 
 _PROCESSORS_AT_START = _num_processors()
@@ -336,10 +340,9 @@ def _can_start(count: int) -> bool:
 @cache
 def _start_region() -> Callable[[int], None] | None:
     """Return a function that runs an empty parallel region, or None without GNU OpenMP."""
-    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     try:
         # A symbol is also looked up in the libraries that this one needs, such as libgomp.
-        parallel: Any = ctypes.CDLL(str(library)).GOMP_parallel
+        parallel: Any = affinity.torch_library().GOMP_parallel
         nothing = ctypes.cast(ctypes.CDLL(None).free, ctypes.c_void_p)
     except (OSError, AttributeError):
         return None
@@ -357,9 +360,13 @@ def _spins_briefly() -> bool:
     return is_brief or os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"
 
 
-def _seconds_waited(path: Path) -> float | None:
-    """Return how long a thread was ready but not running, or None if the system does not tell."""
+def seconds_waited(thread: int) -> float | None:
+    """Return how long a thread has been ready but not running, or None if it is unknown.
+
+    Args:
+        thread: a thread of this process, as `threading.get_native_id` returns it.
+    """
     try:
-        return int(path.read_text().split()[1]) / 1e9
+        return int(Path(f"/proc/self/task/{thread}/schedstat").read_text().split()[1]) / 1e9
     except (OSError, IndexError, ValueError):
         return None

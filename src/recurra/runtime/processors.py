@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from recurra.runtime import windows_processors
+from recurra.runtime import affinity, windows_processors
 from recurra.runtime.cgroups import cpu_quota
 
 _CPUS = "sys/devices/system/cpu"
@@ -50,8 +50,7 @@ def detect() -> Processors:
         return count_cores(cpus.allowed, cpus.cores, cpus.nodes, cpus.slow)
     allowed = set(range(os.cpu_count() or 1))
     if sys.platform == "linux":
-        # Those of the first thread: the calling thread may be confined to fewer.
-        allowed = os.sched_getaffinity(os.getpid())
+        allowed = affinity.allowed_processors()
     return linux_processors(allowed)
 
 

@@ -198,9 +198,13 @@ class Job {
 // How often the processors of the process are counted again.
 constexpr std::chrono::milliseconds kCountInterval{100};
 
-// The processors that this process may use. On Linux they are those of its first thread, because
-// another thread may be confined to fewer, and threads inherit the processors of the thread that
-// starts them.
+#if defined(__linux__)
+cpu_set_t added_processors{};  // See `recurra_add_processors`.
+#endif
+
+// The processors that this process may use. On Linux they are those of its first thread, of the
+// calling thread, and those that were added: each of these threads may be confined to fewer, and
+// threads inherit the processors of the thread that starts them.
 class Processors {
  public:
   int count() const { return count_; }
@@ -208,11 +212,14 @@ class Processors {
 #if defined(__linux__)
   // Counts again; returns whether other processors are allowed now.
   bool refresh() {
-    cpu_set_t mask;
-    if (sched_getaffinity(getpid(), sizeof mask, &mask) != 0) {
+    cpu_set_t mask, own;
+    if (sched_getaffinity(getpid(), sizeof mask, &mask) != 0 ||
+        sched_getaffinity(0, sizeof own, &own) != 0) {
       count_ = hardware_threads();
       return false;
     }
+    CPU_OR(&mask, &mask, &own);
+    CPU_OR(&mask, &mask, &added_processors);
     if (is_known_ && CPU_EQUAL(&mask, &mask_)) return false;
     mask_ = mask;
     is_known_ = true;
@@ -415,4 +422,16 @@ void run_stages(int threads, const Stage* stages, int count) {
 // processors of this process.
 RECURRA_EXPORT void recurra_limit_threads(int32_t threads) {
   recurra::Pool::instance().set_limit(threads);
+}
+
+// Adds processors to those that this process may use, although its threads are confined to fewer: an
+// OpenMP runtime can bind the first thread to one of them. No kernel may be running. On Linux only.
+RECURRA_EXPORT void recurra_add_processors(int32_t count, const int32_t* processors) {
+#if defined(__linux__)
+  for (int32_t i = 0; i < count; i++)
+    if (processors[i] >= 0 && processors[i] < CPU_SETSIZE)
+      CPU_SET(processors[i], &recurra::added_processors);
+#else
+  (void)count, (void)processors;
+#endif
 }
