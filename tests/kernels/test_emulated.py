@@ -97,6 +97,7 @@ def test_kernels_run_on_oldest_processor_of_variant(variant, processor, lanes, t
 def arm(tmp_path_factory):
     """Return the libraries of the wheel for Linux on ARM, and a program, by name."""
     if importlib.util.find_spec("ziglang") is None:
+        # The package of 90 MB is optional; CONTRIBUTING.md names what these tests need.
         pytest.skip("no ziglang")
     folder, handler = tmp_path_factory.mktemp("arm"), BufferingHandler(100)
     compilers._logger.addHandler(handler)

@@ -61,7 +61,8 @@ def test_matmul_kernels_of_this_machine_are_all_correct():
 
 @pytest.mark.parametrize("kernel", range(len(KERNELS)))
 def test_is_correct_wrong_kernel_is_detected(kernel, monkeypatch):
-    # A kind without its instructions cannot run: tiles without AMX, pairs without AVX-512 BF16.
+    # A kernel without its instructions cannot run. AMX tiles are checked in an emulation by
+    # test_tiles.py, and the instructions of ARM in one by test_emulated.py.
     if not library.load().recurra_has_kind(kernel):
         pytest.skip("not available on this machine")
     assert matmul_trials.is_correct(kernel)
@@ -251,7 +252,8 @@ def test_matmul_kernels_directory_not_writable_is_measured_without_storing(cache
 
 def test_matmul_kernels_wrong_one_is_never_used(monkeypatch, timed, caplog):
     names = available()[1:]
-    # Without bf16 instructions, rounding is the only kind, and nothing is left if it is wrong.
+    # Without bf16 instructions, rounding is the only kernel for bf16. If it is wrong, an error is
+    # raised; test_matmul_kernel_wrong_base_raises covers that.
     if len(names) < 2:
         pytest.skip("there is a single kernel for bf16")
     bad = names[-1]
@@ -268,8 +270,9 @@ def test_matmul_kernels_wrong_one_is_never_used(monkeypatch, timed, caplog):
         matmul_selection.matmul_kernels()
 
 
-def test_matmul_kernel_wrong_fp32_raises(monkeypatch):
-    monkeypatch.setattr(matmul_selection, "is_correct", lambda kind: kind != KERNELS["single"])
+@pytest.mark.parametrize("name", ["single", "rounded"])
+def test_matmul_kernel_wrong_base_raises(monkeypatch, name):
+    monkeypatch.setattr(matmul_selection, "is_correct", lambda kind: kind != KERNELS[name])
     with pytest.raises(KernelError, match="RECURRA_KERNELS=off"):
         matmul_selection.matmul_kernel(torch.float32)
 

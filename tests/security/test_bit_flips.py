@@ -90,9 +90,9 @@ def test_build_token_file_too_large_vocabulary_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from recurra.config import TextConfig
-    from recurra.io import files
+    from recurra.io import json_files
 
-    monkeypatch.setattr(files, "MAX_JSON_MEMORY", 1000)
+    monkeypatch.setattr(json_files, "MAX_JSON_MEMORY", 1000)
     (tmp_path / "text.txt").write_text(TEXT)
     with pytest.raises(SourceError, match=r"too large.*\b13\b.*--min-freq"):
         build_token_file([tmp_path / "text.txt"], TextConfig(), tmp_path / "out")
@@ -101,7 +101,7 @@ def test_build_token_file_too_large_vocabulary_writes_nothing(
 
 def test_load_vocabulary_of_maximum_size_succeeds(tmp_path: Path) -> None:
     from recurra.data.token_file import load_vocabulary
-    from recurra.io.files import write_json
+    from recurra.io.json_files import write_json
 
     words = WordVocabulary(f" {number:x}" for number in range(700_000))
     write_json(tmp_path / VOCABULARY, words.to_dict())

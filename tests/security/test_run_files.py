@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from recurra.config import MAX_LAYERS, MAX_UNITS, MAX_VOCABULARY
-from recurra.io.files import MAX_JSON_BYTES
+from recurra.io.json_files import MAX_JSON_BYTES
 from recurra.io.tensors import to_bytes
 from security.corruption import (
     CONFIG,

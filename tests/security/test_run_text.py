@@ -12,7 +12,7 @@ import pytest
 import recurra
 from recurra.data.token_file import load_token_file
 from recurra.errors import RunError
-from recurra.io.files import MAX_LINES_BYTES
+from recurra.io.json_files import MAX_LINES_BYTES
 from security.corruption import (
     SECONDS,
     Corruption,
@@ -130,7 +130,7 @@ def test_read_metrics_corrupted_lines_raise_run_error(run: Path, name: str) -> N
 
 
 def test_read_lines_oversized_file_raises(run: Path) -> None:
-    from recurra.io.files import read_lines
+    from recurra.io.json_files import read_lines
 
     line = json.dumps({"step": 1, "x": "x" * 1_000_000}).encode() + b"\n"
     with (run / "metrics.jsonl").open("wb") as file:

@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors.torch import load
 
 from recurra.errors import RunError
-from recurra.io.files import to_json
+from recurra.io.json_files import to_json
 from recurra.runs.checkpoint import SESSION, STATE, TRAINING, CheckpointRecord
 from recurra.runs.checkpoint_store import Cost, step_of
 from recurra.runs.directory import FAILURES_FILE, HISTORIES, METRICS_FILE, SAMPLES_FILE

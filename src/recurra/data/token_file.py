@@ -26,7 +26,8 @@ from recurra.config import TextConfig
 from recurra.data.indexing import Extent, index_bpe, index_bytes, index_symbols
 from recurra.data.provisional import CHUNK_IDS, smallest_dtype
 from recurra.errors import ConfigError, RunError, SourceError
-from recurra.io.files import errors_name_final_path, flush, read_json, sha256_of, write_json
+from recurra.io.files import errors_name_final_path, flush, sha256_of
+from recurra.io.json_files import read_json, write_json
 from recurra.text.bpe import BpeVocabulary
 from recurra.text.corpus import byte_chunks, resolve_sources, text_chunks
 from recurra.text.sources import RawSource, SourceReader, TextSource, digest_of, source_names

@@ -24,11 +24,10 @@ from recurra.io.files import (
     UNFINISHED,
     make_folders,
     permission_errors_explained,
-    read_json,
     remove_empty,
     remove_unfinished,
-    write_json,
 )
+from recurra.io.json_files import read_json, write_json
 from recurra.runs.directory import LOCK, RunDirectory
 from recurra.runs.staging import check_removable
 from recurra.text.folders import COMPARISON_FILES

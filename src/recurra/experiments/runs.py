@@ -34,7 +34,7 @@ from recurra.experiments.design import Design
 from recurra.experiments.folder import ComparisonFolder
 from recurra.experiments.results import Comparison, Result, Row, Variant
 from recurra.inference.language_model import LanguageModel, Source, as_list
-from recurra.io.files import to_json, write_json
+from recurra.io.json_files import to_json, write_json
 from recurra.report.curve import write_comparison_svg
 from recurra.report.notebook import default_progress
 from recurra.report.progress import Progress, StepMetrics, format_count

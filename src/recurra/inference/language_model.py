@@ -32,7 +32,7 @@ from recurra.inference.novelty import (
     without_known_lines,
 )
 from recurra.inference.score import Score, score_document
-from recurra.io.files import write_json
+from recurra.io.json_files import write_json
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.runs.directory import RunDirectory
 from recurra.runs.provenance import Provenance

@@ -21,7 +21,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from recurra.errors import RunError
-from recurra.io.files import opened_regular, parse_json
+from recurra.io.files import opened_regular
+from recurra.io.json_files import parse_json
 from recurra.version import __version__
 
 Tensors = dict[str, Tensor]

@@ -12,7 +12,7 @@ from typing import Any
 from filelock import BaseFileLock, FileLock, Timeout
 
 from recurra.errors import KernelError, RunError
-from recurra.io.files import read_json, write_json
+from recurra.io.json_files import read_json, write_json
 from recurra.kernels import selection, structures
 
 KERNELS = {name[1:].lower(): kind for name, kind in structures.ENUMERATIONS["Kind"].items()}
@@ -87,6 +87,8 @@ def locked() -> Iterator[None]:
         lock = FileLock(file.with_name(f"{file.name}.lock"))
         _acquire(lock)
     except (KernelError, OSError, NotImplementedError) as error:
+        # There is no cache directory, it is not writable, the time is over, or the file system has
+        # no locks. At worst, two processes then measure at the same time, and either may store.
         _logger.info("the measurement of the matrix products is not locked: %s", error)
         lock = None
     try:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from recurra.errors import ConfigError, RunError
-from recurra.io.files import read_json, to_json
+from recurra.io.json_files import read_json, to_json
 from recurra.runs.history import HistoryMark
 from recurra.runs.train_state import Timing, TrainState
 

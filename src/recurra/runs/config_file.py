@@ -13,7 +13,7 @@ from recurra.config import RunConfig, RunOptions
 from recurra.config.checks import require
 from recurra.config.run import OWNER
 from recurra.errors import ConfigError, RunError
-from recurra.io.files import MAX_JSON_BYTES, read_json
+from recurra.io.json_files import MAX_JSON_BYTES, read_json
 from recurra.runs.compatibility import BUDGET_SETTINGS
 from recurra.runs.directory import FORMAT
 from recurra.runs.provenance import Provenance

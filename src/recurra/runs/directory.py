@@ -33,15 +33,8 @@ from filelock import FileLock, Timeout
 
 from recurra.config import RunConfig
 from recurra.errors import ConfigError, RunError
-from recurra.io.files import (
-    append_line,
-    permission_errors_explained,
-    read_json,
-    read_lines,
-    replace_bytes,
-    write_bytes,
-    write_json,
-)
+from recurra.io.files import permission_errors_explained, replace_bytes, write_bytes
+from recurra.io.json_files import append_line, read_json, read_lines, write_json
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.runs.checkpoint_store import CheckpointStore
 from recurra.runs.history import HistoryMark, mark_of, restore

@@ -5,14 +5,12 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
-#include <memory>
 #include <mutex>
 #include <system_error>
 #include <thread>
 #include <vector>
 
 #if defined(__linux__)
-#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -21,233 +19,17 @@
 #include <signal.h>
 #endif
 
+#include "job.h"
 #include "kernels.h"
-#include "range.h"
+#include "processors.h"
+#include "spinning.h"
 
 namespace recurra {
 namespace {
 
-// The time for which a waiting thread spins before it sleeps. If the wait is longer, the other
-// thread is probably not scheduled. Waking a sleeping thread takes 5 to 50 us.
-constexpr double kSpinMicroseconds = 100;
-// The time after which a thread that waits starts parts of other threads: longer than it takes a
-// spinning thread to see that it may continue.
-constexpr double kHelpMicroseconds = 3;
-// After that time, a waiting thread scans the parts of all threads at every 16th spin.
-constexpr int kSpinsBetweenScans = 16;
-constexpr int64_t kCacheLine = 64;
 constexpr const char* kThreadName = "recurra-kernel";  // in tools such as top
-
-inline void relax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("isb");
-#endif
-}
-
-struct SpinLimits {
-  int64_t help, sleep;
-};
-
-// The duration of `relax` differs by a factor of ten between processors.
-SpinLimits measure_spins() {
-  constexpr int kSpins = 1000;
-  double shortest = 1e9;
-  for (int repetition = 0; repetition < 3; repetition++) {
-    auto start = std::chrono::steady_clock::now();
-    for (int i = 0; i < kSpins; i++) relax();
-    std::chrono::duration<double, std::micro> passed = std::chrono::steady_clock::now() - start;
-    shortest = std::min(shortest, passed.count());
-  }
-  const double per_microsecond = kSpins / std::max(shortest, 1e-3);
-  return {int64_t(kHelpMicroseconds * per_microsecond), int64_t(kSpinMicroseconds * per_microsecond)};
-}
-
-const SpinLimits& spin_limits() {
-  static const SpinLimits limits = measure_spins();
-  return limits;
-}
-
-// A counter in a separate cache line.
-struct alignas(kCacheLine) Counter {
-  std::atomic<int64_t> count{0};
-};
-
-// The progress of a stage. A slot is a part of a group: group * parts + part. `started` counts the
-// steps that each slot has started, `finished` the steps that the parts of each group have
-// finished, added up. No part starts a step before all parts of its group have finished the
-// previous one. Therefore all of them have finished s steps if and only if `finished` is at least
-// s * parts.
-struct StageState {
-  Stage stage;
-  int slots;
-  std::unique_ptr<Counter[]> started, finished;
-  alignas(kCacheLine) std::atomic<int> unfinished;  // groups
-
-  explicit StageState(const Stage& given)
-      : stage(given),
-        slots(given.grid.groups * given.grid.parts),
-        started(new Counter[slots]),
-        finished(new Counter[given.grid.groups]),
-        unfinished(given.grid.steps > 0 ? given.grid.groups : 0) {}
-};
-
-// A call of `run_stages`. A worker may look at a job after its end, so the last of those that hold
-// it deletes it. The contexts of the stages are used only while a part is running.
-class Job {
- public:
-  Job(const Stage* stages, int count, int participants)
-      : participants_(participants), holders_(participants) {
-    for (int i = 0; i < count; i++) stages_.emplace_back(new StageState(stages[i]));
-  }
-
-  // Returns when all stages have finished.
-  void take_part(int participant) {
-    for (auto& state : stages_) run_stage(*state, participant);
-  }
-
-  void release() {
-    if (holders_.fetch_sub(1, std::memory_order_acq_rel) == 1) delete this;
-  }
-
- private:
-  void run_stage(StageState& s, int participant) {
-    const Range own = part(s.slots, participant, participants_);
-    const SpinLimits& limits = spin_limits();
-    int64_t spins = 0;
-    while (s.unfinished.load(std::memory_order_acquire) > 0) {
-      bool advanced = advance(s, own);
-      if (!advanced && spins >= limits.help && spins % kSpinsBetweenScans == 0)
-        advanced = advance(s, {0, s.slots});
-      if (advanced) {
-        spins = 0;
-      } else if (spins < limits.sleep) {
-        relax(), spins++;
-      } else {
-        sleep(s);
-        // A multiple of kSpinsBetweenScans above `help`: the next turn scans the parts of all
-        // threads.
-        spins = limits.help / kSpinsBetweenScans * kSpinsBetweenScans + kSpinsBetweenScans;
-      }
-    }
-  }
-
-  // Runs the steps that can start; returns whether there were any.
-  bool advance(StageState& s, Range slots) {
-    bool advanced = false;
-    for (int64_t slot = slots.begin; slot < slots.end; slot++)
-      while (run_step(s, int(slot))) {
-        advanced = true;
-        if (s.stage.grid.parts > 1) break;
-      }
-    return advanced;
-  }
-
-  // Runs the next step of a part, unless it has finished, is running, or has to wait.
-  bool run_step(StageState& s, int slot) {
-    int64_t step = s.started[slot].count.load(std::memory_order_relaxed);
-    if (!can_start(s, slot, step)) return false;
-    // Fails where another thread has started the step.
-    if (!s.started[slot].count.compare_exchange_strong(step, step + 1, std::memory_order_acquire))
-      return false;
-    const Grid& grid = s.stage.grid;
-    const int group = slot / grid.parts;
-    s.stage.work(s.stage.context, group, slot % grid.parts, step);
-    // A thread increments `sleepers_` before it looks at the progress, and this thread makes progress
-    // before it reads `sleepers_`. At least one of them sees the other, so no wake-up is lost.
-    if (s.finished[group].count.fetch_add(1) + 1 == grid.steps * grid.parts)
-      s.unfinished.fetch_sub(1);
-    if (sleepers_.load() > 0) wake();
-    return true;
-  }
-
-  // Whether a part that has started `step` steps can start the next one.
-  static bool can_start(const StageState& s, int slot, int64_t step) {
-    const Grid& grid = s.stage.grid;
-    return step < grid.steps && s.finished[slot / grid.parts].count.load() >= step * grid.parts;
-  }
-
-  void sleep(const StageState& s) {
-    std::unique_lock<std::mutex> lock(mutex_);
-    sleepers_.fetch_add(1);
-    if (!has_work(s)) progress_.wait(lock);
-    sleepers_.fetch_sub(1);
-  }
-
-  static bool has_work(const StageState& s) {
-    if (s.unfinished.load() == 0) return true;
-    for (int slot = 0; slot < s.slots; slot++)
-      if (can_start(s, slot, s.started[slot].count.load())) return true;
-    return false;
-  }
-
-  void wake() {
-    { std::lock_guard<std::mutex> lock(mutex_); }
-    progress_.notify_all();
-  }
-
-  const int participants_;
-  std::vector<std::unique_ptr<StageState>> stages_;
-  std::atomic<int> holders_;
-  std::atomic<int> sleepers_{0};
-  std::mutex mutex_;
-  std::condition_variable progress_;
-};
-
 // How often the processors of the process are counted again.
 constexpr std::chrono::milliseconds kCountInterval{100};
-
-#if defined(__linux__)
-cpu_set_t added_processors{};  // See `recurra_add_processors`.
-#endif
-
-// The processors that this process may use. On Linux they are those of its first thread, of the
-// calling thread, and those that were added: each of these threads may be confined to fewer, and
-// threads inherit the processors of the thread that starts them.
-class Processors {
- public:
-  int count() const { return count_; }
-
-#if defined(__linux__)
-  // Counts again; returns whether other processors are allowed now.
-  bool refresh() {
-    cpu_set_t mask, own;
-    if (sched_getaffinity(getpid(), sizeof mask, &mask) != 0 ||
-        sched_getaffinity(0, sizeof own, &own) != 0) {
-      count_ = hardware_threads();
-      return false;
-    }
-    CPU_OR(&mask, &mask, &own);
-    CPU_OR(&mask, &mask, &added_processors);
-    if (is_known_ && CPU_EQUAL(&mask, &mask_)) return false;
-    mask_ = mask;
-    is_known_ = true;
-    count_ = CPU_COUNT(&mask);
-    return true;
-  }
-
-  // Sets the affinity mask of a thread to these processors. On failure, it keeps its mask.
-  void set_affinity(pid_t thread) const {
-    cpu_set_t mask;
-    if (!is_known_ || sched_getaffinity(thread, sizeof mask, &mask) != 0) return;
-    if (!CPU_EQUAL(&mask, &mask_)) sched_setaffinity(thread, sizeof mask_, &mask_);
-  }
-
- private:
-  bool is_known_ = false;
-  cpu_set_t mask_;
-#else
-  bool refresh() {
-    count_ = hardware_threads();
-    return false;
-  }
-
- private:
-#endif
-  static int hardware_threads() { return std::max(1, int(std::thread::hardware_concurrency())); }
-  int count_ = 1;
-};
 
 // A thread of the pool. Its mailbox holds the last job that it has not begun.
 class alignas(kCacheLine) Worker {
