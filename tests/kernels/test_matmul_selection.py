@@ -362,3 +362,11 @@ def test_environment_names_kernel_and_older_ones_do_not_differ():
     changed = compatibility.other_environment({**now, "matmul": "other"}, now)
     assert len(changed) == 1
     assert changed[0].startswith("matmul is ")
+
+
+def test_train_with_unknown_matmul_kernel_leaves_no_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RECURRA_MATMUL", "unknown")
+    command = ["train", "english-story", "--steps", "2", "--precision", "bf16", "--quiet"]
+    assert main([*command, "--out", str(tmp_path / "run")]) == 1
+    assert "RECURRA_MATMUL is 'unknown'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -17,6 +17,7 @@ from recurra.data.token_file import TokenFile, build_token_file, load_vocabulary
 from recurra.errors import ConfigError, SourceError, UnknownTokenError
 from recurra.inference.language_model import LanguageModel
 from recurra.inference.loading import load_language_model
+from recurra.kernels.matmul_selection import matmul_kernel
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.report.folders import describe_folder
 from recurra.report.usability import describe_short_text
@@ -141,6 +142,9 @@ def create_run(directory: RunDirectory, request: RunRequest, context: RunContext
         if may_be_restarted():
             staging.claim(job_name())
         model = create_model(config, processes.device)
+        if model.backend_for(1.0) == "native":
+            # RECURRA_MATMUL may name a kernel that this machine lacks: then no run is created.
+            matmul_kernel(model.product_dtype)
         if base is not None:
             _write_initial_weights(staging, base, model, tokens, context)
     return str(directory.path)
