@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,27 +29,54 @@ ALL_ROWS = slice(None)
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch and its parameters for one training step.
+    """The rows of a text for one training step, and the parameters of the step.
+
+    The tokens are read from the text when `tokens` is first used. An engine that has the text on
+    its device reads them there instead.
 
     Attributes:
-        ids: (rows, T) int64, the input ids of this process's rows.
-        targets: (rows, T) int64, the id that follows each input id.
+        text: (N,) integers, the ids of the whole text.
+        starts: (B,) int64, the position in the text at which each row of the whole batch begins.
+        num_steps: number of time steps T.
         reset_state: if True, the hidden state is set to zero before the batch; otherwise it is
             carried over from the previous batch.
-        starts: (B,) int64, the position in the text at which each row of the whole batch begins.
-        rows: the rows of the whole batch that `ids` and `targets` contain.
+        rows: the rows of the whole batch that this process computes.
         loss_weight: multiplies the mean loss, so that every token has the same weight.
         gradient_scale: multiplies the gradient that is passed from one time step to the previous
             one, so that randomized truncation is unbiased.
     """
 
-    ids: NDArray[np.int64]
-    targets: NDArray[np.int64]
-    reset_state: bool
+    text: Ids
     starts: NDArray[np.int64]
+    num_steps: int
+    reset_state: bool
     rows: slice = field(default_factory=lambda: ALL_ROWS)
     loss_weight: float = 1.0
     gradient_scale: float = 1.0
+
+    @cached_property
+    def tokens(self) -> NDArray[np.int64]:
+        """The tokens of this process's rows, (rows, T + 1) int64."""
+        starts = self.own_starts
+        tokens = np.empty((len(starts), self.num_steps + 1), dtype=np.int64)
+        for row, start in zip(tokens, starts, strict=True):
+            row[:] = self.text[start : start + self.num_steps + 1]
+        return tokens
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """The input ids of this process's rows, (rows, T) int64."""
+        return self.tokens[:, :-1]
+
+    @property
+    def targets(self) -> NDArray[np.int64]:
+        """The id that follows each input id, (rows, T) int64."""
+        return self.tokens[:, 1:]
+
+    @property
+    def own_starts(self) -> NDArray[np.int64]:
+        """The position in the text at which each row of this process begins, (rows,) int64."""
+        return self.starts[self.rows]
 
     @property
     def num_rows(self) -> int:
@@ -58,8 +86,7 @@ class Batch:
     @property
     def num_tokens(self) -> int:
         """Number of targets of the whole batch."""
-        steps: int = self.targets.shape[1]
-        return self.num_rows * steps
+        return self.num_rows * self.num_steps
 
 
 def sequential_windows(
@@ -96,7 +123,7 @@ def sequential_windows(
         if length == 0 or position + length > row:
             return
         if index >= skip:
-            yield _cut(ids, starts + position, length, rows, reset_state=position == 0)
+            yield Batch(ids, starts + position, length, position == 0, rows)
         position += length
 
 
@@ -128,17 +155,7 @@ def random_windows(
     random.shuffle(order)
     for first in range(skip * batch_size, count - batch_size + 1, batch_size):
         starts = offset + order[first : first + batch_size].astype(np.int64) * num_steps
-        yield _cut(ids, starts, num_steps, rows, reset_state=True)
-
-
-def _cut(
-    ids: Ids, starts: NDArray[np.int64], length: int, rows: slice, *, reset_state: bool
-) -> Batch:
-    local_starts = starts[rows]
-    tokens = np.empty((len(local_starts), length + 1), dtype=np.int64)
-    for row, start in zip(tokens, local_starts, strict=True):
-        row[:] = ids[start : start + length + 1]
-    return Batch(tokens[:, :-1], tokens[:, 1:], reset_state, starts, rows)
+        yield Batch(ids, starts, num_steps, True, rows)
 
 
 class BatchStream:
@@ -230,7 +247,7 @@ class BatchStream:
         """Return a window of random length with the weight that counts every token equally."""
         return dataclasses.replace(
             batch,
-            loss_weight=batch.ids.shape[1] / self.num_steps,
+            loss_weight=batch.num_steps / self.num_steps,
             gradient_scale=self.recurrent_gradient_scale,
         )
 

@@ -194,11 +194,11 @@ class Engine(ABC):
         It is the loss weight of the batch times this process's fraction of the rows, so that the
         sum over the processes is the weighted mean over the batch.
         """
-        return batch.loss_weight * (len(batch.ids) / batch.num_rows)
+        return batch.loss_weight * (len(batch.own_starts) / batch.num_rows)
 
     def _rows(self, batch: Batch) -> Rows | None:
         """Return the position of this process's rows in the batch, or None if it has all rows."""
-        return None if len(batch.ids) == batch.num_rows else Rows(batch.rows, batch.num_rows)
+        return None if len(batch.own_starts) == batch.num_rows else Rows(batch.rows, batch.num_rows)
 
     def _named_parameters(self) -> list[tuple[str, Tensor]]:
         return [(name, p) for name, p in self.model.named_parameters() if p.grad is not None]

@@ -32,9 +32,9 @@ def describe_failure(
         "rollbacks": rollbacks,
     }
     if (batch := pending.batch) is not None:
-        record["num_steps"] = batch.ids.shape[1]
+        record["num_steps"] = batch.num_steps
         record["starts"] = batch.starts.tolist()
-        length = min(batch.ids.shape[1], SHOWN_TOKENS)
+        length = min(batch.num_steps, SHOWN_TOKENS)
         ids, vocabulary = session.dataset.train, session.dataset.vocabulary
         shown = batch.starts[:SHOWN_ROWS].tolist()
         record["text"] = [vocabulary.decode(ids[start : start + length]) for start in shown]
