@@ -12,7 +12,6 @@ from recurra.config import ModelConfig, TrainingConfig
 from recurra.data.batches import Batch
 from recurra.engine.autograd import AutogradEngine
 from recurra.engine.compiled import CompiledEngine
-from recurra.engine.data_parallel import DataParallelEngine
 from recurra.kernels import library
 from recurra.model import RecurrentLM
 from recurra.runtime.distributed import SINGLE_PROCESS, Processes
@@ -66,6 +65,8 @@ def train(engine, batches):
         if number % engine.max_pending == 0:
             results += engine.synchronize()
     results += engine.synchronize()
+    # An engine that cannot record a step executes it without a graph.
+    assert not isinstance(engine, RecordedEngine) or engine.num_recorded
     return results, {name: t.clone() for name, t in engine.state_dict().items()}
 
 
@@ -182,14 +183,15 @@ def test_engine_loaded_state_continues_exactly(kind, backend, optimizer):
 def test_recorded_engine_records_once_then_repeats():
     engine = RecordedEngine(make_model(backend="bptt"), TrainingConfig(steps=1))
     train(engine, [make_batch(number) for number in range(8)])
-    assert (engine.num_recorded, engine.num_repeated) == (1, 6)
+    assert (engine.num_recorded, engine.num_replayed) == (1, 7)
 
 
 def test_recorded_engine_missing_operation_gives_nan():
     """Removing one operation from a recording shows that repetitions start from NaN."""
     engine = RecordedEngine(make_model(backend="reference"), TrainingConfig(steps=1))
     train(engine, [make_batch(number) for number in range(2)])
-    ((recording, _),) = engine._recordings.values()
+    ((graph,),) = (program.graphs for program in engine._programs.values())
+    recording = graph.recording
     index = next(i for i, (f, *_) in enumerate(recording.operations) if "sigmoid" in str(f))
     del recording.operations[index]
     engine.step(make_batch(2), 0.01)
@@ -211,16 +213,16 @@ class ThreadProcesses(Processes):
         tensor.copy_(total)
 
 
+@pytest.mark.parametrize("kind", [AutogradEngine, RecordedEngine])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_data_parallel_engine_equals_autograd_on_whole_batch(optimizer):
+def test_engine_in_two_processes_equals_whole_batch(kind, optimizer):
     config = TrainingConfig(steps=1, optimizer=optimizer, weight_averaging=0.9, batch_size=ROWS)
     expected = train(
         AutogradEngine(make_model(backend="reference"), config, SINGLE_PROCESS),
         [make_batch(number) for number in range(6)],
     )
     engines = [
-        DataParallelEngine(make_model(backend="reference"), config, ThreadProcesses(rank, 2))
-        for rank in range(2)
+        kind(make_model(backend="reference"), config, ThreadProcesses(rank, 2)) for rank in range(2)
     ]
     # The processes have different numbers of rows.
     shares = [slice(0, 1), slice(1, ROWS)]
@@ -241,6 +243,9 @@ def test_data_parallel_engine_equals_autograd_on_whole_batch(optimizer):
     for thread in threads:
         thread.join(timeout=60)
     for engine, results in zip(engines, found, strict=True):
+        if kind is RecordedEngine:
+            (program,) = engine._programs.values()
+            assert (len(program.graphs), engine.num_replayed) == (2, 5)
         tensors = {f"model.{n}": p.detach() for n, p in engine.model.named_parameters()}
         tensors |= {f"average.{n}": t for n, t in engine.average.tensors.items()}
         wanted = {name: t for name, t in expected[1].items() if name in tensors}

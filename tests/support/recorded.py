@@ -1,14 +1,16 @@
-"""An engine that records the operations of a step once and repeats them, as a CUDA graph does.
+"""A stand-in for CUDA graphs on a CPU, and an engine that uses it.
 
-It represents an engine that runs asynchronously on another device. The operations are recorded
-below autograd, with the tensors that they read and write. A repetition first fills everything that
-the recording wrote with NaN, so that a value that is not recomputed is detected. It then calls
-each operation on the same tensors and writes the results to the same memory. Results are read only
-when `synchronize` is called.
+The operations of a graph are recorded below autograd, with the tensors that they read and write.
+As for a CUDA graph, recording executes nothing: what the operations wrote to existing tensors is
+restored. A replay first fills all memory that belongs to the recording with NaN, so that a value
+that is not recomputed is detected. It then calls each operation on the same tensors and writes the
+results to the same memory. Reading a tensor on the host, or copying data from the host, is an error
+inside a recording.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,13 +18,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from recurra.data.batches import Batch
-from recurra.engine.autograd import AutogradEngine, StepBuffers
-from recurra.engine.engine import StepResult
-from recurra.engine.optimizers import is_capturable
-from recurra.recurrence import dropout
+from recurra.engine.graph import Graph, GraphEngine
 
 POISON = {torch.bool: True, torch.uint8: 255, torch.int64: 2**62, torch.int32: 2**30}
+HOST_READS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}
+HOST_WRITES = {torch.ops.aten.lift_fresh.default}
 
 
 class Recording(TorchDispatchMode):
@@ -38,12 +38,19 @@ class Recording(TorchDispatchMode):
         super().__init__()
         self.operations: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any, bool]] = []
         self.written: list[Tensor] = []
+        self._own: set[int] = set()
+        self._before: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function is torch.ops.aten._local_scalar_dense.default:
-            raise AssertionError("the host reads a tensor during a step")
-        before = {_memory(t) for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)}
+        if function in HOST_READS:
+            raise RuntimeError("the host reads a tensor while a graph is recorded")
+        if function in HOST_WRITES:
+            raise RuntimeError("data of the host is copied while a graph is recorded")
+        given = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
+        before = {_memory(t) for t in given}
+        if function._schema.is_mutable:
+            self._keep(given)
         results = function(*args, **kwargs)
         new = [
             tensor
@@ -56,7 +63,22 @@ class Recording(TorchDispatchMode):
             # Some operations save tensors for their backward pass only if gradients are enabled.
             self.operations.append((function, *plain, torch.is_grad_enabled()))
         self.written += [tensor.detach() for tensor in new]
+        self._own |= {_memory(tensor) for tensor in new}
         return results
+
+    def _keep(self, tensors: list[Tensor]) -> None:
+        """Keep the values of existing memory that an operation may overwrite."""
+        for tensor in tensors:
+            memory = _memory(tensor)
+            if memory not in self._own and memory not in self._before:
+                whole = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
+                self._before[memory] = whole, whole.clone()
+
+    def undo(self) -> None:
+        """Restore all memory that existed before the recording."""
+        for whole, values in self._before.values():
+            whole.copy_(values)
+        self._before.clear()
 
     def poison(self) -> None:
         """Overwrite the results of all recorded operations, floating-point ones with NaN."""
@@ -79,68 +101,32 @@ def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-class RecordedEngine(AutogradEngine):
-    """Engine that repeats recordings of `AutogradEngine` steps; see `Engine` for the methods."""
-
-    max_pending = 5
-
-    def __init__(self, model, config, processes=None) -> None:
-        super().__init__(model, config)
-        self._recordings: dict[Any, tuple[Recording, Seeds]] = {}
-        self._copies: list[tuple[StepBuffers, Batch]] = []
-        self.num_recorded, self.num_repeated = 0, 0
-
-    @classmethod
-    def unsupported(cls, model, config, processes):
-        """Return why this engine cannot train the model, or None if it can."""
-        if model.backend == "native":
-            return "calls of the compiled kernels cannot be recorded"
-        return super().unsupported(model, config, processes)
-
-    def step(self, batch: Batch, lr: float) -> None:
-        super().step(batch, lr)
-        # The next step overwrites the buffers, so the results are copied on the device.
-        buffers, batch = self._steps.pop()
-        copies = {name: getattr(buffers, name).clone() for name in ("nats", "grad_norm", "failed")}
-        self._copies.append((buffers._replace(**copies), batch))
-
-    def synchronize(self) -> list[StepResult]:
-        self._steps, self._copies = self._copies, []
-        return super().synchronize()
-
-    def _execute(self, buffers: StepBuffers, batch: Batch) -> None:
-        # The first update creates the optimizer's state, so it cannot be repeated.
-        if not self.optimizer.state and is_capturable(self.optimizer):
-            self._do_operations(buffers, batch)
-            return
-        key = self._recorded_for(batch)
-        if key not in self._recordings:
-            seeds = Seeds()
-            with dropout.seeds_from(seeds.draw_first), Recording() as recording:
-                self._do_operations(buffers, batch)
-            self._recordings[key] = recording, seeds
-            self.num_recorded += 1
-            return
-        recording, seeds = self._recordings[key]
-        recording.poison()
-        seeds.draw_again()
-        recording.repeat()
-        self.num_repeated += 1
-
-
-class Seeds:
-    """Seeds of dropout masks, stored in tensors that a recording reads."""
+class RecordedGraph(Graph):
+    """A recording of operations on a CPU; see `Graph` for the methods."""
 
     def __init__(self) -> None:
-        self._seeds: list[Tensor] = []
+        self.recording = Recording()
 
-    def draw_first(self) -> Tensor:
-        """Draw a seed in the way of `dropout`, and return it in a new tensor."""
-        with torch.utils._python_dispatch._disable_current_modes():
-            self._seeds.append(torch.randint(2**63 - 1, ()))
-        return self._seeds[-1]
+    def record(self, operations: Callable[[], None]) -> None:
+        try:
+            with self.recording:
+                operations()
+        finally:
+            self.recording.undo()
 
-    def draw_again(self) -> None:
-        """Draw all seeds again, in the same order, into the same tensors."""
-        for seed in self._seeds:
-            seed.copy_(torch.randint(2**63 - 1, ()))
+    def replay(self) -> None:
+        self.recording.poison()
+        self.recording.repeat()
+
+
+class RecordedEngine(GraphEngine):
+    """`GraphEngine` on a CPU; see `Engine` for the methods."""
+
+    max_pending = 5
+    max_text_bytes = 2**20
+
+    def _new_graph(self) -> Graph:
+        return RecordedGraph()
+
+    def _text_bytes(self) -> int:
+        return self.max_text_bytes

@@ -46,11 +46,36 @@ def test_recorded_engine_training_equals_autograd(run, tmp_path, monkeypatch, re
         run(tmp_path / "plain", **OPTIONS)
     run(tmp_path / "recorded", **OPTIONS)
     (engine,) = recorded
-    assert engine.num_repeated > 15
+    assert engine.num_replayed > 15
     for plain, found in zip(
         metrics(tmp_path / "plain"), metrics(tmp_path / "recorded"), strict=True
     ):
         assert found == pytest.approx(plain, rel=1e-5)
+
+
+KINDS = {
+    "random sampling": {"sampling": "random"},
+    "full truncation": {"bptt": "full", "batch_size": 64, "steps": 4, "report_every": 2},
+    "randomized truncation": {"bptt": "randomized", "backend": "bptt"},
+    "growing batches": {"batch_growth": 2, "window_growth": 2},
+    "momentum": {"optimizer": "sgd", "momentum": 0.9, "schedule": "linear"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_recorded_engine_every_kind_of_training_equals_autograd(
+    run, tmp_path, monkeypatch, recorded, kind
+):
+    options = OPTIONS | KINDS[kind]
+    with monkeypatch.context() as patch:
+        patch.setattr(select, "ENGINES", (AutogradEngine,))
+        run(tmp_path / "plain", **options)
+    run(tmp_path / "recorded", **options)
+    assert recorded[0].num_replayed > 0
+    for plain, found in zip(
+        metrics(tmp_path / "plain"), metrics(tmp_path / "recorded"), strict=True
+    ):
+        assert found == pytest.approx(plain, rel=1e-4)
 
 
 def test_recorded_engine_resumed_equals_uninterrupted(run, tmp_path, listener, recorded):

@@ -2,24 +2,31 @@
 
 A step is a fixed sequence of tensor operations on buffers that keep their addresses, and the host
 reads none of their values during a step. Operations with these properties can be recorded and
-replayed, for example as a CUDA graph; tests/support/recorded.py does so.
+replayed; `graph.py` does so.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 
 from recurra.config import TrainingConfig
 from recurra.data.batches import Batch
-from recurra.engine.clipping import clip_finite_gradients, describe_non_finite
+from recurra.engine.clipping import (
+    clip_finite_gradients,
+    describe_non_finite,
+    gradient_norms,
+)
 from recurra.engine.engine import Engine, StepResult
+from recurra.engine.gradient_sum import GradientSum
+from recurra.engine.loss_scaling import NAME as LOSS_SCALE
+from recurra.engine.loss_scaling import LossScale
 from recurra.engine.optimizers import apply_update
+from recurra.io.tensors import Tensors, TensorSpec
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.recurrence.cells import State
 from recurra.recurrence.dropout import Rows
@@ -79,16 +86,19 @@ class AutogradGradients:
         recurrent_gradient_scale: float,
         weight: float,
         rows: Rows | None,
+        scale: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         """Do the same as `compute`, but return the loss as a tensor without dimensions.
 
-        The host does not wait for the result.
+        The host does not wait for the result. `scale`, a tensor without dimensions, is another
+        factor of the loss in the backward pass.
         """
         loss, after = self._model.loss(
             ids, targets, state, recurrent_gradient_scale=recurrent_gradient_scale, rows=rows
         )
         self._model.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss if weight == 1.0 else loss * weight)
+        weighted = loss if weight == 1.0 else loss * weight
+        torch.autograd.backward(weighted if scale is None else weighted * scale)
         return loss.detach(), tuple(part.detach() for part in after)
 
 
@@ -103,10 +113,10 @@ class StepBuffers(NamedTuple):
             state.
         resets: whether the step begins with the zero state; bool.
         lr: the learning rate; fp64 on a CPU, as torch's fused kernels require, else fp32.
-        new_share: weight of the new parameters in the moving average.
         nats: the loss in nats, summed over the tokens of the whole batch.
         grad_norm: the L2 norm of all gradients before clipping.
-        failed: 1 if the loss or the norm is not finite, else 0; fp32.
+        failed: 1 if the loss or the norm is not finite, so that nothing may change, else 0; fp32.
+        overflowed: 1 if the step failed only because the loss scale is too large, else 0; fp32.
     """
 
     ids: Tensor
@@ -114,22 +124,20 @@ class StepBuffers(NamedTuple):
     initial: State
     resets: Tensor
     lr: Tensor
-    new_share: Tensor
     nats: Tensor
     grad_norm: Tensor
     failed: Tensor
+    overflowed: Tensor
 
 
 class AutogradEngine(Engine):
-    """Engine for any model and device, in a single process; see `Engine`."""
+    """Engine for any model, device and number of processes; see `Engine`."""
 
     @classmethod
     def unsupported(
         cls, model: RecurrentLM, config: TrainingConfig, processes: Processes
     ) -> str | None:
-        """Return why this engine cannot train the model, or None if it can."""
-        if processes.count > 1:
-            return "the autograd engine does not average over several processes"
+        """Return None: every training is supported."""
         return None
 
     def __init__(
@@ -140,9 +148,14 @@ class AutogradEngine(Engine):
     ) -> None:
         super().__init__(model, config, processes)
         self._gradients = AutogradGradients(model)
+        self._sum = GradientSum(list(model.parameters()), processes)
+        initial = model.precision.loss_scale
+        self._loss_scale = None if initial is None else LossScale(initial, model.device)
         self._buffers: dict[tuple[int, ...], StepBuffers] = {}
         self._states: dict[int, State] = {}
         self._steps: list[tuple[StepBuffers, Batch]] = []
+        # Number of updates, on the device.
+        self._count = torch.zeros((), dtype=_wide(model.device), device=model.device)
 
     def gradients(self, batch: Batch, state: State | None) -> tuple[float, State]:
         """Write every parameter's `grad`; see `Engine.gradients`."""
@@ -150,45 +163,79 @@ class AutogradEngine(Engine):
             torch.from_numpy(tokens).to(self.model.device) for tokens in (batch.ids, batch.targets)
         )
         loss, after = self._record_gradients(ids, targets, state, batch)
-        self._combine_gradients()
+        self._sum.pack()
+        self._sum.exchange()
+        self._sum.unpack()
         return float(loss), after
 
     def step(self, batch: Batch, lr: float) -> None:
         """Execute a step; see `Engine.step`."""
-        buffers = self._prepare(batch, lr)
-        self._execute(buffers, batch)
-        self.state, self._num_rows = buffers.initial, batch.num_rows
+        buffers = self._buffers_of(batch)
+        self._write_inputs(buffers, batch, lr)
+        self._backward(buffers, batch)
+        self._exchange(buffers)
+        self._update(buffers)
         self._steps.append((buffers, batch))
-        self.num_updates += 1
+        self._end_step(buffers, batch)
 
     def synchronize(self) -> list[StepResult]:
         """Return the results of the steps since the last call; see `Engine.synchronize`."""
         results = [self._read(buffers, batch) for buffers, batch in self._steps]
         self._steps.clear()
-        self.num_updates -= sum(result.failure is not None for result in results)
+        self._uncount(results)
         return results
 
-    def _prepare(self, batch: Batch, lr: float) -> StepBuffers:
-        """Write the inputs of a step to the buffers of its batch shape, and return these."""
-        rows, steps = batch.ids.shape
-        buffers = self._buffers.get((rows, steps))
-        if buffers is None:
-            buffers = self._buffers[rows, steps] = self._new_buffers(rows, steps)
-        buffers.ids.copy_(torch.from_numpy(batch.ids))
-        buffers.targets.copy_(torch.from_numpy(batch.targets))
-        buffers.resets.fill_(batch.reset_state)
-        buffers.lr.fill_(lr)
-        if self.average is not None:
-            buffers.new_share.fill_(self.average.new_share(self.num_updates + 1))
+    def state_dict(self) -> Tensors:
+        """Return the tensors that an exact resume needs; see `Engine.state_dict`."""
+        own = {} if self._loss_scale is None else {LOSS_SCALE: self._loss_scale.values}
+        return super().state_dict() | own
+
+    def state_specs(self, num_rows: int | None) -> dict[str, TensorSpec]:
+        """Return dtype and shape of each tensor of `state_dict`; see `Engine.state_specs`."""
+        own = {} if self._loss_scale is None else {LOSS_SCALE: LossScale.spec}
+        return super().state_specs(num_rows) | own
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor], num_updates: int) -> None:
+        """Restore what `state_dict` returned; see `Engine.load_state_dict`."""
+        super().load_state_dict(tensors, num_updates)
+        self._count.fill_(num_updates)
+        if self._loss_scale is not None:
+            self._loss_scale.values.copy_(tensors[LOSS_SCALE])
+
+    def _exchange(self, buffers: StepBuffers) -> None:
+        """Sum gradients and loss over the processes, between the two parts of a step."""
+        self._sum.exchange()
+        self.processes.sum_in_place(buffers.nats)
+
+    def _end_step(self, buffers: StepBuffers, batch: Batch) -> None:
+        """Keep what the next step needs."""
+        self.state, self._num_rows = buffers.initial, batch.num_rows
+        self.num_updates += 1
+
+    def _uncount(self, results: list[StepResult]) -> None:
+        """Subtract steps that changed nothing from the number of updates."""
+        self.num_updates -= sum(result.failure is not None or result.skipped for result in results)
+
+    def _buffers_of(self, batch: Batch) -> StepBuffers:
+        """Return the buffers for the shape of a batch, with the carried state."""
+        shape = len(batch.own_starts), batch.num_steps
+        if shape not in self._buffers:
+            self._buffers[shape] = self._new_buffers(*shape)
+        buffers = self._buffers[shape]
         if self.state is not None and self.state is not buffers.initial:
             for initial, part in zip(buffers.initial, self.state, strict=True):
                 if initial.shape == part.shape:
                     initial.copy_(part)
         return buffers
 
+    def _write_inputs(self, buffers: StepBuffers, batch: Batch, lr: float) -> None:
+        buffers.ids.copy_(torch.from_numpy(batch.ids))
+        buffers.targets.copy_(torch.from_numpy(batch.targets))
+        buffers.resets.fill_(batch.reset_state)
+        buffers.lr.fill_(lr)
+
     def _new_buffers(self, rows: int, steps: int) -> StepBuffers:
         device, like = self.model.device, self.model.head_bias
-        wide = torch.float32 if device.type == "mps" else torch.float64
         number = torch.zeros((), device=device)
         if rows not in self._states:
             self._states[rows] = self.model.zero_state(rows)
@@ -198,35 +245,38 @@ class AutogradEngine(Engine):
             initial=self._states[rows],
             resets=torch.zeros((), dtype=torch.bool, device=device),
             lr=number.to(torch.float64 if device.type == "cpu" else torch.float32),
-            new_share=like.new_zeros(()),
-            nats=number.to(wide),
+            nats=number.to(_wide(device)),
             grad_norm=like.new_zeros(()),
             failed=number.clone(),
+            overflowed=number.clone(),
         )
-
-    def _execute(self, buffers: StepBuffers, batch: Batch) -> None:
-        """Execute the operations of a step; overridden by an engine that records them."""
-        self._do_operations(buffers, batch)
 
     def _recorded_for(self, batch: Batch) -> Hashable:
         """Return everything that the operations depend on besides the values of tensors."""
-        return batch.ids.shape, self._weight(batch), batch.gradient_scale, self._rows(batch)
+        rows = self._rows(batch)
+        own = None if rows is None else (rows.own.start, rows.own.stop, rows.total)
+        shape = len(batch.own_starts), batch.num_steps
+        return shape, self._weight(batch), batch.gradient_scale, own
 
-    def _do_operations(self, buffers: StepBuffers, batch: Batch) -> None:
+    def _backward(self, buffers: StepBuffers, batch: Batch) -> None:
+        """Compute loss, gradients and final state of this process's rows."""
         before = tuple(
             torch.where(buffers.resets, torch.zeros_like(part), part) for part in buffers.initial
         )
-        loss, after = self._record_gradients(buffers.ids, buffers.targets, before, batch)
-        self._combine_gradients()
-        buffers.nats.copy_(loss).mul_(batch.ids.size)
-        self._combine_losses(buffers.nats)
-        with torch.no_grad():
-            self._update(buffers)
-            for initial, part in zip(buffers.initial, after, strict=True):
-                initial.copy_(torch.where(buffers.failed > 0.0, initial, part))
+        scale = None if self._loss_scale is None else self._loss_scale.scale
+        loss, self._after = self._record_gradients(
+            buffers.ids, buffers.targets, before, batch, scale
+        )
+        buffers.nats.copy_(loss).mul_(batch.own_starts.size * batch.num_steps)
+        self._sum.pack()
 
     def _record_gradients(
-        self, ids: Tensor, targets: Tensor, state: State | None, batch: Batch
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        state: State | None,
+        batch: Batch,
+        scale: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         return self._gradients.record(
             ids,
@@ -235,31 +285,50 @@ class AutogradEngine(Engine):
             recurrent_gradient_scale=batch.gradient_scale,
             weight=self._weight(batch),
             rows=self._rows(batch),
+            scale=scale,
         )
 
-    def _combine_gradients(self) -> None:
-        """Sum the gradients over the processes, in place. With one process, do nothing."""
-
-    def _combine_losses(self, nats: Tensor) -> None:
-        """Sum the losses over the processes, in place. With one process, do nothing."""
-
+    @torch.no_grad()
     def _update(self, buffers: StepBuffers) -> None:
+        """Clip the gradients of the whole batch; update weights, averages and the carried state."""
+        self._sum.unpack()
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = get_total_norm(gradients)
+        if self._loss_scale is not None:
+            self._loss_scale.unscale(gradients)
+        self._norms = gradient_norms(gradients)
+        norm = torch.linalg.vector_norm(self._norms)
         buffers.grad_norm.copy_(norm)
-        is_finite = torch.isfinite(buffers.nats) & torch.isfinite(norm)
-        buffers.failed.copy_(~is_finite)
+        failed = ~(torch.isfinite(buffers.nats) & torch.isfinite(norm))
+        buffers.failed.copy_(failed)
         clip_finite_gradients(
             gradients, norm, max_norm=self.config.clip_norm, max_value=self.config.clip_value
         )
         apply_update(self.optimizer, buffers.lr, buffers.failed)
+        self._count.add_(~failed)
         if self.average is not None:
-            self.average.add_unless(~is_finite, buffers.new_share)
+            self.average.add_unless(failed, self._count)
+        for initial, part in zip(buffers.initial, self._after, strict=True):
+            initial.copy_(torch.where(failed, initial, part))
+        if self._loss_scale is not None:
+            overflowed = self._loss_scale.overflowed(buffers.nats, norm)
+            buffers.overflowed.copy_(overflowed)
+            self._loss_scale.update(overflowed)
 
     def _read(self, buffers: StepBuffers, batch: Batch) -> StepResult:
         nats, failure = float(buffers.nats), None
-        if bool(buffers.failed):
-            failure = f"the loss is {nats / batch.num_tokens}"
+        skipped = bool(buffers.overflowed)
+        if bool(buffers.failed) and not skipped:
+            failure = describe_loss(nats, batch)
             if math.isfinite(nats):
                 failure = describe_non_finite(self._named_parameters())
-        return StepResult(nats, batch.num_tokens, float(buffers.grad_norm), failure)
+        return StepResult(nats, batch.num_tokens, float(buffers.grad_norm), failure, skipped)
+
+
+def describe_loss(nats: float, batch: Batch) -> str:
+    """Return an error message about a loss that is not finite."""
+    return f"the loss is {nats / batch.num_tokens}"
+
+
+def _wide(device: torch.device) -> torch.dtype:
+    """Return the dtype for sums and counts: fp64, except on mps, which lacks it."""
+    return torch.float32 if device.type == "mps" else torch.float64

@@ -45,15 +45,18 @@ class WeightAverage:
         torch._foreach_lerp_(self._averages(), self._parameters, self.new_share(num_updates))
 
     @torch.no_grad()
-    def add_unless(self, failed: Tensor, share: Tensor) -> None:
+    def add_unless(self, failed: Tensor, num_updates: Tensor) -> None:
         """Include the current parameters in the average unless `failed` is true.
 
         The host reads neither argument.
 
         Args:
             failed: bool without dimensions, on the device of the parameters.
-            share: the weight of the parameters, without dimensions, on the same device.
+            num_updates: as in `add`, but a tensor without dimensions on the same device, fp64
+                where the device has it.
         """
+        decay = ((1.0 + num_updates) / (10.0 + num_updates)).clamp(max=self._decay)
+        share = (1.0 - decay).to(self._parameters[0].dtype)
         for average, parameter in zip(self._averages(), self._parameters, strict=True):
             average.copy_(torch.where(failed, average, torch.lerp(average, parameter, share)))
 

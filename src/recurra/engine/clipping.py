@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -61,9 +62,27 @@ def clip_finite_gradients(
         torch._foreach_mul_(gradients, torch.where(is_finite, factor, torch.ones_like(factor)))
 
 
+def gradient_norms(gradients: list[Tensor]) -> Tensor:
+    """Return the L2 norm of each gradient, (number of gradients,); the host does not wait."""
+    return torch.stack(torch._foreach_norm(gradients, 2.0))
+
+
 def clipping_factor(norm: float, max_norm: float | None) -> float:
     """Return the factor that clips gradients of this L2 norm, as in torch's `clip_grad_norm_`."""
     return 1.0 if max_norm is None else min(1.0, max_norm / (norm + 1e-6))
+
+
+def describe_norms(norms: Mapping[str, float]) -> str:
+    """Return an error message about gradients whose common norm is not finite.
+
+    Args:
+        norms: the L2 norm of each gradient, by the name of the parameter.
+    """
+    failed = [name for name, norm in norms.items() if not math.isfinite(norm)]
+    if failed:
+        return f"the gradient of {', '.join(failed)} is not finite"
+    worst = max(norms, key=lambda name: norms[name])
+    return f"the norm of all gradients overflows; the largest gradient is that of {worst}"
 
 
 def describe_non_finite(named: Sequence[tuple[str, Tensor]]) -> str:
@@ -78,8 +97,7 @@ def describe_non_finite(named: Sequence[tuple[str, Tensor]]) -> str:
     worst = max(counts, key=lambda name: counts[name])
     if counts[worst] == 0:
         norms = {name: float(p.grad.norm()) for name, p in named if p.grad is not None}
-        worst = max(norms, key=lambda name: norms[name])
-        return f"the norm of all gradients overflows; the largest gradient is that of {worst}"
+        return describe_norms(norms)
     size = dict(named)[worst].numel()
     return (
         f"the gradient of {worst} is not finite in {counts[worst]:,} of {size:,} entries,"

@@ -36,12 +36,15 @@ class StepResult(NamedTuple):
         grad_norm: the L2 norm of all gradients before clipping.
         failure: if the loss or a gradient is NaN or infinite, a message that says which; such a
             step changes nothing. None otherwise.
+        skipped: whether the scaled gradients of fp16 overflowed. Such a step only reduces the loss
+            scale; `grad_norm` is not finite, and `failure` is None.
     """
 
     nats: float
     num_tokens: int
     grad_norm: float
     failure: str | None = None
+    skipped: bool = False
 
     @property
     def loss(self) -> float:

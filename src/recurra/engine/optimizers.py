@@ -42,6 +42,9 @@ def build_optimizer(model: RecurrentLM, config: TrainingConfig) -> Optimizer:
     options: dict[str, Any] = {option: getattr(config, option) for option in spec.options}
     if spec.is_torch:
         options["fused"] = model.device.type in ("cpu", "cuda")
+        if spec.counts_steps and model.device.type == "cuda":
+            # Adam can be recorded as a CUDA graph only with this option.
+            options["capturable"] = True
     optimizer: Optimizer = _class_of(spec)(groups, lr=config.lr, **options)
     return optimizer
 
@@ -130,6 +133,12 @@ def _check_state(name: str, spec: OptimizerSpec) -> None:
             f"the state of the optimizer {name} has {', '.join(sorted(found)) or 'no tensors'}, but"
             f" slots and counts_steps declare {', '.join(sorted(declared)) or 'none'}"
         )
+
+
+def supports_recording(config: TrainingConfig) -> bool:
+    """Return whether the update of the configured optimizer can be recorded in a graph."""
+    spec = OPTIMIZERS[config.optimizer]
+    return spec.is_torch or bool(getattr(_class_of(spec), "_step_supports_amp_scaling", False))
 
 
 def is_capturable(optimizer: Optimizer) -> bool:

@@ -9,20 +9,21 @@ was measured.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from recurra.config import TrainingConfig
 from recurra.engine.autograd import AutogradEngine, AutogradGradients
 from recurra.engine.compiled import CompiledEngine
 from recurra.engine.compiled_decoder import CompiledDecoder
 from recurra.engine.compiled_gradients import CompiledGradients
-from recurra.engine.data_parallel import DataParallelEngine
+from recurra.engine.cuda_graph import CudaGraphEngine
 from recurra.engine.decoder import Decoder, PlainDecoder
 from recurra.engine.engine import Engine
 from recurra.errors import ConfigError
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.runtime.distributed import SINGLE_PROCESS, Processes, started_rank
 
-ENGINES: tuple[type[Engine], ...] = (CompiledEngine, DataParallelEngine, AutogradEngine)
+ENGINES: tuple[type[Engine], ...] = (CompiledEngine, CudaGraphEngine, AutogradEngine)
 """All engines, the preferred ones first."""
 
 Gradients = AutogradGradients | CompiledGradients
@@ -30,6 +31,7 @@ Gradients = AutogradGradients | CompiledGradients
 _logger = logging.getLogger(__name__)
 _logged: set[str] = set()
 _BY_AUTOGRAD = "gradients are computed by autograd: "
+_WITHOUT_GRAPH = "steps are executed without a CUDA graph: "
 
 
 def select_engine(
@@ -49,8 +51,7 @@ def select_engine(
     for engine in ENGINES:
         reason = engine.unsupported(model, config, processes)
         if reason is None:
-            if CompiledEngine in reasons:
-                _log_once(_BY_AUTOGRAD + reasons[CompiledEngine])
+            _log_reasons(model, reasons)
             return engine(model, config, processes)
         _logger.debug("%s is not used: %s", engine.__name__, reason)
         reasons[engine] = reason
@@ -93,6 +94,17 @@ def select_decoder(model: RecurrentLM, num_samples: int = 1) -> Decoder:
         return CompiledDecoder(model, num_samples)
     _logger.debug("tokens are generated with one call of the model each: %s", reason)
     return PlainDecoder(model, num_samples)
+
+
+def _log_reasons(model: RecurrentLM, reasons: Mapping[type[Engine], str]) -> None:
+    """Log why the preferred engine of the device was not chosen."""
+    is_cuda = model.device.type == "cuda"
+    preferred: type[Engine] = CompiledEngine
+    beginning = _BY_AUTOGRAD
+    if is_cuda:
+        preferred, beginning = CudaGraphEngine, _WITHOUT_GRAPH
+    if preferred in reasons:
+        _log_once(beginning + reasons[preferred])
 
 
 def _log_once(message: str) -> None:

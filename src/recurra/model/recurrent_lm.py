@@ -21,7 +21,7 @@ from recurra.recurrence.backends import Requirements, find_backend
 from recurra.recurrence.cells import NUM_OF_TORCH, LayerParameters, State, find_cell
 from recurra.recurrence.dropout import NO_DROPOUT, Dropout, Rows, Zoneout
 from recurra.recurrence.layer import choose_backend, run_stack
-from recurra.recurrence.precision import find_precision
+from recurra.recurrence.precision import Precision, find_precision
 
 _LAYER_NAMES = LayerParameters._fields[:NUM_OF_TORCH]
 
@@ -257,9 +257,14 @@ class RecurrentLM(nn.Module):
         return self.embedding if self.config.tie_weights else self.head_weight
 
     @property
+    def precision(self) -> Precision:
+        """The precision of the products."""
+        return find_precision(self.config.precision)
+
+    @property
     def product_dtype(self) -> torch.dtype:
         """The dtype of the operands of products."""
-        return find_precision(self.config.precision).product_dtype(self.head_bias.dtype)
+        return self.precision.product_dtype(self.head_bias.dtype)
 
     def nats(
         self, ids: Tensor, targets: Tensor, state: State | None = None

@@ -72,16 +72,23 @@ class Zoneout(NamedTuple):
         return torch.where(changes if self.rows is None else changes[self.rows.own], after, before)
 
 
-_seed_source: Callable[[], Tensor] | None = None
+SeedSource = Callable[[], int | Tensor]
+
+
+def draw_seed() -> int:
+    """Draw the seed of a mask from torch's global generator of the CPU."""
+    return int(torch.randint(2**63 - 1, ()))
+
+
+_seed_source: SeedSource = draw_seed
 
 
 @contextmanager
-def seeds_from(source: Callable[[], Tensor]) -> Iterator[None]:
-    """Draw the seeds of masks from `source` inside the context.
+def seeds_from(source: SeedSource) -> Iterator[None]:
+    """Take the seeds of masks from `source` inside the context, instead of `draw_seed`.
 
-    An engine that records and replays a step passes a source whose tensors it overwrites with new
-    seeds before each replay. A seed is a zero-dimensional int64 tensor, as returned by
-    `torch.randint(2**63 - 1, ())`.
+    An engine that records and replays a step passes a source of int64 tensors without dimensions,
+    which it overwrites with new seeds before each replay.
     """
     global _seed_source
     before, _seed_source = _seed_source, source
@@ -91,13 +98,27 @@ def seeds_from(source: Callable[[], Tensor]) -> Iterator[None]:
         _seed_source = before
 
 
+@contextmanager
+def counted_seeds() -> Iterator[Callable[[], int]]:
+    """Yield a function that returns the number of seeds that were drawn inside the context."""
+    count, source = 0, _seed_source
+
+    def draw() -> int | Tensor:
+        nonlocal count
+        count += 1
+        return source()
+
+    with seeds_from(draw):
+        yield lambda: count
+
+
 def fill_mask(mask: Tensor, probability: float) -> Tensor:
     """Draw a mask in place, from one seed of torch's global generator.
 
     torch's `bernoulli_` calls a slow generator for each entry: for the recurrent weights of a large
     layer this takes half as long as the rest of the training step.
     """
-    seed = int(torch.randint(2**63 - 1, ())) if _seed_source is None else _seed_source()
+    seed = _seed_source()
     threshold, scale = round(probability * 2**16), 1.0 / (1.0 - probability)
     on_cpu = mask.device.type == "cpu" and mask.dtype == torch.float32
     if isinstance(seed, int) and on_cpu and library.is_available():
@@ -118,7 +139,7 @@ def _random_bits(seed: int | Tensor, count: int, device: torch.device) -> Tensor
     word = (word ^ (word >> 30) & 2**34 - 1) * (0xBF58476D1CE4E5B9 - 2**64)
     word = (word ^ (word >> 27) & 2**37 - 1) * (0x94D049BB133111EB - 2**64)
     word = word ^ (word >> 31) & 2**33 - 1
-    shifts = torch.tensor([0, 16, 32, 48], device=device)
+    shifts = torch.arange(0, 64, 16, device=device)
     return (word[:, None] >> shifts & 0xFFFF).flatten()[:count]
 
 

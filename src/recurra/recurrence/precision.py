@@ -32,6 +32,7 @@ class Precision:
 
     name: str
     operand_dtype: torch.dtype | None
+    loss_scale: float | None = None
 
     def product_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Return the dtype of the operands of products of tensors of a dtype."""

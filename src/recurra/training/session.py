@@ -184,7 +184,9 @@ class TrainingSession:
         for step, result in zip(pending, self.engine.synchronize(), strict=True):
             if result.failure is not None:
                 raise StepFailedError(result.failure, step)
-            self.state.since_report.add(result.nats, result.num_tokens, result.grad_norm, step.lr)
+            mean = self.state.since_report
+            norm = mean.grad_norm if result.skipped else result.grad_norm
+            mean.add(result.nats, result.num_tokens, norm, step.lr)
 
     def discard_pending(self) -> None:
         """Discard the results of all pending steps, before an earlier state is loaded."""

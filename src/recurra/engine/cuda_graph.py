@@ -1,0 +1,87 @@
+"""CUDA graphs: the engine for training steps on an NVIDIA or AMD GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from recurra.config import TrainingConfig
+from recurra.engine.graph import Graph, GraphEngine
+from recurra.model.recurrent_lm import RecurrentLM
+from recurra.runtime.distributed import SINGLE_PROCESS, Processes
+
+TEXT_SHARE = 0.25
+"""Maximum fraction of the free memory of the GPU for the text."""
+
+
+class CudaGraph(Graph):
+    """A CUDA graph.
+
+    Args:
+        stream: the stream that records and replays it.
+        pool: the memory of its tensors. Graphs that never run at the same time, and that exchange
+            no tensors of the pool, can share it.
+    """
+
+    def __init__(self, stream: torch.cuda.Stream, pool: Any) -> None:
+        self._graph = torch.cuda.CUDAGraph()
+        self._stream, self._pool = stream, pool
+
+    def record(self, operations: Callable[[], None]) -> None:
+        """Record operations without executing them; see `Graph.record`."""
+        # Other threads, such as the watchdog of NCCL, may call CUDA during the recording.
+        mode = "thread_local"
+        with torch.cuda.graph(
+            self._graph, pool=self._pool, stream=self._stream, capture_error_mode=mode
+        ):
+            operations()
+
+    def replay(self) -> None:
+        """Execute the recorded operations."""
+        self._graph.replay()
+
+
+class CudaGraphEngine(GraphEngine):
+    """Engine that trains on a GPU with one CUDA graph for each batch shape; see `Engine`.
+
+    With several processes, there are two graphs for each shape.
+    """
+
+    @classmethod
+    def unsupported(
+        cls, model: RecurrentLM, config: TrainingConfig, processes: Processes
+    ) -> str | None:
+        """Return why this engine cannot train the model, or None if it can."""
+        if model.device.type != "cuda":
+            return f"CUDA graphs need a CUDA device, not {model.device.type}"
+        return super().unsupported(model, config, processes)
+
+    def __init__(
+        self,
+        model: RecurrentLM,
+        config: TrainingConfig,
+        processes: Processes = SINGLE_PROCESS,
+    ) -> None:
+        super().__init__(model, config, processes)
+        self._stream = torch.cuda.Stream(model.device)  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def _new_graph(self) -> Graph:
+        return CudaGraph(self._stream, self._pool)
+
+    def _text_bytes(self) -> int:
+        free, _ = torch.cuda.mem_get_info(self.model.device)
+        return int(TEXT_SHARE * free)
+
+    @contextmanager
+    def _on_stream(self) -> Iterator[None]:
+        # The work of both streams is ordered: earlier operations of the current stream are done
+        # before those of the step, and later ones wait for the step.
+        current = torch.cuda.current_stream(self.model.device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            yield
+        current.wait_stream(self._stream)

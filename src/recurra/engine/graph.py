@@ -1,0 +1,340 @@
+"""Engines that record the operations of a step once and replay them, as CUDA graphs do.
+
+Launching one operation after another takes longer than most operations of a small model. A graph
+starts all operations of a step at once. Its inputs, outputs and all tensors between them keep their
+addresses, so everything that changes from step to step is read from memory: the positions of the
+batch in the text, the learning rate, the seeds of dropout masks, and whether the state is reset.
+The host reads no result before `synchronize`.
+
+With several processes a step is two graphs, and the gradients are summed between them.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recurra.config import TrainingConfig
+from recurra.data.batches import Batch, Ids
+from recurra.engine.autograd import AutogradEngine, StepBuffers, describe_loss
+from recurra.engine.clipping import describe_norms
+from recurra.engine.engine import StepResult
+from recurra.engine.optimizers import supports_recording
+from recurra.model.recurrent_lm import RecurrentLM
+from recurra.recurrence import dropout
+from recurra.recurrence.cells import State
+from recurra.runtime.distributed import SINGLE_PROCESS, Processes
+
+MAX_GRAPHS = 128
+"""Maximum number of recorded batch shapes; with windows of random length, there can be many. Steps
+of other shapes are executed without a graph."""
+_SLOT, _RESETS, _LR, _HEADER = 0, 1, 2, 3
+"""Indices into the inputs of a step; the positions of the rows and the seeds follow the header."""
+_NATS, _NORM, _FAILED, _OVERFLOWED, _NORMS = 0, 1, 2, 3, 4
+"""Columns of the results of a step; the norm of each gradient follows."""
+
+_logger = logging.getLogger(__name__)
+
+
+class Graph(ABC):
+    """A recorded sequence of operations."""
+
+    @abstractmethod
+    def record(self, operations: Callable[[], None]) -> None:
+        """Record operations without executing them.
+
+        Raises:
+            RuntimeError: an operation cannot be recorded, for example because it waits for the
+                device.
+        """
+
+    @abstractmethod
+    def replay(self) -> None:
+        """Execute the recorded operations on the same memory."""
+
+
+@dataclass
+class _Program:
+    """The steps of one batch shape.
+
+    Attributes:
+        buffers: what the operations read and write.
+        text: the text on the device, or None if the tokens of a batch are inputs.
+        num_seeds: number of seeds that a step draws.
+        num_inputs: number of inputs of a step.
+        graphs: the recorded operations; empty until the shape occurs a second time.
+        inputs: (num_inputs,) int64 on the device.
+    """
+
+    buffers: StepBuffers
+    text: Tensor | None
+    num_seeds: int = 0
+    num_inputs: int = 0
+    graphs: list[Graph] = field(default_factory=list)
+    inputs: Tensor | None = None
+
+
+class _SeedsInOrder:
+    """The seeds of dropout masks among the inputs of a step, in the order in which they are drawn.
+
+    Args:
+        program: the step.
+    """
+
+    def __init__(self, program: _Program) -> None:
+        self._program = program
+        self._next = program.num_inputs - program.num_seeds
+
+    def next(self) -> Tensor:
+        """Return the next seed, without dimensions."""
+        assert self._program.inputs is not None
+        self._next += 1
+        return self._program.inputs[self._next - 1]
+
+
+class GraphEngine(AutogradEngine):
+    """Engine that executes the first step of each batch shape like `AutogradEngine`, and then
+    replays a graph; see `Engine`.
+
+    Subclasses state where graphs are recorded.
+
+    Attributes:
+        num_recorded: number of recorded batch shapes.
+        num_replayed: number of replayed steps.
+    """
+
+    max_pending = 32
+
+    def __init__(
+        self,
+        model: RecurrentLM,
+        config: TrainingConfig,
+        processes: Processes = SINGLE_PROCESS,
+    ) -> None:
+        super().__init__(model, config, processes)
+        self.num_recorded, self.num_replayed = 0, 0
+        self._programs: dict[Hashable, _Program] = {}
+        self._is_recordable = True
+        self._texts: list[tuple[Ids, Tensor | None]] = []
+        self._pending: list[Batch] = []
+        width = _NORMS + len(list(model.parameters()))
+        shape, device = (self.max_pending, width), model.device
+        self._results = torch.zeros(shape, dtype=torch.float64, device=device)
+        self._slot = torch.zeros(1, dtype=torch.int64, device=device)
+        self._staging: dict[int, Tensor] = {}
+
+    @classmethod
+    def unsupported(
+        cls, model: RecurrentLM, config: TrainingConfig, processes: Processes
+    ) -> str | None:
+        """Return why this engine cannot train the model, or None if it can."""
+        if model.backend == "native":
+            return "calls of the compiled kernels cannot be recorded"
+        if not supports_recording(config):
+            return f"the optimizer {config.optimizer} reads its state on the host"
+        return None
+
+    @abstractmethod
+    def _new_graph(self) -> Graph:
+        """Return a graph without operations."""
+
+    @abstractmethod
+    def _text_bytes(self) -> int:
+        """Return the maximum size of a text that is copied to the device, in bytes."""
+
+    def _on_stream(self) -> AbstractContextManager[object]:
+        """Return a context in which operations go to the stream that records graphs."""
+        return nullcontext()
+
+    def step(self, batch: Batch, lr: float) -> None:
+        """Execute a step; see `Engine.step`."""
+        with self._on_stream():
+            program = self._program_of(batch)
+            if program.graphs:
+                self._stage(program, batch, lr)
+                self._replay(program)
+            else:
+                self._execute_or_record(program, batch, lr)
+        self._pending.append(batch)
+        self._end_step(program.buffers, batch)
+
+    def gradients(self, batch: Batch, state: State | None) -> tuple[float, State]:
+        """Write every parameter's `grad`; see `Engine.gradients`."""
+        with self._on_stream():
+            return super().gradients(batch, state)
+
+    def synchronize(self) -> list[StepResult]:
+        """Return the results of the steps since the last call; see `Engine.synchronize`."""
+        batches, self._pending = self._pending, []
+        with self._on_stream():
+            rows = self._results[: len(batches)].cpu().tolist()
+        results = [self._result(row, batch) for row, batch in zip(rows, batches, strict=True)]
+        self._uncount(results)
+        return results
+
+    def _program_of(self, batch: Batch) -> _Program:
+        text, buffers = self._resident(batch.text), self._buffers_of(batch)
+        key = None if text is None else id(text), self._recorded_for(batch)
+        return self._programs.setdefault(key, _Program(buffers, text))
+
+    def _resident(self, text: Ids) -> Tensor | None:
+        """Return the text on the device, or None if it is too large."""
+        for known, resident in self._texts:
+            if known is text:
+                return resident
+        small = text.dtype == np.uint8
+        is_resident = len(text) * (1 if small else 4) <= self._text_bytes()
+        self._texts.append((text, self._upload(text, small) if is_resident else None))
+        return self._texts[-1][1]
+
+    def _upload(self, text: Ids, small: bool) -> Tensor:
+        dtype = torch.uint8 if small else torch.int32
+        resident = torch.empty(len(text), dtype=dtype, device=self.model.device)
+        for first in range(0, len(text), 2**24):
+            part = np.asarray(text[first : first + 2**24]).astype(np.uint8 if small else np.int32)
+            resident[first : first + len(part)].copy_(torch.from_numpy(part))
+        return resident
+
+    def _execute_or_record(self, program: _Program, batch: Batch, lr: float) -> None:
+        """Execute a step. If it is not the first of its shape, record and replay it."""
+        # The first step creates the optimizer's state and the workspaces of libraries.
+        is_first = not program.num_inputs
+        if is_first or not self._is_recordable or self.num_recorded >= MAX_GRAPHS:
+            self._execute(program, batch, lr)
+            return
+        program.inputs = torch.zeros(
+            program.num_inputs, dtype=torch.int64, device=self.model.device
+        )
+        self._stage(program, batch, lr)
+        if self._record(program, batch):
+            self._replay(program)
+        else:
+            # The seeds are drawn and staged already.
+            with dropout.seeds_from(_SeedsInOrder(program).next):
+                self._read_inputs(program)
+                self._do_step(program.buffers, batch)
+
+    def _execute(self, program: _Program, batch: Batch, lr: float) -> None:
+        """Execute the operations of a step one after another."""
+        self._write_inputs(program.buffers, batch, lr)
+        self._slot.fill_(len(self._pending))
+        with dropout.counted_seeds() as count:
+            self._do_step(program.buffers, batch)
+        program.num_seeds = count()
+        rows = len(batch.own_starts)
+        positions = rows if program.text is not None else rows * (batch.num_steps + 1)
+        program.num_inputs = _HEADER + positions + program.num_seeds
+
+    def _do_step(self, buffers: StepBuffers, batch: Batch) -> None:
+        self._backward(buffers, batch)
+        self._exchange(buffers)
+        self._update(buffers)
+
+    def _record(self, program: _Program, batch: Batch) -> bool:
+        """Record the operations of a step; return False if they cannot be recorded."""
+        buffers, seeds = program.buffers, _SeedsInOrder(program)
+
+        def first() -> None:
+            self._read_inputs(program)
+            self._backward(buffers, batch)
+
+        def second() -> None:
+            self._update(buffers)
+
+        def whole() -> None:
+            first()
+            second()
+
+        parts: Sequence[Callable[[], None]] = (whole,)
+        if self.processes.count > 1:
+            parts = (first, second)
+        graphs = [self._new_graph() for _ in parts]
+        try:
+            with dropout.seeds_from(seeds.next):
+                for graph, part in zip(graphs, parts, strict=True):
+                    graph.record(part)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            _logger.info("the step is executed without a graph: %s", reason)
+            self._is_recordable = False
+            return False
+        program.graphs = graphs
+        self.num_recorded += 1
+        if self.num_recorded == MAX_GRAPHS:
+            _logger.info("%d batch shapes are recorded; others have no graph", MAX_GRAPHS)
+        return True
+
+    def _replay(self, program: _Program) -> None:
+        first, *rest = program.graphs
+        first.replay()
+        for graph in rest:
+            self._exchange(program.buffers)
+            graph.replay()
+        self.num_replayed += 1
+
+    def _stage(self, program: _Program, batch: Batch, lr: float) -> None:
+        """Copy the inputs of a step to the device, without waiting for earlier steps."""
+        assert program.inputs is not None
+        staged = self._staging_row(program.num_inputs)
+        values = staged.numpy()
+        positions = batch.own_starts if program.text is not None else batch.tokens.ravel()
+        end = _HEADER + len(positions)
+        values[_SLOT], values[_RESETS] = len(self._pending), batch.reset_state
+        values[_LR : _LR + 1].view(np.float64)[0] = lr
+        values[_HEADER:end] = positions
+        for index in range(end, program.num_inputs):
+            values[index] = dropout.draw_seed()
+        program.inputs.copy_(staged, non_blocking=True)
+
+    def _staging_row(self, size: int) -> Tensor:
+        """Return memory that no pending step reads, (size,) int64."""
+        if size not in self._staging:
+            pinned = self.model.device.type == "cuda"
+            shape = self.max_pending, size
+            self._staging[size] = torch.zeros(shape, dtype=torch.int64, pin_memory=pinned)
+        return self._staging[size][len(self._pending)]
+
+    def _read_inputs(self, program: _Program) -> None:
+        """Write the inputs of a step to its buffers, on the device."""
+        inputs, buffers = program.inputs, program.buffers
+        assert inputs is not None
+        self._slot.copy_(inputs[_SLOT : _SLOT + 1])
+        buffers.resets.copy_(inputs[_RESETS] > 0)
+        buffers.lr.copy_(inputs.view(torch.float64)[_LR])
+        positions = inputs[_HEADER : program.num_inputs - program.num_seeds]
+        rows, steps = buffers.ids.shape
+        if program.text is None:
+            tokens = positions.view(rows, steps + 1)
+        else:
+            offsets = torch.arange(steps + 1, device=inputs.device)
+            places = (positions[:, None] + offsets).flatten()
+            tokens = torch.index_select(program.text, 0, places).view(rows, steps + 1)
+        buffers.ids.copy_(tokens[:, :-1])
+        buffers.targets.copy_(tokens[:, 1:])
+
+    def _update(self, buffers: StepBuffers) -> None:
+        super()._update(buffers)
+        numbers = buffers.nats, buffers.grad_norm, buffers.failed, buffers.overflowed
+        row = torch.stack([number.to(torch.float64) for number in numbers])
+        norms = self._norms.to(torch.float64)
+        padding = norms.new_zeros(self._results.shape[1] - _NORMS - len(norms))
+        self._results.index_copy_(0, self._slot, torch.cat([row, norms, padding])[None])
+
+    def _result(self, row: list[float], batch: Batch) -> StepResult:
+        nats, failure, skipped = row[_NATS], None, row[_OVERFLOWED] > 0.0
+        if row[_FAILED] > 0.0 and not skipped:
+            failure = describe_loss(nats, batch)
+            if math.isfinite(nats):
+                names = [name for name, _ in self._named_parameters()]
+                failure = describe_norms(dict(zip(names, row[_NORMS:], strict=False)))
+        return StepResult(nats, batch.num_tokens, row[_NORM], failure, skipped)

@@ -1,0 +1,70 @@
+"""Dynamic loss scaling for gradients that are computed in fp16.
+
+fp16 cannot represent numbers below 6e-8, and many gradients are smaller. The loss is therefore
+multiplied by a scale before the backward pass, and the gradients are divided by it afterwards
+(Micikevicius et al. 2018, "Mixed Precision Training"). If a scaled gradient overflows, the step is
+skipped and the scale is halved. After `GROWTH_INTERVAL` steps without overflow it is doubled.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from recurra.io.tensors import TensorSpec
+
+GROWTH_INTERVAL = 2000
+"""Number of steps without overflow after which the scale is doubled, as in torch's GradScaler."""
+MIN_SCALE, MAX_SCALE = 1.0, 2.0**24
+NAME = "loss_scale"
+"""Name of the state in a checkpoint."""
+
+
+class LossScale:
+    """The scale of the loss. No method transfers data between the host and the device.
+
+    Attributes:
+        values: (2,) fp32, the scale and the number of steps since it changed.
+
+    Args:
+        initial: the initial scale.
+        device: the device of the model.
+    """
+
+    spec = TensorSpec(torch.float32, (2,))
+
+    def __init__(self, initial: float, device: torch.device) -> None:
+        self.values = torch.tensor([initial, 0.0], device=device)
+
+    @property
+    def scale(self) -> Tensor:
+        """The scale, a tensor without dimensions."""
+        return self.values[0]
+
+    def unscale(self, gradients: list[Tensor]) -> None:
+        """Divide gradients by the scale, in place."""
+        torch._foreach_mul_(gradients, self.scale.reciprocal())
+
+    def overflowed(self, nats: Tensor, norm: Tensor) -> Tensor:
+        """Return whether a smaller scale can repeat a step whose gradients are not finite.
+
+        If the loss itself is not finite, or the scale has its minimum, it cannot.
+
+        Args:
+            nats: the loss, without dimensions.
+            norm: the norm of all gradients, without dimensions.
+        """
+        return torch.isfinite(nats) & ~torch.isfinite(norm) & (self.scale > MIN_SCALE)
+
+    def update(self, overflowed: Tensor) -> None:
+        """Halve the scale after an overflow, and double it after many steps without one.
+
+        Args:
+            overflowed: bool without dimensions.
+        """
+        scale, steps = self.values.unbind()
+        steps = torch.where(overflowed, 0.0, steps + 1.0)
+        grows = steps >= GROWTH_INTERVAL
+        factor = torch.where(overflowed, 0.5, torch.where(grows, 2.0, 1.0))
+        scale = (scale * factor).clamp(MIN_SCALE, MAX_SCALE)
+        self.values.copy_(torch.stack([scale, torch.where(grows, 0.0, steps)]))
