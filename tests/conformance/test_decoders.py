@@ -10,9 +10,10 @@ from recurra.engine.decoder import PlainDecoder
 from recurra.engine.sampling import GenerationConfig, Sampler
 from recurra.kernels import library
 from recurra.model import RecurrentLM
+from support.recorded import RecordedDecoder
 
 needs_kernels = pytest.mark.skipif(not library.is_available(), reason="no compiled kernels")
-DECODERS = [PlainDecoder, pytest.param(CompiledDecoder, marks=needs_kernels)]
+DECODERS = [PlainDecoder, RecordedDecoder, pytest.param(CompiledDecoder, marks=needs_kernels)]
 VOCAB = 17
 PROMPT = np.array([3, 1, 4, 1, 5])
 

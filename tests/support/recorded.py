@@ -11,6 +11,7 @@ inside a recording.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from recurra.engine.graph import Graph, GraphEngine
+from recurra.engine.graph import GraphEngine
+from recurra.engine.graph_decoder import GraphDecoder
+from recurra.engine.graph_recorder import Graph, GraphRecorder
 
 POISON = {torch.bool: True, torch.uint8: 255, torch.int64: 2**62, torch.int32: 2**30}
 HOST_READS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}
@@ -105,7 +108,7 @@ class RecordedGraph(Graph):
     """A recording of operations on a CPU; see `Graph` for the methods."""
 
     def __init__(self) -> None:
-        self.recording = Recording()
+        self.recording, self.num_replayed = Recording(), 0
 
     def record(self, operations: Callable[[], None]) -> None:
         try:
@@ -115,18 +118,45 @@ class RecordedGraph(Graph):
             self.recording.undo()
 
     def replay(self) -> None:
+        self.num_replayed += 1
         self.recording.poison()
         self.recording.repeat()
+
+
+class CpuRecorder(GraphRecorder):
+    """Records graphs on a CPU; see `GraphRecorder` for the methods.
+
+    Attributes:
+        graphs: all graphs that were made.
+    """
+
+    max_text_bytes = 2**20
+
+    def __init__(self) -> None:
+        self.graphs: list[RecordedGraph] = []
+
+    def new_graph(self) -> Graph:
+        self.graphs.append(RecordedGraph())
+        return self.graphs[-1]
+
+    def on_stream(self):
+        return nullcontext()
+
+    def text_bytes(self) -> int:
+        return self.max_text_bytes
 
 
 class RecordedEngine(GraphEngine):
     """`GraphEngine` on a CPU; see `Engine` for the methods."""
 
     max_pending = 5
-    max_text_bytes = 2**20
 
-    def _new_graph(self) -> Graph:
-        return RecordedGraph()
+    def _new_recorder(self) -> GraphRecorder:
+        return CpuRecorder()
 
-    def _text_bytes(self) -> int:
-        return self.max_text_bytes
+
+class RecordedDecoder(GraphDecoder):
+    """`GraphDecoder` on a CPU; see `Decoder` for the methods."""
+
+    def __init__(self, model, num_samples: int = 1) -> None:
+        super().__init__(model, num_samples, CpuRecorder())

@@ -1,4 +1,4 @@
-"""CUDA graphs: the engine for training steps on an NVIDIA or AMD GPU."""
+"""CUDA graphs for training, generation and evaluation on an NVIDIA or AMD GPU."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from recurra.config import TrainingConfig
-from recurra.engine.graph import Graph, GraphEngine
+from recurra.engine.graph import GraphEngine
+from recurra.engine.graph_recorder import Graph, GraphRecorder
 from recurra.model.recurrent_lm import RecurrentLM
-from recurra.runtime.distributed import SINGLE_PROCESS, Processes
+from recurra.runtime.distributed import Processes
 
 TEXT_SHARE = 0.25
 """Maximum fraction of the free memory of the GPU for the text."""
@@ -21,9 +22,9 @@ class CudaGraph(Graph):
     """A CUDA graph.
 
     Args:
-        stream: the stream that records and replays it.
+        stream: the stream that records it.
         pool: the memory of its tensors. Graphs that never run at the same time, and that exchange
-            no tensors of the pool, can share it.
+            no tensors of the pool with later ones, can share it.
     """
 
     def __init__(self, stream: torch.cuda.Stream, pool: Any) -> None:
@@ -40,8 +41,43 @@ class CudaGraph(Graph):
             operations()
 
     def replay(self) -> None:
-        """Execute the recorded operations."""
+        """Execute the recorded operations on the current stream."""
         self._graph.replay()
+
+
+class CudaRecorder(GraphRecorder):
+    """Records CUDA graphs on a separate stream, with one pool of memory.
+
+    Args:
+        device: the GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def new_graph(self) -> Graph:
+        """Return a graph without operations."""
+        return CudaGraph(self._stream, self._pool)
+
+    @contextmanager
+    def on_stream(self) -> Iterator[None]:
+        """Return a context in which operations go to the stream of the recorder.
+
+        The work of both streams is ordered: the operations in the context wait for earlier ones of
+        the current stream, and later ones of the current stream wait for them.
+        """
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            yield
+        current.wait_stream(self._stream)
+
+    def text_bytes(self) -> int:
+        """Return the maximum size of a text that is copied to the GPU, in bytes."""
+        free, _ = torch.cuda.mem_get_info(self._device)
+        return int(TEXT_SHARE * free)
 
 
 class CudaGraphEngine(GraphEngine):
@@ -59,29 +95,5 @@ class CudaGraphEngine(GraphEngine):
             return f"CUDA graphs need a CUDA device, not {model.device.type}"
         return super().unsupported(model, config, processes)
 
-    def __init__(
-        self,
-        model: RecurrentLM,
-        config: TrainingConfig,
-        processes: Processes = SINGLE_PROCESS,
-    ) -> None:
-        super().__init__(model, config, processes)
-        self._stream = torch.cuda.Stream(model.device)  # type: ignore[no-untyped-call]
-        self._pool = torch.cuda.graph_pool_handle()
-
-    def _new_graph(self) -> Graph:
-        return CudaGraph(self._stream, self._pool)
-
-    def _text_bytes(self) -> int:
-        free, _ = torch.cuda.mem_get_info(self.model.device)
-        return int(TEXT_SHARE * free)
-
-    @contextmanager
-    def _on_stream(self) -> Iterator[None]:
-        # The work of both streams is ordered: earlier operations of the current stream are done
-        # before those of the step, and later ones wait for the step.
-        current = torch.cuda.current_stream(self.model.device)
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            yield
-        current.wait_stream(self._stream)
+    def _new_recorder(self) -> GraphRecorder:
+        return CudaRecorder(self.model.device)

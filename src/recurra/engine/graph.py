@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import logging
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from abc import abstractmethod
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,6 +26,7 @@ from recurra.data.batches import Batch, Ids
 from recurra.engine.autograd import AutogradEngine, StepBuffers, describe_loss
 from recurra.engine.clipping import describe_norms
 from recurra.engine.engine import StepResult
+from recurra.engine.graph_recorder import Graph, GraphRecorder
 from recurra.engine.optimizers import supports_recording
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.recurrence import dropout
@@ -42,23 +42,6 @@ _NATS, _NORM, _FAILED, _OVERFLOWED, _NORMS = 0, 1, 2, 3, 4
 """Columns of the results of a step; the norm of each gradient follows."""
 
 _logger = logging.getLogger(__name__)
-
-
-class Graph(ABC):
-    """A recorded sequence of operations."""
-
-    @abstractmethod
-    def record(self, operations: Callable[[], None]) -> None:
-        """Record operations without executing them.
-
-        Raises:
-            RuntimeError: an operation cannot be recorded, for example because it waits for the
-                device.
-        """
-
-    @abstractmethod
-    def replay(self) -> None:
-        """Execute the recorded operations on the same memory."""
 
 
 @dataclass
@@ -122,7 +105,7 @@ class GraphEngine(AutogradEngine):
         super().__init__(model, config, processes)
         self.num_recorded, self.num_replayed = 0, 0
         self._programs: dict[Hashable, _Program] = {}
-        self._is_recordable = True
+        self._recorder = self._new_recorder()
         self._texts: list[tuple[Ids, Tensor | None]] = []
         self._pending: list[Batch] = []
         width = _NORMS + len(list(model.parameters()))
@@ -143,20 +126,12 @@ class GraphEngine(AutogradEngine):
         return None
 
     @abstractmethod
-    def _new_graph(self) -> Graph:
-        """Return a graph without operations."""
-
-    @abstractmethod
-    def _text_bytes(self) -> int:
-        """Return the maximum size of a text that is copied to the device, in bytes."""
-
-    def _on_stream(self) -> AbstractContextManager[object]:
-        """Return a context in which operations go to the stream that records graphs."""
-        return nullcontext()
+    def _new_recorder(self) -> GraphRecorder:
+        """Return the recorder of the device of the model."""
 
     def step(self, batch: Batch, lr: float) -> None:
         """Execute a step; see `Engine.step`."""
-        with self._on_stream():
+        with self._recorder.on_stream():
             program = self._program_of(batch)
             if program.graphs:
                 self._stage(program, batch, lr)
@@ -168,13 +143,13 @@ class GraphEngine(AutogradEngine):
 
     def gradients(self, batch: Batch, state: State | None) -> tuple[float, State]:
         """Write every parameter's `grad`; see `Engine.gradients`."""
-        with self._on_stream():
+        with self._recorder.on_stream():
             return super().gradients(batch, state)
 
     def synchronize(self) -> list[StepResult]:
         """Return the results of the steps since the last call; see `Engine.synchronize`."""
         batches, self._pending = self._pending, []
-        with self._on_stream():
+        with self._recorder.on_stream():
             rows = self._results[: len(batches)].cpu().tolist()
         results = [self._result(row, batch) for row, batch in zip(rows, batches, strict=True)]
         self._uncount(results)
@@ -191,7 +166,7 @@ class GraphEngine(AutogradEngine):
             if known is text:
                 return resident
         small = text.dtype == np.uint8
-        is_resident = len(text) * (1 if small else 4) <= self._text_bytes()
+        is_resident = len(text) * (1 if small else 4) <= self._recorder.text_bytes()
         self._texts.append((text, self._upload(text, small) if is_resident else None))
         return self._texts[-1][1]
 
@@ -207,7 +182,7 @@ class GraphEngine(AutogradEngine):
         """Execute a step. If it is not the first of its shape, record and replay it."""
         # The first step creates the optimizer's state and the workspaces of libraries.
         is_first = not program.num_inputs
-        if is_first or not self._is_recordable or self.num_recorded >= MAX_GRAPHS:
+        if is_first or not self._recorder.is_able or self.num_recorded >= MAX_GRAPHS:
             self._execute(program, batch, lr)
             return
         program.inputs = torch.zeros(
@@ -242,33 +217,22 @@ class GraphEngine(AutogradEngine):
         """Record the operations of a step; return False if they cannot be recorded."""
         buffers, seeds = program.buffers, _SeedsInOrder(program)
 
-        def first() -> None:
+        def backward() -> None:
             self._read_inputs(program)
             self._backward(buffers, batch)
 
-        def second() -> None:
+        def update() -> None:
             self._update(buffers)
 
         def whole() -> None:
-            first()
-            second()
+            backward()
+            update()
 
-        parts: Sequence[Callable[[], None]] = (whole,)
-        if self.processes.count > 1:
-            parts = (first, second)
-        graphs = [self._new_graph() for _ in parts]
-        try:
-            with dropout.seeds_from(seeds.next):
-                for graph, part in zip(graphs, parts, strict=True):
-                    graph.record(part)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            _logger.info("the step is executed without a graph: %s", reason)
-            self._is_recordable = False
+        parts = [whole] if self.processes.count == 1 else [backward, update]
+        with dropout.seeds_from(seeds.next):
+            program.graphs = self._recorder.record(parts)
+        if not program.graphs:
             return False
-        program.graphs = graphs
         self.num_recorded += 1
         if self.num_recorded == MAX_GRAPHS:
             _logger.info("%d batch shapes are recorded; others have no graph", MAX_GRAPHS)

@@ -10,15 +10,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import cast
+from weakref import WeakKeyDictionary, proxy
 
 from recurra.config import TrainingConfig
 from recurra.engine.autograd import AutogradEngine, AutogradGradients
 from recurra.engine.compiled import CompiledEngine
 from recurra.engine.compiled_decoder import CompiledDecoder
 from recurra.engine.compiled_gradients import CompiledGradients
-from recurra.engine.cuda_graph import CudaGraphEngine
+from recurra.engine.cuda_graph import CudaGraphEngine, CudaRecorder
 from recurra.engine.decoder import Decoder, PlainDecoder
 from recurra.engine.engine import Engine
+from recurra.engine.graph_decoder import GraphDecoder
+from recurra.engine.graph_recorder import GraphRecorder
+from recurra.engine.reader import GraphReader, PlainReader, Reader
 from recurra.errors import ConfigError
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.runtime.distributed import SINGLE_PROCESS, Processes, started_rank
@@ -30,6 +35,7 @@ Gradients = AutogradGradients | CompiledGradients
 
 _logger = logging.getLogger(__name__)
 _logged: set[str] = set()
+_readers: WeakKeyDictionary[RecurrentLM, tuple[tuple[int, ...], GraphReader]] = WeakKeyDictionary()
 _BY_AUTOGRAD = "gradients are computed by autograd: "
 _WITHOUT_GRAPH = "steps are executed without a CUDA graph: "
 
@@ -92,8 +98,35 @@ def select_decoder(model: RecurrentLM, num_samples: int = 1) -> Decoder:
     reason = CompiledDecoder.unsupported(model)
     if reason is None:
         return CompiledDecoder(model, num_samples)
+    recorder = _new_recorder(model)
+    if recorder is not None and GraphDecoder.unsupported(model) is None:
+        return GraphDecoder(model, num_samples, recorder)
     _logger.debug("tokens are generated with one call of the model each: %s", reason)
     return PlainDecoder(model, num_samples)
+
+
+def select_reader(model: RecurrentLM) -> Reader:
+    """Return the preferred reader for the model. Graphs are kept while the model exists.
+
+    Args:
+        model: the model, already on its device.
+    """
+    # A graph reads the weights at the addresses of its recording.
+    addresses = tuple(parameter.data_ptr() for parameter in model.parameters())
+    known = _readers.get(model)
+    if known is None or known[0] != addresses:
+        recorder = _new_recorder(model)
+        if recorder is None:
+            return PlainReader(model)
+        # With a reference to the model, the reader would keep it alive.
+        reader = GraphReader(cast(RecurrentLM, proxy(model)), recorder)
+        known = _readers[model] = addresses, reader
+    return known[1]
+
+
+def _new_recorder(model: RecurrentLM) -> GraphRecorder | None:
+    """Return a recorder of graphs for the device of a model, or None if it has no graphs."""
+    return CudaRecorder(model.device) if model.device.type == "cuda" else None
 
 
 def _log_reasons(model: RecurrentLM, reasons: Mapping[type[Engine], str]) -> None:

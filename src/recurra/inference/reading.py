@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recurra.engine.select import select_reader
 from recurra.errors import SourceError
 
 if TYPE_CHECKING:
@@ -69,21 +70,6 @@ def steps_per_call(model: RecurrentLM, num_rows: int, chunk: int) -> int:
     return max(1, min(chunk, LOGITS_PER_CALL // (num_rows * model.config.vocab_size)))
 
 
-def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the surprisal of each target in nats: -log softmax(logits)[target].
-
-    Args:
-        logits: (..., V).
-        targets: (...) int64.
-
-    Returns:
-        (...), in float64, or in float32 on mps. With float64, uniform logits give log V exactly.
-    """
-    exact = logits.float() if logits.device.type == "mps" else logits.double()
-    chosen = exact.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    return exact.logsumexp(-1) - chosen
-
-
 def read_nats(
     model: RecurrentLM,
     ids: IdArray,
@@ -109,7 +95,7 @@ def read_nats(
         (int64) and their surprisal in nats (float64).
     """
     assert all(a >= b for a, b in pairwise(lengths)), "lengths must be in descending order"
-    rows = len(lengths)
+    rows, reader = len(lengths), select_reader(model)
     state = model.zero_state(rows)
     time = 0
     while rows and time < lengths[0]:
@@ -120,11 +106,7 @@ def read_nats(
         ).astype(np.int64)
         tokens = torch.from_numpy(block).to(model.device)
         with evaluation_mode(model):
-            if model.has_blocked_output:
-                nats, state = model.nats(tokens[:, :-1], tokens[:, 1:], state)
-            else:
-                logits, state = model(tokens[:, :-1], state)
-                nats = token_nats(logits, tokens[:, 1:])
+            nats, state = reader.read(tokens, state)
         yield block[:, 1:], nats.cpu().numpy().astype(np.float64, copy=False)
         time += steps
         while rows and lengths[rows - 1] <= time:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from recurra.engine.reader import token_nats
 from recurra.errors import ConfigError, NonFiniteError, SourceError
 from recurra.inference.display import line_html, score_excerpt_html
 from recurra.inference.document import Document
@@ -23,7 +24,6 @@ from recurra.inference.reading import (
     IdArray,
     evaluation_mode,
     read_nats,
-    token_nats,
 )
 from recurra.inference.spans import spread_over_characters
 

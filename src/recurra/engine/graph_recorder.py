@@ -1,0 +1,105 @@
+"""Interfaces for recording operations on a device and replaying them, as CUDA graphs do.
+
+`cuda_graph.py` implements them for GPUs, and tests/support/recorded.py for a CPU.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+import torch
+
+Operations = Callable[[], None]
+
+_logger = logging.getLogger(__name__)
+
+
+class Graph(ABC):
+    """A recorded sequence of operations."""
+
+    @abstractmethod
+    def record(self, operations: Operations) -> None:
+        """Record operations without executing them.
+
+        Raises:
+            RuntimeError: an operation cannot be recorded, for example because the host waits for
+                the device.
+        """
+
+    @abstractmethod
+    def replay(self) -> None:
+        """Execute the recorded operations on the same memory."""
+
+
+class GraphRecorder(ABC):
+    """Records graphs on one device.
+
+    Attributes:
+        is_able: False after an operation could not be recorded.
+    """
+
+    is_able = True
+
+    @abstractmethod
+    def new_graph(self) -> Graph:
+        """Return a graph without operations."""
+
+    @abstractmethod
+    def on_stream(self) -> AbstractContextManager[None]:
+        """Return a context for all operations before, in and between graphs."""
+
+    @abstractmethod
+    def text_bytes(self) -> int:
+        """Return the maximum size of a text that is copied to the device, in bytes."""
+
+    def record(self, parts: Sequence[Operations]) -> list[Graph]:
+        """Record a graph for each part.
+
+        Returns:
+            The graphs; none if an operation cannot be recorded, with the reason in the log.
+
+        Raises:
+            torch.OutOfMemoryError: the device has not enough memory.
+        """
+        graphs = [self.new_graph() for _ in parts]
+        try:
+            for graph, part in zip(graphs, parts, strict=True):
+                graph.record(part)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            reason = (str(error).splitlines() or ["unknown"])[0]
+            _logger.info("operations are executed without a graph: %s", reason)
+            self.is_able = False
+            return []
+        return graphs
+
+
+class RepeatedOperations:
+    """Operations that are executed the first time, and recorded and replayed afterwards.
+
+    The first execution lets libraries allocate their workspaces. If the operations cannot be
+    recorded, they are executed every time.
+
+    Args:
+        recorder: the recorder of the device.
+        operations: the operations; they read and write tensors that keep their addresses.
+    """
+
+    def __init__(self, recorder: GraphRecorder, operations: Operations) -> None:
+        self._recorder, self._operations = recorder, operations
+        self._graphs: list[Graph] = []
+        self._is_first = True
+
+    def execute(self) -> None:
+        """Execute the operations once."""
+        if not self._is_first and not self._graphs and self._recorder.is_able:
+            self._graphs = self._recorder.record([self._operations])
+        self._is_first = False
+        if self._graphs:
+            self._graphs[0].replay()
+        else:
+            self._operations()
