@@ -8,8 +8,9 @@ T steps, B batch, I input width, H hidden width, L layers, D directions (1 or 2)
 tensors are time-major, and a batch of sequences of unequal length is a list of segments (t, b, I).
 During the t steps of a segment, the same b sequences are active: the longest ones.
 
-Under autocast, the operands of products are rounded to bf16, sums and states are fp32 until the
-last step, and outputs and states are returned in the dtype that torch.nn returns.
+Under autocast, the operands of products are rounded to bf16 or fp16, sums and states are fp32 until
+the last step, and outputs and states are returned in the dtype that torch.nn returns. Without it,
+fp32 products are computed in fp32 on a GPU too: cuDNN does not round their operands to TF32.
 
 The layers also support what torch.nn supports beyond a call and its backward pass, where the
 backends `bptt` and `native` are replaced:
@@ -44,7 +45,12 @@ from recurra.recurrence.backends import (
 )
 from recurra.recurrence.cells import CELLS, LayerParameters, State, find_cell
 from recurra.recurrence.layer import choose_backend, run
-from recurra.recurrence.precision import autocast_precision
+from recurra.recurrence.precision import (
+    FP32,
+    Precision,
+    autocast_precision,
+    keep_in_backward,
+)
 from recurra.recurrence.recording import StateRecord, record_states
 from recurra.recurrence.segments import (
     RunSegment,
@@ -95,6 +101,10 @@ class _RecurraRNNBase(torch.nn.RNNBase):
         backend = "reference" if self._state_record is not None else self._choose_backend(input, hx)
         if backend == "library":
             # The forward method of torch passes all layers and directions to its kernels at once.
+            if self.weight_ih_l0.is_cuda and not (
+                torch.compiler.is_compiling() or is_observed() or is_transformed()
+            ):
+                return self._forward_in_fp32(input, hx)
             return super().forward(input, hx)
         weights = self.all_weights
         known = self._flat_weights[0]
@@ -105,6 +115,17 @@ class _RecurraRNNBase(torch.nn.RNNBase):
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, layers, backend)
         return self._forward_padded(input, hx, layers, backend)
+
+    def _forward_in_fp32(self, input: Any, hx: Any) -> Any:
+        """Run torch's forward method, without rounding the operands of fp32 products to TF32."""
+        with FP32.products():
+            outputs, state = super().forward(input, hx)
+            node = (outputs.data if isinstance(outputs, PackedSequence) else outputs).grad_fn
+            # Views, for example of a sequence without a batch, have one input; kernels have more.
+            while node is not None and len(node.next_functions) == 1:
+                node = node.next_functions[0][0]
+            keep_in_backward(node)
+        return outputs, state
 
     def _choose_backend(self, input: Any, hx: Any) -> str:
         """Return the name of the backend for this call, see the documentation of the module."""
@@ -126,6 +147,7 @@ class _RecurraRNNBase(torch.nn.RNNBase):
             find_cell(_CELLS[self.mode]),
             data.device,
             weight.dtype,
+            product_dtype=autocast_precision(weight).product_dtype(weight.dtype),
             is_projected=self.proj_size > 0,
         )
         return choose_backend(needs)
@@ -231,7 +253,7 @@ class _RecurraRNNBase(torch.nn.RNNBase):
                 for sweep in (sweep_forward, sweep_backward)[: 1 + self.bidirectional]:
                     index = len(finals)
                     run_segment: RunSegment = partial(
-                        _run_segment, _CELLS[self.mode], layers[index], backend, precision.name
+                        _run_segment, _CELLS[self.mode], layers[index], backend, precision
                     )
                     if self._state_record is not None:
                         backward = sweep is sweep_backward
@@ -339,7 +361,7 @@ def _run_segment(
     cell: str,
     parameters: LayerParameters,
     backend: str,
-    precision: str,
+    precision: Precision,
     segment: Tensor,
     state: State,
 ) -> tuple[Tensor, State]:

@@ -98,13 +98,14 @@ def _machine() -> dict[str, Any]:
 def _describe(machine: dict[str, Any]) -> str:
     from recurra.kernels.matmul_selection import DESCRIPTIONS
 
-    fp32_speed, bf16_speed = machine["product_gflops"].values()
+    speeds = machine["product_gflops"]
+    shown = ", ".join(f"{speed:.0f} in {precision}" for precision, speed in speeds.items())
     bf16 = machine["bf16_matmul"]
     kernels = f", bf16 by {DESCRIPTIONS[bf16]}" if bf16 else ", without compiled kernels"
     return (
         f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']},"
-        f" recurra {machine['recurra']}{kernels}; matrix product: {fp32_speed:.0f} GFLOP/s in fp32,"
-        f" {bf16_speed:.0f} in bf16\n\nspread: interquartile range divided by the median;"
+        f" recurra {machine['recurra']}{kernels}; matrix product in GFLOP/s:"
+        f" {shown}\n\nspread: interquartile range divided by the median;"
         " % of matmul: GFLOP/s relative to the matrix product in the same precision; times faster:"
         " speed relative to torch.nn with the same input"
     )

@@ -26,14 +26,21 @@ from recurra.errors import ConfigError
 from recurra.inference.generate import generate_ids
 from recurra.kernels import library
 from recurra.model.recurrent_lm import RecurrentLM
+from recurra.recurrence.backends.native import PRODUCT_DTYPES
 from recurra.recurrence.cells import find_cell
-from recurra.recurrence.precision import PRECISIONS
+from recurra.recurrence.precision import PRECISIONS, find_precision
 from recurra.runtime.distributed import SINGLE_PROCESS
 
 BATCH_SIZE = 32
 STEPS_PER_ROUND = 4
 PRODUCT_SIZE = 1024
 """Size of the square matrices whose product measures the peak throughput of the machine."""
+_CPU_PRECISIONS = tuple(
+    name
+    for name, precision in PRECISIONS.items()
+    if not precision.allows_tf32 and precision.product_dtype(torch.float32) in PRODUCT_DTYPES
+)
+"""The precisions of the compiled kernels. They compute tf32 as fp32."""
 _MODULES = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 
 Work = Callable[[], None]
@@ -162,10 +169,7 @@ def measure(
     else:
         candidates, tokens = _training_candidates(row), row.batch_size * row.num_steps
     candidates = [c for c in candidates if not names or c.name in names]
-    products = {
-        name: Candidate(name, _Product(precision.product_dtype(torch.float32)))
-        for name, precision in PRECISIONS.items()
-    }
+    products = {name: Candidate(name, _Product(name)) for name in _CPU_PRECISIONS}
     _measure_interleaved([*candidates, *products.values()], rounds)
     for candidate in candidates:
         rate = row.flops / candidate.median
@@ -185,10 +189,7 @@ def measure(
 
 def product_gflops() -> dict[str, float]:
     """Return the throughput of torch's matrix product in GFLOP/s for each precision."""
-    products = {
-        name: Candidate(name, _Product(precision.product_dtype(torch.float32)))
-        for name, precision in PRECISIONS.items()
-    }
+    products = {name: Candidate(name, _Product(name)) for name in _CPU_PRECISIONS}
     _measure_interleaved(list(products.values()), 9)
     return {name: 2 * PRODUCT_SIZE**3 / p.median / 1e9 for name, p in products.items()}
 
@@ -221,7 +222,8 @@ def _measure_interleaved(candidates: Sequence[Candidate], rounds: int) -> None:
 class _Product:
     """The product of two square matrices with torch."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, precision: str) -> None:
+        dtype = find_precision(precision).product_dtype(torch.float32)
         self._square = torch.ones(PRODUCT_SIZE, PRODUCT_SIZE, dtype=dtype)
 
     def __call__(self) -> None:
@@ -237,7 +239,7 @@ def _training_candidates(row: TrainingRow) -> list[Candidate]:
         candidates.append(_training_candidate(f"{backend}, one-hot, fp32", step, one_hot))
     if not library.is_available():
         return candidates
-    for precision in PRECISIONS:
+    for precision in _CPU_PRECISIONS:
         for baseline, width in ((one_hot, 0), (embedding, row.hidden_size)):
             name = f"native, {'embedding' if width else 'one-hot'}, {precision}"
             step = _recurra_step(row, "native", precision, width)
@@ -338,7 +340,7 @@ def _generation_candidates(row: GenerationRow) -> list[Candidate]:
         ),
     ]
     if library.is_available():
-        for precision in PRECISIONS:
+        for precision in _CPU_PRECISIONS:
             work = _recurra_generation(row, "native", precision, many)
             candidates.append(Candidate(f"native, {precision}", work, loop, precision, many))
     return candidates

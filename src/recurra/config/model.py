@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from recurra.config.backends import BACKEND_MODULES, OPERAND_DTYPES
+from recurra.config.backends import BACKEND_MODULES, PRECISION_TRAITS
 from recurra.config.cells import CELL_TRAITS, CellTraits
 from recurra.config.checks import (
     MAX_FLOAT,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 else:
     CellName = Literal[tuple(CELL_TRAITS)]
     BackendName = Literal["auto", *BACKEND_MODULES]
-    PrecisionName = Literal[tuple(OPERAND_DTYPES)]
+    PrecisionName = Literal[tuple(PRECISION_TRAITS)]
 FirstWeights = Literal["uniform", "normal", "orthogonal"]
 
 USUAL_EMBEDDING = 64
@@ -103,7 +103,9 @@ class ModelConfig:
     library (torch.nn) or native (compiled kernels)."""
 
     precision: PrecisionName = "fp32"
-    """Number format of the operands of matrix products; states, gradients and weights stay fp32."""
+    """Number format of the operands of matrix products: fp32, tf32 (10 instead of 23 bits of the
+    fraction, on NVIDIA GPUs from Ampere on; fp32 on every other device), bf16 or fp16. States,
+    gradients and weights stay fp32."""
 
     def __post_init__(self) -> None:
         if (self.residual or self.tie_weights) and self.embedding_size == USUAL_EMBEDDING:
@@ -115,7 +117,7 @@ class ModelConfig:
         )
         require_known("cell", self.cell, CELL_TRAITS, "recurra.register_cell")
         require_known("backend", self.backend, ("auto", *BACKEND_MODULES))
-        require_known("precision", self.precision, OPERAND_DTYPES)
+        require_known("precision", self.precision, PRECISION_TRAITS)
         self._check_sizes()
         for name in ("dropout", "output_dropout", "weight_dropout", "zoneout"):
             require(0.0 <= getattr(self, name) < 1.0, f"{name} must be at least 0 and less than 1")

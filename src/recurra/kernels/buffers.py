@@ -43,10 +43,12 @@ class BufferPool:
     def borrow(self, *shape: int, like: Tensor) -> Tensor:
         """Return an uninitialized tensor of this shape, with the dtype and device of `like`.
 
-        Its storage is reused once the tensor is freed, so no view may outlive the tensor.
+        On a CPU, its storage is reused once the tensor is freed, so no view may outlive the tensor.
         """
         numel = prod(shape)
-        if numel * like.element_size() < MIN_POOLED_BYTES:
+        # The allocators of other devices reuse memory themselves. In a CUDA graph, memory from
+        # outside the graph could be lent again, or freed, between two replays.
+        if numel * like.element_size() < MIN_POOLED_BYTES or like.device.type != "cpu":
             return _new(shape, like)
         buffer = self._take(numel, like)
         tensor = buffer[:numel].view(shape)

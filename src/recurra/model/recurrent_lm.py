@@ -18,6 +18,7 @@ from recurra.kernels import library
 from recurra.model import output_layer
 from recurra.model.residual import BlockParameters, block_shapes, run_blocks
 from recurra.recurrence.backends import Requirements, find_backend
+from recurra.recurrence.backends.flat_weights import flatten_weights
 from recurra.recurrence.cells import NUM_OF_TORCH, LayerParameters, State, find_cell
 from recurra.recurrence.dropout import NO_DROPOUT, Dropout, Rows, Zoneout
 from recurra.recurrence.layer import choose_backend, run_stack
@@ -224,7 +225,7 @@ class RecurrentLM(nn.Module):
         options: dict[str, Any] = {
             "dropout": self.dropout,
             "rows": rows,
-            "precision": self.config.precision,
+            "precision": self.precision,
             "recurrent_gradient_scale": recurrent_gradient_scale,
         }
         if self.config.zoneout:
@@ -249,7 +250,10 @@ class RecurrentLM(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Apply the output layer: (..., H) to (..., V)."""
-        return output_layer.logits(hidden, self.output_weight, self.head_bias, self.product_dtype)
+        with self.precision.products(self.device):
+            return output_layer.logits(
+                hidden, self.output_weight, self.head_bias, self.product_dtype
+            )
 
     @property
     def output_weight(self) -> Tensor:
@@ -258,13 +262,27 @@ class RecurrentLM(nn.Module):
 
     @property
     def precision(self) -> Precision:
-        """The precision of the products."""
+        """The precision of matrix products."""
         return find_precision(self.config.precision)
 
     @property
     def product_dtype(self) -> torch.dtype:
         """The dtype of the operands of products."""
         return self.precision.product_dtype(self.head_bias.dtype)
+
+    def flatten_weights(self) -> None:
+        """Make the weights of the recurrent layers views of one buffer, as cuDNN reads them.
+
+        An engine for CUDA calls this before its first step; without it, the weights are copied at
+        every step. The parameters remain the same objects with the same values. On other devices,
+        if the weights are rounded at every step, and after the first call, this does nothing.
+        """
+        if self.cell.torch_kernel is None or self.product_dtype != self.head_bias.dtype:
+            return
+        layers = self.layers()
+        is_one_call = self.config.dropout == 0.0 and not self.config.residual
+        for group in [layers] if is_one_call else [[layer] for layer in layers]:
+            flatten_weights(self.cell, group)
 
     def nats(
         self, ids: Tensor, targets: Tensor, state: State | None = None
@@ -338,11 +356,12 @@ class RecurrentLM(nn.Module):
             if self._has_compiled_output(hidden)
             else output_layer.cross_entropy
         )
-        loss = cross_entropy(
-            hidden.flatten(0, 1),
-            self.output_weight,
-            self.head_bias,
-            targets.t().flatten(),
-            self.product_dtype,
-        )
+        with self.precision.products(self.device):
+            loss = cross_entropy(
+                hidden.flatten(0, 1),
+                self.output_weight,
+                self.head_bias,
+                targets.t().flatten(),
+                self.product_dtype,
+            )
         return loss, state

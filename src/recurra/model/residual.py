@@ -20,7 +20,7 @@ from torch.nn.functional import gelu, rms_norm
 from recurra.recurrence.cells import LayerParameters, State
 from recurra.recurrence.dropout import NO_DROPOUT, Dropout, Rows, drop, drop_weights
 from recurra.recurrence.layer import run
-from recurra.recurrence.precision import find_precision, product
+from recurra.recurrence.precision import Precision, find_precision, product
 
 EXPANSION = 2
 """Width of the feed-forward part, in hidden sizes."""
@@ -59,7 +59,7 @@ def run_blocks(
     *,
     dropout: Dropout = NO_DROPOUT,
     rows: Rows | None = None,
-    precision: str = "fp32",
+    precision: str | Precision = "fp32",
     **options: Any,
 ) -> tuple[Tensor, State]:
     """Run stacked blocks.
@@ -74,7 +74,8 @@ def run_blocks(
     Returns:
         Outputs (T, B, H) and the state, each tensor (L, B, H).
     """
-    dtype = find_precision(precision).product_dtype(inputs.dtype)
+    found_precision = find_precision(precision)
+    dtype = found_precision.product_dtype(inputs.dtype)
     if dropout.weight > 0.0:
         layers = drop_weights(layers, dropout.weight)
 
@@ -82,15 +83,18 @@ def run_blocks(
         return drop(added, probability, dropout, rows) if probability > 0.0 else added
 
     finals, x = [], inputs
-    for index, (layer, block) in enumerate(zip(layers, blocks, strict=True)):
-        initial = None if state is None else tuple(s[index] for s in state)
-        normed = rms_norm(x, block.norm.shape, block.norm)
-        read, final = run(cell, normed, initial, layer, backend, precision=precision, **options)
-        finals.append(final)
-        gated = read * gelu(product(normed, block.gate, dtype))
-        x = x + maybe_drop(product(gated, block.out, dtype), dropout.between)
-        normed = rms_norm(x, block.feed_norm.shape, block.feed_norm)
-        a, b = product(normed, block.feed_in, dtype).chunk(2, dim=-1)
-        x = x + maybe_drop(product(gelu(a) * b, block.feed_out, dtype), dropout.between)
+    with found_precision.products(inputs.device):
+        for index, (layer, block) in enumerate(zip(layers, blocks, strict=True)):
+            initial = None if state is None else tuple(s[index] for s in state)
+            normed = rms_norm(x, block.norm.shape, block.norm)
+            read, final = run(
+                cell, normed, initial, layer, backend, precision=found_precision, **options
+            )
+            finals.append(final)
+            gated = read * gelu(product(normed, block.gate, dtype))
+            x = x + maybe_drop(product(gated, block.out, dtype), dropout.between)
+            normed = rms_norm(x, block.feed_norm.shape, block.feed_norm)
+            a, b = product(normed, block.feed_in, dtype).chunk(2, dim=-1)
+            x = x + maybe_drop(product(gelu(a) * b, block.feed_out, dtype), dropout.between)
     outputs = maybe_drop(rms_norm(x, final_norm.shape, final_norm), dropout.output)
     return outputs, tuple(torch.stack(parts) for parts in zip(*finals, strict=True))

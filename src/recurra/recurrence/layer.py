@@ -17,6 +17,7 @@ from recurra.recurrence.backends import (
     Requirements,
     find_backend,
     is_observed,
+    overlapping_backends,
     require_supported,
     requirements_of,
     time_batched,
@@ -29,7 +30,7 @@ from recurra.recurrence.cells import (
     find_cell,
 )
 from recurra.recurrence.dropout import NO_DROPOUT, Dropout, Rows, Zoneout, drop, drop_weights
-from recurra.recurrence.precision import find_precision
+from recurra.recurrence.precision import Precision, find_precision
 
 
 def run(
@@ -39,7 +40,7 @@ def run(
     parameters: LayerParameters,
     backend: str = "auto",
     *,
-    precision: str = "fp32",
+    precision: str | Precision = "fp32",
     recurrent_gradient_scale: float = 1.0,
     zoneout: Zoneout | None = None,
 ) -> tuple[Tensor, State]:
@@ -51,7 +52,7 @@ def run(
         state: the state before the first step, each tensor (B, H); None is zero.
         parameters: the parameters of the layer, as in torch.nn.
         backend: `auto`, or one of `config.backends.BACKEND_MODULES`.
-        precision: name of the precision of the products, see `config.backends.OPERAND_DTYPES`.
+        precision: the precision of the products, or its name in `precision.PRECISIONS`.
         recurrent_gradient_scale: multiplies every gradient that passes from one step to the step
             before; randomized truncation needs it to stay unbiased.
         zoneout: zoneout of the state, for cells whose output is their state.
@@ -63,7 +64,8 @@ def run(
         ConfigError: the cell or the backend is unknown, or the backend does not support the layer.
     """
     kind = find_cell(cell)
-    dtype = find_precision(precision).product_dtype(parameters.weight_ih.dtype)
+    found_precision = find_precision(precision)
+    dtype = found_precision.product_dtype(parameters.weight_ih.dtype)
     # The reference supports every layer without zoneout. Collecting its requirements would take
     # 4 us, 5 % of a step in generation.
     if backend != "reference" or zoneout is not None:
@@ -76,27 +78,43 @@ def run(
             has_zoneout=zoneout is not None,
             product_dtype=dtype,
         )
-        if backend == "auto":
-            unseen = ("native", "bptt") if is_observed() else ()
-            backend = choose_backend(needs, steps=inputs.shape[0], exclude=unseen)
-        require_supported(backend, needs)
+        backend = _resolve(backend, needs, inputs.shape[0])
     check_shapes(kind, inputs, parameters)
     if state is None:
         state = zero_state(cell, inputs.shape[1], parameters)
     else:
-        expected = _state_shapes(kind, inputs.shape[1], parameters)
-        found = [tuple(part.shape) for part in state]
-        if found != expected:
-            raise ConfigError(f"the state of {cell} has shapes {found}, but should have {expected}")
+        _check_state(kind, state, _state_shapes(kind, inputs.shape[1], parameters))
     options: dict[str, Any] = {
         "dtype": dtype,
         "recurrent_gradient_scale": recurrent_gradient_scale,
     }
     if zoneout is not None:
         options["zoneout"] = zoneout
-    if not kind.reads_state and backend != "reference":
-        return time_batched.run_layer(kind, inputs, state, parameters, backend, **options)
-    return find_backend(backend).run_layer(kind, inputs, state, parameters, **options)
+    with found_precision.products(inputs.device):
+        if not kind.reads_state and backend != "reference":
+            return time_batched.run_layer(kind, inputs, state, parameters, backend, **options)
+        return find_backend(backend).run_layer(kind, inputs, state, parameters, **options)
+
+
+def _resolve(backend: str, needs: Requirements, steps: int) -> str:
+    """Return the name of the backend for a call, with `auto` resolved.
+
+    Raises:
+        ConfigError: the backend is unknown, or does not support the layer.
+    """
+    if backend == "auto":
+        unseen = ("native", "bptt") if is_observed() else ()
+        backend = choose_backend(needs, steps=steps, exclude=unseen)
+    require_supported(backend, needs)
+    return backend
+
+
+def _check_state(cell: Cell, state: State, expected: list[tuple[int, ...]]) -> None:
+    found = [tuple(part.shape) for part in state]
+    if found != expected:
+        raise ConfigError(
+            f"the state of {cell.name} has shapes {found}, but should have {expected}"
+        )
 
 
 def choose_backend(
@@ -129,7 +147,13 @@ def choose_backend(
         return "native"
     has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     kernel = needs.cell.torch_kernel
-    is_fused_on_cpu = kernel is not None and kernel.is_fused_on_cpu and has_onednn
+    # oneDNN's fused kernel for the LSTM has no backward pass in fp16.
+    is_fused_on_cpu = (
+        kernel is not None
+        and kernel.is_fused_on_cpu
+        and has_onednn
+        and needs.product_dtype != torch.float16
+    )
     preferred = ("library", "bptt") if is_fused_on_cpu or not on_cpu else ("bptt", "library")
     return next((name for name in preferred if supports(name)), "reference")
 
@@ -142,7 +166,7 @@ def zero_state(cell: str, batch_size: int, parameters: LayerParameters) -> State
 
 def _state_shapes(
     cell: Cell, batch_size: int, parameters: LayerParameters
-) -> list[tuple[int, int]]:
+) -> list[tuple[int, ...]]:
     units = parameters.weight_ih.shape[0] // cell.num_gates
     outputs = units if parameters.weight_hr is None else len(parameters.weight_hr)
     return [(batch_size, size) for size in (outputs, units)[: cell.num_states]]
@@ -176,12 +200,82 @@ def run_stack(
         raise ConfigError(f"the state has {found} layers, but the model has {len(layers)}")
     if dropout.weight > 0.0:
         layers = drop_weights(layers, dropout.weight)
-    finals = []
+    whole = None
+    if dropout.between == 0.0 and len(layers) > 1:
+        whole = _run_in_one_call(cell, inputs, state, layers, backend, **options)
+    if whole is None:
+        whole = _run_one_by_one(
+            cell, inputs, state, layers, backend, dropout=dropout, rows=rows, **options
+        )
+    outputs, final = whole
+    if dropout.output > 0.0:
+        outputs = drop(outputs, dropout.output, dropout, rows)
+    return outputs, final
+
+
+def _run_one_by_one(
+    cell: str,
+    inputs: Tensor,
+    state: State | None,
+    layers: Sequence[LayerParameters],
+    backend: str,
+    *,
+    dropout: Dropout,
+    rows: Rows | None,
+    **options: Any,
+) -> tuple[Tensor, State]:
+    """Run stacked layers, with dropout between them."""
+    finals: list[State] = []
     for index, parameters in enumerate(layers):
+        if index > 0 and dropout.between > 0.0:
+            inputs = drop(inputs, dropout.between, dropout, rows)
         initial = None if state is None else tuple(s[index] for s in state)
         inputs, final = run(cell, inputs, initial, parameters, backend, **options)
         finals.append(final)
-        probability = dropout.output if index == len(layers) - 1 else dropout.between
-        if probability > 0.0:
-            inputs = drop(inputs, probability, dropout, rows)
     return inputs, tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
+
+
+def _run_in_one_call(
+    cell: str,
+    inputs: Tensor,
+    state: State | None,
+    layers: Sequence[LayerParameters],
+    backend: str,
+    *,
+    precision: str | Precision = "fp32",
+    recurrent_gradient_scale: float = 1.0,
+    zoneout: Zoneout | None = None,
+) -> tuple[Tensor, State] | None:
+    """Run stacked layers without dropout if the backend is faster that way, else return None."""
+    overlapping = overlapping_backends(layers)
+    if not overlapping or zoneout is not None:
+        return None
+    kind, bottom, found_precision = find_cell(cell), layers[0], find_precision(precision)
+    dtype = found_precision.product_dtype(bottom.weight_ih.dtype)
+    needs = requirements_of(
+        kind,
+        inputs,
+        state or (),
+        bottom,
+        recurrent_gradient_scale=recurrent_gradient_scale,
+        product_dtype=dtype,
+    )
+    name = _resolve(backend, needs, inputs.shape[0])
+    if name not in overlapping:
+        return None
+    check_shapes(kind, inputs, bottom)
+    expected = _state_shapes(kind, inputs.shape[1], bottom)
+    if state is None:
+        state = tuple(
+            bottom.weight_ih.new_zeros(len(layers), batch, size) for batch, size in expected
+        )
+    _check_state(kind, state, [(len(layers), batch, size) for batch, size in expected])
+    with found_precision.products(inputs.device):
+        return overlapping[name].run_layers(
+            kind,
+            inputs,
+            state,
+            layers,
+            dtype=dtype,
+            recurrent_gradient_scale=recurrent_gradient_scale,
+        )

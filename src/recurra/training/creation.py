@@ -222,10 +222,12 @@ def create_model(config: RunConfig, device: torch.device) -> RecurrentLM:
     """
     torch.manual_seed(config.training.seed)
     try:
-        return RecurrentLM(config.model).to(device)
+        model = RecurrentLM(config.model).to(device)
     except (RuntimeError, MemoryError) as error:
         size = f"{config.model.num_layers} x {config.model.hidden_size}"
         raise ConfigError(f"there is not enough memory for a model of {size} units") from error
+    model.precision.log_fallback(device)
+    return model
 
 
 def _check_prompts(vocabulary: Vocabulary, config: RunConfig) -> None:

@@ -1,11 +1,13 @@
 """Implementations of one recurrent layer; all share the signature of `reference`.
 
 Each is a module with two functions: `unsupported` returns why it cannot compute a layer, and
-`run_layer` computes it. `config/backends.py` lists them.
+`run_layer` computes it. A `StackBackend` also computes several layers in one call.
+`config/backends.py` lists them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from typing import Any, Protocol, cast
@@ -28,10 +30,12 @@ from recurra.recurrence.cells import Cell, LayerParameters, State, find_cell
 __all__ = [
     "Backend",
     "Requirements",
+    "StackBackend",
     "find_backend",
     "is_observed",
     "is_traced",
     "is_transformed",
+    "overlapping_backends",
     "require_backend",
     "require_name",
     "require_supported",
@@ -57,6 +61,25 @@ class Backend(Protocol):
         recurrent_gradient_scale: float,
     ) -> tuple[Tensor, State]:
         """Run one layer through time; arguments and result as in `layer.run`."""
+
+
+class StackBackend(Backend, Protocol):
+    """A backend that can also compute several layers in one call, which is optional."""
+
+    def overlaps_layers(self, layers: Sequence[LayerParameters]) -> bool:
+        """Return whether `run_layers` is the faster way to compute layers, and can compute them."""
+
+    def run_layers(
+        self,
+        cell: Cell,
+        inputs: Tensor,
+        state: State,
+        layers: Sequence[LayerParameters],
+        *,
+        dtype: torch.dtype,
+        recurrent_gradient_scale: float,
+    ) -> tuple[Tensor, State]:
+        """Run stacked layers without dropout; arguments and result as in `layer.run_stack`."""
 
 
 @cache
@@ -95,6 +118,12 @@ def require_supported(name: str, needs: Requirements) -> None:
     if reason is not None:
         able = supporting_backends(needs)
         raise ConfigError(f"{reason}; use auto, {', '.join(able)}" if able else reason)
+
+
+def overlapping_backends(layers: Sequence[LayerParameters]) -> dict[str, StackBackend]:
+    """Return the backends that compute these stacked layers faster in one call, by name."""
+    found = ((name, cast("StackBackend", find_backend(name))) for name in BACKEND_MODULES)
+    return {n: b for n, b in found if hasattr(b, "run_layers") and b.overlaps_layers(layers)}
 
 
 def supporting_backends(needs: Requirements) -> list[str]:

@@ -20,6 +20,7 @@ from recurra.recurrence.backends import reference
 from recurra.recurrence.backends.requirements import Requirements, needs_graph
 from recurra.recurrence.cells import NUM_OF_TORCH, Cell, LayerParameters, State, find_cell
 from recurra.recurrence.cells.time_loop import LoopGradients, RecurrentWeights, Trace
+from recurra.recurrence.precision import matrix_product, round_operand, same_products
 
 
 def unsupported(needs: Requirements) -> str | None:
@@ -75,6 +76,7 @@ class _LayerThroughTime(torch.autograd.Function):
         state = parameters_and_state[NUM_OF_TORCH:]
         final, trace = cell.loop.forward(projected, state, _recurrent_weights(parameters, dtype))
         ctx.cell, ctx.dtype, ctx.scale = cell, dtype, scale
+        ctx.products = same_products(inputs.device)
         ctx.num_buffers = len(trace.buffers)
         ctx.save_for_backward(trace.hidden, *trace.buffers, inputs, *parameters.of_torch, *state)
         return (trace.hidden[1:], *final)
@@ -97,12 +99,13 @@ class _LayerThroughTime(torch.autograd.Function):
                 recurrent_gradient_scale=ctx.scale,
             )
             return (None, None, None, *found)
-        weights = _recurrent_weights(parameters, ctx.dtype)
-        trace = Trace(hidden, tuple(buffers))
-        gradients = ctx.cell.loop.backward(trace, grad_outputs, grad_final, weights, ctx.scale)
-        grad_inputs, *grad_parameters = _parameter_gradients(
-            gradients, inputs, hidden, parameters, ctx.dtype, ctx.needs_input_grad[3]
-        )
+        with ctx.products():
+            weights = _recurrent_weights(parameters, ctx.dtype)
+            trace = Trace(hidden, tuple(buffers))
+            gradients = ctx.cell.loop.backward(trace, grad_outputs, grad_final, weights, ctx.scale)
+            grad_inputs, *grad_parameters = _parameter_gradients(
+                gradients, inputs, hidden, parameters, ctx.dtype, ctx.needs_input_grad[3]
+            )
         return (None, None, None, grad_inputs, *grad_parameters, *gradients.initial)
 
 
@@ -146,8 +149,13 @@ def backward_with_graph(
 
 def _recurrent_weights(parameters: LayerParameters, dtype: torch.dtype) -> RecurrentWeights:
     assert parameters.weight_hh is not None
-    weight_hr = None if parameters.weight_hr is None else parameters.weight_hr.to(dtype)
-    return RecurrentWeights(parameters.weight_hh.to(dtype), parameters.bias_hh, weight_hr)
+    weight_hh, weight_hr = parameters.weight_hh, parameters.weight_hr
+    return RecurrentWeights(
+        round_operand(weight_hh, dtype),
+        parameters.bias_hh,
+        None if weight_hr is None else round_operand(weight_hr, dtype),
+        dtype,
+    )
 
 
 def _project(
@@ -168,7 +176,7 @@ def _project(
     if dtype == weight.dtype and bias is not None:
         torch.addmm(bias, flat, weight.t(), out=rows)
         return projected
-    rows.copy_(torch.mm(flat.to(dtype), weight.t().to(dtype)))
+    rows.copy_(matrix_product(flat, weight.t(), dtype))
     if bias is not None:
         rows.add_(bias)
     return projected
@@ -190,9 +198,9 @@ def _parameter_gradients(
     grad_inputs = None
     if inputs.is_floating_point():
         flat = inputs.flatten(0, 1)
-        grad_weight_ih = _product(input_deltas.t(), flat, dtype)
+        grad_weight_ih = matrix_product(input_deltas.t(), flat, dtype)
         if needs_inputs:
-            grad_inputs = _product(input_deltas, weight, dtype).view_as(inputs)
+            grad_inputs = matrix_product(input_deltas, weight, dtype).view_as(inputs)
     else:
         grad_weight_ih = _scatter_rows(input_deltas, inputs.flatten(), weight.shape[1])
     grad_bias_ih = grad_bias_hh = None
@@ -203,15 +211,11 @@ def _parameter_gradients(
     return [
         grad_inputs,
         grad_weight_ih,
-        _product(hidden_deltas.t(), before, dtype),
+        matrix_product(hidden_deltas.t(), before, dtype),
         grad_bias_ih,
         grad_bias_hh,
         gradients.weight_hr,
     ]
-
-
-def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.mm(left.to(dtype), right.to(dtype)).to(left.dtype)
 
 
 def _scatter_rows(deltas: Tensor, ids: Tensor, num_rows: int) -> Tensor:

@@ -15,7 +15,6 @@ from recurra.recurrence.cells.time_loop import (
     RecurrentWeights,
     TimeLoop,
     Trace,
-    add_product,
     hidden_buffer,
 )
 
@@ -35,10 +34,9 @@ class ElmanLoop(TimeLoop):
         self, projected: Tensor, state: State, weights: RecurrentWeights
     ) -> tuple[State, Trace]:
         hidden = hidden_buffer(projected.shape[0], state[0])
-        recurrent = weights.weight_hh.t()
         rows = hidden.unbind()
         for x, (before, after) in zip(projected.unbind(), pairwise(rows), strict=True):
-            add_product(x, before, recurrent, out=after)
+            weights.add_forward(x, before, out=after)
             self.activate(after)
         return (hidden[-1].clone(),), Trace(hidden, ())
 
@@ -56,10 +54,10 @@ class ElmanLoop(TimeLoop):
         grad = grad_final[0] + grads[-1]
         for t in range(len(deltas) - 1, 0, -1):
             self.derive(grad, hidden[t + 1], out=deltas[t])
-            add_product(grads[t - 1], deltas[t], weights.weight_hh, out=grad, alpha=scale)
+            weights.add_backward(grads[t - 1], deltas[t], out=grad, scale=scale)
         self.derive(grad, hidden[1], out=deltas[0])
         initial = torch.zeros_like(grad)
-        add_product(initial, deltas[0], weights.weight_hh, out=initial, alpha=scale)
+        weights.add_backward(initial, deltas[0], out=initial, scale=scale)
         return LoopGradients(buffer, buffer, (initial,), None, buffer)
 
 

@@ -14,7 +14,6 @@ from recurra.recurrence.cells.time_loop import (
     RecurrentWeights,
     TimeLoop,
     Trace,
-    add_product,
     hidden_buffer,
 )
 
@@ -41,11 +40,10 @@ class GruLoop(TimeLoop):
         hidden = hidden_buffer(gates.shape[0], state[0])
         width = hidden.shape[2]
         products = BUFFER_POOL.borrow(*gates.shape, like=gates)
-        recurrent = weights.weight_hh.t()
         bias = weights.bias_hh if weights.bias_hh is not None else gates.new_zeros(gates.shape[2])
         steps = zip(gates.unbind(), products.unbind(), pairwise(hidden.unbind()), strict=True)
         for gate, product, (before, after) in steps:
-            add_product(bias, before, recurrent, out=product)
+            weights.add_forward(bias, before, out=product)
             r_z, n = gate[:, : 2 * width], gate[:, 2 * width :]
             r_z.add_(product[:, : 2 * width]).sigmoid_()
             n.addcmul_(gate[:, :width], product[:, 2 * width :]).tanh_()
@@ -71,7 +69,7 @@ class GruLoop(TimeLoop):
             base = grads[t - 1] if t > 0 else torch.zeros_like(grad)
             torch.addcmul(base, grad, z[t], value=scale, out=carried)
             hidden_delta = deltas[t][:, 1:].reshape(batch, 3 * width)
-            add_product(carried, hidden_delta, weights.weight_hh, out=grad, alpha=scale)
+            weights.add_backward(carried, hidden_delta, out=grad, scale=scale)
         # The inputs' deltas come as [n, r, z]; parameters are ordered r, z, n.
         inputs = torch.cat([buffer[:, :, 1:3], buffer[:, :, :1]], dim=2)
         hidden = buffer[:, :, 1:]

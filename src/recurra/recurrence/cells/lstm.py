@@ -12,10 +12,9 @@ from recurra.recurrence.cells.time_loop import (
     RecurrentWeights,
     TimeLoop,
     Trace,
-    add_product,
     hidden_buffer,
 )
-from recurra.recurrence.precision import product
+from recurra.recurrence.precision import matrix_product, product
 
 
 class LstmLoop(TimeLoop):
@@ -43,11 +42,10 @@ class LstmLoop(TimeLoop):
             else None
         )
         cells[0].copy_(state[1])
-        recurrent = weights.weight_hh.t()
         h, c = hidden.unbind(), cells.unbind()
         m = h[1:] if exposed is None else exposed.unbind()
         for t, (gate, tanh_c) in enumerate(zip(gates.unbind(), squashed.unbind(), strict=True)):
-            add_product(gate, h[t], recurrent, out=gate)
+            weights.add_forward(gate, h[t], out=gate)
             gate[:, : 2 * width].sigmoid_()
             gate[:, 2 * width : 3 * width].tanh_()
             gate[:, 3 * width :].sigmoid_()
@@ -56,7 +54,7 @@ class LstmLoop(TimeLoop):
             torch.tanh(c[t + 1], out=tanh_c)
             torch.mul(o, tanh_c, out=m[t])
             if weights.weight_hr is not None:
-                h[t + 1].copy_(m[t].to(weights.weight_hr.dtype) @ weights.weight_hr.t())
+                h[t + 1].copy_(weights.project(m[t]))
         buffers = (gates, cells, squashed) + (() if exposed is None else (exposed,))
         return (hidden[-1].clone(), cells[-1].clone()), Trace(hidden, buffers)
 
@@ -80,7 +78,7 @@ class LstmLoop(TimeLoop):
             grad_m = grad_h
             if weights.weight_hr is not None and projected_grads is not None:
                 projected_grads[t].copy_(grad_h)
-                grad_m = (grad_h.to(weights.weight_hr.dtype) @ weights.weight_hr).to(grad_h.dtype)
+                grad_m = weights.project_back(grad_h)
             grad_c.addcmul_(grad_m, leaks[t])
             deltas[t][:, :3].mul_(grad_c.unsqueeze(1))
             deltas[t][:, 3].mul_(grad_m)
@@ -89,10 +87,11 @@ class LstmLoop(TimeLoop):
                 grad_c.mul_(scale)
             base = grads[t - 1] if t > 0 else torch.zeros_like(grad_h)
             rows = deltas[t].view(batch, 4 * width)
-            add_product(base, rows, weights.weight_hh, out=grad_h, alpha=scale)
+            weights.add_backward(base, rows, out=grad_h, scale=scale)
         grad_hr = None
         if projected_grads is not None:
-            grad_hr = projected_grads.flatten(0, 1).t() @ trace.buffers[3].flatten(0, 1)
+            rows = projected_grads.flatten(0, 1).t()
+            grad_hr = matrix_product(rows, trace.buffers[3].flatten(0, 1), weights.dtype)
         flat = factors.view(steps, batch, 4 * width)
         return LoopGradients(flat, flat, (grad_h, grad_c), grad_hr, factors)
 

@@ -17,15 +17,49 @@ import torch
 from torch import Tensor
 
 from recurra.recurrence.cells.cell import State
+from recurra.recurrence.precision import matrix_product, round_operand
 
 
 @dataclass(frozen=True)
 class RecurrentWeights:
-    """W_hh (G*H, H) in the products' dtype, b_hh (G*H,) or None, W_hr (P, H) or None."""
+    """Rounded weights of a layer, and the products of a time loop with them.
+
+    Attributes:
+        weight_hh: W_hh (G*H, H), see `round_operand`.
+        bias_hh: b_hh (G*H,) or None.
+        weight_hr: W_hr (P, H), rounded, or None.
+        dtype: the dtype of the products' operands.
+    """
 
     weight_hh: Tensor
     bias_hh: Tensor | None
     weight_hr: Tensor | None
+    dtype: torch.dtype
+
+    def add_forward(self, base: Tensor, h: Tensor, out: Tensor) -> None:
+        """out = base + h W_hh'."""
+        self._add(base, h, self.weight_hh.t(), out, 1.0)
+
+    def add_backward(self, base: Tensor, deltas: Tensor, out: Tensor, scale: float) -> None:
+        """out = base + scale * deltas W_hh."""
+        self._add(base, deltas, self.weight_hh, out, scale)
+
+    def project(self, m: Tensor) -> Tensor:
+        """Return m W_hr', (B, H) to (B, P)."""
+        assert self.weight_hr is not None
+        return matrix_product(m, self.weight_hr.t(), self.dtype)
+
+    def project_back(self, grad: Tensor) -> Tensor:
+        """Return grad W_hr, (B, P) to (B, H)."""
+        assert self.weight_hr is not None
+        return matrix_product(grad, self.weight_hr, self.dtype)
+
+    def _add(self, base: Tensor, rows: Tensor, weight: Tensor, out: Tensor, scale: float) -> None:
+        rounded = round_operand(rows, self.dtype)
+        if rounded.dtype == base.dtype:
+            torch.addmm(base, rounded, weight, alpha=scale, out=out)
+        else:
+            torch.add(base, torch.mm(rounded, weight), alpha=scale, out=out)
 
 
 @dataclass(frozen=True)
@@ -80,16 +114,6 @@ class TimeLoop(ABC):
         scale: float,
     ) -> LoopGradients:
         """Run back through time; `scale` multiplies every gradient that passes between steps."""
-
-
-def add_product(
-    base: Tensor, rows: Tensor, weight: Tensor, out: Tensor, alpha: float = 1.0
-) -> None:
-    """out = base + alpha * rows @ weight, with the product in the weight's dtype."""
-    if rows.dtype == weight.dtype:
-        torch.addmm(base, rows, weight, alpha=alpha, out=out)
-    else:
-        torch.add(base, torch.mm(rows.to(weight.dtype), weight), alpha=alpha, out=out)
 
 
 def hidden_buffer(steps: int, initial: Tensor) -> Tensor:
