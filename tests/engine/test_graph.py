@@ -12,9 +12,10 @@ from torch.utils._pytree import tree_flatten
 from recurra.config import ModelConfig, TrainingConfig
 from recurra.config.cells import CELL_TRAITS
 from recurra.data.batches import Batch
-from recurra.engine import graph
+from recurra.engine import graph, loss_scaling
 from recurra.engine.autograd import AutogradEngine
 from recurra.engine.cuda_graph import CudaGraphEngine
+from recurra.engine.loss_scaling import LossScale
 from recurra.model import RecurrentLM
 from recurra.recurrence import dropout
 from recurra.recurrence.backends import find_backend
@@ -219,3 +220,57 @@ def test_graph_engine_optimizer_that_reads_on_the_host_is_unsupported(monkeypatc
         make_model(backend="bptt"), TrainingConfig(optimizer="plain"), SINGLE_PROCESS
     )
     assert reason == "the optimizer plain reads its state on the host"
+
+
+@pytest.mark.parametrize("kind", [AutogradEngine, RecordedEngine])
+def test_engine_fp16_trains_like_fp32(kind):
+    config = TrainingConfig(steps=1, weight_averaging=0.9)
+    batches = [make_batch(n) for n in range(12)]
+    engine = kind(make_model(backend="bptt", precision="fp16"), config)
+    found, tensors = train(engine, batches)
+    expected, _ = train(AutogradEngine(make_model(backend="bptt"), config), batches)
+    for result, wanted in zip(found, expected, strict=True):
+        assert (result.failure, result.skipped) == (None, False)
+        assert result.nats == pytest.approx(wanted.nats, rel=2e-3)
+        assert result.grad_norm == pytest.approx(wanted.grad_norm, rel=2e-2)
+    assert tensors["loss_scale"].tolist() == [2.0**16, 12.0]
+
+
+@pytest.mark.parametrize("kind", [AutogradEngine, RecordedEngine])
+def test_engine_overflow_of_scaled_gradients_skips_the_step(kind):
+    config = TrainingConfig(steps=1, weight_averaging=0.9)
+    engine = kind(make_model(backend="bptt", precision="fp16"), config)
+    train(engine, [make_batch(n) for n in range(3)])
+    engine._loss_scale.values[0] = 2.0**40
+    before = {name: tensor.clone() for name, tensor in engine.state_dict().items()}
+    engine.step(make_batch(3), 0.02)
+    (result,) = engine.synchronize()
+    assert (result.failure, result.skipped) == (None, True)
+    assert engine.num_updates == 3
+    after = engine.state_dict()
+    assert after.pop("loss_scale").tolist() == [2.0**24, 0.0]
+    for name, tensor in after.items():
+        assert torch.equal(tensor, before[name]), name
+    # The scale is halved until the gradients are finite.
+    results, _ = train(engine, [make_batch(n) for n in range(4, 20)])
+    assert [result.failure for result in results] == [None] * 16
+    assert results[0].skipped
+    assert not results[-1].skipped
+    assert engine.num_updates == 3 + sum(not result.skipped for result in results)
+
+
+def test_loss_scale_grows_after_many_steps_and_has_limits():
+    scale = LossScale(2.0**23, torch.device("cpu"))
+    no, yes = torch.tensor(False), torch.tensor(True)
+    for _ in range(loss_scaling.GROWTH_INTERVAL):
+        scale.update(no)
+    assert scale.values.tolist() == [2.0**24, 0.0]
+    for _ in range(loss_scaling.GROWTH_INTERVAL):
+        scale.update(no)
+    assert scale.values.tolist() == [2.0**24, 0.0]
+    for _ in range(30):
+        scale.update(yes)
+    assert scale.values.tolist() == [1.0, 0.0]
+    # At the minimum, another gradient that is not finite is a failure.
+    finite, infinite = torch.tensor(1.0), torch.tensor(math.inf)
+    assert not scale.overflowed(finite, infinite)

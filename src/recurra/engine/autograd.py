@@ -93,12 +93,14 @@ class AutogradGradients:
         The host does not wait for the result. `scale`, a tensor without dimensions, is another
         factor of the loss in the backward pass.
         """
-        loss, after = self._model.loss(
-            ids, targets, state, recurrent_gradient_scale=recurrent_gradient_scale, rows=rows
-        )
-        self._model.zero_grad(set_to_none=True)
-        weighted = loss if weight == 1.0 else loss * weight
-        torch.autograd.backward(weighted if scale is None else weighted * scale)
+        # The backward pass of the output layer needs the same settings for fp32 products.
+        with self._model.precision.products(self._model.device):
+            loss, after = self._model.loss(
+                ids, targets, state, recurrent_gradient_scale=recurrent_gradient_scale, rows=rows
+            )
+            self._model.zero_grad(set_to_none=True)
+            weighted = loss if weight == 1.0 else loss * weight
+            torch.autograd.backward(weighted if scale is None else weighted * scale)
         return loss.detach(), tuple(part.detach() for part in after)
 
 
