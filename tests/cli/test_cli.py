@@ -7,10 +7,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from recurra.cli.main import COMMANDS, main
+from recurra.recurrence.backends import triton_scan
 
 
 def test_train_prints_plan_progress_and_next_command(source, tmp_path, capsys, quick):
@@ -179,6 +182,22 @@ def test_doctor_json_reports_libraries_and_backends(capsys):
     assert "torch" in findings["libraries"]
     assert "bptt" in findings["backends"]
     assert findings["kernels"]
+
+
+@pytest.mark.parametrize("reason", [None, "Triton cannot be used: ImportError: none"])
+def test_doctor_beside_gpu_states_whether_triton_is_used(reason, capsys, monkeypatch):
+    gpu = torch.device("cuda", 0)
+    for name, value in {
+        "is_available": True, "device_count": 1, "get_device_name": "a GPU", "current_device": 0,
+        "is_current_stream_capturing": False,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(triton_scan, "_reasons", {gpu: reason})
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__="3.7.1"))
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["triton"]
+    expected = f"not used for linear scans: {reason}" if reason else "3.7.1; used for linear scans"
+    assert found == expected
 
 
 def test_bench_prints_records_and_rejects_bad_options(capsys, fails, monkeypatch):

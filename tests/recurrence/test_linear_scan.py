@@ -2,13 +2,20 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from recurra.errors import ConfigError
 from recurra.kernels import library
-from recurra.recurrence.backends.linear_scan import BACKENDS, linear_scan
+from recurra.recurrence.backends import linear_scan as linear_scan_module
+from recurra.recurrence.backends.linear_scan import linear_scan
 
 SHAPES = [(1, 1), (1, 5), (7, 3, 4), (13, 2, 65), (40, 3, 129), (5, 1, 1024)]
-AVAILABLE_BACKENDS = [b for b in BACKENDS if b != "native" or library.is_available()]
+AVAILABLE_BACKENDS = ["reference", "bptt"]
+if library.is_available():
+    AVAILABLE_BACKENDS.append("native")
+if torch.cuda.is_available():
+    # `test_triton_scan.py` runs this backend on a CPU.
+    AVAILABLE_BACKENDS.append("triton-cuda")
 
 
 def make(shape, dtype):
@@ -19,8 +26,15 @@ def make(shape, dtype):
     return a, b, initial
 
 
+def scan(a, b, initial, backend, **options):
+    """Return the result on the CPU; the name of a backend can end with a device."""
+    name, _, device = backend.partition("-")
+    given = (tensor.to(device or "cpu") for tensor in (a, b, initial))
+    return linear_scan(*given, name, **options).cpu()
+
+
 def outcome(leaves, backend, scale=1.0):
-    outputs = linear_scan(*leaves, backend, recurrent_gradient_scale=scale)
+    outputs = scan(*leaves, backend, recurrent_gradient_scale=scale)
     weights = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(1))
     gradients = torch.autograd.grad((outputs * weights).sum(), leaves)
     return [outputs.detach(), *gradients]
@@ -61,9 +75,9 @@ def test_linear_scan_passes_gradcheck():
 @pytest.mark.parametrize("backend", AVAILABLE_BACKENDS)
 def test_linear_scan_two_halves_equal_whole_sequence(backend):
     a, b, initial = make((9, 2, 3), torch.float32)
-    whole = linear_scan(a, b, initial, backend)
-    first = linear_scan(a[:4], b[:4], initial, backend)
-    second = linear_scan(a[4:], b[4:], first[-1], backend)
+    whole = scan(a, b, initial, backend)
+    first = scan(a[:4], b[:4], initial, backend)
+    second = scan(a[4:], b[4:], first[-1], backend)
     assert_same([torch.cat([first, second])], [whole], 1e-6)
 
 
@@ -82,7 +96,7 @@ def test_linear_scan_wrong_shape_or_backend_raises():
             linear_scan(*wrong)
     with pytest.raises(ConfigError, match="fp32"):
         linear_scan(a, b, initial, "native")
-    with pytest.raises(ConfigError, match="reference, bptt, native"):
+    with pytest.raises(ConfigError, match="reference, bptt, native, triton"):
         linear_scan(a, b, initial, "cuda")
 
 
@@ -91,7 +105,7 @@ def test_linear_scan_wrong_shape_or_backend_raises():
 def test_linear_scan_propagates_nan(backend, place):
     leaves = [t.detach().clone() for t in make((5, 70), torch.float32)]
     leaves[place].view(-1)[-1] = float("nan")
-    assert linear_scan(*leaves, backend)[-1, -1].isnan()
+    assert scan(*leaves, backend)[-1, -1].isnan()
 
 
 def test_scan_inside_transforms_equals_reference():
@@ -102,3 +116,37 @@ def test_scan_inside_transforms_equals_reference():
     assert torch.allclose(torch.func.jacrev(lambda a: linear_scan(a, b))(a), expected)
     batched = torch.autograd.functional.jacobian(lambda a: linear_scan(a, b), a, vectorize=True)
     assert torch.allclose(batched, expected)
+
+
+def test_scan_in_dispatch_mode_equals_reference():
+    leaves = make((5, 3), torch.float32)
+    with FlopCounterMode(display=False):  # It must see torch's operators.
+        found = outcome(leaves, "auto")
+    assert_same(found, outcome(leaves, "reference"), 0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("shape", [(35, 32, 256), (2000, 1, 300)], ids=str)
+def test_scan_in_cuda_graph_equals_plain_loop(shape):
+    generator = torch.Generator("cuda").manual_seed(0)
+    a = torch.rand(shape, device="cuda", generator=generator, requires_grad=True)
+    b = torch.randn(shape, device="cuda", generator=generator, requires_grad=True)
+
+    def compute(backend):
+        outputs = linear_scan(a, b, None, backend)
+        return [outputs, *torch.autograd.grad(outputs.square().sum(), (a, b))]
+
+    assert linear_scan_module.choose_backend(a, b, b[0]) == "triton"
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        compute("auto")
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = compute("auto")
+    with torch.no_grad():
+        a.copy_(torch.rand(shape, device="cuda", generator=generator))
+    graph.replay()
+    assert_same(found, compute("bptt"), 1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import platform
 import shutil
@@ -60,8 +61,10 @@ def _compute() -> dict[str, str]:
         devices += [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
         devices.append("mps")
+    triton = {"triton": _triton()} if torch.cuda.is_available() else {}
     return {
         "devices": ", ".join(devices),
+        **triton,
         "processor": processor_name(),
         "threads": f"{cores.describe()}; --threads changes it",
         "compiler": _compiler(),
@@ -69,6 +72,19 @@ def _compute() -> dict[str, str]:
         "bf16 matmul": _matmul(),
         "backends": f"{', '.join(BACKEND_MODULES)}; auto selects on the CPU: {_auto_selection()}",
     }
+
+
+def _triton() -> str:
+    """Describe whether Triton's kernels can be used on the current GPU, and compile them."""
+    import torch
+
+    from recurra.recurrence.backends import triton_scan
+
+    reason = triton_scan.unavailable(torch.device("cuda", torch.cuda.current_device()))
+    if reason is not None:
+        return f"not used for linear scans: {reason}"
+    # With ROCm, the distribution has another name than the package.
+    return f"{importlib.import_module('triton').__version__}; used for linear scans"
 
 
 def _compiler() -> str:

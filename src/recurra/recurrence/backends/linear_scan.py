@@ -2,7 +2,8 @@
 
 If the gates of a cell do not read the state, its products are computed for all steps at once, and
 only this recurrence runs through time. It is sequential over time and parallel over everything
-else, which on a CPU is faster than scans that are also parallel over time.
+else, which on a CPU is faster than scans that are also parallel over time. On a GPU, long sequences
+with few columns are divided into chunks, see `triton_scan.py`.
 
 Martin and Cundy 2018, "Parallelizing Linear Recurrent Neural Nets Over Sequence Length", has the
 equations of the gradients: dL/db_t = dL/dh_t + a_{t+1} dL/db_{t+1}, and dL/da_t = h_{t-1} dL/db_t.
@@ -10,6 +11,7 @@ equations of the gradients: dL/db_t = dL/dh_t + a_{t+1} dL/db_{t+1}, and dL/da_t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from ctypes import byref
 from typing import Any
 
@@ -18,11 +20,23 @@ from torch import Tensor
 
 from recurra.errors import ConfigError
 from recurra.kernels import library, structures
+from recurra.recurrence.backends import triton_scan
 from recurra.recurrence.backends.reference import scale_gradient
-from recurra.recurrence.backends.requirements import is_traced, is_transformed, needs_graph
+from recurra.recurrence.backends.requirements import (
+    is_observed,
+    is_traced,
+    is_transformed,
+    needs_graph,
+)
 
-BACKENDS = ("reference", "bptt", "native")
-"""The plain loop, torch with hand-derived gradients, and the compiled kernel."""
+BACKENDS = ("reference", "bptt", "native", "triton")
+"""The plain loop, torch with hand-derived gradients, and the compiled kernels of CPU and GPU."""
+
+_Saved = tuple[Tensor, Tensor, Tensor]
+"""a, the initial state and all later states."""
+
+_Gradients = tuple[Tensor, Tensor, Tensor]
+"""The gradients of a, b and the initial state."""
 
 
 def linear_scan(
@@ -63,7 +77,7 @@ def linear_scan(
             f" not {tuple(a.shape)}, {tuple(b.shape)} and {tuple(initial.shape)}"
         )
     if backend == "auto":
-        backend = _choose_backend(a, b, initial)
+        backend = choose_backend(a, b, initial)
     if backend not in BACKENDS:
         known = ", ".join(BACKENDS)
         raise ConfigError(f"unknown backend {backend!r}; choose one of auto, {known}")
@@ -71,15 +85,24 @@ def linear_scan(
         return _reference(a, b, initial, recurrent_gradient_scale)
     if backend == "native" and not _compiles(a, b, initial):
         raise ConfigError("the native backend scans fp32 tensors on a CPU; use auto or bptt")
+    if backend == "triton":
+        reason = triton_scan.unsupported(a, b, initial)
+        if reason is not None:
+            raise ConfigError(f"{reason}; use auto or bptt")
     apply: Any = _LinearScan.apply
     outputs: Tensor = apply(a, b, initial, backend, recurrent_gradient_scale)
     return outputs
 
 
-def _choose_backend(*tensors: Tensor) -> str:
-    if is_transformed() or is_traced(*tensors):
+def choose_backend(*tensors: Tensor) -> str:
+    """Return the backend that `auto` selects for a, b and the initial state."""
+    if is_transformed() or is_observed() or is_traced(*tensors):
         return "reference"
-    return "native" if _compiles(*tensors) and library.is_available() else "bptt"
+    if _compiles(*tensors) and library.is_available():
+        return "native"
+    # torch.compile can trace the loop, but not the check of the kernels.
+    is_fused = tensors[0].device.type == "cuda" and not torch.compiler.is_compiling()
+    return "triton" if is_fused and triton_scan.unsupported(*tensors) is None else "bptt"
 
 
 def _compiles(*tensors: Tensor) -> bool:
@@ -103,16 +126,7 @@ class _LinearScan(torch.autograd.Function):
         ctx: Any, a: Tensor, b: Tensor, initial: Tensor, backend: str, scale: float
     ) -> Tensor:
         a, b, initial = a.contiguous(), b.contiguous(), initial.contiguous()
-        outputs = torch.empty_like(b)
-        if backend == "native":
-            scan = _describe(a, outputs, initial, scale)
-            scan.point(b=b)
-            library.load().recurra_scan_forward(byref(scan))
-        else:
-            before = initial
-            for a_t, b_t, h_t in zip(a, b, outputs, strict=True):
-                torch.addcmul(b_t, a_t, before, out=h_t)
-                before = h_t
+        outputs = _FORWARD[backend](a, b, initial)
         ctx.backend, ctx.scale = backend, scale
         ctx.save_for_backward(a, b, initial, outputs)
         return outputs
@@ -122,20 +136,39 @@ class _LinearScan(torch.autograd.Function):
         a, b, initial, outputs = ctx.saved_tensors
         if needs_graph(grad_outputs):
             return (*_backward_with_graph(ctx, a, b, initial, grad_outputs), None, None)
-        grad_outputs = grad_outputs.contiguous()
-        if ctx.backend == "native":
-            return (*_native_backward(a, initial, outputs, grad_outputs, ctx.scale), None, None)
-        grad_b, later = torch.empty_like(a), torch.zeros_like(initial)
-        for a_t, grad, grad_b_t in reversed(list(zip(a, grad_outputs, grad_b, strict=True))):
-            torch.add(grad, later, out=grad_b_t)
-            later = ctx.scale * a_t * grad_b_t
-        before = torch.cat([initial.unsqueeze(0), outputs[:-1]])
-        return grad_b * before, grad_b, later, None, None
+        saved = a, initial, outputs
+        gradients = _BACKWARD[ctx.backend](saved, grad_outputs.contiguous(), ctx.scale)
+        return (*gradients, None, None)
 
 
-def _native_backward(
-    a: Tensor, initial: Tensor, outputs: Tensor, grad_outputs: Tensor, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def _loop_forward(a: Tensor, b: Tensor, initial: Tensor) -> Tensor:
+    outputs, before = torch.empty_like(b), initial
+    for a_t, b_t, h_t in zip(a, b, outputs, strict=True):
+        torch.addcmul(b_t, a_t, before, out=h_t)
+        before = h_t
+    return outputs
+
+
+def _loop_backward(saved: _Saved, grad_outputs: Tensor, scale: float) -> _Gradients:
+    a, initial, outputs = saved
+    grad_b, later = torch.empty_like(a), torch.zeros_like(initial)
+    for a_t, grad, grad_b_t in reversed(list(zip(a, grad_outputs, grad_b, strict=True))):
+        torch.add(grad, later, out=grad_b_t)
+        later = scale * a_t * grad_b_t
+    before = torch.cat([initial.unsqueeze(0), outputs[:-1]])
+    return grad_b * before, grad_b, later
+
+
+def _native_forward(a: Tensor, b: Tensor, initial: Tensor) -> Tensor:
+    outputs = torch.empty_like(b)
+    scan = _describe(a, outputs, initial, 1.0)
+    scan.point(b=b)
+    library.load().recurra_scan_forward(byref(scan))
+    return outputs
+
+
+def _native_backward(saved: _Saved, grad_outputs: Tensor, scale: float) -> _Gradients:
+    a, initial, outputs = saved
     scan = _describe(a, outputs, initial, scale)
     grad_a, grad_b = torch.empty_like(a), torch.empty_like(a)
     grad_initial, grad_final = torch.empty_like(initial), torch.zeros_like(initial)
@@ -148,6 +181,21 @@ def _native_backward(
     )
     library.load().recurra_scan_backward(byref(scan))
     return grad_a, grad_b, grad_initial
+
+
+_FORWARD: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "bptt": _loop_forward,
+    "native": _native_forward,
+    "triton": triton_scan.forward,
+}
+"""a, b and the initial state to all later states."""
+
+_BACKWARD: dict[str, Callable[[_Saved, Tensor, float], _Gradients]] = {
+    "bptt": _loop_backward,
+    "native": _native_backward,
+    "triton": triton_scan.backward,
+}
+"""What the forward pass saved, the gradient of the states and the scale to all gradients."""
 
 
 def _backward_with_graph(

@@ -22,7 +22,7 @@ def run_layer(
 ) -> tuple[Tensor, State]:
     """Run one layer through time; arguments and result as in `layer.run`.
 
-    `backend` is that of `linear_scan`.
+    `backend` is that of `linear_scan`. On a GPU, `bptt` includes its fused kernel.
     """
     projected = project(inputs, parameters, dtype)
     if not cell.num_states:
@@ -30,5 +30,8 @@ def run_layer(
         return cell.step(projected, (), parameters, dtype)
     assert isinstance(cell, LinearCell)
     a, b = cell.coefficients(projected, parameters)
+    if backend == "bptt" and a.device.type != "cpu":
+        # The fused kernel has hand-derived gradients too, and launches once instead of T times.
+        backend = "auto"
     hidden = linear_scan(a, b, state[0], backend, recurrent_gradient_scale=recurrent_gradient_scale)
     return cell.output(projected, hidden), (hidden[-1],)
