@@ -9,7 +9,7 @@ from comparison.settings import SMALL, VARIANTS
 from recurra.errors import ConfigError, TrainingInterrupted
 from recurra.experiments import runs
 from recurra.training import run as run_module
-from recurra.training.estimate import SpeedTrial
+from recurra.training.trials import SpeedTrial
 
 
 def test_compare_every_variant_trains_each_seed_on_equal_tokens(compare, tmp_path):

@@ -9,7 +9,7 @@ from recurra.config import RunConfig, RunOptions
 from recurra.kernels import library
 from recurra.report.progress import Progress
 from recurra.runtime.distributed import SINGLE_PROCESS
-from recurra.training import estimate, recipe
+from recurra.training import recipe, recipe_search, recipe_table, trials
 
 
 def fixed_speed(config):
@@ -38,7 +38,7 @@ def test_recipe_shorter_text_gets_more_dropout():
 
 def test_recipe_small_text_limits_epochs():
     small = choose(850, length=18_000).config
-    assert small.training.max_epochs == recipe.MAX_EPOCHS
+    assert small.training.max_epochs == recipe_table.MAX_EPOCHS
     assert small.model.hidden_size < choose(850, length=10**6).config.model.hidden_size
     assert choose(850, length=18_000, max_epochs=9).config.training.max_epochs == 9
 
@@ -46,7 +46,7 @@ def test_recipe_small_text_limits_epochs():
 def with_measured_ratio(monkeypatch, ratio_of):
     """Let bf16 be as many times faster than fp32 as a function of the cell and the sizes says."""
     monkeypatch.setattr(library, "is_available", lambda: True)
-    monkeypatch.setattr(recipe, "bf16_speedup", ratio_of)
+    monkeypatch.setattr(recipe_search, "bf16_speedup", ratio_of)
 
 
 def test_recipe_takes_bf16_only_where_it_was_measured_faster(monkeypatch):
@@ -99,7 +99,7 @@ def test_recipe_shorter_text_gets_more_weight_decay():
     ]
     assert decays == sorted(decays)
     assert decays[0] < 1e-3
-    assert decays[-1] == recipe.MAX_DECAY
+    assert decays[-1] == recipe_table.MAX_DECAY
 
 
 def test_recipe_given_settings_are_kept():
@@ -140,13 +140,13 @@ def test_recipe_model_size_keeps_five_tokens_per_weight():
         return operations / per_token / weights
 
     size = choose(160).config.model.hidden_size
-    larger = recipe.SIZES[recipe.SIZES.index(size) + 1]
+    larger = recipe_table.CPU_RECIPE.sizes[recipe_table.CPU_RECIPE.sizes.index(size) + 1]
     assert tokens_per_weight(size) >= 5.0 > tokens_per_weight(larger)
 
 
 def test_recipe_model_size_is_limited_by_text():
     assert choose(1e6, length=1_003_854).config.model.hidden_size == 768
-    assert choose(1e6, length=10**8).config.model.hidden_size == recipe.SIZES[-1]
+    assert choose(1e6, length=10**8).config.model.hidden_size == recipe_table.CPU_RECIPE.sizes[-1]
 
 
 def test_recipe_fixed_settings_have_expected_values():
@@ -164,8 +164,8 @@ def test_recipe_backend_without_fast_bf16_gets_fp32(backend):
 
 def test_speed_trial_returns_operations_per_second(monkeypatch):
     config = RunConfig.from_options(hidden_size=64, embedding_size=0, batch_size=8)
-    trial = estimate.SpeedTrial(np.zeros(10_000, dtype=np.uint16), SINGLE_PROCESS)
-    monkeypatch.setattr(estimate, "seconds_per_step", lambda *_: 0.01)
+    trial = trials.SpeedTrial(np.zeros(10_000, dtype=np.uint16), SINGLE_PROCESS)
+    monkeypatch.setattr(trials, "_seconds_per_step", lambda *_: 0.01)
     products = 6 * (4 * 64 * 64 + 2 * 64) * 8 * 64
     assert trial(config) == pytest.approx(products / 0.01)
 

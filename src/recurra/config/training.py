@@ -161,7 +161,8 @@ class TrainingConfig:
     """Temperature of the generated samples; 0 means greedy decoding."""
 
     device: str = "auto"
-    """Device: auto, cpu, cuda, cuda:N or mps."""
+    """Device: auto, cpu, cuda, cuda:N or mps. auto takes a GPU only if it is measured to be faster
+    than the CPU, when the run is created."""
 
     threads: int | None = None
     """Number of CPU threads; by default, one per physical core that the process may use (see

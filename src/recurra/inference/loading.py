@@ -15,6 +15,9 @@ from recurra.runtime.devices import choose_device
 def load_language_model(path: str | Path, device: str) -> LanguageModel:
     """Return the model of a run in evaluation mode: `recurra.load`.
 
+    `auto` is the CPU: reading or generating a single stream of tokens takes one small step after
+    another, for which the kernels of the CPU are faster than launching operations on a GPU.
+
     Raises:
         RunError: the directory is not a run, or its files are damaged or inconsistent.
         ConfigError: the device is not available.
@@ -41,7 +44,8 @@ def load_language_model(path: str | Path, device: str) -> LanguageModel:
         model = load_model(directory.model, config.model)
     except RunError as error:
         raise RunError(f"{error}{_remedy(directory)}") from error
-    return LanguageModel(model.to(choose_device(device)).eval(), vocabulary, config, directory.path)
+    chosen = choose_device("cpu" if device == "auto" else device)
+    return LanguageModel(model.to(chosen).eval(), vocabulary, config, directory.path)
 
 
 def _remedy(directory: RunDirectory) -> str:

@@ -14,22 +14,27 @@ from recurra.errors import ConfigError
 from recurra.runtime import cores
 
 
-def choose_device(name: str, local_rank: int = 0) -> torch.device:
+def choose_device(name: str, local_rank: int = 0, local_count: int = 1) -> torch.device:
     """Return the device of this name.
 
+    Training with `auto` measures whether the GPU is faster than the CPU, see
+    `training/device_choice.py`.
+
     Args:
-        name: auto, cpu, cuda, cuda:N or mps. `auto` is a CUDA GPU if available, else mps if
-            available, else cpu.
+        name: auto, cpu, cuda, cuda:N or mps. `auto` is a GPU if there is one for every process
+            (with CUDA or ROCm, else MPS for a single process), else cpu.
         local_rank: rank of this process on this machine. It is the index of the GPU for `cuda`, and
             for `auto` if CUDA is available.
+        local_count: number of processes on this machine.
 
     Raises:
         ConfigError: `name` is none of these, or the device is not available.
     """
     if name == "auto":
-        if torch.cuda.is_available():
+        if torch.cuda.is_available() and torch.cuda.device_count() >= local_count:
             return choose_device("cuda", local_rank)
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        has_mps = torch.backends.mps.is_available() and local_count == 1
+        return torch.device("mps" if has_mps else "cpu")
     try:
         device = torch.device(f"cuda:{local_rank}" if name == "cuda" and local_rank else name)
         if device.type not in ("cpu", "cuda", "mps"):

@@ -193,15 +193,16 @@ def may_be_restarted() -> bool:
 
 
 @contextmanager
-def joined_processes(device: torch.device) -> Iterator[Processes]:
+def joined_processes(device: torch.device, *, may_move: bool = False) -> Iterator[Processes]:
     """Join the processes that torchrun started; a single process without torchrun.
 
     Args:
         device: the device of this process.
+        may_move: whether the processes may train on the CPU instead of a GPU after all.
 
     Raises:
-        ConfigError: torchrun's environment variables are incomplete, or this build of torch lacks
-            torch.distributed.
+        ConfigError: torchrun's environment variables are incomplete, this build of torch lacks
+            torch.distributed, or the device is MPS, which has no messages.
         LostProcessError: the other processes cannot be reached.
     """
     if started_count() == 1:
@@ -211,11 +212,16 @@ def joined_processes(device: torch.device) -> Iterator[Processes]:
         raise ConfigError(
             "this build of torch does not support several processes; start one process"
         )
+    if device.type == "mps":
+        raise ConfigError("several processes cannot train on mps; use --device cpu")
+    backend = "nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        if may_move:
+            backend = "cpu:gloo,cuda:nccl"
     with peer_errors_translated():
         try:
-            _join("nccl" if device.type == "cuda" else "gloo")
+            _join(backend)
         except ValueError as error:
             raise ConfigError(f"cannot join the processes of torchrun: {error}") from error
     try:

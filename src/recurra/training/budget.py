@@ -35,8 +35,13 @@ class Budget:
     @property
     def minutes(self) -> float | None:
         """The budget in minutes, or None if it is in epochs or steps."""
-        if self.config.epochs is None and self.config.steps is None:
-            return self.config.minutes or DEFAULT_MINUTES
+        return self.minutes_of(self.config)
+
+    @staticmethod
+    def minutes_of(config: TrainingConfig) -> float | None:
+        """Return the budget of a configuration in minutes, or None if it is in epochs or steps."""
+        if config.epochs is None and config.steps is None:
+            return config.minutes or DEFAULT_MINUTES
         return None
 
     def spent(self, step: int, epochs: float) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -17,7 +17,13 @@ from recurra.report.progress import Progress
 from recurra.runtime import cores
 from recurra.runtime.clock import Clock
 from recurra.runtime.devices import choose_device, num_threads
-from recurra.runtime.distributed import Processes, joined_processes, local_rank
+from recurra.runtime.distributed import (
+    CPU,
+    Processes,
+    joined_processes,
+    local_count,
+    local_rank,
+)
 from recurra.runtime.openmp import limited_spinning
 from recurra.runtime.signals import StopSignals, stop_signals
 
@@ -38,10 +44,24 @@ class RunContext:
     processes: Processes
     signals: StopSignals
 
+    def on(self, device: str) -> RunContext:
+        """Return the context on the device of this name; `auto` is the present one.
+
+        Raises:
+            ConfigError: the device is not available.
+        """
+        if device == "auto":
+            return self
+        chosen = choose_device(device, local_rank())
+        return replace(self, processes=replace(self.processes, device=chosen))
+
 
 @contextmanager
 def open_context(config: RunConfig, progress: Progress, clock: Clock) -> Iterator[RunContext]:
     """Yield the context of a run, and restore signals, threads and torch's generators after it.
+
+    With the device `auto`, the context is on the GPU if the machine has one that the backend
+    supports, and `RunContext.on` moves it to the CPU; see `device_choice.py`.
 
     Raises:
         ConfigError, KernelError: the device or the backend is not available, or `plot` is set and
@@ -50,21 +70,33 @@ def open_context(config: RunConfig, progress: Progress, clock: Clock) -> Iterato
     training = config.training
     if training.plot:
         require_matplotlib()
-    device = choose_device(training.device, local_rank())
+    device = _first_device(config)
     require_backend(config.model.backend, config.model.cell, device)
-    if training.threads is None and device.type == "cpu":
+    may_move = training.device == "auto" and device.type != "cpu"
+    if training.threads is None and (may_move or device.type == "cpu"):
         cores.detect_again()
         cores.log_default()
     with (
         num_threads(training.threads),
         limited_spinning(),
         stop_signals() as signals,
-        joined_processes(device) as processes,
+        joined_processes(device, may_move=may_move) as processes,
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
     ):
         shown = progress if processes.is_first else Progress()
-        _build_kernels(config.model, device, clock)
+        _build_kernels(config.model, CPU if may_move else device, clock)
         yield RunContext(shown, clock, processes, signals)
+
+
+def _first_device(config: RunConfig) -> torch.device:
+    """Return the device of a run; with `auto`, the GPU if the backend supports it."""
+    name, model = config.training.device, config.model
+    device = choose_device(name, local_rank(), local_count())
+    if name != "auto" or device.type == "cpu" or model.backend == "auto":
+        return device
+    needs = Requirements(find_cell(model.cell), device, has_zoneout=model.zoneout > 0.0)
+    is_supported = find_backend(model.backend).unsupported(needs) is None
+    return device if is_supported else CPU
 
 
 def _build_kernels(model: ModelConfig, device: torch.device, clock: Clock) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,9 +34,8 @@ from recurra.text.corpus import prepare_text, scan_folders
 from recurra.text.memory import MEMORY
 from recurra.text.sources import STDIN, TextSource
 from recurra.text.vocabulary import Vocabulary
-from recurra.training import fine_tuning, recipe
+from recurra.training import device_choice, fine_tuning
 from recurra.training.context import RunContext
-from recurra.training.estimate import SpeedTrial
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ def create_request(
 def create_run(directory: RunDirectory, request: RunRequest, context: RunContext) -> str:
     """Create a run up to its first step; its directory stays locked. Return the path.
 
-    Settings that were not given are chosen here (`recipe.resolve`). If torchrun has restarted the
-    job that created the directory, nothing is created.
+    Settings that were not given are chosen here (`device_choice.settle`). If torchrun has restarted
+    the job that created the directory, nothing is created.
 
     Args:
         directory: the directory of the run, which need not exist.
@@ -127,12 +127,13 @@ def create_run(directory: RunDirectory, request: RunRequest, context: RunContext
         _check_prompts(vocabulary, options.config)
         if base is not None:
             options = fine_tuning.limit_batches_to_text(options, request.given, len(tokens.train))
-        config = recipe.resolve(
+        config = device_choice.settle(
             options.with_vocab_size(len(vocabulary)),
             len(tokens.train),
-            SpeedTrial(tokens.train, processes),
+            partial(device_choice.trial_of, tokens.train, context),
             context,
         )
+        processes = context.on(config.training.device).processes
         BatchStream(tokens.train, config.training, processes)
         _note_about_text(tokens, vocabulary, request, context)
         provenance = Provenance(tuple(str(source) for source in request.sources))

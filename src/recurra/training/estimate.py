@@ -2,127 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
-import torch
-
-from recurra.config import ModelConfig, RunConfig, TrainingConfig
+from recurra.config import ModelConfig, TrainingConfig
 from recurra.config.optimizers import OPTIMIZERS
-from recurra.data.batches import BatchStream, Ids
-from recurra.engine.select import select_gradients
 from recurra.inference.evaluate import evaluate
-from recurra.model.recurrent_lm import RecurrentLM, parameter_shapes
 from recurra.recurrence.cells import find_cell
 from recurra.report.progress import format_count, format_seconds
 from recurra.runs.train_state import MAX_VALIDATION_TOKENS
-from recurra.runtime.distributed import SINGLE_PROCESS, Processes
 from recurra.training.batch_schedule import stage_at
 from recurra.training.session import TrainingSession
+from recurra.training.trials import seconds_per_step
 
-MAX_TRIAL_STEPS = 512
-"""Largest number of time steps of a timed batch. A batch of full BPTT can be longer; its time is
-extrapolated."""
-TRIAL_SECONDS = 0.2
-"""Minimum duration of the measurement in seconds."""
 MAX_VALIDATION_SHARE, MIN_VALIDATION_TOKENS = 0.05, 2048
 """An evaluation reads as many tokens as it can in this fraction of a time budget, and at least the
 minimum. With a large vocabulary, an evaluation of all tokens can take longer than the budget."""
-MAX_REPEATED_SECONDS = 1.0
-"""Duration in seconds of a first pass from which the measurement is not repeated."""
-
-
-def seconds_per_step(
-    model: RecurrentLM, stream: BatchStream, processes: Processes = SINGLE_PROCESS
-) -> float:
-    """Measure a forward and backward pass of this process's rows with the code that trains.
-
-    Weights and random generators are unchanged, and all gradients are set to None. With several
-    processes, the time to sum the gradients is not included, because each process repeats the
-    measurement a different number of times.
-
-    Args:
-        model: the model, on its device.
-        stream: the batches of the training.
-        processes: the processes that share each batch.
-
-    Returns:
-        Seconds per batch.
-    """
-    batch = stream.typical_batch(MAX_TRIAL_STEPS)
-    ids = torch.from_numpy(batch.ids).to(model.device)
-    targets = torch.from_numpy(batch.targets).to(model.device)
-    gradients = select_gradients(model, processes, stream.config)
-    scale = stream.recurrent_gradient_scale
-
-    def pass_once() -> None:
-        gradients.compute(ids, targets, recurrent_gradient_scale=scale)
-
-    with _restored(model):
-        # The first pass allocates memory and builds code that the later ones reuse.
-        mean = _mean_seconds(pass_once, 0.0)
-        if mean < MAX_REPEATED_SECONDS:
-            mean = _mean_seconds(pass_once, TRIAL_SECONDS)
-    return mean * (stream.num_steps / int(batch.ids.shape[1]))
-
-
-class SpeedTrial:
-    """Measures how fast this process trains a model, by a few steps on random weights.
-
-    Args:
-        ids: the training part of a text.
-        processes: the processes that train together. The first one times its share of a batch.
-    """
-
-    def __init__(self, ids: Ids, processes: Processes) -> None:
-        self._ids, self._processes = ids, processes
-
-    def __call__(self, config: RunConfig) -> float:
-        """Return the floating-point operations of matrix products in a second of training."""
-        with torch.random.fork_rng(devices=[]):
-            model = RecurrentLM(config.model).to(self._processes.device)
-        stream = BatchStream(self._ids, config.training, self._processes)
-        tokens = config.training.batch_size * stream.num_steps
-        seconds = seconds_per_step(model, stream, self._processes)
-        return tokens * flops_per_token(config.model) / seconds
-
-
-def flops_per_token(model: ModelConfig) -> float:
-    """Return the operations of all matrix products in a training step, per token.
-
-    The lookup of token embeddings is not a matrix product.
-    """
-    shapes = parameter_shapes(model)
-    looked_up = "embedding" if model.embedding_size else "weight_ih_l0"
-    products = [
-        math.prod(shape) for name, shape in shapes.items() if len(shape) > 1 and name != looked_up
-    ]
-    tied = math.prod(shapes["embedding"]) if model.tie_weights else 0
-    return 6.0 * (sum(products) + tied)
-
-
-def _mean_seconds(work: Callable[[], object], min_seconds: float) -> float:
-    """Repeat `work` for at least `min_seconds`, and return the mean duration of a call.
-
-    The mean, unlike the minimum, includes the load of other processes, which training will share
-    the machine with.
-    """
-    started, count = time.perf_counter(), 0
-    while (elapsed := time.perf_counter() - started) < min_seconds or count == 0:
-        work()
-        count += 1
-    return elapsed / count
-
-
-@contextmanager
-def _restored(model: RecurrentLM) -> Iterator[None]:
-    """Restore the random generators and remove the gradients when the context ends."""
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        yield
-    model.zero_grad(set_to_none=True)
 
 
 def memory_bytes(model: ModelConfig, training: TrainingConfig, num_steps: int, weights: int) -> int:

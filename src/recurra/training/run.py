@@ -48,6 +48,7 @@ from recurra.training.creation import (
     prepared_prompts,
     refuse_other_settings,
 )
+from recurra.training.device_choice import settle_resumed
 from recurra.training.extension import with_budget
 from recurra.training.loop import TrainingLoop
 
@@ -73,7 +74,8 @@ def start_run(
     with open_context(config, progress, clock) as context:
         directory = RunDirectory(out or context.processes.run_on_first(choose_path))
         context.processes.run_on_first(lambda: create_run(directory, request, context))
-        return _run(directory, directory.read_config().training, context, resumed=is_restart())
+        training = directory.read_config().training
+        return _run(directory, training, context.on(training.device), resumed=is_restart())
 
 
 def prepare_run(request: RunRequest, out: str | Path, progress: Progress, clock: Clock) -> None:
@@ -116,6 +118,7 @@ def resume_run(
         _refuse_other_text(directory, sources, change)
         if change:
             context.progress.message(f"note: {change}; the run continues with its original text")
+        context = settle_resumed(directory, config, context)
         return _run(directory, config.training, context, resumed=True, command=command)
 
 

@@ -1,4 +1,4 @@
-"""Choose the hidden size of a model with a given number of parameters."""
+"""Count parameters and operations of a model; choose the hidden size for a number of parameters."""
 
 from __future__ import annotations
 
@@ -27,6 +27,20 @@ def num_parameters(model: ModelConfig) -> int:
         2698
     """
     return sum(math.prod(shape) for shape in parameter_shapes(model).values())
+
+
+def flops_per_token(model: ModelConfig) -> float:
+    """Return the operations of all matrix products in a training step, per token.
+
+    The lookup of token embeddings is not a matrix product.
+    """
+    shapes = parameter_shapes(model)
+    looked_up = "embedding" if model.embedding_size else "weight_ih_l0"
+    products = [
+        math.prod(shape) for name, shape in shapes.items() if len(shape) > 1 and name != looked_up
+    ]
+    tied = math.prod(shapes["embedding"]) if model.tie_weights else 0
+    return 6.0 * (sum(products) + tied)
 
 
 def hidden_size_for(target: int, model_of: Callable[[int], ModelConfig]) -> int:

@@ -1,0 +1,182 @@
+"""Choose between a GPU and the CPU by measured training steps, for the device `auto`.
+
+The choice is made once, when a run is created, and stored in config.json. A run that is resumed
+stays on the kind of device on which it began, so that the clock never moves it to another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from recurra.config import RunConfig, RunOptions
+from recurra.data.batches import Ids
+from recurra.data.token_file import load_token_file
+from recurra.errors import RunError
+from recurra.report.progress import format_count
+from recurra.runs.directory import RunDirectory
+from recurra.training import recipe
+from recurra.training.context import RunContext
+from recurra.training.recipe import Recipe, Trial
+from recurra.training.trials import SpeedTrial, TrialError, attempt
+
+CPU = torch.device("cpu")
+
+TrialOn = Callable[[torch.device], Trial]
+"""Returns the trial that measures the speed of training on a device."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The recipe for the chosen device.
+
+    Attributes:
+        recipe: the recipe; the device is recorded in its configuration.
+        line: a line that says why the device was chosen.
+    """
+
+    recipe: Recipe
+    line: str
+
+
+def settle(options: RunOptions, num_ids: int, trial_on: TrialOn, context: RunContext) -> RunConfig:
+    """Return the complete configuration of a new run with its device, and report the choices.
+
+    The device remains `auto` on a machine without a GPU.
+
+    Args:
+        options: the settings that were given, and the vocabulary size.
+        num_ids: number of tokens in the training part of the text.
+        trial_on: such as a function that returns a `SpeedTrial`.
+        context: the context of the run, on the GPU if there is one.
+
+    Raises:
+        SourceError: the text does not fill one batch.
+        TrialError: the model cannot be trained.
+    """
+    device = context.processes.device
+
+    def resolved(on: torch.device, trial: Trial) -> Recipe:
+        return recipe.resolve(options, num_ids, on, trial, context.clock.seconds())
+
+    if options.config.training.device != "auto" or device.type == "cpu":
+        found = resolved(device, trial_on(device))
+        context.progress.plan(found.reasons)
+        return found.config
+    choice = choose(device, trial_on, resolved)
+    context.progress.plan([choice.line, *choice.recipe.reasons])
+    return choice.recipe.config
+
+
+def choose(
+    gpu: torch.device, trial_on: TrialOn, resolved: Callable[[torch.device, Trial], Recipe]
+) -> Choice:
+    """Return the recipe of the GPU if it is faster than that of the CPU, else the latter.
+
+    If a device cannot train the model, the other one is chosen.
+
+    Args:
+        gpu: the GPU.
+        trial_on: returns the trial of a device.
+        resolved: returns the recipe of a device, given its trial.
+
+    Raises:
+        TrialError: neither device can train the model.
+    """
+    found: dict[torch.device, Recipe] = {}
+    failures: dict[torch.device, str] = {}
+    # The CPU is last, because the recipe for a GPU measures for longer: the time that it took is
+    # then known to the recipe for the CPU.
+    for device in (gpu, CPU):
+        trial = partial(attempt, trial_on(device))
+        try:
+            found[device] = recipe.measured(resolved(device, trial), trial)
+        except TrialError as error:
+            failures[device] = str(error)
+    if not found:
+        raise TrialError(f"{gpu.type}: {failures[gpu]}; cpu: {failures[CPU]}")
+    speeds = {device: recipe.speed or 0.0 for device, recipe in found.items()}
+    # With equal speeds, the first of these.
+    chosen = max((device for device in (CPU, gpu) if device in found), key=speeds.__getitem__)
+    other = gpu if chosen == CPU else CPU
+    if other in failures:
+        line = f"{chosen.type}; {other.type} is not used: {failures[other]}"
+    else:
+        line = (
+            f"{chosen.type}: {_describe(found[chosen], found[other])}; {other.type} is not faster:"
+        )
+        line += f" {_describe(found[other], found[chosen])}"
+    return Choice(_on(found[chosen], chosen), f"device    {line}")
+
+
+def settle_resumed(directory: RunDirectory, config: RunConfig, context: RunContext) -> RunContext:
+    """Return the context of a resumed run on the kind of device on which the run began.
+
+    A run without a checkpoint has no step yet: the faster device is chosen. Where the run began
+    on a GPU and this machine has none, the context remains on the CPU.
+
+    Args:
+        directory: the run.
+        config: its configuration. A device other than `auto` is kept.
+        context: the context of the run, on the GPU if there is one.
+
+    Raises:
+        RunError: the text of the run is missing or damaged.
+        TrialError: the model cannot be trained.
+    """
+    gpu = context.processes.device
+    if config.training.device != "auto" or gpu.type == "cpu":
+        return context
+
+    def decide() -> str:
+        began_on = _recorded_device(directory)
+        if began_on == "cpu":
+            context.progress.message(
+                f"this run began on the cpu and stays there; --device {gpu.type} moves it"
+            )
+        if began_on is not None:
+            return "cpu" if began_on == "cpu" else gpu.type
+        ids = load_token_file(directory.path).train
+        trial_on = partial(trial_of, ids, context)
+        choice = choose(gpu, trial_on, lambda *_: Recipe(config))
+        context.progress.plan([choice.line])
+        return choice.recipe.config.training.device
+
+    return context.on(context.processes.run_on_first(decide))
+
+
+def trial_of(ids: Ids, context: RunContext, device: torch.device) -> SpeedTrial:
+    """Return the trial of this process's share of the batches on a device.
+
+    Args:
+        ids: the training part of the text.
+        context: the context of the run.
+        device: the device.
+    """
+    return SpeedTrial(ids, replace(context.processes, device=device))
+
+
+def _recorded_device(directory: RunDirectory) -> str | None:
+    """Return the device in the newest intact checkpoint; None without a checkpoint."""
+    for name in reversed(directory.checkpoints.names()):
+        try:
+            return str(directory.checkpoints.read_record(name).environment["device"])
+        except (RunError, KeyError):
+            continue  # Loading the checkpoint reports the damage.
+    return None
+
+
+def _on(found: Recipe, device: torch.device) -> Recipe:
+    """Return a recipe with its device recorded; torchrun adds the number of the GPU."""
+    training = replace(found.config.training, device=device.type)
+    return replace(found, config=replace(found.config, training=training))
+
+
+def _describe(found: Recipe, other: Recipe) -> str:
+    """Return the speed of a recipe, with the size if that differs from the other."""
+    units = found.config.model.hidden_size
+    size = "" if units == other.config.model.hidden_size else f" with {units} units"
+    return f"{format_count(found.tokens_per_second)} tokens/s{size}"

@@ -1,0 +1,100 @@
+"""The constants of the recipe: what it can choose on each kind of machine, and by which rules.
+
+All constants were measured on CPUs, see docs/results/quality.md. Those that only a GPU uses were
+found with small models on a CPU; the recipe for a GPU has not been measured on one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class MachineRecipe:
+    """What the recipe chooses from on one kind of machine.
+
+    Attributes:
+        sizes: hidden sizes, in ascending order.
+        batch_sizes: batch sizes, in ascending order.
+        precisions: precisions to measure by whole steps, the most precise first; () for the
+            precision that the compiled kernels measure.
+        first_size, first_batch_size: hidden size and batch size of the first measurement.
+    """
+
+    sizes: tuple[int, ...]
+    batch_sizes: tuple[int, ...]
+    precisions: tuple[str, ...]
+    first_size: int
+    first_batch_size: int
+
+
+_CPU_SIZES = (64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
+
+CPU_RECIPE = MachineRecipe(
+    sizes=_CPU_SIZES,
+    # Larger batches are at most 7 % faster, and have half the updates.
+    batch_sizes=(16,),
+    precisions=(),
+    first_size=256,
+    first_batch_size=16,
+)
+"""The recipe for a CPU."""
+
+GPU_RECIPE = MachineRecipe(
+    sizes=(*_CPU_SIZES, 1280, 1536, 2048),
+    # The first one is that of a CPU, so that the recipe of a CPU is among the candidates.
+    batch_sizes=(16, 32, 64, 128, 256, 512),
+    precisions=("fp32", "tf32", "bf16", "fp16"),
+    # At these sizes, the number of rows begins to matter for the duration of a step on an H200.
+    first_size=512,
+    first_batch_size=64,
+)
+"""The recipe for a GPU, on which a step of a few rows takes as long as one of many rows."""
+
+MAX_TRIAL_SHARE = 0.1
+"""Maximum fraction of a time budget for the measurements on a GPU. The two on a CPU take half a
+second."""
+TOKENS_PER_WEIGHT = 4.65
+"""Minimum number of useful training tokens per weight; a token counts once in every epoch. The best
+models had 5, at the speed of the gradients alone; with the update, a step takes 7 % longer."""
+MAX_WEIGHTS, WEIGHTS_PER_TOKEN = 3e6, 3.0
+"""The maximum number of weights is `MAX_WEIGHTS`, or `WEIGHTS_PER_TOKEN` times the length of the
+text if that is larger. Larger models were not measured."""
+MAX_EPOCHS = 100.0
+"""Maximum number of epochs; further epochs overfit."""
+MAX_ONE_HOT_VOCAB = 256
+"""Maximum vocabulary size for which the first layer reads tokens without an embedding."""
+NARROW_EMBEDDING = 64
+"""Embedding size with a small vocabulary, for cells that need an embedding."""
+NUM_STEPS = 64
+"""Number of tokens in a window."""
+SMALL_BATCH, CRITICAL_BATCH = 16 * 64, 4096
+"""Tokens in the batch of a CPU, and in the batch with which every token is worth half as much as
+with the smallest batches (McCandlish et al. 2018, "An Empirical Model of Large-Batch Training")."""
+MIN_UPDATES = 2000
+"""Number of updates below which tokens are worth less, in proportion, when batches are compared."""
+UNITS_TIMES_LR, MAX_LR = 384 * 1.2e-2, 1.6e-2
+"""The learning rate is `UNITS_TIMES_LR` divided by the hidden size, and at most `MAX_LR`."""
+BATCH_LR_POWER = 0.5
+"""The learning rate increases with this power of the tokens in a batch."""
+DECAY_TIMES_COUNT, MAX_DECAY = 12.0, 0.5
+"""The weight decay is `DECAY_TIMES_COUNT` divided by the mean number of occurrences of a token, and
+at most `MAX_DECAY`."""
+RESIDUAL_LR_FACTOR = 1 / 4
+"""Learning rate with residual blocks, relative to the LSTM; for the cells, see
+`CellTraits.lr_factor`."""
+WARMUP, CLIP_NORM = 0.1, 0.25
+"""Warm-up is long and the clipping threshold low because the learning rates are high: training
+does not recover from early divergence."""
+TRAINING_TIME_FRACTION = 0.93
+"""Fraction of a time budget for training steps; evaluation and checkpoints take the rest."""
+MIN_SPEEDUP = 1.05
+"""Speed relative to a more precise format from which a precision is chosen; above 1 because of the
+noise of the measurement."""
+
+
+def recipe_for(device: torch.device) -> MachineRecipe:
+    """Return the recipe for a device."""
+    return CPU_RECIPE if device.type == "cpu" else GPU_RECIPE
