@@ -12,8 +12,8 @@ from recurra.runtime.processors import Processors
 from recurra.runtime.signals import SIGNALS
 
 LONG_FILES = (
-    "test_processes.py", "test_disk.py", "test_crash.py", "test_resume.py", "test_builder.py",
-    "test_signals.py", "test_streams.py", "test_golden.py", "test_variants.py",
+    "test_machines.py", "test_processes.py", "test_disk.py", "test_crash.py", "test_resume.py",
+    "test_builder.py", "test_signals.py", "test_streams.py", "test_golden.py", "test_variants.py",
 )  # fmt: skip
 """Slow files, which start processes or damage files: the slowest first."""
 

@@ -1,9 +1,10 @@
 """The processes that train one model together, and their collectives.
 
-torchrun starts the processes, and torch.distributed connects them: gloo on CPUs, NCCL on GPUs. Only
-the first process writes files. Everything that affects control flow (losses, signals, the remaining
-time) is shared, so that all processes take the same branch at the same step. Messages contain
-tensors only, never pickled objects.
+torchrun starts the processes, and torch.distributed connects them. Tensors on the CPU are exchanged
+by gloo and tensors on a GPU by NCCL. Whatever the host reads is in a tensor on the CPU, so that it
+never waits for the GPU because of a message. Only the first process writes files. Everything that
+affects control flow (losses, signals, the remaining time) is shared, so that all processes take the
+same branch at the same step. Messages contain tensors only, never pickled objects.
 """
 
 from __future__ import annotations
@@ -12,14 +13,22 @@ import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed
 
 from recurra.errors import ConfigError, LostProcessError, PeerError, RecurraError
+from recurra.runtime import network
+from recurra.runtime.joining import agree_on_start
 
 CPU = torch.device("cpu")
+MESSAGE_TIMEOUT = timedelta(minutes=30)
+"""Maximum time that a process waits for the others in one message. The first process may prepare a
+large text meanwhile. A machine that cannot be reached is noticed earlier, see `network`."""
+_some_restarted: ContextVar[bool | None] = ContextVar("some_restarted", default=None)
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,7 @@ class Processes:
     Attributes:
         rank: rank of this process; 0 for the first.
         count: number of processes.
-        device: device of this process, on which the tensors of its messages must be.
+        device: device on which this process trains.
     """
 
     rank: int = 0
@@ -51,12 +60,14 @@ class Processes:
     def sum(self, values: Sequence[float]) -> list[float]:
         """Return each value summed over the processes, in float64.
 
+        The values are exchanged between the hosts, whatever the device.
+
         Raises:
             LostProcessError: another process has ended.
         """
         if self.count == 1:
             return list(values)
-        total = torch.tensor(list(values), dtype=torch.float64, device=self.device)
+        total = torch.tensor(list(values), dtype=torch.float64)
         self._reduce(total)
         return [float(value) for value in total.tolist()]
 
@@ -68,14 +79,14 @@ class Processes:
             total: number of rows of all processes.
 
         Returns:
-            (L, total, H).
+            (L, total, H), on the CPU if there are several processes.
 
         Raises:
             LostProcessError: another process has ended.
         """
         if self.count == 1:
             return part
-        gathered = part.new_zeros(part.shape[0], total, part.shape[2])
+        gathered = torch.zeros(part.shape[0], total, part.shape[2], dtype=part.dtype)
         gathered[:, self.share(total)] = part
         self._reduce(gathered)
         return gathered
@@ -103,6 +114,9 @@ class Processes:
     def sum_in_place(self, tensor: Tensor) -> None:
         """Sum a tensor over the processes, in place.
 
+        On a GPU, the sum is computed after the operations that were started before, and the host
+        does not wait for it.
+
         Raises:
             LostProcessError: another process has ended.
         """
@@ -112,15 +126,15 @@ class Processes:
     def _send(self, text: str | None) -> None:
         """Broadcast a text, or None after an error, from the first process."""
         data = b"" if text is None else b"\x01" + text.encode("utf-8", "surrogateescape")
-        message = torch.tensor(list(data), dtype=torch.uint8, device=self.device)
-        self._broadcast(torch.tensor([len(data)], device=self.device))
+        message = torch.tensor(list(data), dtype=torch.uint8)
+        self._broadcast(torch.tensor([len(data)]))
         self._broadcast(message)
 
     def _receive(self) -> str:
         """Return the text that the first process broadcasts."""
-        size = torch.zeros(1, dtype=torch.int64, device=self.device)
+        size = torch.zeros(1, dtype=torch.int64)
         self._broadcast(size)
-        message = torch.zeros(int(size), dtype=torch.uint8, device=self.device)
+        message = torch.zeros(int(size), dtype=torch.uint8)
         self._broadcast(message)
         data = bytes(message.tolist())
         if not data:
@@ -148,7 +162,9 @@ def peer_errors_translated() -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, RecurraError) or not _is_about_peers(error):
             raise
-        raise LostProcessError("another process of this training has ended") from error
+        raise LostProcessError(
+            "another process of this training has ended or cannot be reached"
+        ) from error
 
 
 def _is_about_peers(error: RuntimeError) -> bool:
@@ -177,14 +193,26 @@ def local_count() -> int:
 
 
 def is_restart() -> bool:
-    """Return whether torchrun has restarted this process after a failure."""
-    return _environment_number("TORCHELASTIC_RESTART_COUNT", 0) > 0
+    """Return whether torchrun has restarted a process of this training after a failure.
+
+    torchrun counts on each machine separately, and only failures there. After `joined_processes`,
+    the processes of all machines return the same.
+    """
+    some_restarted = _some_restarted.get()
+    return _has_been_restarted() if some_restarted is None else some_restarted
 
 
 def job_name() -> str:
-    """Return an identifier of this torchrun job, from its name, agent process and address."""
-    names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
-    return " ".join([str(os.getppid()), *(os.environ.get(name, "") for name in names)])
+    """Return an identifier of this torchrun job, which is the same after a restart.
+
+    It is the `--rdzv-id` of a job on several machines. Otherwise it also contains the process and
+    the address of torchrun.
+    """
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    if run_id not in ("", "none") and _has_several_machines():
+        return run_id
+    names = ("MASTER_ADDR", "MASTER_PORT")
+    return " ".join([str(os.getppid()), run_id, *(os.environ.get(name, "") for name in names)])
 
 
 def may_be_restarted() -> bool:
@@ -193,12 +221,11 @@ def may_be_restarted() -> bool:
 
 
 @contextmanager
-def joined_processes(device: torch.device, *, may_move: bool = False) -> Iterator[Processes]:
+def joined_processes(device: torch.device) -> Iterator[Processes]:
     """Join the processes that torchrun started; a single process without torchrun.
 
     Args:
         device: the device of this process.
-        may_move: whether the processes may train on the CPU instead of a GPU after all.
 
     Raises:
         ConfigError: torchrun's environment variables are incomplete, this build of torch lacks
@@ -214,35 +241,67 @@ def joined_processes(device: torch.device, *, may_move: bool = False) -> Iterato
         )
     if device.type == "mps":
         raise ConfigError("several processes cannot train on mps; use --device cpu")
-    backend = "nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        if may_move:
-            backend = "cpu:gloo,cuda:nccl"
     with peer_errors_translated():
         try:
-            _join(backend)
+            _join(device)
         except ValueError as error:
             raise ConfigError(f"cannot join the processes of torchrun: {error}") from error
+    processes = Processes(distributed.get_rank(), distributed.get_world_size(), device)
+    before = _some_restarted.set(None)
     try:
-        yield Processes(distributed.get_rank(), distributed.get_world_size(), device)
+        _some_restarted.set(processes.sum([float(_has_been_restarted())])[0] > 0.0)
+        yield processes
+    except LostProcessError:
+        _abort(device)
+        raise
     finally:
-        # Objects that still reference the process group must be freed before it is destroyed.
-        gc.collect()
-        distributed.destroy_process_group()
+        _some_restarted.reset(before)
+        if distributed.is_initialized():
+            # Objects that still reference the process group must be freed before it is destroyed.
+            gc.collect()
+            distributed.destroy_process_group()
 
 
-def _join(backend: str) -> None:
+def _join(device: torch.device) -> None:
     # Imported here because some builds of torch lack these names.
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]
     from torch.distributed.rendezvous import rendezvous
 
-    store, rank, count = next(rendezvous("env://"))
-    # torchrun keeps the store when it restarts the processes. Without a prefix for each start, they
-    # would read the addresses of processes that have ended.
-    start = _environment_number("TORCHELASTIC_RESTART_COUNT", 0)
-    prefixed = PrefixStore(f"start-{start}", store)
-    distributed.init_process_group(backend, store=prefixed, rank=rank, world_size=count)
+    if _has_several_machines():
+        network.choose_interface(os.environ.get("MASTER_ADDR", ""))
+    with network.lost_connections_noticed():
+        store, rank, count = next(rendezvous("env://", timeout=MESSAGE_TIMEOUT))
+        # torchrun keeps the store when it restarts the processes. Without a prefix for each start,
+        # they would read the addresses of processes that have ended.
+        start = PrefixStore(agree_on_start(store, rank, count), store)
+        backend = _backend(device)
+        distributed.init_process_group(
+            backend, store=start, rank=rank, world_size=count, timeout=MESSAGE_TIMEOUT
+        )
+
+
+def _backend(device: torch.device) -> str:
+    """Return the backend of each type of device; builds for Windows have no NCCL."""
+    has_nccl = device.type == "cuda" and distributed.is_nccl_available()
+    return "cpu:gloo,cuda:nccl" if has_nccl else "gloo"
+
+
+def _abort(device: torch.device) -> None:
+    """Leave the group without the others. The GPU may be waiting for them in an all-reduce."""
+    if device.type == "cuda":
+        from torch.distributed.distributed_c10d import _abort_process_group
+
+        _abort_process_group()
+
+
+def _has_been_restarted() -> bool:
+    return _environment_number("TORCHELASTIC_RESTART_COUNT", 0) > 0
+
+
+def _has_several_machines() -> bool:
+    return local_count() < started_count()
 
 
 def _environment_number(name: str, default: int) -> int:

@@ -80,7 +80,7 @@ def open_context(config: RunConfig, progress: Progress, clock: Clock) -> Iterato
         num_threads(training.threads),
         limited_spinning(),
         stop_signals() as signals,
-        joined_processes(device, may_move=may_move) as processes,
+        joined_processes(device) as processes,
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
     ):
         shown = progress if processes.is_first else Progress()

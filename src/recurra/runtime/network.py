@@ -1,0 +1,142 @@
+"""The network between the machines of a training run: its interface, and lost connections.
+
+gloo does not notice that another machine has lost its power or its network: a process that waits
+for a message would wait until its timeout of half an hour. The operating system can check a
+connection while no data is sent (keep-alive). It is told to do so for the connections that were
+opened when the processes joined.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from recurra.errors import ConfigError
+
+INTERFACE = "GLOO_SOCKET_IFNAME"
+LOST_AFTER = "RECURRA_LOST_AFTER"
+DEFAULT_LOST_AFTER = 60
+"""Seconds without an answer after which a connection counts as lost."""
+_NUM_PROBES = 4
+
+
+def lost_after() -> int:
+    """Return after how many seconds without an answer a connection counts as lost.
+
+    Raises:
+        ConfigError: the environment variable RECURRA_LOST_AFTER is not a positive integer.
+    """
+    text = os.environ.get(LOST_AFTER) or str(DEFAULT_LOST_AFTER)
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise ConfigError(f"environment variable {LOST_AFTER} is {text!r}; it must be 1 or more")
+    return int(text)
+
+
+@contextmanager
+def lost_connections_noticed() -> Iterator[None]:
+    """Let the operating system end connections opened in the block when the other side is lost.
+
+    A process that waits for a message then gets an error after `lost_after` seconds. Connections
+    are found on Linux only; on other systems, the timeout of the message applies.
+
+    Raises:
+        ConfigError: the environment variable RECURRA_LOST_AFTER is not a positive integer.
+    """
+    seconds = lost_after()
+    before = _connections()
+    yield
+    for inode, descriptor in _connections().items():
+        if inode not in before:
+            _keep_alive(descriptor, seconds)
+
+
+def choose_interface(host: str) -> None:
+    """Let gloo use the network interface that reaches this host, unless the user has chosen one.
+
+    Without it, gloo announces the address that the name of the machine has, which is 127.0.1.1 on
+    many machines. It sets the environment variable GLOO_SOCKET_IFNAME.
+
+    Args:
+        host: name or IPv4 address of the machine with the first process.
+    """
+    if os.environ.get(INTERFACE):
+        return
+    name = interface_towards(host)
+    if name is not None:
+        os.environ[INTERFACE] = name
+
+
+def interface_towards(host: str) -> str | None:
+    """Return the name of the network interface that reaches a host, or None if it is not known.
+
+    Args:
+        host: a name or an IPv4 address.
+    """
+    if sys.platform != "linux":
+        return None
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        # No packet is sent: the system only chooses a route.
+        probe.connect((host, 9))
+        address = probe.getsockname()[0]
+        for _, name in socket.if_nameindex():
+            if _address_of(name) == address:
+                return name
+    return None
+
+
+def _address_of(interface: str) -> str | None:
+    """Return the IPv4 address of a network interface, or None if it has none."""
+    import fcntl
+
+    get_address = 0x8915  # SIOCGIFADDR, see netdevice(7)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            request = struct.pack("256s", interface.encode()[:15])
+            return socket.inet_ntoa(fcntl.ioctl(probe.fileno(), get_address, request)[20:24])
+        except OSError:
+            return None
+
+
+def _connections() -> dict[str, int]:
+    """Return a file descriptor of every open socket of this process, by the socket's inode."""
+    folder = Path("/proc/self/fd")
+    if not folder.is_dir():
+        return {}
+    found = {}
+    for entry in folder.iterdir():
+        with suppress(OSError):  # The descriptor that lists the directory is closed by now.
+            target = os.readlink(entry)
+            if target.startswith("socket:"):
+                found[target] = int(entry.name)
+    return found
+
+
+def _keep_alive(descriptor: int, seconds: int) -> None:
+    """Check a TCP connection while it is idle, and end it after this time without an answer."""
+    with socket.socket(fileno=os.dup(descriptor)) as connection:
+        if connection.family not in (socket.AF_INET, socket.AF_INET6):
+            return
+        if connection.type != socket.SOCK_STREAM:
+            return
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _tcp_options(seconds).items():
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def _tcp_options(seconds: int) -> dict[int, int]:
+    """Return the options of tcp(7) that end a connection after about this time."""
+    if sys.platform != "linux":
+        return {}
+    probe = max(seconds // (_NUM_PROBES + 1), 1)
+    return {
+        socket.TCP_KEEPIDLE: probe,
+        socket.TCP_KEEPINTVL: probe,
+        socket.TCP_KEEPCNT: _NUM_PROBES,
+        # Also the limit for data that was sent and not acknowledged, in milliseconds.
+        socket.TCP_USER_TIMEOUT: seconds * 1000,
+    }
