@@ -72,12 +72,12 @@ class Network(nn.Module):
         super().__init__()
         self.layer = LAYERS[setup.cell](setup.vocab_size, setup.hidden_size)
         self.head = nn.Linear(setup.hidden_size, setup.vocab_size)
-        self.vocab_size = setup.vocab_size
+        # nn.functional.one_hot reads the largest id on the host.
+        self.register_buffer("one_hot", torch.eye(setup.vocab_size))
 
     def forward(self, ids: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Return the logits (T * B, V) in fp32, and the final state, from ids (T, B)."""
-        inputs = nn.functional.one_hot(ids, self.vocab_size).to(self.head.weight.dtype)
-        outputs, after = self.layer(inputs, state)
+        outputs, after = self.layer(nn.functional.embedding(ids, self.one_hot), state)
         return self.head(outputs.flatten(0, 1)).float(), after
 
 
