@@ -193,6 +193,14 @@ def test_graph_engine_failed_pending_step_names_its_gradient():
     assert engine.num_updates == 5
 
 
+@pytest.mark.parametrize(("seconds", "expected"), [(1e-4, 32), (0.05, 4), (0.3, 1), (9.0, 1)])
+def test_graph_engine_pending_steps_are_limited_by_their_duration(seconds, expected):
+    engine = RecordedEngine(make_model(backend="bptt"), TrainingConfig(steps=1))
+    engine.capacity, engine.pending_seconds = 32, 0.2
+    engine._limit_pending(seconds)
+    assert engine.max_pending == expected
+
+
 def test_graph_engine_infinite_gradient_is_attributed_to_its_parameter():
     engine = RecordedEngine(make_model(backend="bptt"), TrainingConfig(steps=1))
     train(engine, [make_batch(n) for n in range(2)])

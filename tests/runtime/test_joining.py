@@ -19,7 +19,7 @@ def store():
 
 
 def join(store, ranks, count):
-    """Let these ranks join in threads, and return what each was told."""
+    """Let these ranks join in threads, and return the result of each."""
     found = {}
 
     def one(rank):

@@ -10,6 +10,7 @@ inside a recording.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -149,7 +150,7 @@ class CpuRecorder(GraphRecorder):
 class RecordedEngine(GraphEngine):
     """`GraphEngine` on a CPU; see `Engine` for the methods."""
 
-    max_pending = 5
+    capacity, pending_seconds = 5, math.inf
 
     def _new_recorder(self) -> GraphRecorder:
         return CpuRecorder()

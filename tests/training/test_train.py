@@ -236,7 +236,7 @@ def test_engine_state_is_detached_and_carried(source, tmp_path, monkeypatch, bac
 
         monkeypatch.setattr(engine, "step", record_states)
     run(source, tmp_path / "run", steps=4, report_every=100, cell="lstm", backend=backend)
-    # The first steps measure the speed, with an engine of their own.
+    # The first steps measure the speed, with a separate engine.
     steps = [(before, after) for engine, before, after in states if engine is states[-1][0]]
     assert len(steps) == 4
     assert steps[0][0] is None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -75,7 +75,7 @@ class Engine(ABC):
         processes: the processes that share each batch.
     """
 
-    max_pending: ClassVar[int] = 1
+    max_pending: int = 1
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from abc import abstractmethod
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -36,6 +37,11 @@ from recurra.runtime.distributed import SINGLE_PROCESS, Processes
 MAX_GRAPHS = 128
 """Maximum number of recorded batch shapes; with windows of random length, there can be many. Steps
 of other shapes are executed without a graph."""
+MAX_PENDING = 32
+"""Maximum number of steps whose results have not been read."""
+PENDING_SECONDS = 0.2
+"""Maximum duration of these steps, so that a signal, the end of a time budget or a loss that is not
+finite is noticed in time."""
 _SLOT, _RESETS, _LR, _HEADER = 0, 1, 2, 3
 """Indices into the inputs of a step; the positions of the rows and the seeds follow the header."""
 _NATS, _NORM, _FAILED, _OVERFLOWED, _NORMS = 0, 1, 2, 3, 4
@@ -92,9 +98,10 @@ class GraphEngine(AutogradEngine):
     Attributes:
         num_recorded: number of recorded batch shapes.
         num_replayed: number of replayed steps.
+        max_pending: as in `Engine`; it follows from the measured duration of a step.
     """
 
-    max_pending = 32
+    capacity, pending_seconds = MAX_PENDING, PENDING_SECONDS
 
     def __init__(
         self,
@@ -108,8 +115,9 @@ class GraphEngine(AutogradEngine):
         self._recorder = self._new_recorder()
         self._texts: list[tuple[Ids, Tensor | None]] = []
         self._pending: list[Batch] = []
+        self.max_pending, self._started = min(2, self.capacity), 0.0
         width = _NORMS + len(list(model.parameters()))
-        shape, device = (self.max_pending, width), model.device
+        shape, device = (self.capacity, width), model.device
         self._results = torch.zeros(shape, dtype=torch.float64, device=device)
         self._slot = torch.zeros(1, dtype=torch.int64, device=device)
         self._staging: dict[int, Tensor] = {}
@@ -131,6 +139,8 @@ class GraphEngine(AutogradEngine):
 
     def step(self, batch: Batch, lr: float) -> None:
         """Execute a step; see `Engine.step`."""
+        if not self._pending:
+            self._started = time.perf_counter()
         with self._recorder.on_stream():
             program = self._program_of(batch)
             if program.graphs:
@@ -151,9 +161,15 @@ class GraphEngine(AutogradEngine):
         batches, self._pending = self._pending, []
         with self._recorder.on_stream():
             rows = self._results[: len(batches)].cpu().tolist()
+        if batches:
+            self._limit_pending((time.perf_counter() - self._started) / len(batches))
         results = [self._result(row, batch) for row, batch in zip(rows, batches, strict=True)]
         self._uncount(results)
         return results
+
+    def _limit_pending(self, seconds: float) -> None:
+        """Set the maximum number of pending steps from the duration of a step."""
+        self.max_pending = max(1, int(min(self.capacity, self.pending_seconds / seconds)))
 
     def _program_of(self, batch: Batch) -> _Program:
         text, buffers = self._resident(batch.text), self._buffers_of(batch)
@@ -264,7 +280,7 @@ class GraphEngine(AutogradEngine):
         """Return memory that no pending step reads, (size,) int64."""
         if size not in self._staging:
             pinned = self.model.device.type == "cuda"
-            shape = self.max_pending, size
+            shape = self.capacity, size
             self._staging[size] = torch.zeros(shape, dtype=torch.int64, pin_memory=pinned)
         return self._staging[size][len(self._pending)]
 

@@ -2,8 +2,8 @@
 
 gloo does not notice that another machine has lost its power or its network: a process that waits
 for a message would wait until its timeout of half an hour. The operating system can check a
-connection while no data is sent (keep-alive). It is told to do so for the connections that were
-opened when the processes joined.
+connection while no data is sent (keep-alive). This is enabled for the connections that were opened
+when the processes joined.
 """
 
 from __future__ import annotations

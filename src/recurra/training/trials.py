@@ -1,6 +1,6 @@
 """Measure the duration of training steps on a device, with the engine that trains.
 
-A trial trains a model of its own with a learning rate of 0. Nothing of a run changes: neither
+A trial trains a separate model with a learning rate of 0. Nothing of a run changes: neither
 weights nor averages, optimizer state, counters and random generators.
 """
 
