@@ -21,7 +21,10 @@ OPTIONS = {
 
 @pytest.fixture
 def recorded(monkeypatch):
-    """Use the recorded engine in training; return the list of engines that are built."""
+    """Use the recorded engine in training; return the list of engines that are built.
+
+    The first one of a new run only measures the speed.
+    """
     built = []
 
     class Engine(RecordedEngine):
@@ -45,8 +48,7 @@ def test_recorded_engine_training_equals_autograd(run, tmp_path, monkeypatch, re
         patch.setattr(select, "ENGINES", (AutogradEngine,))
         run(tmp_path / "plain", **OPTIONS)
     run(tmp_path / "recorded", **OPTIONS)
-    (engine,) = recorded
-    assert engine.num_replayed > 15
+    assert recorded[-1].num_replayed > 15
     for plain, found in zip(
         metrics(tmp_path / "plain"), metrics(tmp_path / "recorded"), strict=True
     ):
@@ -71,7 +73,7 @@ def test_recorded_engine_every_kind_of_training_equals_autograd(
         patch.setattr(select, "ENGINES", (AutogradEngine,))
         run(tmp_path / "plain", **options)
     run(tmp_path / "recorded", **options)
-    assert recorded[0].num_replayed > 0
+    assert recorded[-1].num_replayed > 0
     for plain, found in zip(
         metrics(tmp_path / "plain"), metrics(tmp_path / "recorded"), strict=True
     ):
@@ -83,7 +85,7 @@ def test_recorded_engine_resumed_equals_uninterrupted(run, tmp_path, listener, r
     with pytest.raises(TrainingInterrupted):
         run(tmp_path / "parts", listener(stop_at=11), **OPTIONS)
     run_module.resume_run(tmp_path / "parts", Progress(), Clock())
-    assert len(recorded) == 3
+    assert len(recorded) == 5
     for expected, found in zip(
         metrics(tmp_path / "uninterrupted"), metrics(tmp_path / "parts"), strict=True
     ):
@@ -98,7 +100,7 @@ def test_recorded_engine_late_failure_names_failed_batch(
     original, failed = RecordedEngine.step, []
 
     def step(self, batch, lr):
-        if self.num_updates == 14 and not failed:
+        if lr > 0.0 and self.num_updates == 14 and not failed:
             failed.append(batch)
             bias = self.model.head_bias.detach()
             before = float(bias[0])
