@@ -125,6 +125,13 @@ def test_train_learns_one_repeated_character(tmp_path, capsys, quick):
     assert capsys.readouterr().out == "aaaaa\n"
 
 
+def test_train_precision_without_kernels_leaves_no_run(source, tmp_path, fails, quick):
+    out = tmp_path / "other"
+    arguments = ["train", source, "--out", out, "--precision", "fp16", "--backend", "native"]
+    fails([*arguments, *quick], 2, "no products in torch.float16", "use auto, reference, bptt")
+    assert not out.exists()
+
+
 def test_train_existing_out_is_rejected_and_kept(run, source, tmp_path, fails, quick):
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     fails(["train", source, "--out", run, *quick], 1, run, "--force")

@@ -44,6 +44,23 @@ def test_autocast_in_fp16_gives_dtypes_of_torch(name):
     assert [t.dtype for t in tensors(actual)] == [t.dtype for t in tensors(expected)]
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference", "bptt"])
+@pytest.mark.parametrize("name", NAMES)
+def test_autocast_in_fp16_rounds_operands_to_fp16(name, backend):
+    ours, _ = make_pair(name, INPUT, HIDDEN, backend=backend, dtype=torch.float32)
+    x = inputs_of()
+    exact = ours(x)[0]
+    differences = []
+    for dtype in (torch.float16, torch.bfloat16):
+        with torch.autocast("cpu", dtype=dtype):
+            outputs, _ = ours(x)
+        outputs.float().sum().backward()
+        differences.append(float((outputs.float() - exact).detach().abs().max()))
+    # fp16 has 11 bits and bf16 has 8.
+    assert 1e-6 < differences[0] < 2e-3
+    assert differences[0] < differences[1] / 2
+
+
 @pytest.mark.parametrize("state_dtype", [None, torch.float32, torch.bfloat16])
 @every_cell
 def test_autocast_of_packed_sequence_gives_dtypes_of_torch(name, options, state_dtype):

@@ -67,7 +67,7 @@ class Precision:
 
         Args:
             device: the device of the products; None changes the settings in any case. On other
-                devices than CUDA, the context does nothing.
+                devices than CUDA, and while torch.compile traces, the context does nothing.
 
         Examples:
             >>> import torch
@@ -76,7 +76,7 @@ class Precision:
             ...     torch.backends.cudnn.rnn.fp32_precision
             'ieee'
         """
-        if device is not None and device.type != "cuda":
+        if (device is not None and device.type != "cuda") or torch.compiler.is_compiling():
             return nullcontext()
         return _fp32_products("tf32" if self.allows_tf32 else "ieee")
 

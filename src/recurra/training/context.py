@@ -12,6 +12,7 @@ from recurra.config import ModelConfig, RunConfig
 from recurra.kernels import library
 from recurra.recurrence.backends import Requirements, find_backend, require_backend
 from recurra.recurrence.cells import find_cell
+from recurra.recurrence.precision import find_precision
 from recurra.report.curve import require_matplotlib
 from recurra.report.progress import Progress
 from recurra.runtime import cores
@@ -70,8 +71,8 @@ def open_context(config: RunConfig, progress: Progress, clock: Clock) -> Iterato
     training = config.training
     if training.plot:
         require_matplotlib()
-    device = _first_device(config)
-    require_backend(config.model.backend, config.model.cell, device)
+    device, model = _first_device(config), config.model
+    require_backend(model.backend, model.cell, device, find_precision(model.precision))
     may_move = training.device == "auto" and device.type != "cpu"
     if training.threads is None and (may_move or device.type == "cpu"):
         cores.detect_again()

@@ -26,6 +26,7 @@ from recurra.recurrence.backends.requirements import (
     requirements_of,
 )
 from recurra.recurrence.cells import Cell, LayerParameters, State, find_cell
+from recurra.recurrence.precision import FP32, Precision
 
 __all__ = [
     "Backend",
@@ -131,12 +132,15 @@ def supporting_backends(needs: Requirements) -> list[str]:
     return [name for name in BACKEND_MODULES if find_backend(name).unsupported(needs) is None]
 
 
-def require_backend(name: str, cell: str, device: torch.device) -> None:
-    """Check that a backend can compute a cell on a device; `native` is loaded.
+def require_backend(
+    name: str, cell: str, device: torch.device, precision: Precision = FP32
+) -> None:
+    """Check that a backend can compute a cell on a device in a precision; `native` is loaded.
 
     Raises:
         ConfigError, KernelError: it cannot.
     """
-    require_supported(name, Requirements(find_cell(cell), device))
+    dtype = precision.product_dtype(torch.float32)
+    require_supported(name, Requirements(find_cell(cell), device, product_dtype=dtype))
     if name == "native":
         library.load()
