@@ -14,6 +14,9 @@ from recurra.recurrence.dropout import Rows
 CELLS = ["rnn", "rnn-relu", "gru", "lstm", "none"]
 
 
+BLOCKS = {"residual": True, "num_layers": 2, "embedding_size": 12}
+
+
 def make(device="cpu", **options):
     torch.manual_seed(0)
     settings = {"cell": "lstm", "hidden_size": 12, "vocab_size": 9, "embedding_size": 0} | options
@@ -125,9 +128,11 @@ def test_tie_weights_uses_embedding_as_output_weight():
         make(embedding_size=5, tie_weights=True)
 
 
-def test_bf16_loss_is_close_to_fp32_and_weights_stay_fp32(device):
+@pytest.mark.parametrize("options", [{}, BLOCKS], ids=["plain", "blocks"])
+@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
+def test_loss_in_every_precision_is_close_to_fp32_and_weights_stay_fp32(precision, options, device):
     ids = torch.randint(9, (4, 8), device=device)
-    exact, rounded = make(device), make(device, precision="bf16")
+    exact, rounded = make(device, **options), make(device, precision=precision, **options)
     loss, _ = exact.loss(ids[:, :-1], ids[:, 1:])
     near, state = rounded.loss(ids[:, :-1], ids[:, 1:])
     near.backward()

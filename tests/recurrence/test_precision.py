@@ -4,13 +4,16 @@ import logging
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 
 import pytest
 import torch
 from torch import nn
 
 from recurra import nn as recurra_nn
+from recurra.config import ModelConfig
 from recurra.errors import ConfigError
+from recurra.model import RecurrentLM
 from recurra.recurrence import layer, precision
 from recurra.recurrence.cells import CELLS, LayerParameters
 from recurra.recurrence.precision import (
@@ -210,6 +213,31 @@ def test_products_on_a_cpu_change_nothing():
     before = readings()
     with FP32.products(CPU), TF32.products(CPU):
         assert readings() == before
+
+
+@pytest.mark.parametrize("options", [{}, {"residual": True}], ids=["plain", "blocks"])
+def test_products_of_a_model_are_all_inside_the_context(options, monkeypatch):
+    active, seen = [], []
+
+    @contextmanager
+    def products(self, device):
+        active.append(self)
+        yield
+        active.pop()
+
+    monkeypatch.setattr(precision.Precision, "products", products)
+    linear = precision.linear
+    monkeypatch.setattr(precision, "linear", lambda *a: [seen.append(active[-1]), linear(*a)][1])
+    config = ModelConfig(
+        cell="gru", backend="reference", precision="tf32", vocab_size=7, hidden_size=6,
+        embedding_size=6, num_layers=2, **options,
+    )  # fmt: skip
+    model = RecurrentLM(config)
+    ids = torch.randint(7, (2, 5))
+    model.loss(ids, ids)
+    model(ids)
+    assert len(seen) > 20
+    assert set(seen) == {TF32}
 
 
 class Reading(torch.autograd.Function):
