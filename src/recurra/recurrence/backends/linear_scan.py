@@ -100,8 +100,10 @@ def choose_backend(*tensors: Tensor) -> str:
         return "reference"
     if _compiles(*tensors) and library.is_available():
         return "native"
+    a = tensors[0]
+    # Triton takes more time than torch to launch a kernel, so a single step is left to torch.
     # torch.compile can trace the loop, but not the check of the kernels.
-    is_fused = tensors[0].device.type == "cuda" and not torch.compiler.is_compiling()
+    is_fused = a.device.type == "cuda" and len(a) > 1 and not torch.compiler.is_compiling()
     return "triton" if is_fused and triton_scan.unsupported(*tensors) is None else "bptt"
 
 

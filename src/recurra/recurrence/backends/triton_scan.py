@@ -208,9 +208,10 @@ def _check(device: torch.device) -> str | None:
 def _is_exact(device: torch.device) -> bool:
     """Return whether all kernels give the exact results of a scan of small integers."""
     steps, columns = 7, 3
-    a = torch.tensor([1.0, -1.0, 2.0], device=device).expand(steps, columns).contiguous()
-    b = torch.arange(1.0, steps * columns + 1, device=device).view(steps, columns)
-    initial = torch.ones(columns, device=device)
+    fp32: Any = {"dtype": torch.float32, "device": device}
+    a = torch.tensor([1, -1, 2], **fp32).expand(steps, columns).contiguous()
+    b = torch.arange(1, steps * columns + 1, **fp32).view(steps, columns)
+    initial = torch.ones(columns, **fp32)
     expected = [initial]
     for a_t, b_t in zip(a, b, strict=True):
         expected.append(a_t * expected[-1] + b_t)
