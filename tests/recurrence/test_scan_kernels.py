@@ -1,8 +1,10 @@
 """Triton compiles the kernels of the scan for GPUs, which needs none."""
 
+import functools
 import importlib
 import re
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -90,26 +92,53 @@ def test_scan_kernel_compiles(name, constants, target, kernels, tmp_path):
     check_compiled(compiled(kernels, name, constants, target), target, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["forward", "backward", "fold_chunks"])
-def test_scan_kernel_other_sizes_and_alignments_compile_nothing(name, kernels):
-    jit = importlib.import_module("triton.runtime.jit")
-    compiler = importlib.import_module("triton.compiler")
-    target = importlib.import_module("triton.backends.compiler").GPUTarget("cuda", 90, 32)
-    function = getattr(kernels, name)
-    bind = jit.create_function_from_signature(
-        function.signature, function.params, compiler.make_backend(target)
+class Launches:
+    """The kernels; a launch compiles the kernel for its arguments and ends there."""
+
+    def __init__(self, kernels):
+        self.kernels = kernels
+
+    def __getattr__(self, name):
+        return Launch(getattr(self.kernels, name))
+
+
+class Launch:
+    def __init__(self, function):
+        self.function = function
+
+    def __getitem__(self, grid):
+        return functools.partial(self.function.warmup, grid=grid)
+
+
+def pretend_gpu(monkeypatch):
+    """Let Triton compile for a GPU that is not there."""
+    runtime = importlib.import_module("triton.runtime")
+    target = importlib.import_module("triton.backends.compiler").GPUTarget(*TARGETS[1])
+    driver = SimpleNamespace(
+        get_current_device=lambda: 0,
+        get_current_stream=lambda device: 0,
+        get_current_target=lambda: target,
     )
-    memory = torch.zeros(8)
-    keys = []
+    monkeypatch.setattr(runtime.driver, "_active", driver)
+
+
+@pytest.mark.parametrize(
+    "length", [None, pytest.param(3, marks=pytest.mark.slow)], ids=["whole", "chunks"]
+)
+def test_scan_launches_of_other_sizes_compile_nothing(length, kernels, monkeypatch):
+    kernels = importlib.reload(kernels)
+    pretend_gpu(monkeypatch)
+    monkeypatch.setattr(triton_scan, "_kernels", lambda: Launches(kernels))
     # Triton specializes a kernel for 1 and for multiples of 16, of integers and of addresses.
-    for tensor, size in ((memory, 1), (memory, 16), (memory[1:], 17), (memory[1:], 2**31 - 1)):
-        values = {
-            "columns": size + 2**31 if size > 17 else size,
-            "scale": float(size), "is_chunked": True, "is_reverse": True, "block": 64,
-        }  # fmt: skip
-        arguments = [
-            values.get(argument, size if argument in TYPES else tensor)
-            for argument in function.arg_names
-        ]
-        keys.append(bind(*arguments)[1])
-    assert all(key == keys[0] for key in keys)
+    for steps, columns, skipped in ((4, 3, 0), (5, 1, 0), (32, 16, 0), (17, 33, 1)):
+        a, b, grad = (torch.zeros(steps + skipped, columns)[skipped:] for _ in range(3))
+        initial = torch.zeros(columns + skipped)[skipped:]
+        outputs = triton_scan.forward(a, b, initial, length or steps)
+        scale = 1.0 if skipped else 0.5
+        triton_scan.backward((a, initial, outputs), grad, scale, length or steps)
+    compiled = {
+        name: len(getattr(kernels, name).device_caches[0][0])
+        for name in ("forward", "backward", "fold_chunks")
+    }
+    # Those of the chunks differ in direction.
+    assert compiled == {"forward": 1, "backward": 1, "fold_chunks": 2 if length else 0}
