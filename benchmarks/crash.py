@@ -1,6 +1,7 @@
 """Kill training runs at random times, resume them, and compare with an undisturbed run.
 
-    python benchmarks/crash.py [--kills 200] [--steps 600] [--seed 1] [--folder DIR] [--json FILE]
+    python benchmarks/crash.py [--kills 200] [--steps 600] [--seed 1] [--folder DIR]
+                               [--device cpu] [--json FILE]
 
 For each kind of sampling, a small model with dropout is first trained undisturbed. Then the same
 command runs again. It is killed with SIGKILL, either at a random time or up to 10 ms after a
@@ -33,13 +34,15 @@ MAX_SECONDS = 60.0
 """A process that runs longer is killed; a whole run takes less."""
 
 
-def train_command(text: Path, out: Path, sampling: str, steps: int) -> list[str]:
+def train_command(
+    text: Path, out: Path, sampling: str, steps: int, device: str = "cpu"
+) -> list[str]:
     return [
         sys.executable, "-m", "recurra", "train", str(text), "--out", str(out),
         "--sampling", sampling, "--steps", str(steps), "--num-layers", "2", "--dropout", "0.3",
         "--hidden-size", "32", "--embedding-size", "16", "--batch-size", "8", "--num-steps", "16",
         "--report-every", "20", "--checkpoint-every", "7", "--sample-length", "20",
-        "--threads", "1", "--device", "cpu", "--quiet",
+        "--threads", "1", "--device", device, "--quiet",
     ]  # fmt: skip
 
 
@@ -76,17 +79,18 @@ def differences(whole: Path, parts: Path) -> list[str]:
 class Killer:
     """Runs, kills and resumes a training command until enough kills have occurred."""
 
-    def __init__(self, text: Path, folder: Path, sampling: str, steps: int, seed: int) -> None:
+    def __init__(self, folder: Path, sampling: str, seed: int, steps: int, device: str) -> None:
         self.random = random.Random(seed)
         self.counts: Counter[str] = Counter()
         self.different: list[str] = []
-        self.folder, self.sampling = folder, sampling
-        self._text, self._steps = text, steps
+        self.folder, self.sampling = folder / sampling, sampling
+        self._text, self._steps, self._device = folder / "text.txt", steps, device
+        self.folder.mkdir()
 
     def run(self, kills: int) -> None:
         whole = self.folder / "whole"
         started = time.monotonic()
-        subprocess.run(train_command(self._text, whole, self.sampling, self._steps), check=True)
+        subprocess.run(self._command(whole), check=True)
         longest = time.monotonic() - started
         while sum(self.counts[how] for how in ("random time", "inside a save")) < kills:
             parts = self.folder / f"parts-{self.counts['finished runs']}"
@@ -97,9 +101,12 @@ class Killer:
             strays = [p.name for p in self.folder.iterdir() if p.name.startswith(".")]
             self.different += strays
 
+    def _command(self, out: Path) -> list[str]:
+        return train_command(self._text, out, self.sampling, self._steps, self._device)
+
     def _run_once(self, parts: Path, longest: float, kills: int) -> bool:
         """Start or resume the run, perhaps kill it, and return whether it finished."""
-        command = train_command(self._text, parts, self.sampling, self._steps)
+        command = self._command(parts)
         if (parts / "config.json").is_file():
             command = [*command[:4], "--resume", str(parts), "--quiet"]
         process = subprocess.Popen(command)
@@ -135,14 +142,14 @@ class Killer:
             time.sleep(0.0002 if saves > 0 else 0.01)
 
 
-def crash(kills: int, steps: int, seed: int, folder: Path) -> dict[str, dict[str, object]]:
+def crash(
+    kills: int, steps: int, seed: int, folder: Path, device: str = "cpu"
+) -> dict[str, dict[str, object]]:
     """Kill each kind of sampling `kills` times, both concurrently, and return the counts."""
     text = folder / "text.txt"
     text.write_bytes(catalogue.locate("english-story").read_bytes()[:12_000])
-    killers = []
-    for sampling in ("sequential", "random"):
-        (folder / sampling).mkdir()
-        killers.append(Killer(text, folder / sampling, sampling, steps, seed))
+    kinds = ("sequential", "random")
+    killers = [Killer(folder, sampling, seed, steps, device) for sampling in kinds]
     threads = [threading.Thread(target=killer.run, args=(kills,)) for killer in killers]
     for thread in threads:
         thread.start()
@@ -157,10 +164,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=None)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or mps")
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        found = crash((options.kills + 1) // 2, options.steps, options.seed, Path(folder))
+        kills = (options.kills + 1) // 2
+        found = crash(kills, options.steps, options.seed, Path(folder), options.device)
     for sampling, counts in found.items():
         print(sampling, json.dumps(counts))
     if options.json:
