@@ -21,7 +21,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,12 @@ from torch_steps import Setup, TorchGraph, TorchSteps, ways
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 COLUMNS = ("recurra", "torch", "graph")
+TABLE_HEAD = """\
+| row | precision | recurra, ms | torch.nn, ms | torch.nn in a graph, ms | torch.nn / recurra | \
+graph / recurra |
+|---|---|---|---|---|---|---|"""
 NUM_BATCHES = 8
-ROUND_SECONDS = 0.03
+ROUND_SECONDS = 0.02
 MAX_STEPS = 50
 
 
@@ -221,22 +225,15 @@ def timed(run: Callable[[int], None], count: int, device: torch.device) -> float
     return (time.perf_counter() - started) / count
 
 
-def table(records: Sequence[dict[str, Any]]) -> str:
-    """Return the Markdown table of the training steps."""
-    lines = [
-        "| row | precision | recurra, ms | torch.nn, ms | torch.nn in a graph, ms"
-        " | torch.nn / recurra | graph / recurra |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for record in records:
-        for precision, figures in record["steps"].items():
-            times = [figures[c]["milliseconds"] if c in figures else None for c in COLUMNS]
-            cells = ["–" if t is None else f"{t:.2f}" for t in times]
-            for other in times[1:]:
-                known = times[0] is not None and other is not None
-                cells.append(f"{other / times[0]:.2f}" if known else "–")
-            lines.append(f"| {record['row']} | {precision} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def table_lines(record: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines of a row in the Markdown table, one for each precision."""
+    for precision, figures in record["steps"].items():
+        times = [figures[c]["milliseconds"] if c in figures else None for c in COLUMNS]
+        cells = ["–" if t is None else f"{t:.2f}" for t in times]
+        for other in times[1:]:
+            known = times[0] is not None and other is not None
+            cells.append(f"{other / times[0]:.2f}" if known else "–")
+        yield f"| {record['row']} | {precision} | {' | '.join(cells)} |"
 
 
 def describe(device: torch.device) -> dict[str, str]:
@@ -283,14 +280,17 @@ def main() -> int:
     def is_late() -> bool:
         return time.monotonic() - started > options.seconds
 
+    print(", ".join(f"{k} {v}" for k, v in results["machine"].items() if v != "None"))
+    print(f"\nWhole training steps\n\n{TABLE_HEAD}", flush=True)
     for row in rows:
         if is_late():
             results["left out"].append(row.name)
             continue
-        results["rows"].append(measure(row, options.precisions, device, options.rounds))
+        record = measure(row, options.precisions, device, options.rounds)
+        results["rows"].append(record)
+        # This program may be stopped, so every row is printed and saved at once.
+        print("\n".join(table_lines(record)), flush=True)
         save(results, options.json)
-    print(", ".join(f"{k} {v}" for k, v in results["machine"].items() if v != "None"))
-    print(f"\nWhole training steps\n\n{table(results['rows'])}")
     for record in results["rows"]:
         for what, reason in record["not measured"].items():
             print(f"{record['row']}: {what} was not measured: {reason}")

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,7 @@ class Runner:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                # A session of its own, so that its children are stopped too.
+                # A new session, so that its children are stopped too.
                 start_new_session=True,
             )
             try:
@@ -233,13 +234,14 @@ def _first_line(command: list[str]) -> str | None:
 
 
 def _read_results(file: Path, output: Path) -> Any:
-    """Return the JSON that a part wrote to its file or in its last line, or None."""
+    """Return the JSON that a part wrote to its file, or the last line that is a JSON object."""
     lines = output.read_text("utf-8", "replace").splitlines()
-    text = file.read_text("utf-8") if file.is_file() else (lines or [""])[-1]
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None
+    candidates = [file.read_text("utf-8")] if file.is_file() else reversed(lines)
+    for text in candidates:
+        if text.startswith("{"):
+            with suppress(ValueError):  # The part may have been stopped while it wrote the line.
+                return json.loads(text)
+    return None
 
 
 def _groups(parts: list[Part]) -> list[list[Part]]:

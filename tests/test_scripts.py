@@ -45,7 +45,7 @@ case "$1" in -c) echo '{json.dumps(machine)}'; exit 0;; esac
 echo "ran $*"
 case "$*" in
   *bench) exit 3;;
-  *"--minutes 1 "*) echo '{{"nats": 1.25}}';;
+  *"--minutes 1 "*) echo '{{"nats": 1.25}}'; echo 'saved in a directory' >&2;;
   *crash.py*) while [ "$1" != --json ]; do shift; done; echo '{{"kills": 2}}' >"$2";;
 esac
 """,
