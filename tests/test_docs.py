@@ -27,12 +27,14 @@ def test_architecture_doc_lists_scripts_and_benchmarks(folder):
             assert f"`{folder}/{file.name}`" in ARCHITECTURE
 
 
-@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "README.zh-CN.md", "CONTRIBUTING.md", "docs/clusters.md"]
+)
 def test_markdown_links_point_to_existing_files(name):
     text = (ROOT / name).read_text("utf-8")
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
         if "://" not in target:
-            assert (ROOT / target).exists(), target
+            assert (ROOT / name).parent.joinpath(target).exists(), target
 
 
 def test_readme_translations_show_equal_commands():
