@@ -10,6 +10,7 @@ from recurra.errors import ConfigError, TrainingInterrupted
 from recurra.experiments import runs
 from recurra.training import run as run_module
 from recurra.training.trials import SpeedTrial
+from support.simulated_device import simulate_gpu
 
 
 def test_compare_every_variant_trains_each_seed_on_equal_tokens(compare, tmp_path):
@@ -56,6 +57,14 @@ def test_compare_recipe_is_chosen_once_for_all_seeds(compare, monkeypatch):
     first, second = (recurra.load(r.folder).config for r in row.results)
     assert first.model == second.model
     assert dataclasses.replace(second.training, seed=1) == first.training
+
+
+def test_compare_device_is_chosen_once_for_all_seeds(compare, monkeypatch):
+    speeds = {"cpu": 2e9, "mps": 1e9}
+    simulate_gpu(monkeypatch, speeds)
+    monkeypatch.setattr(runs, "warm_up", lambda run: speeds.update(mps=1e10))
+    (row,) = compare({"lstm": {}}, num_tokens=64).rows
+    assert [recurra.load(r.folder).config.training.device for r in row.results] == ["cpu", "cpu"]
 
 
 @pytest.mark.parametrize("budget", [{"num_tokens": 640}, {"minutes": 0.03, "num_tokens": None}])

@@ -10,14 +10,14 @@ import recurra
 from recurra.config import RunOptions
 from recurra.errors import ConfigError
 from recurra.report.progress import Progress
-from recurra.runtime import devices
+from recurra.runtime import devices, distributed
 from recurra.runtime.clock import Clock
 from recurra.runtime.distributed import Processes
 from recurra.runtime.signals import StopSignals
-from recurra.training import context as context_module
 from recurra.training import device_choice
 from recurra.training.context import RunContext, open_context
-from recurra.training.trials import SpeedTrial, TrialError
+from recurra.training.trials import TrialError
+from support.simulated_device import simulate_gpu
 
 CPU, GPU, MPS = (torch.device(name) for name in ("cpu", "cuda:0", "mps"))
 TEXT = 1_000_000
@@ -118,32 +118,13 @@ def test_settle_machine_without_gpu_keeps_auto(listener):
     assert (config.training.device, lines, measured) == ("auto", [], [])
 
 
-def pretend_gpu(monkeypatch, speeds):
-    """Let the machine have a GPU `mps`, and trials return these speeds; the CPU computes for it."""
-    asked = []
-
-    def choose(name, *_):
-        asked.append(name)
-        if name not in ("auto", "mps", "cpu"):
-            raise ConfigError(f"device {name!r} is not available")
-        return CPU if name == "cpu" else MPS
-
-    class Trial(SpeedTrial):
-        def __call__(self, config):
-            return speeds[self._processes.device.type]
-
-    monkeypatch.setattr(context_module, "choose_device", choose)
-    monkeypatch.setattr(device_choice, "SpeedTrial", Trial)
-    return asked
-
-
 def device_of(folder):
     return json.loads((folder / "config.json").read_text())["training"]["device"]
 
 
 def test_train_stores_device_and_resume_keeps_it(monkeypatch, run, tmp_path, listener):
     speeds = {"cpu": 2e9, "mps": 1e9}
-    pretend_gpu(monkeypatch, speeds)
+    simulate_gpu(monkeypatch, speeds)
     progress = listener()
     run(tmp_path / "run", progress, steps=2)
     assert device_of(tmp_path / "run") == "cpu"
@@ -159,7 +140,7 @@ def test_train_stores_device_and_resume_keeps_it(monkeypatch, run, tmp_path, lis
 def test_resume_auto_stays_on_device_of_checkpoint(monkeypatch, run, tmp_path, listener):
     run(tmp_path / "run", steps=2)
     assert device_of(tmp_path / "run") == "auto"
-    pretend_gpu(monkeypatch, {"cpu": 1e9, "mps": 1e10})
+    simulate_gpu(monkeypatch, {"cpu": 1e9, "mps": 1e10})
     progress = listener()
     for options in ({}, {"device": "auto"}):
         lm = recurra.resume(tmp_path / "run", steps=4, progress=progress, **options)
@@ -170,14 +151,14 @@ def test_resume_auto_stays_on_device_of_checkpoint(monkeypatch, run, tmp_path, l
 def test_resume_run_without_step_takes_faster_device(monkeypatch, run, tmp_path, listener):
     run(tmp_path / "run", steps=2)
     shutil.rmtree(tmp_path / "run" / "checkpoints")
-    pretend_gpu(monkeypatch, {"cpu": 2e9, "mps": 1e9})
+    simulate_gpu(monkeypatch, {"cpu": 2e9, "mps": 1e9})
     progress = listener()
     recurra.resume(tmp_path / "run", progress=progress)
     assert any(line.startswith("device    cpu: ") for line in progress.plans)
 
 
 def test_open_context_auto_without_gpu_support_of_backend_is_cpu(monkeypatch):
-    pretend_gpu(monkeypatch, {})
+    simulate_gpu(monkeypatch, {})
     for backend, device in (("native", "cpu"), ("reference", "mps"), ("auto", "mps")):
         config = RunOptions.of(backend=backend).config
         with open_context(config, Progress(), Clock()) as context:
@@ -196,3 +177,44 @@ def test_load_auto_is_cpu(monkeypatch, run, tmp_path):
     run(tmp_path / "run", steps=2, device="cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert recurra.load(tmp_path / "run", "auto").model.device == CPU
+
+
+class SecondOfTwo(Processes):
+    """The second of two processes, whose first one has chosen the CPU."""
+
+    def run_on_first(self, work):
+        return "cpu"
+
+
+def test_settle_resumed_other_processes_follow_first(listener):
+    processes = SecondOfTwo(rank=1, count=2, device=GPU)
+    context = RunContext(listener(), Clock(), processes, StopSignals())
+    moved = device_choice.settle_resumed(None, RunOptions.of().config, context)
+    assert moved.processes == SecondOfTwo(rank=1, count=2, device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("device", "may_move", "backend"),
+    [(CPU, False, "gloo"), (GPU, False, "nccl"), (GPU, True, "cpu:gloo,cuda:nccl")],
+)
+def test_joined_processes_that_may_move_have_messages_on_both_devices(
+    monkeypatch, device, may_move, backend
+):
+    joined = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(distributed, "_join", joined.append)
+    for name, value in (("get_rank", 1), ("get_world_size", 2), ("destroy_process_group", None)):
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    with distributed.joined_processes(device, may_move=may_move) as processes:
+        assert processes == Processes(1, 2, device)
+    assert joined == [backend]
+
+
+def test_joined_processes_on_mps_are_rejected(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with (
+        pytest.raises(ConfigError, match="cannot train on mps"),
+        distributed.joined_processes(MPS),
+    ):
+        pass

@@ -73,7 +73,7 @@ NUM_STEPS = 64
 SMALL_BATCH, CRITICAL_BATCH = 16 * 64, 4096
 """Tokens in the batch of a CPU, and in the batch with which every token is worth half as much as
 with the smallest batches (McCandlish et al. 2018, "An Empirical Model of Large-Batch Training")."""
-MIN_UPDATES = 2000
+MIN_UPDATES = 1000
 """Number of updates below which tokens are worth less, in proportion, when batches are compared."""
 UNITS_TIMES_LR, MAX_LR = 384 * 1.2e-2, 1.6e-2
 """The learning rate is `UNITS_TIMES_LR` divided by the hidden size, and at most `MAX_LR`."""

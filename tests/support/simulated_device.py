@@ -1,0 +1,25 @@
+"""A machine with a GPU named `mps` that can be measured, but not used."""
+
+import torch
+
+from recurra.errors import ConfigError
+from recurra.training import context, device_choice
+from recurra.training.trials import SpeedTrial
+
+CPU, GPU = torch.device("cpu"), torch.device("mps")
+
+
+def simulate_gpu(monkeypatch, speeds):
+    """Let this machine have the GPU, and trials return the speeds by the type of the device."""
+
+    def choose(name, *_):
+        if name not in ("auto", "mps", "cpu"):
+            raise ConfigError(f"device {name!r} is not available")
+        return CPU if name == "cpu" else GPU
+
+    class Trial(SpeedTrial):
+        def __call__(self, config):
+            return speeds[self._processes.device.type]
+
+    monkeypatch.setattr(context, "choose_device", choose)
+    monkeypatch.setattr(device_choice, "SpeedTrial", Trial)
