@@ -193,24 +193,6 @@ def test_settle_resumed_other_processes_follow_first(listener):
     assert moved.processes == SecondOfTwo(rank=1, count=2, device=CPU)
 
 
-@pytest.mark.parametrize(
-    ("device", "may_move", "backend"),
-    [(CPU, False, "gloo"), (GPU, False, "nccl"), (GPU, True, "cpu:gloo,cuda:nccl")],
-)
-def test_joined_processes_that_may_move_have_messages_on_both_devices(
-    monkeypatch, device, may_move, backend
-):
-    joined = []
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    monkeypatch.setattr(distributed, "_join", joined.append)
-    for name, value in (("get_rank", 1), ("get_world_size", 2), ("destroy_process_group", None)):
-        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
-    with distributed.joined_processes(device, may_move=may_move) as processes:
-        assert processes == Processes(1, 2, device)
-    assert joined == [backend]
-
-
 def test_joined_processes_on_mps_are_rejected(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with (
