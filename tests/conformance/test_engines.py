@@ -148,6 +148,21 @@ def test_engine_non_finite_step_changes_nothing(kind, backend, optimizer, bad):
 
 
 @pytest.mark.parametrize(("kind", "backend"), [(AutogradEngine, "reference"), *ENGINES])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_engine_first_step_not_finite_leaves_no_trace(kind, backend, momentum):
+    config = TrainingConfig(steps=1, optimizer="sgd", momentum=momentum, lr=0.5)
+    expected = train(kind(make_model(backend=backend), config), [make_batch(0), make_batch(1)])
+    engine = kind(make_model(backend=backend), config)
+    bias = engine.model.head_bias.data
+    bias[3] = math.nan
+    engine.step(make_batch(0), 0.1)
+    (result,) = engine.synchronize()
+    assert result.failure is not None
+    bias.zero_().copy_(make_model(backend=backend).head_bias)
+    assert_same(train(engine, [make_batch(0), make_batch(1)]), expected)
+
+
+@pytest.mark.parametrize(("kind", "backend"), [(AutogradEngine, "reference"), *ENGINES])
 def test_engine_construction_draws_no_random_number(kind, backend):
     model = make_model(backend=backend)
     before = torch.get_rng_state()

@@ -159,12 +159,28 @@ def apply_update(optimizer: Optimizer, lr: Tensor, failed: Tensor) -> None:
         failed: 0 or 1, fp32 without dimensions.
     """
     if is_capturable(optimizer):
+        _create_momentum(optimizer)
         optimizer.found_inf = failed  # type: ignore[attr-defined]
         _set_lr(optimizer, lr)
         optimizer.step()
     elif not bool(failed):
         _set_lr(optimizer, float(lr))
         optimizer.step()
+
+
+def _create_momentum(optimizer: Optimizer) -> None:
+    """Create missing momentum buffers of torch's SGD, with zeros.
+
+    torch creates them without values in the first step, which does not write them if it fails. The
+    first step with zeros gives the same result.
+    """
+    for group in optimizer.param_groups:
+        if not group.get("momentum"):
+            continue
+        for parameter in group["params"]:
+            state = optimizer.state[parameter]
+            if parameter.grad is not None and state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _set_lr(optimizer: Optimizer, lr: Tensor | float) -> None:
