@@ -149,6 +149,17 @@ def test_recipe_gpu_measures_for_a_tenth_of_the_time(monkeypatch):
     assert found.config.model.hidden_size < 512
 
 
+def test_recipe_gpu_limits_dropout_of_light_models():
+    light = choose(SimulatedGPU(), hidden_size=768).config.model
+    assert (light.output_dropout, light.weight_dropout) == (0.45, 0.35)
+    heavy = choose(SimulatedGPU(), length=50_000, hidden_size=768).config.model
+    assert heavy.output_dropout > 0.55
+    trial = SimulatedGPU(0.0, 4e13)
+    given = RunOptions.of(hidden_size=768, precision="fp32").with_vocab_size(65)
+    on_cpu = recipe.choose(given, TEXT, torch.device("cpu"), trial, 500.0).config.model
+    assert on_cpu.output_dropout > 0.55
+
+
 def test_recipe_learning_rate_increases_with_batch():
     rates = [
         choose(SimulatedGPU(), batch_size=rows, hidden_size=512).config.training.lr

@@ -106,15 +106,16 @@ def choose(
     if options.num_parameters is not None:
         basics = recipe_rules.with_parameters(basics, recipe_rules.with_size)
     search = search_on_cpu if device.type == "cpu" else search_on_gpu
-    found = search(Task(basics, num_ids, device, seconds), trial)
-    return _complete(found, num_ids, max(seconds - found.seconds, 0.0))
+    task = Task(basics, num_ids, device, seconds)
+    found = search(task, trial)
+    return _complete(found, task, max(seconds - found.seconds, 0.0))
 
 
-def _complete(found: Found, num_ids: int, seconds: float) -> Recipe:
+def _complete(found: Found, task: Task, seconds: float) -> Recipe:
     """Return the recipe with the settings that depend on the number of tokens."""
-    sized = found.options
+    sized, num_ids = found.options, task.num_ids
     tokens = recipe_rules.num_tokens(sized.config, num_ids, found.speed * seconds)
-    rated = sized.filled(**recipe_rules.rates(sized.config, tokens / num_ids))
+    rated = sized.filled(**recipe_rules.rates(sized.config, num_ids, tokens, task.table))
     decay = recipe_rules.weight_decay(rated.config, num_ids)
     config = rated.filled(weight_decay=decay).config
     needed = tokens * flops_per_token(config.model) / found.speed

@@ -13,7 +13,9 @@ from recurra.training.recipe_table import (
     CLIP_NORM,
     CRITICAL_BATCH,
     DECAY_TIMES_COUNT,
+    LIGHT_MODEL,
     MAX_DECAY,
+    MAX_DROPOUT,
     MAX_EPOCHS,
     MAX_LR,
     MAX_ONE_HOT_VOCAB,
@@ -103,11 +105,22 @@ def with_parameters(
     return options.replaced(hidden_size=hidden_size_for(options.num_parameters, model_of))
 
 
-def rates(config: RunConfig, epochs: float) -> dict[str, Any]:
-    """Return the learning rate, and dropout rates that increase with the number of epochs."""
-    model, doublings = config.model, math.log2(1.0 + epochs)
-    outputs = round(min(0.6, max(0.0, 0.1 * (doublings - 0.9))), 2)
-    weights = round(min(0.5, max(0.0, 0.1 * (doublings - 1.9))), 2)
+def rates(
+    config: RunConfig, num_ids: int, num_trained: float, table: MachineRecipe
+) -> dict[str, Any]:
+    """Return the learning rate, and dropout rates that increase with the number of epochs.
+
+    Args:
+        config: the configuration with its sizes.
+        num_ids: number of tokens in the training part of the text.
+        num_trained: number of training tokens; a token counts once in every epoch.
+        table: the recipe of the machine.
+    """
+    model, doublings = config.model, math.log2(1.0 + num_trained / num_ids)
+    is_light = num_parameters(model) <= LIGHT_MODEL * num_ids
+    max_outputs, max_weights = table.max_dropout if is_light else MAX_DROPOUT
+    outputs = round(min(max_outputs, max(0.0, 0.1 * (doublings - 0.9))), 2)
+    weights = round(min(max_weights, max(0.0, 0.1 * (doublings - 1.9))), 2)
     return {
         "lr": OPTIMIZERS[config.training.optimizer].default_lr or _learning_rate(config),
         "output_dropout": outputs,
