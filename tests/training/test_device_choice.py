@@ -94,6 +94,24 @@ def test_settle_gpu_that_cannot_train_is_not_taken(listener, error, reason, budg
     assert "\n" not in lines[0]
 
 
+def test_settle_large_model_is_measured_with_one_row_on_cpu(listener):
+    large = {"hidden_size": 2048, "num_layers": 2, "batch_size": 64, "steps": 10}
+    rows = []
+
+    def on_cpu(config):
+        rows.append(config.training.batch_size)
+        return 1e11
+
+    for speed, measured in ((1e14, [1]), (3e12, [1, 64])):
+        config, lines, _ = settle({"cpu": on_cpu, "cuda": speed}, listener, **large)
+        assert config.training.device == "cuda"
+        assert rows == measured
+        assert ("a single row" in lines[0]) == (measured == [1])
+        rows.clear()
+    settle({"cpu": on_cpu, "cuda": 1e14}, listener, steps=10)
+    assert rows == [32]
+
+
 def test_settle_precision_without_cpu_support_takes_gpu(listener):
     error = ConfigError("fp16 is not supported on a CPU")
     config, lines, _ = settle({"cpu": error, "cuda": 1e9}, listener, steps=10)

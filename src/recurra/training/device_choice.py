@@ -21,9 +21,13 @@ from recurra.runs.directory import RunDirectory
 from recurra.training import recipe
 from recurra.training.context import RunContext
 from recurra.training.recipe import Recipe, Trial
+from recurra.training.sizing import flops_per_token
 from recurra.training.trials import SpeedTrial, TrialError, attempt
 
 CPU = torch.device("cpu")
+
+LONG_STEP = 2e11
+"""Operations of a step from which the CPU is first measured with a single row: a second or more."""
 
 TrialOn = Callable[[torch.device], Trial]
 """Returns the trial that measures the speed of training on a device."""
@@ -66,13 +70,16 @@ def settle(options: RunOptions, num_ids: int, trial_on: TrialOn, context: RunCon
         found = resolved(device, trial_on(device))
         context.progress.plan(found.reasons)
         return found.config
-    choice = choose(device, trial_on, resolved)
+    choice = choose(device, trial_on, resolved, context.processes.count)
     context.progress.plan([choice.line, *choice.recipe.reasons])
     return choice.recipe.config
 
 
 def choose(
-    gpu: torch.device, trial_on: TrialOn, resolved: Callable[[torch.device, Trial], Recipe]
+    gpu: torch.device,
+    trial_on: TrialOn,
+    resolved: Callable[[torch.device, Trial], Recipe],
+    num_processes: int = 1,
 ) -> Choice:
     """Return the recipe of the GPU if it is faster than that of the CPU, else the latter.
 
@@ -82,6 +89,7 @@ def choose(
         gpu: the GPU.
         trial_on: returns the trial of a device.
         resolved: returns the recipe of a device, given its trial.
+        num_processes: number of processes that train together.
 
     Raises:
         TrialError: neither device can train the model.
@@ -93,7 +101,10 @@ def choose(
     for device in (gpu, CPU):
         trial = partial(attempt, trial_on(device))
         try:
-            found[device] = recipe.measured(resolved(device, trial), trial)
+            ready = resolved(device, trial)
+            if device == CPU and gpu in found:
+                _refuse_long_step(ready, trial, found[gpu], num_processes)
+            found[device] = recipe.measured(ready, trial)
         except TrialError as error:
             failures[device] = str(error)
     if not found:
@@ -110,6 +121,23 @@ def choose(
         )
         line += f" {_describe(found[other], found[chosen])}"
     return Choice(_on(found[chosen], chosen), f"device    {line}")
+
+
+def _refuse_long_step(ready: Recipe, trial: Trial, gpu: Recipe, num_processes: int) -> None:
+    """Check that a whole step on the CPU is worth measuring; in a large model it takes minutes.
+
+    Raises:
+        TrialError: a single row for each process takes longer than the whole batch on the GPU.
+    """
+    config, training = ready.config, ready.config.training
+    tokens = training.batch_size * training.num_steps
+    is_short = tokens * flops_per_token(config.model) < LONG_STEP
+    if ready.speed is not None or is_short or training.bptt == "full":
+        return
+    few = replace(config, training=replace(training, batch_size=num_processes, batch_growth=1))
+    share = recipe.measured(Recipe(few), trial).tokens_per_second / gpu.tokens_per_second
+    if share * tokens <= num_processes * training.num_steps:
+        raise TrialError("a single row of a batch takes longer there than the whole batch")
 
 
 def settle_resumed(directory: RunDirectory, config: RunConfig, context: RunContext) -> RunContext:
@@ -141,7 +169,8 @@ def settle_resumed(directory: RunDirectory, config: RunConfig, context: RunConte
             return "cpu" if began_on == "cpu" else gpu.type
         ids = load_token_file(directory.path).train
         trial_on = partial(trial_of, ids, context)
-        choice = choose(gpu, trial_on, lambda *_: Recipe(config))
+        count = context.processes.count
+        choice = choose(gpu, trial_on, lambda *_: Recipe(config), count)
         context.progress.plan([choice.line])
         return choice.recipe.config.training.device
 
