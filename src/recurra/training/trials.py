@@ -134,24 +134,32 @@ def _seconds_per_step(model: RecurrentLM, stream: BatchStream, processes: Proces
     is_gpu = model.device.type != "cpu"
     if is_gpu or engine.max_pending > 1:
         for _ in range(UNTIMED_STEPS):
-            _mean_seconds(engine, batch, 1, 0.0)
+            _mean_seconds(engine, batch)
     # The first step on a CPU allocates memory and builds code that the later ones reuse.
-    mean = _mean_seconds(engine, batch, 1, 0.0)
+    mean = _mean_seconds(engine, batch)
     if mean < MAX_REPEATED_SECONDS:
         duration = GPU_TRIAL_SECONDS if is_gpu else TRIAL_SECONDS
-        group = max(1, min(engine.max_pending, int(duration / mean)))
-        mean = _mean_seconds(engine, batch, group, duration)
+        mean = _mean_seconds(engine, batch, int(duration / mean), duration)
     return mean * (stream.num_steps / int(batch.ids.shape[1]))
 
 
-def _mean_seconds(engine: Engine, batch: Batch, group: int, min_seconds: float) -> float:
+def _mean_seconds(
+    engine: Engine, batch: Batch, max_group: int = 1, min_seconds: float = 0.0
+) -> float:
     """Execute groups of steps for at least `min_seconds`, and return the mean duration of a step.
 
     The host waits for the device once in a group. The mean, unlike the minimum, includes the load
     of other processes, which training will share the machine with.
+
+    Args:
+        engine: the engine.
+        batch: the batch of every step.
+        max_group: maximum number of steps in a group, which the engine limits too.
+        min_seconds: minimum duration; there is at least one group.
     """
     started, count = time.perf_counter(), 0
     while (elapsed := time.perf_counter() - started) < min_seconds or count == 0:
+        group = max(1, min(engine.max_pending, max_group))
         for _ in range(group):
             engine.step(batch, 0.0)
         engine.synchronize()
