@@ -15,7 +15,7 @@ import logging
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -96,7 +96,7 @@ class GraphEngine(AutogradEngine):
     Subclasses state where graphs are recorded.
 
     Attributes:
-        num_recorded: number of recorded batch shapes.
+        num_recorded: number of batch shapes that were recorded since the last state was loaded.
         num_replayed: number of replayed steps.
         max_pending: as in `Engine`; it follows from the measured duration of a step.
     """
@@ -155,6 +155,13 @@ class GraphEngine(AutogradEngine):
         """Write every parameter's `grad`; see `Engine.gradients`."""
         with self._recorder.on_stream():
             return super().gradients(batch, state)
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor], num_updates: int) -> None:
+        """Restore what `state_dict` returned; see `Engine.load_state_dict`."""
+        super().load_state_dict(tensors, num_updates)
+        # The optimizer now has other tensors than those of the recorded operations.
+        self._programs.clear()
+        self.num_recorded = 0
 
     def synchronize(self) -> list[StepResult]:
         """Return the results of the steps since the last call; see `Engine.synchronize`."""
