@@ -120,7 +120,7 @@ class GraphEngine(AutogradEngine):
         shape, device = (self.capacity, width), model.device
         self._results = torch.zeros(shape, dtype=torch.float64, device=device)
         self._slot = torch.zeros(1, dtype=torch.int64, device=device)
-        self._staging: dict[int, Tensor] = {}
+        self._staging = torch.zeros(self.capacity, 0, dtype=torch.int64)
 
     @classmethod
     def unsupported(
@@ -285,11 +285,12 @@ class GraphEngine(AutogradEngine):
 
     def _staging_row(self, size: int) -> Tensor:
         """Return memory that no pending step reads, (size,) int64."""
-        if size not in self._staging:
-            pinned = self.model.device.type == "cuda"
+        if size > self._staging.shape[1]:
+            # torch frees the former memory only after the copies from it.
+            is_pinned = self.model.device.type == "cuda"
             shape = self.capacity, size
-            self._staging[size] = torch.zeros(shape, dtype=torch.int64, pin_memory=pinned)
-        return self._staging[size][len(self._pending)]
+            self._staging = torch.zeros(shape, dtype=torch.int64, pin_memory=is_pinned)
+        return self._staging[len(self._pending), :size]
 
     def _read_inputs(self, program: _Program) -> None:
         """Write the inputs of a step to its buffers, on the device."""
