@@ -1,4 +1,4 @@
-"""select_gradients: compiled gradients for supported models, autograd and a log otherwise."""
+"""The compiled engine and gradients for supported models; autograd and a log otherwise."""
 
 import logging
 
@@ -8,9 +8,10 @@ import torch
 from recurra.config import ModelConfig, TrainingConfig
 from recurra.config.optimizers import OPTIMIZERS, OptimizerSpec
 from recurra.engine import select
-from recurra.engine.autograd import AutogradGradients
+from recurra.engine.autograd import AutogradEngine, AutogradGradients
+from recurra.engine.compiled import CompiledEngine
 from recurra.engine.compiled_gradients import CompiledGradients
-from recurra.engine.select import select_gradients
+from recurra.engine.select import select_engine, select_gradients
 from recurra.kernels import library
 from recurra.model import RecurrentLM
 from recurra.runtime.distributed import Processes
@@ -31,28 +32,39 @@ def test_select_gradients_supported_model_returns_compiled():
 
 
 @pytest.mark.parametrize(
-    ("options", "num_processes", "reason"),
+    ("options", "reason"),
     [
-        ({"backend": "reference"}, 1, "set to reference"),
-        ({"cell": "mingru", "backend": "auto"}, 1, "not mingru"),
-        ({}, 2, "single process"),
+        ({"backend": "reference"}, "set to reference"),
+        ({"cell": "mingru", "backend": "auto"}, "not mingru"),
     ],
 )
-def test_select_gradients_unsupported_logs_reason(options, num_processes, reason, caplog):
+def test_select_gradients_unsupported_logs_reason(options, reason, caplog):
     select._logged.clear()
     with caplog.at_level(logging.INFO, logger="recurra"):
-        selected = select_gradients(make(**options), Processes(count=num_processes))
+        selected = select_gradients(make(**options))
     assert isinstance(selected, AutogradGradients)
     assert reason in caplog.text
 
 
 @needs_kernels
-def test_select_gradients_optimizer_without_kernel_uses_autograd(monkeypatch):
+def test_select_engine_optimizer_without_kernel_uses_autograd(monkeypatch, caplog):
+    select._logged.clear()
     row = OptimizerSpec("support.toy_optimizer:SignMomentum", ("momentum",), slots=("mean",))
     monkeypatch.setitem(OPTIMIZERS, "sign-momentum", row)
     config = TrainingConfig(optimizer="sign-momentum", steps=1)
-    assert isinstance(select_gradients(make(), config=config), AutogradGradients)
-    assert isinstance(select_gradients(make(), config=TrainingConfig()), CompiledGradients)
+    with caplog.at_level(logging.INFO, logger="recurra"):
+        assert isinstance(select_engine(make(), config), AutogradEngine)
+    assert "no update for sign-momentum" in caplog.text
+    assert isinstance(select_engine(make(), TrainingConfig()), CompiledEngine)
+
+
+@needs_kernels
+def test_select_engine_two_processes_uses_autograd(caplog):
+    select._logged.clear()
+    with caplog.at_level(logging.INFO, logger="recurra"):
+        engine = select_engine(make(), TrainingConfig(), Processes(count=2))
+    assert isinstance(engine, AutogradEngine)
+    assert "single process" in caplog.text
 
 
 @needs_kernels

@@ -27,7 +27,9 @@ class CompiledEngine(Engine):
         cls, model: RecurrentLM, config: TrainingConfig, processes: Processes
     ) -> str | None:
         """Return why this engine cannot train the model, or None if it can."""
-        if (reason := CompiledGradients.unsupported(model, processes)) is not None:
+        if processes.count > 1:
+            return "the compiled training step supports a single process only"
+        if (reason := CompiledGradients.unsupported(model)) is not None:
             return reason
         if OPTIMIZERS[config.optimizer].kernel_rule is None:
             return f"the compiled kernels have no update for {config.optimizer}"

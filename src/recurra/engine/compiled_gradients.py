@@ -30,7 +30,6 @@ from recurra.model.recurrent_lm import RecurrentLM
 from recurra.recurrence.backends.native_passes import LayerPasses, Trace
 from recurra.recurrence.cells import LayerParameters, State, find_cell
 from recurra.recurrence.dropout import fill_mask
-from recurra.runtime.distributed import SINGLE_PROCESS, Processes
 
 
 class CompiledGradients:
@@ -41,10 +40,8 @@ class CompiledGradients:
     """
 
     @staticmethod
-    def unsupported(model: RecurrentLM, processes: Processes = SINGLE_PROCESS) -> str | None:
+    def unsupported(model: RecurrentLM) -> str | None:
         """Return why the compiled kernels cannot compute the gradients, or None if they can."""
-        if processes.count > 1:
-            return "the compiled training step supports a single process only"
         if (reason := model.compiled_unsupported()) is not None:
             return reason
         if not all(p.requires_grad for p in model.parameters()):

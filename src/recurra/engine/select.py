@@ -64,24 +64,13 @@ def select_engine(
     raise ConfigError(f"no engine supports this training: {'; '.join(reasons.values())}")
 
 
-def select_gradients(
-    model: RecurrentLM,
-    processes: Processes = SINGLE_PROCESS,
-    config: TrainingConfig | None = None,
-) -> Gradients:
+def select_gradients(model: RecurrentLM) -> Gradients:
     """Return the preferred gradient computation that supports the model, without an optimizer.
-
-    With several processes it computes the gradients of one process's rows; they are not summed.
 
     Args:
         model: the model, already on its device.
-        processes: the processes that share each batch.
-        config: the training whose engine would compute the gradients; None if nothing is trained.
     """
-    if config is None:
-        reason = CompiledGradients.unsupported(model, processes)
-    else:
-        reason = CompiledEngine.unsupported(model, config, processes)
+    reason = CompiledGradients.unsupported(model)
     if reason is None:
         return CompiledGradients(model)
     _log_once(_BY_AUTOGRAD + reason)
