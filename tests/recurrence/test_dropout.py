@@ -1,10 +1,12 @@
 """`fill_mask`: rate, scale and independence of masks; kernel and torch give equal masks."""
 
+import threading
+
 import pytest
 import torch
 
 from recurra.kernels import library
-from recurra.recurrence.dropout import fill_mask
+from recurra.recurrence.dropout import fill_mask, seeds_from
 
 
 def make_mask(count, probability, seed=3):
@@ -42,3 +44,26 @@ def test_fill_mask_of_kernel_equals_torch(monkeypatch, count, threads):
 
 def test_fill_mask_seeds_give_different_masks():
     assert not torch.equal(make_mask(1000, 0.5, seed=1), make_mask(1000, 0.5, seed=2))
+
+
+def test_seeds_from_in_two_threads_stays_in_its_thread():
+    """Contexts that overlap in time end in any order."""
+    entered, first_left = threading.Event(), threading.Event()
+
+    def work():
+        with seeds_from(lambda: 2):
+            entered.set()
+            first_left.wait(timeout=20)
+
+    thread = threading.Thread(target=work)
+    with seeds_from(lambda: 1):
+        thread.start()
+        assert entered.wait(timeout=20)
+        inside = fill_mask(torch.empty(50), 0.5)
+    first_left.set()
+    thread.join(timeout=20)
+    with seeds_from(lambda: 1):
+        expected = fill_mask(torch.empty(50), 0.5)
+    assert torch.equal(inside, expected)
+    after = [fill_mask(torch.empty(50), 0.5) for _ in range(2)]
+    assert not torch.equal(*after)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
@@ -80,28 +81,29 @@ def draw_seed() -> int:
     return int(torch.randint(2**63 - 1, ()))
 
 
-_seed_source: SeedSource = draw_seed
+_seed_source: ContextVar[SeedSource] = ContextVar("seed_source", default=draw_seed)
 
 
 @contextmanager
 def seeds_from(source: SeedSource) -> Iterator[None]:
     """Take the seeds of masks from `source` inside the context, instead of `draw_seed`.
 
+    Other threads are not affected.
+
     An engine that records and replays a step passes a source of int64 tensors without dimensions,
     which it overwrites with new seeds before each replay.
     """
-    global _seed_source
-    before, _seed_source = _seed_source, source
+    token = _seed_source.set(source)
     try:
         yield
     finally:
-        _seed_source = before
+        _seed_source.reset(token)
 
 
 @contextmanager
 def counted_seeds() -> Iterator[Callable[[], int]]:
     """Yield a function that returns the number of seeds that were drawn inside the context."""
-    count, source = 0, _seed_source
+    count, source = 0, _seed_source.get()
 
     def draw() -> int | Tensor:
         nonlocal count
@@ -118,7 +120,7 @@ def fill_mask(mask: Tensor, probability: float) -> Tensor:
     torch's `bernoulli_` calls a slow generator for each entry: for the recurrent weights of a large
     layer this takes half as long as the rest of the training step.
     """
-    seed = _seed_source()
+    seed = _seed_source.get()()
     threshold, scale = round(probability * 2**16), 1.0 / (1.0 - probability)
     on_cpu = mask.device.type == "cpu" and mask.dtype == torch.float32
     if isinstance(seed, int) and on_cpu and library.is_available():
