@@ -195,6 +195,62 @@ def test_engine_loaded_state_continues_exactly(kind, backend, optimizer):
         assert torch.equal(ends[1][name], tensor), name
 
 
+@pytest.mark.parametrize(("kind", "backend"), [(AutogradEngine, "reference"), *ENGINES])
+@pytest.mark.parametrize("num_updates", [0, 3])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_engine_earlier_state_loaded_continues_like_a_new_engine(
+    kind, backend, num_updates, optimizer
+):
+    """A rollback loads a state into an engine that has recorded steps."""
+    momentum = 0.9 if optimizer == "sgd" else 0.0
+    config = TrainingConfig(steps=1, optimizer=optimizer, momentum=momentum, weight_averaging=0.9)
+    engine = kind(make_model(backend=backend), config)
+    saved = {name: tensor.clone() for name, tensor in engine.state_dict().items()}
+    if num_updates:
+        _, saved = train(engine, [make_batch(number) for number in range(num_updates)])
+    train(engine, [make_batch(number) for number in range(4)])
+    new, ends = kind(make_model(backend=backend), config), []
+    for loaded in (engine, new):
+        loaded.load_state_dict({n: t.clone() for n, t in saved.items()}, num_updates)
+        ends.append(train(loaded, [make_batch(number) for number in range(4, 8)]))
+    assert_same(*ends, tolerance=1e-9)
+
+
+@pytest.mark.parametrize("kind", [AutogradEngine, RecordedEngine])
+def test_engine_fp16_state_after_skipped_steps_continues_exactly(kind):
+    """The training loop counts skipped steps, but the weight of an average must not."""
+    config, ends = TrainingConfig(steps=1, weight_averaging=0.999), []
+    options = {"backend": "bptt", "precision": "fp16"}
+    engine, resumed = (kind(make_model(**options), config) for _ in range(2))
+    engine._loss_scale.values[0] = 2.0**24
+    results, saved = train(engine, [make_batch(number) for number in range(9)])
+    assert 0 < sum(result.skipped for result in results) < 9
+    resumed.load_state_dict(saved, num_updates=9)
+    for continued in (engine, resumed):
+        ends.append(train(continued, [make_batch(number) for number in range(9, 14)]))
+    assert resumed.num_updates == engine.num_updates
+    assert_same(*ends, tolerance=1e-9)
+
+
+@pytest.mark.parametrize("seconds", [(0.001, 0.01), (0.02, 0.5)])
+def test_recorded_engine_processes_of_different_speed_wait_for_as_many_steps(seconds):
+    """Otherwise they notice a failed step at different steps, and their messages do not match."""
+    config = TrainingConfig(steps=1, batch_size=ROWS)
+    engines = [
+        RecordedEngine(make_model(backend="bptt"), config, ThreadProcesses(rank, 2))
+        for rank in range(2)
+    ]
+    threads = []
+    for engine, duration in zip(engines, seconds, strict=True):
+        engine.capacity, engine.pending_seconds = 100, 0.2
+        threads.append(threading.Thread(target=engine._limit_pending, args=(duration,)))
+        threads[-1].start()
+    for thread in threads:
+        thread.join(timeout=30)
+    expected = max(1, int(0.2 / (sum(seconds) / 2)))
+    assert [engine.max_pending for engine in engines] == [expected, expected]
+
+
 def test_recorded_engine_records_once_then_repeats():
     engine = RecordedEngine(make_model(backend="bptt"), TrainingConfig(steps=1))
     train(engine, [make_batch(number) for number in range(8)])

@@ -23,7 +23,6 @@ from recurra.engine.clipping import (
 )
 from recurra.engine.engine import Engine, StepResult
 from recurra.engine.gradient_sum import GradientSum
-from recurra.engine.loss_scaling import NAME as LOSS_SCALE
 from recurra.engine.loss_scaling import LossScale
 from recurra.engine.optimizers import apply_update
 from recurra.io.tensors import Tensors, TensorSpec
@@ -189,20 +188,23 @@ class AutogradEngine(Engine):
 
     def state_dict(self) -> Tensors:
         """Return the tensors that an exact resume needs; see `Engine.state_dict`."""
-        own = {} if self._loss_scale is None else {LOSS_SCALE: self._loss_scale.values}
-        return super().state_dict() | own
+        tensors = super().state_dict()
+        if self._loss_scale is not None:
+            tensors |= self._loss_scale.state_dict(self.num_updates)
+        return tensors
 
     def state_specs(self, num_rows: int | None) -> dict[str, TensorSpec]:
         """Return dtype and shape of each tensor of `state_dict`; see `Engine.state_specs`."""
-        own = {} if self._loss_scale is None else {LOSS_SCALE: LossScale.spec}
-        return super().state_specs(num_rows) | own
+        specs = super().state_specs(num_rows)
+        return specs if self._loss_scale is None else specs | LossScale.specs
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], num_updates: int) -> None:
         """Restore what `state_dict` returned; see `Engine.load_state_dict`."""
         super().load_state_dict(tensors, num_updates)
-        self._count.fill_(num_updates)
         if self._loss_scale is not None:
-            self._loss_scale.values.copy_(tensors[LOSS_SCALE])
+            # The training loop also counts steps that were skipped because of an overflow.
+            self.num_updates = self._loss_scale.load_state_dict(tensors)
+        self._count.fill_(self.num_updates)
 
     def _exchange(self, buffers: StepBuffers) -> None:
         """Sum gradients and loss over the processes, between the two parts of a step."""

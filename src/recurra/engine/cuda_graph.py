@@ -70,9 +70,15 @@ class CudaRecorder(GraphRecorder):
         """
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            yield
-        current.wait_stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            current.wait_stream(self._stream)
+
+    def discard_graphs(self) -> None:
+        """Use other memory for later graphs: a pool whose graphs were all deleted is unusable."""
+        self._pool = torch.cuda.graph_pool_handle()
 
     def text_bytes(self) -> int:
         """Return the maximum size of a text that is copied to the GPU, in bytes."""

@@ -55,6 +55,9 @@ class GraphRecorder(ABC):
     def text_bytes(self) -> int:
         """Return the maximum size of a text that is copied to the device, in bytes."""
 
+    def discard_graphs(self) -> None:  # noqa: B027
+        """Prepare for other graphs, after those of this recorder were deleted."""
+
     def record(self, parts: Sequence[Operations]) -> list[Graph]:
         """Record a graph for each part.
 

@@ -8,16 +8,19 @@ skipped and the scale is halved. After `GROWTH_INTERVAL` steps without overflow 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
-from recurra.io.tensors import TensorSpec
+from recurra.io.tensors import Tensors, TensorSpec
 
 GROWTH_INTERVAL = 2000
 """Number of steps without overflow after which the scale is doubled, as in torch's GradScaler."""
 MIN_SCALE, MAX_SCALE = 1.0, 2.0**24
-NAME = "loss_scale"
-"""Name of the state in a checkpoint."""
+NAME, NUM_UPDATES = "loss_scale", "num_updates"
+"""Names of the state in a checkpoint."""
 
 
 class LossScale:
@@ -31,10 +34,22 @@ class LossScale:
         device: the device of the model.
     """
 
-    spec = TensorSpec(torch.float32, (2,))
+    specs: ClassVar[dict[str, TensorSpec]] = {
+        NAME: TensorSpec(torch.float32, (2,)),
+        NUM_UPDATES: TensorSpec(torch.int64, ()),
+    }
 
     def __init__(self, initial: float, device: torch.device) -> None:
         self.values = torch.tensor([initial, 0.0], device=device)
+
+    def state_dict(self, num_updates: int) -> Tensors:
+        """Return the state for a checkpoint, with the number of steps that were not skipped."""
+        return {NAME: self.values, NUM_UPDATES: torch.tensor(num_updates)}
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> int:
+        """Restore what `state_dict` returned, and return the number of updates."""
+        self.values.copy_(tensors[NAME])
+        return int(tensors[NUM_UPDATES])
 
     @property
     def scale(self) -> Tensor:
