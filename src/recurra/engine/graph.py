@@ -156,13 +156,6 @@ class GraphEngine(AutogradEngine):
         with self._recorder.on_stream():
             return super().gradients(batch, state)
 
-    def load_state_dict(self, tensors: Mapping[str, Tensor], num_updates: int) -> None:
-        """Restore what `state_dict` returned; see `Engine.load_state_dict`."""
-        super().load_state_dict(tensors, num_updates)
-        # The optimizer now has other tensors than those of the recorded operations.
-        self._programs.clear()
-        self.num_recorded = 0
-
     def synchronize(self) -> list[StepResult]:
         """Return the results of the steps since the last call; see `Engine.synchronize`."""
         batches, self._pending = self._pending, []
