@@ -2,7 +2,9 @@
 
 import gc
 import math
+import sys
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -155,6 +157,43 @@ def test_graph_reader_changed_weights_are_read(monkeypatch):
     model.head_weight.data = model.head_weight.data * 0.5
     expected = evaluate_plainly(model)
     assert evaluate(model, TEXT, chunk=10).total_nats == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("modes", [(True, False, True), (False, True, True, False)])
+def test_graph_reader_in_and_outside_of_inference_mode_gives_same_result(monkeypatch, modes):
+    monkeypatch.setattr(select, "_new_recorder", lambda model: CpuRecorder())
+    model = make_model()
+    expected = evaluate_plainly(model)
+    for mode in modes:
+        with torch.inference_mode(mode):
+            assert evaluate(model, TEXT, chunk=10).total_nats == pytest.approx(expected, rel=1e-6)
+
+
+def test_graph_decoder_in_and_outside_of_inference_mode_gives_same_tokens():
+    sampler, found = Sampler(GenerationConfig(num_samples=SAMPLES, greedy=True), VOCAB), []
+    for modes in ((False, False), (True, False), (False, True)):
+        decoder = RecordedDecoder(make_model(), SAMPLES)
+        decoder.prefill(TEXT[:5])
+        tokens = TEXT[:SAMPLES]
+        for mode in modes:
+            with torch.inference_mode(mode):
+                tokens = decoder.decode(tokens, 4, sampler)[-1]
+        found.append(tokens.tolist())
+    assert found[0] == found[1] == found[2]
+
+
+def test_graph_reader_in_several_threads_gives_same_results(monkeypatch):
+    monkeypatch.setattr(select, "_new_recorder", lambda model: CpuRecorder())
+    model, switch = make_model(), sys.getswitchinterval()
+    texts = [np.random.default_rng(number).integers(VOCAB, size=300) for number in range(3)]
+    expected = [evaluate(model, text, chunk=10).total_nats for text in texts]
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            found = list(pool.map(lambda t: evaluate(model, t, chunk=10).total_nats, texts * 3))
+    finally:
+        sys.setswitchinterval(switch)
+    assert found == expected * 3
 
 
 def evaluate_plainly(model):

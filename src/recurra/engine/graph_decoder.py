@@ -41,7 +41,6 @@ class GraphDecoder(Decoder):
         self._recorder = recorder
         self._steps: _Steps | None = None
 
-    @torch.no_grad()
     def decode(self, tokens: Ids, num_steps: int, sampler: Sampler) -> Ids:
         """Generate tokens; see `Decoder.decode`."""
         blocks: list[Ids] = []
@@ -59,7 +58,8 @@ class GraphDecoder(Decoder):
 
     def _decode_block(self, tokens: Ids, num_steps: int, sampler: Sampler) -> Ids:
         """Generate at most `max_steps` tokens for each sample; return the valid ones."""
-        with self._recorder.on_stream():
+        # Later blocks overwrite the tensors, also outside of `torch.inference_mode`.
+        with torch.inference_mode(False), torch.no_grad(), self._recorder.on_stream():
             if self._steps is None or self._steps.sampler is not sampler:
                 self._steps = _Steps(self.model, sampler, self._recorder)
             uniforms = None if sampler.is_greedy else sampler.uniforms(num_steps)

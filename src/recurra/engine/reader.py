@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from threading import RLock
 
 import torch
 from torch import Tensor
@@ -61,10 +62,16 @@ class GraphReader(PlainReader):
         super().__init__(model)
         self._recorder = recorder
         self._blocks: dict[torch.Size, _Block] = {}
+        self._lock = RLock()
 
     def read(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        """Return the surprisal of each token; see `Reader.read`."""
-        with self._recorder.on_stream():
+        """Return the surprisal of each token; see `Reader.read`.
+
+        Threads that evaluate the same model use its buffers in turn.
+        """
+        # Later calls overwrite the buffers, also outside of `torch.inference_mode`.
+        normal = torch.inference_mode(False)
+        with self._lock, normal, torch.no_grad(), self._recorder.on_stream():
             if tokens.shape not in self._blocks:
                 if len(self._blocks) == MAX_SHAPES:
                     return super().read(tokens, state)
