@@ -45,7 +45,7 @@ class EmptyRecorder(GraphRecorder):
     def on_stream(self):
         return nullcontext()
 
-    def text_bytes(self):
+    def max_text_bytes(self):
         return 2**30
 
 

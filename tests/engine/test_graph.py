@@ -129,7 +129,7 @@ def test_graph_engine_zoneout_equals_autograd(cell):
 def test_graph_engine_text_on_device_or_host_gives_same_steps(dtype, max_bytes):
     text, config = TEXT.astype(dtype), TrainingConfig(steps=1)
     engine = RecordedEngine(make_model(backend="bptt"), config)
-    engine._recorder.max_text_bytes = max_bytes
+    engine._recorder.text_limit = max_bytes
     reference = AutogradEngine(make_model(backend="bptt"), config)
     assert_equal_training(engine, reference, [make_batch(n, text) for n in range(5)])
     assert engine.num_replayed == 4

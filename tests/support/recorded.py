@@ -128,10 +128,11 @@ class CpuRecorder(GraphRecorder):
     """Records graphs on a CPU; see `GraphRecorder` for the methods.
 
     Attributes:
-        graphs: all graphs that were made.
+        graphs: all graphs that were created.
+        text_limit: the result of `max_text_bytes`.
     """
 
-    max_text_bytes = 2**20
+    text_limit = 2**20
 
     def __init__(self) -> None:
         self.graphs: list[RecordedGraph] = []
@@ -143,8 +144,8 @@ class CpuRecorder(GraphRecorder):
     def on_stream(self):
         return nullcontext()
 
-    def text_bytes(self) -> int:
-        return self.max_text_bytes
+    def max_text_bytes(self) -> int:
+        return self.text_limit
 
 
 class RecordedEngine(GraphEngine):

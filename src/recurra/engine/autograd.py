@@ -1,8 +1,8 @@
 """The reference engine: gradients by autograd, updates by torch's optimizers.
 
 A step is a fixed sequence of tensor operations on buffers that keep their addresses, and the host
-reads none of their values during a step. Operations with these properties can be recorded and
-replayed; `graph.py` does so.
+reads none of their values during a step. A CUDA graph can therefore capture the operations, see
+`graph.py`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class AutogradGradients:
         Returns:
             The mean loss in nats per token, without the weight, and the detached final state.
         """
-        loss, after = self.record(
+        loss, after = self.forward_backward(
             ids,
             targets,
             state,
@@ -76,7 +76,7 @@ class AutogradGradients:
         return float(loss), after
 
     @torch.enable_grad()
-    def record(
+    def forward_backward(
         self,
         ids: Tensor,
         targets: Tensor,
@@ -87,12 +87,13 @@ class AutogradGradients:
         rows: Rows | None,
         scale: Tensor | None = None,
     ) -> tuple[Tensor, State]:
-        """Do the same as `compute`, but return the loss as a tensor without dimensions.
+        """Do the same as `compute`, but return the loss as a zero-dimensional tensor.
 
-        The host does not wait for the result. `scale`, a tensor without dimensions, is another
-        factor of the loss in the backward pass.
+        The host does not wait for the device. If `scale`, a zero-dimensional tensor, is given, the
+        loss is also multiplied by it before the backward pass.
         """
-        # The backward pass of the output layer needs the same settings for fp32 products.
+        # The backward pass of the output layer also runs in this context, because torch's settings
+        # for fp32 products apply when a product is computed.
         with self._model.precision.products(self._model.device):
             loss, after = self._model.loss(
                 ids, targets, state, recurrent_gradient_scale=recurrent_gradient_scale, rows=rows
@@ -106,18 +107,19 @@ class AutogradGradients:
 class StepBuffers(NamedTuple):
     """The tensors that the operations of a step read and write, for one batch shape.
 
-    Attributes without a shape are tensors without dimensions.
+    Attributes without a shape are zero-dimensional tensors.
 
     Attributes:
         ids, targets: (rows, T) int64.
         initial: the carried state, each tensor (L, rows, H); the step overwrites it with the final
             state.
-        resets: whether the step begins with the zero state; bool.
+        resets: bool, whether the step begins with the zero state.
         lr: the learning rate; fp64 on a CPU, as torch's fused kernels require, else fp32.
         nats: the loss in nats, summed over the tokens of the whole batch.
         grad_norm: the L2 norm of all gradients before clipping.
-        failed: 1 if the loss or the norm is not finite, so that nothing may change, else 0; fp32.
-        overflowed: 1 if the step failed only because the loss scale is too large, else 0; fp32.
+        failed: fp32, 1 if the loss or the norm is not finite and the step must therefore change
+            nothing, else 0.
+        overflowed: fp32, 1 if the step failed only because the loss scale is too large, else 0.
     """
 
     ids: Tensor
@@ -163,7 +165,7 @@ class AutogradEngine(Engine):
         ids, targets = (
             torch.from_numpy(tokens).to(self.model.device) for tokens in (batch.ids, batch.targets)
         )
-        loss, after = self._record_gradients(ids, targets, state, batch)
+        loss, after = self._forward_backward(ids, targets, state, batch)
         self._sum.pack()
         self._sum.exchange()
         self._sum.unpack()
@@ -207,17 +209,17 @@ class AutogradEngine(Engine):
         self._count.fill_(self.num_updates)
 
     def _exchange(self, buffers: StepBuffers) -> None:
-        """Sum gradients and loss over the processes, between the two parts of a step."""
+        """Sum gradients and loss over the processes, between `_backward` and `_update`."""
         self._sum.exchange()
         self.processes.sum_in_place(buffers.nats)
 
     def _end_step(self, buffers: StepBuffers, batch: Batch) -> None:
-        """Keep what the next step needs."""
+        """Keep the state for the next step, and count the update."""
         self.state, self._num_rows = buffers.initial, batch.num_rows
         self.num_updates += 1
 
     def _uncount(self, results: list[StepResult]) -> None:
-        """Subtract steps that changed nothing from the number of updates."""
+        """Subtract the steps that failed or were skipped from the number of updates."""
         self.num_updates -= sum(result.failure is not None or result.skipped for result in results)
 
     def _buffers_of(self, batch: Batch) -> StepBuffers:
@@ -255,26 +257,29 @@ class AutogradEngine(Engine):
             overflowed=number.clone(),
         )
 
-    def _recorded_for(self, batch: Batch) -> Hashable:
-        """Return everything that the operations depend on besides the values of tensors."""
+    def _graph_key(self, batch: Batch) -> Hashable:
+        """Return everything besides the values of tensors that the operations of a step depend on.
+
+        Steps with equal keys can replay the same graph.
+        """
         rows = self._rows(batch)
         own = None if rows is None else (rows.own.start, rows.own.stop, rows.total)
         shape = len(batch.own_starts), batch.num_steps
         return shape, self._weight(batch), batch.gradient_scale, own
 
     def _backward(self, buffers: StepBuffers, batch: Batch) -> None:
-        """Compute loss, gradients and final state of this process's rows."""
+        """Compute the loss, the gradients and the final state of this process's rows."""
         before = tuple(
             torch.where(buffers.resets, torch.zeros_like(part), part) for part in buffers.initial
         )
         scale = None if self._loss_scale is None else self._loss_scale.scale
-        loss, self._after = self._record_gradients(
+        loss, self._after = self._forward_backward(
             buffers.ids, buffers.targets, before, batch, scale
         )
         buffers.nats.copy_(loss).mul_(batch.own_starts.size * batch.num_steps)
         self._sum.pack()
 
-    def _record_gradients(
+    def _forward_backward(
         self,
         ids: Tensor,
         targets: Tensor,
@@ -282,7 +287,7 @@ class AutogradEngine(Engine):
         batch: Batch,
         scale: Tensor | None = None,
     ) -> tuple[Tensor, State]:
-        return self._gradients.record(
+        return self._gradients.forward_backward(
             ids,
             targets,
             state,

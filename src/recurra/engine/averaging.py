@@ -48,12 +48,12 @@ class WeightAverage:
     def add_unless(self, failed: Tensor, num_updates: Tensor) -> None:
         """Include the current parameters in the average unless `failed` is true.
 
-        The host reads neither argument.
+        The host does not read the values of the arguments.
 
         Args:
-            failed: bool without dimensions, on the device of the parameters.
-            num_updates: as in `add`, but a tensor without dimensions on the same device, fp64
-                where the device has it.
+            failed: zero-dimensional bool tensor on the device of the parameters.
+            num_updates: as in `add`, but a zero-dimensional tensor on the same device; fp64 unless
+                the device lacks it.
         """
         decay = ((1.0 + num_updates) / (10.0 + num_updates)).clamp(max=self._decay)
         share = (1.0 - decay).to(self._parameters[0].dtype)

@@ -48,7 +48,7 @@ def clip_finite_gradients(
 
     Args:
         gradients: the gradients.
-        norm: their L2 norm before clipping, a tensor without dimensions.
+        norm: their L2 norm before clipping, a zero-dimensional tensor.
         max_norm, max_value: as in `clip_gradients`.
     """
     is_finite = torch.isfinite(norm)
@@ -63,7 +63,11 @@ def clip_finite_gradients(
 
 
 def gradient_norms(gradients: list[Tensor]) -> Tensor:
-    """Return the L2 norm of each gradient, (number of gradients,); the host does not wait."""
+    """Return the L2 norm of each gradient, (number of gradients,), without a transfer to the host.
+
+    Args:
+        gradients: the gradients, on one device.
+    """
     return torch.stack(torch._foreach_norm(gradients, 2.0))
 
 
@@ -86,7 +90,7 @@ def describe_norms(norms: Mapping[str, float]) -> str:
 
 
 def describe_non_finite(named: Sequence[tuple[str, Tensor]]) -> str:
-    """Return an error message that names the parameter whose gradient has most non-finite entries.
+    """Return an error message that names the gradient with the most entries that are not finite.
 
     If every entry is finite and only the norm overflows, the message names the largest gradient.
     """

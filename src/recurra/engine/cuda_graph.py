@@ -22,9 +22,10 @@ class CudaGraph(Graph):
     """A CUDA graph.
 
     Args:
-        stream: the stream that records it.
-        pool: the memory of its tensors. Graphs that never run at the same time, and that exchange
-            no tensors of the pool with later ones, can share it.
+        stream: the stream on which the operations are captured.
+        pool: the memory pool of the tensors that the operations allocate. Graphs can share a pool
+            if they never run at the same time, and no graph reads a tensor of the pool after the
+            replay of a graph that was captured when this memory was free.
     """
 
     def __init__(self, stream: torch.cuda.Stream, pool: Any) -> None:
@@ -32,8 +33,8 @@ class CudaGraph(Graph):
         self._stream, self._pool = stream, pool
 
     def record(self, operations: Callable[[], None]) -> None:
-        """Record operations without executing them; see `Graph.record`."""
-        # Other threads, such as the watchdog of NCCL, may call CUDA during the recording.
+        """Capture operations without executing them; see `Graph.record`."""
+        # Other threads, such as the watchdog of NCCL, may call CUDA during the capture.
         mode = "thread_local"
         with torch.cuda.graph(
             self._graph, pool=self._pool, stream=self._stream, capture_error_mode=mode
@@ -41,12 +42,12 @@ class CudaGraph(Graph):
             operations()
 
     def replay(self) -> None:
-        """Execute the recorded operations on the current stream."""
+        """Launch the captured operations on the current stream."""
         self._graph.replay()
 
 
 class CudaRecorder(GraphRecorder):
-    """Records CUDA graphs on a separate stream, with one pool of memory.
+    """Captures CUDA graphs on a side stream, with one memory pool for all of them.
 
     Args:
         device: the GPU.
@@ -63,10 +64,10 @@ class CudaRecorder(GraphRecorder):
 
     @contextmanager
     def on_stream(self) -> Iterator[None]:
-        """Return a context in which operations go to the stream of the recorder.
+        """Return a context in which the stream of the recorder is the current stream.
 
-        The work of both streams is ordered: the operations in the context wait for earlier ones of
-        the current stream, and later ones of the current stream wait for them.
+        The operations in the context wait for earlier operations of the stream that was current
+        before, and later operations of that stream wait for those in the context.
         """
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
@@ -80,7 +81,7 @@ class CudaRecorder(GraphRecorder):
         """Use other memory for later graphs: a pool whose graphs were all deleted is unusable."""
         self._pool = torch.cuda.graph_pool_handle()
 
-    def text_bytes(self) -> int:
+    def max_text_bytes(self) -> int:
         """Return the maximum size of a text that is copied to the GPU, in bytes."""
         free, _ = torch.cuda.mem_get_info(self._device)
         return int(TEXT_SHARE * free)

@@ -2,8 +2,8 @@
 
 Each process weights its loss by its fraction of the rows, so that the sum of the gradients is the
 gradient of the whole batch. All gradients are summed in one all-reduce after the backward pass. The
-models are small: one all-reduce per tensor would cost more than overlapping it with the backward
-pass saves.
+models are small: an all-reduce for each tensor would cost more than its overlap with the backward
+pass would save.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from recurra.runtime.distributed import Processes
 class GradientSum:
     """The gradients of one model in one buffer, which is summed over the processes.
 
-    `pack` and `unpack` are operations on the device and can be recorded; `exchange` communicates
-    between them. The buffer keeps its address. With one process, nothing is done.
+    `pack` and `unpack` are operations on the device, which a graph can record. `exchange`, which is
+    called between them, communicates. The buffer keeps its address. With one process, the methods
+    do nothing.
 
     Args:
         parameters: the parameters of the model.
@@ -43,7 +44,7 @@ class GradientSum:
         torch._foreach_copy_(self._views(), gradients)
 
     def exchange(self) -> None:
-        """Sum the buffer over the processes, in place.
+        """Sum the buffer over the processes in place, by an all-reduce.
 
         Raises:
             LostProcessError: another process has ended.

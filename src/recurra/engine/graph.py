@@ -1,12 +1,12 @@
 """Engines that record the operations of a step once and replay them, as CUDA graphs do.
 
-Launching one operation after another takes longer than most operations of a small model. A graph
-starts all operations of a step at once. Its inputs, outputs and all tensors between them keep their
-addresses, so everything that changes from step to step is read from memory: the positions of the
-batch in the text, the learning rate, the seeds of dropout masks, and whether the state is reset.
-The host reads no result before `synchronize`.
+In a small model, launching an operation takes longer than executing it. The replay of a graph
+launches all operations of a step by one call. The inputs, outputs and intermediate tensors of a
+graph keep their addresses, so everything that changes from step to step is read from memory: the
+positions of the batch in the text, the learning rate, the seeds of dropout masks, and whether the
+state is reset. The host reads no result before `synchronize`.
 
-With several processes a step is two graphs, and the gradients are summed between them.
+With several processes a step has two graphs, and the gradients are summed between their replays.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from recurra.recurrence.cells import State
 from recurra.runtime.distributed import SINGLE_PROCESS, Processes
 
 MAX_GRAPHS = 128
-"""Maximum number of recorded batch shapes; with windows of random length, there can be many. Steps
-of other shapes are executed without a graph."""
+"""Maximum number of batch shapes with graphs. Windows of random length can have more shapes; their
+steps are executed without a graph."""
 MAX_PENDING = 32
 """Maximum number of steps whose results have not been read."""
 PENDING_SECONDS = 0.2
-"""Maximum duration of these steps, so that a signal, the end of a time budget or a loss that is not
-finite is noticed in time."""
+"""Maximum total duration of the pending steps in seconds. A signal, the end of the time budget and
+a loss that is not finite are noticed after at most this time."""
 _SLOT, _RESETS, _LR, _HEADER = 0, 1, 2, 3
 """Indices into the inputs of a step; the positions of the rows and the seeds follow the header."""
 _NATS, _NORM, _FAILED, _OVERFLOWED, _NORMS = 0, 1, 2, 3, 4
@@ -52,15 +52,16 @@ _logger = logging.getLogger(__name__)
 
 @dataclass
 class _Program:
-    """The steps of one batch shape.
+    """The tensors and the graphs of the steps of one batch shape.
 
     Attributes:
-        buffers: what the operations read and write.
-        text: the text on the device, or None if the tokens of a batch are inputs.
+        buffers: the tensors that the operations read and write.
+        text: the text on the device; None if it is too large, so that the tokens of a batch are
+            inputs.
         num_seeds: number of seeds that a step draws.
-        num_inputs: number of inputs of a step.
+        num_inputs: number of inputs of a step; 0 before the first step.
         graphs: the recorded operations; empty until the shape occurs a second time.
-        inputs: (num_inputs,) int64 on the device.
+        inputs: (num_inputs,) int64 on the device; None until the shape occurs a second time.
     """
 
     buffers: StepBuffers
@@ -72,33 +73,29 @@ class _Program:
 
 
 class _SeedsInOrder:
-    """The seeds of dropout masks among the inputs of a step, in the order in which they are drawn.
-
-    Args:
-        program: the step.
-    """
+    """Returns the seeds of dropout masks from the inputs of a step, in the order of the masks."""
 
     def __init__(self, program: _Program) -> None:
         self._program = program
         self._next = program.num_inputs - program.num_seeds
 
     def next(self) -> Tensor:
-        """Return the next seed, without dimensions."""
+        """Return the next seed, a zero-dimensional int64 tensor."""
         assert self._program.inputs is not None
         self._next += 1
         return self._program.inputs[self._next - 1]
 
 
 class GraphEngine(AutogradEngine):
-    """Engine that executes the first step of each batch shape like `AutogradEngine`, and then
-    replays a graph; see `Engine`.
+    """Engine that replays a graph from the second step of each batch shape on; see `Engine`.
 
-    Subclasses state where graphs are recorded.
+    The first step of a shape is executed as by `AutogradEngine`. Subclasses provide the recorder
+    for their device.
 
     Attributes:
         num_recorded: number of batch shapes that were recorded since the last state was loaded.
-        num_replayed: number of replayed steps.
-        max_pending: as in `Engine`; it follows from the measured duration of a step.
+        num_replayed: number of steps that were replayed.
+        max_pending: as in `Engine`; computed from the measured duration of a step.
     """
 
     capacity, pending_seconds = MAX_PENDING, PENDING_SECONDS
@@ -135,7 +132,7 @@ class GraphEngine(AutogradEngine):
 
     @abstractmethod
     def _new_recorder(self) -> GraphRecorder:
-        """Return the recorder of the device of the model."""
+        """Return a recorder for the device of the model."""
 
     def step(self, batch: Batch, lr: float) -> None:
         """Execute a step; see `Engine.step`."""
@@ -185,7 +182,7 @@ class GraphEngine(AutogradEngine):
 
     def _program_of(self, batch: Batch) -> _Program:
         text, buffers = self._resident(batch.text), self._buffers_of(batch)
-        key = None if text is None else id(text), self._recorded_for(batch)
+        key = None if text is None else id(text), self._graph_key(batch)
         return self._programs.setdefault(key, _Program(buffers, text))
 
     def _resident(self, text: Ids) -> Tensor | None:
@@ -194,7 +191,7 @@ class GraphEngine(AutogradEngine):
             if known is text:
                 return resident
         small = text.dtype == np.uint8
-        is_resident = len(text) * (1 if small else 4) <= self._recorder.text_bytes()
+        is_resident = len(text) * (1 if small else 4) <= self._recorder.max_text_bytes()
         self._texts.append((text, self._upload(text, small) if is_resident else None))
         return self._texts[-1][1]
 
@@ -207,10 +204,10 @@ class GraphEngine(AutogradEngine):
         return resident
 
     def _execute_or_record(self, program: _Program, batch: Batch, lr: float) -> None:
-        """Execute a step. If it is not the first of its shape, record and replay it."""
+        """Execute the first step of a shape; record and replay the second one."""
         # The first step creates the optimizer's state and the workspaces of libraries.
         is_first = not program.num_inputs
-        if is_first or not self._recorder.is_able or self.num_recorded >= MAX_GRAPHS:
+        if is_first or not self._recorder.can_record or self.num_recorded >= MAX_GRAPHS:
             self._execute(program, batch, lr)
             return
         program.inputs = torch.zeros(
@@ -226,7 +223,7 @@ class GraphEngine(AutogradEngine):
                 self._do_step(program.buffers, batch)
 
     def _execute(self, program: _Program, batch: Batch, lr: float) -> None:
-        """Execute the operations of a step one after another."""
+        """Execute the operations of a step without a graph."""
         self._write_inputs(program.buffers, batch, lr)
         self._slot.fill_(len(self._pending))
         with dropout.counted_seeds() as count:
@@ -263,7 +260,10 @@ class GraphEngine(AutogradEngine):
             return False
         self.num_recorded += 1
         if self.num_recorded == MAX_GRAPHS:
-            _logger.info("%d batch shapes are recorded; others have no graph", MAX_GRAPHS)
+            _logger.info(
+                "%d batch shapes have graphs; steps of other shapes are executed without one",
+                MAX_GRAPHS,
+            )
         return True
 
     def _replay(self, program: _Program) -> None:

@@ -15,12 +15,12 @@ from recurra.model.recurrent_lm import RecurrentLM
 from recurra.recurrence.cells import State
 
 MAX_STEPS, MAX_TOKENS = 1024, 2**22
-"""Maximum number of steps, and of tokens of all samples, without reading the tokens from the
-device."""
+"""Maximum number of steps between two transfers of tokens to the host, and of tokens in one
+transfer."""
 
 
 class GraphDecoder(Decoder):
-    """Decoder that computes the logits and draws the token of a step in one graph; see `Decoder`.
+    """Decoder that computes the logits and draws the tokens of a step in one graph; see `Decoder`.
 
     Args:
         model, num_samples: as for `Decoder`.
@@ -72,14 +72,14 @@ class GraphDecoder(Decoder):
 
 
 def max_steps(num_samples: int) -> int:
-    """Return the maximum number of steps without reading the tokens from the device."""
+    """Return the maximum number of steps between two transfers of tokens to the host."""
     return max(1, min(MAX_STEPS, MAX_TOKENS // num_samples))
 
 
 class _Steps:
     """The tensors and the operations of the steps with one sampler.
 
-    After a step whose logits are NaN or infinite, nothing changes any more.
+    From the first step with a NaN or infinite logit on, steps change neither tokens nor state.
     """
 
     def __init__(self, model: RecurrentLM, sampler: Sampler, recorder: GraphRecorder) -> None:
@@ -101,7 +101,13 @@ class _Steps:
         self.repeated = RepeatedOperations(recorder, self._operations)
 
     def start(self, tokens: Ids, state: State, uniforms: Logits | None) -> None:
-        """Write what the first step reads; see `Decoder.decode`."""
+        """Copy the inputs of the first step to the device; see `Decoder.decode`.
+
+        Args:
+            tokens: (S,) the last token of each sample.
+            state: the state before these tokens, each tensor (L, S, H).
+            uniforms: (steps, S) random numbers in [0, 1), or None for greedy decoding.
+        """
         self._tokens.copy_(torch.from_numpy(tokens))
         for own, part in zip(self.state, state, strict=True):
             own.copy_(part)
@@ -132,7 +138,7 @@ class _Steps:
         self._write(failed, torch.where(failed, self._tokens, chosen), after)
 
     def _write(self, failed: Tensor, chosen: Tensor, after: State) -> None:
-        """Write what the next step reads."""
+        """Write the results of a step, which are the inputs of the next one."""
         self._failed.copy_(failed)
         self._chosen.index_copy_(0, self._step, chosen[None])
         self._tokens.copy_(chosen)

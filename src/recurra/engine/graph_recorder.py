@@ -1,6 +1,7 @@
 """Interfaces for recording operations on a device and replaying them, as CUDA graphs do.
 
-`cuda_graph.py` implements them for GPUs, and tests/support/recorded.py for a CPU.
+CUDA calls the recording a capture. `cuda_graph.py` implements the interfaces for GPUs, and
+tests/support/recorded.py for a CPU.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ class GraphRecorder(ABC):
     """Records graphs on one device.
 
     Attributes:
-        is_able: False after an operation could not be recorded.
+        can_record: False after an operation could not be recorded.
     """
 
-    is_able = True
+    can_record = True
 
     @abstractmethod
     def new_graph(self) -> Graph:
@@ -49,10 +50,13 @@ class GraphRecorder(ABC):
 
     @abstractmethod
     def on_stream(self) -> AbstractContextManager[None]:
-        """Return a context for all operations before, in and between graphs."""
+        """Return a context for recording and replaying graphs, and for the operations around them.
+
+        On a GPU, it selects the stream of the recorder.
+        """
 
     @abstractmethod
-    def text_bytes(self) -> int:
+    def max_text_bytes(self) -> int:
         """Return the maximum size of a text that is copied to the device, in bytes."""
 
     def discard_graphs(self) -> None:  # noqa: B027
@@ -62,10 +66,11 @@ class GraphRecorder(ABC):
         """Record a graph for each part.
 
         Returns:
-            The graphs; none if an operation cannot be recorded, with the reason in the log.
+            The graphs. If an operation cannot be recorded, the list is empty and the reason is
+            logged.
 
         Raises:
-            torch.OutOfMemoryError: the device has not enough memory.
+            torch.OutOfMemoryError: the device does not have enough memory.
         """
         graphs = [self.new_graph() for _ in parts]
         try:
@@ -76,7 +81,7 @@ class GraphRecorder(ABC):
         except RuntimeError as error:
             reason = (str(error).splitlines() or ["unknown"])[0]
             _logger.info("operations are executed without a graph: %s", reason)
-            self.is_able = False
+            self.can_record = False
             return []
         return graphs
 
@@ -99,7 +104,7 @@ class RepeatedOperations:
 
     def execute(self) -> None:
         """Execute the operations once."""
-        if not self._is_first and not self._graphs and self._recorder.is_able:
+        if not self._is_first and not self._graphs and self._recorder.can_record:
             self._graphs = self._recorder.record([self._operations])
         self._is_first = False
         if self._graphs:

@@ -1,6 +1,6 @@
 """Dynamic loss scaling for gradients that are computed in fp16.
 
-fp16 cannot represent numbers below 6e-8, and many gradients are smaller. The loss is therefore
+The smallest positive number of fp16 is 6e-8, and many gradients are smaller. The loss is therefore
 multiplied by a scale before the backward pass, and the gradients are divided by it afterwards
 (Micikevicius et al. 2018, "Mixed Precision Training"). If a scaled gradient overflows, the step is
 skipped and the scale is halved. After `GROWTH_INTERVAL` steps without overflow it is doubled.
@@ -53,7 +53,7 @@ class LossScale:
 
     @property
     def scale(self) -> Tensor:
-        """The scale, a tensor without dimensions."""
+        """The scale, a zero-dimensional tensor."""
         return self.values[0]
 
     def unscale(self, gradients: list[Tensor]) -> None:
@@ -61,13 +61,17 @@ class LossScale:
         torch._foreach_mul_(gradients, self.scale.reciprocal())
 
     def overflowed(self, nats: Tensor, norm: Tensor) -> Tensor:
-        """Return whether a smaller scale can repeat a step whose gradients are not finite.
+        """Return whether a step failed only because the scale is too large.
 
-        If the loss itself is not finite, or the scale has its minimum, it cannot.
+        This is the case if the norm of the gradients is not finite, the loss is finite, and the
+        scale is larger than `MIN_SCALE`.
 
         Args:
-            nats: the loss, without dimensions.
-            norm: the norm of all gradients, without dimensions.
+            nats: the loss, a zero-dimensional tensor.
+            norm: the L2 norm of all gradients, a zero-dimensional tensor.
+
+        Returns:
+            A zero-dimensional bool tensor.
         """
         return torch.isfinite(nats) & ~torch.isfinite(norm) & (self.scale > MIN_SCALE)
 
@@ -75,7 +79,8 @@ class LossScale:
         """Halve the scale after an overflow, and double it after many steps without one.
 
         Args:
-            overflowed: bool without dimensions.
+            overflowed: whether the gradients of this step overflowed, a zero-dimensional bool
+                tensor.
         """
         scale, steps = self.values.unbind()
         steps = torch.where(overflowed, 0.0, steps + 1.0)

@@ -142,7 +142,7 @@ def supports_recording(config: TrainingConfig) -> bool:
 
 
 def is_capturable(optimizer: Optimizer) -> bool:
-    """Return whether the optimizer reads learning rate and `found_inf` from tensors on the device.
+    """Return whether the optimizer reads the learning rate and `found_inf` on the device.
 
     torch's fused optimizers do. Other optimizers declare it by the same attribute,
     `_step_supports_amp_scaling`.
@@ -155,8 +155,8 @@ def apply_update(optimizer: Optimizer, lr: Tensor, failed: Tensor) -> None:
 
     Args:
         optimizer: the optimizer of the parameters, whose gradients are already clipped.
-        lr: the learning rate, without dimensions.
-        failed: 0 or 1, fp32 without dimensions.
+        lr: the learning rate, a zero-dimensional tensor.
+        failed: 0 or 1, a zero-dimensional fp32 tensor.
     """
     if is_capturable(optimizer):
         _create_momentum(optimizer)
@@ -171,8 +171,8 @@ def apply_update(optimizer: Optimizer, lr: Tensor, failed: Tensor) -> None:
 def _create_momentum(optimizer: Optimizer) -> None:
     """Create missing momentum buffers of torch's SGD, with zeros.
 
-    torch creates them without values in the first step, which does not write them if it fails. The
-    first step with zeros gives the same result.
+    torch's first step creates them by `torch.empty_like`, and does not write to them if `found_inf`
+    is 1. With buffers of zeros, the first step has the same result.
     """
     for group in optimizer.param_groups:
         if not group.get("momentum"):

@@ -79,7 +79,7 @@ class GraphReader(PlainReader):
             return self._blocks[tokens.shape].read(tokens, state)
 
     def repeated(self, block: _Block) -> RepeatedOperations:
-        """Return the operations that read the tokens of a block."""
+        """Return the operations that compute the surprisal of the tokens of a block."""
 
         def operations() -> None:
             nats, after = PlainReader.read(self, block.tokens, block.state)

@@ -95,12 +95,12 @@ def select_decoder(model: RecurrentLM, num_samples: int = 1) -> Decoder:
 
 
 def select_reader(model: RecurrentLM) -> Reader:
-    """Return the preferred reader for the model. Graphs are kept while the model exists.
+    """Return the preferred reader for the model. A reader with graphs is kept as long as the model.
 
     Args:
         model: the model, already on its device.
     """
-    # A graph reads the weights at the addresses of its recording.
+    # A graph reads the weights at the addresses that they had when it was recorded.
     addresses = tuple(parameter.data_ptr() for parameter in model.parameters())
     known = _readers.get(model)
     if known is None or known[0] != addresses:
