@@ -9,8 +9,8 @@ tensors are time-major, and a batch of sequences of unequal length is a list of 
 During the t steps of a segment, the same b sequences are active: the longest ones.
 
 Under autocast, the operands of products are rounded to bf16 or fp16, sums and states are fp32 until
-the last step, and outputs and states are returned in the dtype that torch.nn returns. Without it,
-fp32 products are computed in fp32 on a GPU too: cuDNN does not round their operands to TF32.
+the last step, and outputs and states are returned in the dtype that torch.nn returns. Without
+autocast, fp32 products are computed in fp32: on a GPU, cuDNN does not round their operands to TF32.
 
 The layers also support what torch.nn supports beyond a call and its backward pass, where the
 backends `bptt` and `native` are replaced:
@@ -49,7 +49,7 @@ from recurra.recurrence.precision import (
     FP32,
     Precision,
     autocast_precision,
-    keep_in_backward,
+    keep_products_in_backward,
 )
 from recurra.recurrence.recording import StateRecord, record_states
 from recurra.recurrence.segments import (
@@ -121,10 +121,11 @@ class _RecurraRNNBase(torch.nn.RNNBase):
         with FP32.products():
             outputs, state = super().forward(input, hx)
             node = (outputs.data if isinstance(outputs, PackedSequence) else outputs).grad_fn
-            # Views, for example of a sequence without a batch, have one input; kernels have more.
+            # The node of the kernel has several inputs. A view, such as that for a sequence without
+            # a batch dimension, has one.
             while node is not None and len(node.next_functions) == 1:
                 node = node.next_functions[0][0]
-            keep_in_backward(node)
+            keep_products_in_backward(node)
         return outputs, state
 
     def _choose_backend(self, input: Any, hx: Any) -> str:

@@ -21,7 +21,7 @@ from recurra.recurrence.precision import (
     PRECISIONS,
     autocast_precision,
     find_precision,
-    keep_in_backward,
+    keep_products_in_backward,
     matrix_product,
     product,
 )
@@ -258,28 +258,28 @@ class Reading(torch.autograd.Function):
         return 2 * gradient
 
 
-def test_keep_in_backward_applies_to_its_node_only():
+def test_keep_products_in_backward_applies_to_its_node_only():
     before = readings()
     Reading.seen.clear()
     x = torch.ones(3, requires_grad=True)
     with TF32.products():
         below = Reading.apply(x)
-        keep_in_backward(below.grad_fn)
+        keep_products_in_backward(below.grad_fn)
     middle = Reading.apply(below)
     with FP32.products():
         above = Reading.apply(middle)
-        keep_in_backward(above.grad_fn)
+        keep_products_in_backward(above.grad_fn)
     torch.autograd.backward(above.sum())
     assert Reading.seen == [{"ieee"}, {"tf32", "none"}, {"tf32"}]
     assert readings() == before
 
 
-def test_keep_in_backward_of_failing_node_ends_with_the_graph(monkeypatch):
+def test_keep_products_in_backward_of_failing_node_ends_with_the_graph(monkeypatch):
     before = readings()
     monkeypatch.setattr(Reading, "fails", True)
     with FP32.products():
         outputs = Reading.apply(torch.ones(3, requires_grad=True))
-        keep_in_backward(outputs.grad_fn)
+        keep_products_in_backward(outputs.grad_fn)
     with pytest.raises(MemoryError):
         torch.autograd.backward(outputs.sum())
     del outputs
@@ -294,7 +294,7 @@ def test_module_forward_in_fp32_sets_precision_of_both_passes(name, monkeypatch)
     monkeypatch.setattr(
         getattr(nn, name), "forward", lambda *a: [seen.append(in_force()), theirs(*a)][1]
     )
-    monkeypatch.setattr(recurra_nn, "keep_in_backward", kept.append)
+    monkeypatch.setattr(recurra_nn, "keep_products_in_backward", kept.append)
     for inputs in (torch.randn(5, 2, 3), torch.randn(5, 3)):
         outputs, _ = module._forward_in_fp32(inputs, None)
         torch.testing.assert_close(outputs, module(inputs)[0])

@@ -205,11 +205,11 @@ def test_unavailable_names_missing_triton_and_failed_compiler(monkeypatch, caplo
     assert "step by step on cpu: Triton cannot be used: RuntimeError" in caplog.text
 
 
-def test_unavailable_while_graph_is_recorded_does_not_compile(monkeypatch):
+def test_unavailable_while_graph_is_captured_does_not_compile(monkeypatch):
     monkeypatch.setattr(triton_scan, "_reasons", {})
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     monkeypatch.setattr(triton_scan, "_check", lambda device: pytest.fail("compiled"))
-    assert "before a CUDA graph is recorded" in triton_scan.unavailable(CUDA)
+    assert "before a CUDA graph is captured" in triton_scan.unavailable(CUDA)
     # Kernels that were compiled before are used.
     monkeypatch.setattr(triton_scan, "_reasons", {CUDA: None})
     assert triton_scan.unavailable(CUDA) is None

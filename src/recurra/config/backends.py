@@ -37,7 +37,7 @@ PRECISION_TRAITS: dict[str, PrecisionTraits] = {
     "fp32": PrecisionTraits(),
     "tf32": PrecisionTraits(allows_tf32=True),
     "bf16": PrecisionTraits("bfloat16"),
-    # The smallest number of fp16 is 6e-8; gradients below it would vanish.
+    # The smallest positive number of fp16 is 6e-8; smaller gradients would be rounded to 0.
     "fp16": PrecisionTraits("float16", loss_scale=2.0**16),
 }
 """Every precision by its name in `ModelConfig.precision`."""

@@ -31,8 +31,8 @@ ALL_ROWS = slice(None)
 class Batch:
     """The rows of a text for one training step, and the parameters of the step.
 
-    The tokens are read from the text when `tokens` is first used. An engine that has the text on
-    its device reads them there instead.
+    The tokens are read from the text when `tokens` is first accessed. An engine that keeps the text
+    on its device reads them there instead.
 
     Attributes:
         text: (N,) integers, the ids of the whole text.

@@ -90,7 +90,7 @@ def seeds_from(source: SeedSource) -> Iterator[None]:
 
     Other threads are not affected.
 
-    An engine that records and replays a step passes a source of int64 tensors without dimensions,
+    An engine that records and replays a step passes a source of zero-dimensional int64 tensors,
     which it overwrites with new seeds before each replay.
     """
     token = _seed_source.set(source)

@@ -246,7 +246,10 @@ def _run_in_one_call(
     recurrent_gradient_scale: float = 1.0,
     zoneout: Zoneout | None = None,
 ) -> tuple[Tensor, State] | None:
-    """Run stacked layers without dropout if the backend is faster that way, else return None."""
+    """Run stacked layers in one call of the backend; return None unless that is faster.
+
+    The arguments and the result are those of `run_stack`, without dropout.
+    """
     overlapping = overlapping_backends(layers)
     if not overlapping or zoneout is not None:
         return None

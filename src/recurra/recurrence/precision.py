@@ -3,9 +3,10 @@
 Sums, states, gradients and weights stay in the dtype of the parameters. On a CPU, operands in bf16
 or fp16 are rounded and then multiplied in fp32.
 
-fp32 means fp32: by default torch lets cuDNN round the operands of recurrent layers to TF32, which
-keeps 10 of the 23 bits of an fp32 fraction, and a user may allow the same for matrix products.
-These settings are global. `Precision.products` changes them around our products and restores them.
+In the precision fp32, no operand is rounded. By default, torch lets cuDNN round the operands of
+recurrent layers to TF32, which keeps 10 of the 23 bits of an fp32 fraction, and a user may allow
+the same for cuBLAS. These settings are global. `Precision.products` changes them around the
+products of this package and restores them.
 """
 
 from __future__ import annotations
@@ -60,14 +61,15 @@ class Precision:
         """Return a context in which fp32 products on a GPU have this precision.
 
         In every precision but tf32, products of fp32 operands are computed in fp32. The settings
-        are restored at the end, whichever of torch's interfaces they were made with: `allow_tf32`,
-        `set_float32_matmul_precision` or `fp32_precision`. They are global: they also apply to
-        other threads, and threads that compute in different precisions at the same time disturb
-        each other. Passes that autograd runs later need the context again.
+        are restored at the end, whichever of torch's interfaces they were changed with:
+        `allow_tf32`, `set_float32_matmul_precision` or `fp32_precision`. They are global: they also
+        apply to other threads, so that two threads that compute in different precisions at the same
+        time can get each other's precision. A backward pass that autograd runs after the context
+        has ended needs the context again.
 
         Args:
-            device: the device of the products; None changes the settings in any case. On other
-                devices than CUDA, and while torch.compile traces, the context does nothing.
+            device: the device of the products; None changes the settings in any case. On devices
+                other than CUDA, and while torch.compile traces, the context does nothing.
 
         Examples:
             >>> import torch
@@ -138,9 +140,15 @@ def round_operand(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return left right': (..., k) and (n, k) to (..., n), in their own dtype.
+    """Return left right' in the dtype of `left`.
 
-    `dtype` is that of the operands, see `round_operand`.
+    Args:
+        left: (..., k).
+        right: (n, k).
+        dtype: the dtype of the operands, see `round_operand`.
+
+    Returns:
+        (..., n).
     """
     if dtype == left.dtype:
         return linear(left, right)
@@ -148,31 +156,34 @@ def product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def matrix_product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return left right: (m, k) and (k, n) to (m, n), as `product`."""
+    """Return left right in the dtype of `left`: (m, k) times (k, n), with operands in `dtype`."""
     return torch.mm(round_operand(left, dtype), round_operand(right, dtype)).to(left.dtype)
 
 
-def same_products(device: torch.device) -> Callable[[], AbstractContextManager[None]]:
-    """Return a function that returns contexts with the present settings for fp32 products.
+def products_for_backward(device: torch.device) -> Callable[[], AbstractContextManager[None]]:
+    """Return a function that returns contexts with torch's current settings for fp32 products.
 
-    A forward pass calls it inside `Precision.products`, for its backward pass.
+    A forward pass calls it inside `Precision.products`, and its backward pass enters the context.
+
+    Args:
+        device: the device of the products. On devices other than CUDA, the contexts do nothing.
     """
     if device.type != "cuda":
         return nullcontext
-    return partial(_fp32_products, _present())
+    return partial(_fp32_products, _current())
 
 
-def keep_in_backward(node: Node | None) -> None:
-    """Make a backward node compute with the present settings for fp32 products.
+def keep_products_in_backward(node: Node | None) -> None:
+    """Make a backward node compute with torch's current settings for fp32 products.
 
-    The settings are changed before the node and restored after it. If the node raises, they are
-    restored when the graph is freed.
+    The settings are changed before the node and restored after it. If the node raises an exception,
+    they are restored when the autograd graph is freed.
 
     Args:
         node: the `grad_fn` of the outputs of a kernel; None without gradients.
     """
     if node is not None:
-        around = _AroundNode(partial(_fp32_products, _present()))
+        around = _AroundNode(partial(_fp32_products, _current()))
         node.register_prehook(around.enter)
         node.register_hook(around.leave)
 
@@ -197,7 +208,7 @@ class _AroundNode:
 
 
 _Setting = tuple[str, str]
-"""Backend and operation of a setting of torch."""
+"""Backend and operation of a setting of torch, as in `torch.backends.cuda.matmul`."""
 _GENERIC: _Setting = ("generic", "all")
 _CUDA: _Setting = ("cuda", "all")
 _MATMUL: _Setting = ("cuda", "matmul")
@@ -208,11 +219,12 @@ _RNN: _Setting = ("cuda", "rnn")
 class _Change:
     """A change of torch's settings, which ends with the last context that needs it.
 
-    A setting that is not made is inherited from the one above: generic, then CUDA, then the
-    operation. Reading one returns the inherited value, and writing that back would end the
-    inheritance: a later change of the user's would have no effect. The settings above are therefore
-    changed first. What still differs afterwards is not inherited, and is restored exactly. The
-    generic setting is changed only if it is made.
+    The settings have three levels: generic, CUDA, and the operation. One that the user has not set
+    inherits the value of the level above. Reading it returns the inherited value, and writing this
+    value back would end the inheritance, so that later changes of the level above would have no
+    effect. The upper levels are therefore changed first. A setting that still differs afterwards is
+    not inherited, and its own value is restored. The generic setting is changed only if the user
+    has set it.
 
     Attributes:
         wanted: "ieee" or "tf32".
@@ -224,14 +236,14 @@ class _Change:
     before: list[tuple[_Setting, str]] = field(default_factory=list)
     users: int = 0
 
-    def is_in_force(self) -> bool:
-        """Return whether both kinds of products are computed as wanted."""
+    def is_in_effect(self) -> bool:
+        """Return whether cuBLAS and cuDNN both compute with the wanted setting."""
         return _read(_MATMUL) == _read(_RNN) == self.wanted
 
     def make(self) -> None:
         """Change the settings."""
         for setting in (_GENERIC, _CUDA, _MATMUL, _RNN):
-            if self.is_in_force():
+            if self.is_in_effect():
                 break
             value = _read(setting)
             if value != self.wanted and (setting != _GENERIC or value != "none"):
@@ -253,7 +265,7 @@ def _fp32_products(wanted: str) -> Iterator[None]:
     """Compute fp32 products of cuBLAS and cuDNN in "ieee" or "tf32" inside the context."""
     with _lock:
         change = _changes[-1] if _changes else None
-        if change is None or change.wanted != wanted or not change.is_in_force():
+        if change is None or change.wanted != wanted or not change.is_in_effect():
             change = _Change(wanted)
             _changes.append(change)
             change.make()
@@ -268,12 +280,12 @@ def _fp32_products(wanted: str) -> Iterator[None]:
                 change.undo()
 
 
-def _present() -> str:
+def _current() -> str:
     return "tf32" if _read(_RNN) == _read(_MATMUL) == "tf32" else "ieee"
 
 
-# `torch.backends` has properties for the same settings. Those of the upper two cannot be assigned
-# after `torch.backends.disable_global_flags`.
+# `torch.backends` has properties for the same settings, but those of the two upper levels cannot be
+# assigned after `torch.backends.disable_global_flags`.
 def _read(setting: _Setting) -> str:
     value: str = torch._C._get_fp32_precision_getter(*setting)
     return value

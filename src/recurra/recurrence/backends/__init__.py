@@ -68,7 +68,7 @@ class StackBackend(Backend, Protocol):
     """A backend that can also compute several layers in one call, which is optional."""
 
     def overlaps_layers(self, layers: Sequence[LayerParameters]) -> bool:
-        """Return whether `run_layers` is the faster way to compute layers, and can compute them."""
+        """Return whether `run_layers` can compute the layers, and is faster than `run_layer`."""
 
     def run_layers(
         self,

@@ -20,7 +20,7 @@ from recurra.recurrence.backends import reference
 from recurra.recurrence.backends.requirements import Requirements, needs_graph
 from recurra.recurrence.cells import NUM_OF_TORCH, Cell, LayerParameters, State, find_cell
 from recurra.recurrence.cells.time_loop import LoopGradients, RecurrentWeights, Trace
-from recurra.recurrence.precision import matrix_product, round_operand, same_products
+from recurra.recurrence.precision import matrix_product, products_for_backward, round_operand
 
 
 def unsupported(needs: Requirements) -> str | None:
@@ -76,7 +76,7 @@ class _LayerThroughTime(torch.autograd.Function):
         state = parameters_and_state[NUM_OF_TORCH:]
         final, trace = cell.loop.forward(projected, state, _recurrent_weights(parameters, dtype))
         ctx.cell, ctx.dtype, ctx.scale = cell, dtype, scale
-        ctx.products = same_products(inputs.device)
+        ctx.products = products_for_backward(inputs.device)
         ctx.num_buffers = len(trace.buffers)
         ctx.save_for_backward(trace.hidden, *trace.buffers, inputs, *parameters.of_torch, *state)
         return (trace.hidden[1:], *final)

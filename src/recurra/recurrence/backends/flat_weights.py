@@ -1,13 +1,14 @@
 """The weights of layers as views of one buffer, in the layout that cuDNN requires.
 
-cuDNN reads all weights of a call from one buffer. If they are not in it, torch copies them there at
-every call, one at a time. Two ways avoid this. Parameters in the dtype of the products can be views
-of one buffer (`flatten_weights`, as `torch.nn.RNN.flatten_parameters`). Other weights, for example
-fp32 parameters of products in bf16, are copied and rounded by one operation per call, and so are
-their gradients.
+cuDNN reads all weights of a call from one buffer. If they are elsewhere, torch copies them to a
+buffer in every call, one weight at a time. This module avoids the copies in two ways. Parameters in
+the dtype of the products are made views of one buffer (`flatten_weights`, which does the same as
+`torch.nn.RNN.flatten_parameters`). Other weights, for example fp32 parameters of products in bf16,
+are copied and rounded by one operation per call, and so are their gradients.
 
-The buffer of a call is new, so that several forward passes before a backward pass, or in several
-threads, do not disturb each other. In a CUDA graph its address is that of the capture.
+This buffer is new in every call, so that a forward pass does not overwrite the weights that the
+backward pass of another call, or another thread, still reads. A CUDA graph uses the buffer that was
+allocated during its capture.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from recurra.recurrence.backends.requirements import is_observed, is_traced, is_
 from recurra.recurrence.cells import Cell, LayerParameters
 
 DEVICES = frozenset({"cuda"})
-"""The types of the devices whose kernels read flat weights."""
+"""The types of the devices whose kernels read flat weights, that is, weights in one buffer."""
 
 _logger = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ def flatten_weights(cell: Cell, layers: Sequence[LayerParameters]) -> bool:
 def weights_of_call(
     cell: Cell, layers: Sequence[LayerParameters], dtype: torch.dtype
 ) -> list[Tensor]:
-    """Return the weights for a call of torch's kernel, in a dtype; flat where it reads them so.
+    """Return the weights for a call of torch's kernel in a dtype, in one buffer if cuDNN reads it.
 
     Args:
         cell: the cell.
@@ -118,7 +119,7 @@ def present_weights(layers: Sequence[LayerParameters]) -> list[Tensor]:
 
 
 def _are_plain(weights: Sequence[Tensor]) -> bool:
-    """Return whether the weights may be copied in a function that torch does not look into."""
+    """Return whether an autograd.Function, whose operations torch cannot trace, may copy them."""
     return not (
         torch.compiler.is_compiling() or is_observed() or is_transformed() or is_traced(*weights)
     )
@@ -153,7 +154,7 @@ class _FlatCopy(torch.autograd.Function):
 def _find_layout(
     cell: Cell, layers: Sequence[LayerParameters], dtype: torch.dtype
 ) -> Layout | None:
-    """Return the layout of the weights of a call, or None if its kernel reads no flat weights."""
+    """Return the layout of the weights of a call, or None if cuDNN does not compute the call."""
     assert cell.torch_kernel is not None
     first = layers[0]
     shapes = tuple(tuple(weight.shape) for weight in present_weights(layers))
@@ -171,12 +172,13 @@ def query_layout(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Layout | None:
-    """Return cuDNN's layout of the weights of a call, or None if cuDNN does not compute it.
+    """Return cuDNN's layout of the weights of a call, or None if cuDNN does not compute the call.
 
-    torch has no function for it. Weights of the same shapes are flattened instead.
+    torch has no function that returns the layout. The offsets are therefore read from zeros of the
+    same shapes after torch has flattened them.
 
     Args:
-        mode: the mode of the layer of torch.nn.
+        mode: the attribute `mode` of the layer of torch.nn, such as "LSTM".
         shapes: the shape of each weight.
         sizes: width of the inputs, units, size of the projection (0 without) and number of layers.
         dtype: the dtype of the weights.

@@ -101,8 +101,8 @@ def choose_backend(*tensors: Tensor) -> str:
     if _compiles(*tensors) and library.is_available():
         return "native"
     a = tensors[0]
-    # Triton takes more time than torch to launch a kernel, so a single step is left to torch.
-    # torch.compile can trace the loop, but not the check of the kernels.
+    # Triton takes more time than torch to launch a kernel, so torch computes a single step.
+    # torch.compile can trace the loop of torch, but not the check of Triton's kernels.
     is_fused = a.device.type == "cuda" and len(a) > 1 and not torch.compiler.is_compiling()
     return "triton" if is_fused and triton_scan.unsupported(*tensors) is None else "bptt"
 
@@ -190,14 +190,15 @@ _FORWARD: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "native": _native_forward,
     "triton": triton_scan.forward,
 }
-"""a, b and the initial state to all later states."""
+"""The functions that compute all later states from a, b and the initial state."""
 
 _BACKWARD: dict[str, Callable[[_Saved, Tensor, float], _Gradients]] = {
     "bptt": _loop_backward,
     "native": _native_backward,
     "triton": triton_scan.backward,
 }
-"""What the forward pass saved, the gradient of the states and the scale to all gradients."""
+"""The functions that compute the gradients from the tensors that the forward pass saved, the
+gradient of the states and `recurrent_gradient_scale`."""
 
 
 def _backward_with_graph(

@@ -1,13 +1,14 @@
 """Triton kernels of the linear scan, for GPUs; `triton_scan.py` launches them.
 
-A program computes one block of columns. The equation is sequential over time, so the latency of
-memory limits a program: it loads `AHEAD` steps before it computes the first of them. A long
-sequence can be divided into chunks that are computed in parallel. A chunk is an affine function of
-the state before it, h -> product * h + total. `fold_chunks` computes product and total of every
-chunk, and `forward` and `backward` first apply the functions of the chunks before their own.
+A program computes one block of columns. The equation is sequential over time, so a program is
+limited by the latency of memory. It therefore loads `AHEAD` steps before it computes the first of
+them. A long sequence can be divided into chunks that are computed in parallel. The state after a
+chunk is an affine function of the state before it, h -> product * h + total. `fold_chunks` computes
+product and total of every chunk. A program of `forward` first applies the functions of all earlier
+chunks, and a program of `backward` those of all later chunks.
 
-Only the constants specialize a kernel, so a tensor of another size compiles nothing. Offsets have
-64 bits, because steps times columns can exceed 2^31.
+Kernels are specialized for their constants only, so a tensor of another size needs no compilation.
+Offsets have 64 bits, because steps times columns can exceed 2^31.
 """
 
 # Triton's decorator and the functions of its language have no types.
@@ -39,8 +40,8 @@ def offsets(t, columns, column):
 def load_steps(pointer, first, start, stop, columns, column, direction: tl.constexpr):
     """Return a tuple of AHEAD steps: first, first + direction, ...
 
-    Outside [start, stop) they are copies of its ends, which takes fewer registers than a mask for
-    each step. The caller ignores them.
+    A step outside [start, stop) is replaced by the nearest one inside, which takes fewer registers
+    than a mask for each step. The caller ignores it.
     """
     loaded = ()
     for k in tl.static_range(AHEAD):
@@ -58,7 +59,7 @@ def apply_chunks(state, products, totals, first, count, columns, column, directi
         some_products = load_steps(products, row, 0, first + count, columns, column, direction)
         some_totals = load_steps(totals, row, 0, first + count, columns, column, direction)
         for k in tl.static_range(AHEAD):
-            # The product of a chunk can overflow, which does not matter to a state of 0.
+            # The product of a chunk can be infinite; times a state of 0 it would be NaN.
             later = tl.where(state == 0.0, 0.0, some_products[k] * state) + some_totals[k]
             state = tl.where(begin + k < count, later, state)
     return state
@@ -69,10 +70,11 @@ def fold_chunks(
     a, b, products, totals, steps: tl.int32, columns: tl.int64, length: tl.int32, scale: tl.float32,
     is_reverse: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """Write the affine function of each chunk, (chunks, columns) each.
+    """Write product and total of each chunk, (chunks, columns) each.
 
-    If is_reverse, b is the gradient of the outputs, and the function is that of the gradient that
-    passes to the step before, scale * a_t * dL/dh_t.
+    If is_reverse, b is the gradient of the outputs, and the affine function maps the gradient that
+    passes into the last step of the chunk to the one that leaves its first step. The gradient that
+    passes from step t to the step before is scale * a_t * dL/dh_t.
     """
     column = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     chunk = tl.program_id(1)
@@ -146,7 +148,7 @@ def backward(
         last = stop - 1 - done
         some_a = load_steps(a, last, start, stop, columns, column, -1)
         some_grads = load_steps(grad_outputs, last, start, stop, columns, column, -1)
-        # h_{t-1} is in the row before; the first step of a chunk reads that of another chunk.
+        # h_{t-1} is in the previous row, which for the first step is in another chunk.
         some_before = load_steps(outputs, last - 1, 0, stop, columns, column, -1)
         for k in tl.static_range(AHEAD):
             t = last - k

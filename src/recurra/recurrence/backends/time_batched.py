@@ -22,7 +22,7 @@ def run_layer(
 ) -> tuple[Tensor, State]:
     """Run one layer through time; arguments and result as in `layer.run`.
 
-    `backend` is that of `linear_scan`. On a GPU, `bptt` includes its fused kernel.
+    `backend` is the backend of `linear_scan`. With `bptt`, a GPU uses the Triton kernel if it can.
     """
     projected = project(inputs, parameters, dtype)
     if not cell.num_states:
@@ -31,7 +31,8 @@ def run_layer(
     assert isinstance(cell, LinearCell)
     a, b = cell.coefficients(projected, parameters)
     if backend == "bptt" and a.device.type != "cpu":
-        # The fused kernel has hand-derived gradients too, and launches once instead of T times.
+        # Triton's kernels have hand-derived gradients too, and are launched once or twice instead
+        # of T times.
         backend = "auto"
     hidden = linear_scan(a, b, state[0], backend, recurrent_gradient_scale=recurrent_gradient_scale)
     return cell.output(projected, hidden), (hidden[-1],)

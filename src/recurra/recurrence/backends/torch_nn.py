@@ -18,7 +18,7 @@ from torch.nn.functional import one_hot
 from recurra.recurrence.backends.flat_weights import weights_of_call
 from recurra.recurrence.backends.requirements import Requirements, is_transformed
 from recurra.recurrence.cells import Cell, LayerParameters, State, TorchKernel
-from recurra.recurrence.precision import keep_in_backward
+from recurra.recurrence.precision import keep_products_in_backward
 
 OVERLAPPING_DEVICES = frozenset({"cuda"})
 """The types of the devices on which the layers of one call overlap in time."""
@@ -36,9 +36,10 @@ def unsupported(needs: Requirements) -> str | None:
 
 
 def overlaps_layers(layers: Sequence[LayerParameters]) -> bool:
-    """Return whether `run_layers` is the faster way to compute layers, and can compute them.
+    """Return whether `run_layers` can compute the layers, and is faster than `run_layer`.
 
-    All layers but the lowest must have the same sizes, and read as many numbers as a layer returns.
+    All layers must have the same number of units, and all but the lowest must read the outputs of a
+    layer.
     """
     first, *others = layers
     if not others or first.weight_ih.device.type not in OVERLAPPING_DEVICES:
@@ -108,8 +109,8 @@ def run_layers(
 def _one_hot(ids: Tensor, width: int, dtype: torch.dtype) -> Tensor:
     """Return one-hot rows, (T, B) to (T, B, I).
 
-    torch's `one_hot` returns int64, which for a large vocabulary takes several times the memory.
-    Only it can be transformed by torch.func.
+    torch's `one_hot` returns int64, which for a large vocabulary takes several times the memory. It
+    is used only inside transforms of torch.func, where the in-place `scatter_` can fail.
     """
     ids = ids.long()
     if is_transformed():
@@ -124,12 +125,12 @@ def _call(
     # cuDNN's own dropout has its own random state, which no checkpoint contains.
     constant = {"dropout": 0.0, "bidirectional": False, "batch_first": False}
     with warnings.catch_warnings():
-        # cuDNN warns about weights that are not in one block of memory, see `flat_weights.py`. This
-        # is left only where torch does not accept such a block; the user cannot avoid it.
+        # torch warns about weights that are not in one buffer, see `flat_weights.py`. They are not
+        # only where torch does not accept one, which the user cannot change.
         warnings.filterwarnings("ignore", message="RNN module weights are not part of single")
         results = kernel.function(
             inputs, hx, weights, train=torch.is_grad_enabled(), **arguments, **constant
         )
     if inputs.is_cuda:
-        keep_in_backward(results[0].grad_fn)
+        keep_products_in_backward(results[0].grad_fn)
     return results

@@ -1,9 +1,9 @@
 """The linear scan on a GPU by Triton's kernels: when they can be used, and how they are launched.
 
-torch installs Triton together with CUDA or ROCm on Linux. It compiles the kernels on first use, for
-which it needs a C compiler, and stores the result in its cache directory. A launch allocates by
-torch only and does not wait for the GPU, so a CUDA graph can record it once the kernels are
-compiled; `unavailable` compiles all of them.
+The builds of torch for CUDA and ROCm on Linux install Triton. Triton compiles the kernels on first
+use, for which it needs a C compiler, and stores the result in its cache directory. A launch
+allocates memory through torch only and does not wait for the GPU, so a CUDA graph can capture it
+once the kernels are compiled; `unavailable` compiles all of them.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from recurra.runtime.distributed import started_rank
 BLOCK = 64
 """Number of columns of a program, one for each of its threads."""
 
-_FULL = 128
-"""Number of columns per multiprocessor whose loads occupy the memory of a GPU. With 16 steps of two
-arrays, 128 columns load 16 KiB at a time; the bandwidth of an H100 times its latency of about
-0.7 us is 17 KiB per multiprocessor."""
+_COLUMNS_PER_MULTIPROCESSOR = 128
+"""Number of columns per multiprocessor whose loads saturate the memory bandwidth of a GPU. With 16
+steps of two fp32 arrays, 128 columns load 16 KiB at a time; the bandwidth of an H100 times its
+latency of about 0.7 us is 17 KiB per multiprocessor."""
 
-_SHORTEST = 64
-"""Smallest number of steps of a chunk."""
+_MIN_CHUNK_STEPS = 64
+"""Minimum number of steps of a chunk."""
 
-_FEWEST = 4
-"""Smallest number of chunks. The computation in chunks reads a and b twice."""
+_MIN_CHUNKS = 4
+"""Minimum number of chunks, because the computation in chunks reads a and b twice."""
 
 _logger = logging.getLogger(__name__)
 _reasons: dict[torch.device, str | None] = {}
@@ -65,19 +65,20 @@ class _Launch(NamedTuple):
 def chunk_length(steps: int, columns: int, multiprocessors: int) -> int:
     """Return the number of steps of a chunk; `steps` if the sequence is not divided.
 
-    If there are at least 128 columns per multiprocessor, the loads of a sequential scan occupy the
-    memory. Otherwise the sequence is divided into as many chunks as it takes to load as much at a
-    time, with at least 64 steps each. There are at most sqrt(steps) chunks, because each reads the
-    results of all before it, and the sequence is not divided into fewer than 4. The rule follows
-    from the bandwidth and the latency of an H100; it has not been measured.
+    If there are at least 128 columns per multiprocessor, the loads of a sequential scan saturate
+    the memory bandwidth. Otherwise the sequence is divided into as many chunks as it takes to load
+    the same amount at a time, with at least 64 steps each. There are at most sqrt(steps) chunks,
+    because each chunk reads the results of all chunks before it. The sequence is not divided into
+    fewer than 4 chunks. The rule follows from the bandwidth and the latency of an H100; it has not
+    been measured.
 
     Args:
         steps, columns: size of the scan.
         multiprocessors: number of multiprocessors of the GPU.
     """
-    missing = _FULL * multiprocessors // max(columns, 1)
-    chunks = min(missing, steps // _SHORTEST, math.isqrt(steps))
-    return steps if chunks < _FEWEST else -(-steps // chunks)
+    missing = _COLUMNS_PER_MULTIPROCESSOR * multiprocessors // max(columns, 1)
+    chunks = min(missing, steps // _MIN_CHUNK_STEPS, math.isqrt(steps))
+    return steps if chunks < _MIN_CHUNKS else -(-steps // chunks)
 
 
 def forward(a: Tensor, b: Tensor, initial: Tensor, length: int | None = None) -> Tensor:
@@ -137,7 +138,7 @@ def _divide(a: Tensor, initial: Tensor, length: int | None) -> _Launch:
 @cache
 def _properties(device: torch.device) -> tuple[int, int]:
     """Return the number of multiprocessors of a GPU and the number of threads of a warp."""
-    if device.type == "cpu":  # Triton's interpreter, which has one program at a time.
+    if device.type == "cpu":  # Triton's interpreter executes one program at a time.
         return 1, 32
     found = torch.cuda.get_device_properties(device)
     return found.multi_processor_count, found.warp_size
@@ -146,9 +147,9 @@ def _properties(device: torch.device) -> tuple[int, int]:
 def _fold_chunks(
     launch: _Launch, a: Tensor, b: Tensor, scale: float, *, is_reverse: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return the affine function of each chunk, (chunks, columns) each; a if there is only one."""
+    """Return product and total of each chunk, (chunks, columns) each; see `scan_kernels`."""
     if launch.chunks == 1:
-        return a, a  # The kernels read neither.
+        return a, a  # The kernels read neither argument if there is only one chunk.
     products = a.new_empty(launch.chunks, launch.columns)
     totals = torch.empty_like(products)
     _kernels().fold_chunks[launch.grid](
@@ -183,12 +184,12 @@ def unavailable(device: torch.device) -> str | None:
     """Return why Triton cannot be used on a device, or None after a check of all kernels.
 
     The first call in a process compiles the kernels and compares their results with exact ones. The
-    reason is logged once at level INFO. Nothing can be compiled while a CUDA graph is recorded, so
+    reason is logged once at level INFO. Nothing can be compiled while a CUDA graph is captured, so
     the first call must come before that.
     """
     if device not in _reasons:
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            return "Triton's kernels have to be compiled before a CUDA graph is recorded"
+            return "Triton's kernels must be compiled before a CUDA graph is captured"
         _reasons[device] = _check(device)
     return _reasons[device]
 

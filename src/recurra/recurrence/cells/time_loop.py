@@ -25,10 +25,10 @@ class RecurrentWeights:
     """Rounded weights of a layer, and the products of a time loop with them.
 
     Attributes:
-        weight_hh: W_hh (G*H, H), see `round_operand`.
+        weight_hh: W_hh (G*H, H), rounded by `round_operand`.
         bias_hh: b_hh (G*H,) or None.
         weight_hr: W_hr (P, H), rounded, or None.
-        dtype: the dtype of the products' operands.
+        dtype: the dtype of the operands of products.
     """
 
     weight_hh: Tensor
@@ -37,11 +37,11 @@ class RecurrentWeights:
     dtype: torch.dtype
 
     def add_forward(self, base: Tensor, h: Tensor, out: Tensor) -> None:
-        """out = base + h W_hh'."""
+        """Compute out = base + h W_hh', with h (B, H) and out (B, G*H)."""
         self._add(base, h, self.weight_hh.t(), out, 1.0)
 
     def add_backward(self, base: Tensor, deltas: Tensor, out: Tensor, scale: float) -> None:
-        """out = base + scale * deltas W_hh."""
+        """Compute out = base + scale * deltas W_hh, with deltas (B, G*H) and out (B, H)."""
         self._add(base, deltas, self.weight_hh, out, scale)
 
     def project(self, m: Tensor) -> Tensor:
