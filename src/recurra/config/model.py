@@ -104,7 +104,7 @@ class ModelConfig:
 
     precision: PrecisionName = "fp32"
     """Number format of the operands of matrix products: fp32, tf32 (10 instead of 23 bits of the
-    fraction, on NVIDIA GPUs from Ampere on; fp32 on every other device), bf16 or fp16. States,
+    fraction, on NVIDIA GPUs from Ampere on; fp32 on devices without TF32), bf16 or fp16. States,
     gradients and weights stay fp32."""
 
     def __post_init__(self) -> None:

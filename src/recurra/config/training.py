@@ -161,8 +161,8 @@ class TrainingConfig:
     """Temperature of the generated samples; 0 means greedy decoding."""
 
     device: str = "auto"
-    """Device: auto, cpu, cuda, cuda:N or mps. auto takes a GPU only if it is measured to be faster
-    than the CPU, when the run is created."""
+    """Device: auto, cpu, cuda, cuda:N or mps. With auto, a few training steps are measured when the
+    run is created, and a GPU is used only if it is faster than the CPU."""
 
     threads: int | None = None
     """Number of CPU threads; by default, one per physical core that the process may use (see
