@@ -4,8 +4,8 @@
 #     sbatch slurm.sh TEXT RUN
 #
 # TEXT and RUN must be on a file system that all machines share. The same command continues a run.
-# Before the time limit, and if the job is preempted, recurra saves a checkpoint, and Slurm puts the
-# job into the queue again.
+# Before the time limit, and if the job is preempted, recurra saves a checkpoint and Slurm requeues
+# the job.
 #SBATCH --job-name=recurra
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -31,7 +31,7 @@ srun --cpus-per-task "$SLURM_CPUS_PER_TASK" torchrun \
   -m recurra train "${arguments[@]}" &
 training=$!
 
-# Slurm sends USR1 two minutes before the time limit. Putting the job into the queue again ends the
-# training by SIGTERM.
+# Slurm sends USR1 to this script two minutes before the time limit. To requeue the job, Slurm ends
+# the training by SIGTERM.
 trap 'scontrol requeue "$SLURM_JOB_ID"' USR1
 wait "$training" || wait "$training"

@@ -1,10 +1,10 @@
 """The processes that train one model together, and their collectives.
 
 torchrun starts the processes, and torch.distributed connects them. Tensors on the CPU are exchanged
-by gloo and tensors on a GPU by NCCL. Whatever the host reads is in a tensor on the CPU, so that it
-never waits for the GPU because of a message. Only the first process writes files. Everything that
+by gloo and tensors on a GPU by NCCL. Values that the host reads are in tensors on the CPU, so that
+no collective makes the host wait for the GPU. Only the first process writes files. Everything that
 affects control flow (losses, signals, the remaining time) is shared, so that all processes take the
-same branch at the same step. Messages contain tensors only, never pickled objects.
+same branch at the same step. Collectives exchange tensors only, never pickled objects.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from recurra.runtime.joining import agree_on_start
 
 CPU = torch.device("cpu")
 MESSAGE_TIMEOUT = timedelta(minutes=30)
-"""Maximum time that a process waits for the others in one message. The first process may prepare a
-large text meanwhile. A machine that cannot be reached is noticed earlier, see `network`."""
+"""Maximum time that a process waits for the others in one collective. It is long because the first
+process may prepare a large text while the others wait. A machine that cannot be reached is noticed
+earlier, see `network`."""
 _some_restarted: ContextVar[bool | None] = ContextVar("some_restarted", default=None)
 
 
@@ -60,7 +61,7 @@ class Processes:
     def sum(self, values: Sequence[float]) -> list[float]:
         """Return each value summed over the processes, in float64.
 
-        The values are exchanged between the hosts, whatever the device.
+        The values are exchanged by gloo, whatever the device of the training.
 
         Raises:
             LostProcessError: another process has ended.
@@ -112,10 +113,10 @@ class Processes:
         return result
 
     def sum_in_place(self, tensor: Tensor) -> None:
-        """Sum a tensor over the processes, in place.
+        """Sum a tensor over the processes in place, by an all-reduce.
 
-        On a GPU, the sum is computed after the operations that were started before, and the host
-        does not wait for it.
+        On a GPU, the all-reduce runs after the operations that were launched before on the current
+        stream, and the host does not wait for it.
 
         Raises:
             LostProcessError: another process has ended.
@@ -156,7 +157,7 @@ SINGLE_PROCESS = Processes()
 
 @contextmanager
 def peer_errors_translated() -> Iterator[None]:
-    """Raise LostProcessError for errors of torch.distributed that the loss of a process causes."""
+    """Raise LostProcessError instead of errors that torch.distributed raises for lost processes."""
     try:
         yield
     except RuntimeError as error:
@@ -229,7 +230,7 @@ def joined_processes(device: torch.device) -> Iterator[Processes]:
 
     Raises:
         ConfigError: torchrun's environment variables are incomplete, this build of torch lacks
-            torch.distributed, or the device is MPS, which has no messages.
+            torch.distributed, or the device is MPS, for which torch has no collectives.
         LostProcessError: the other processes cannot be reached.
     """
     if started_count() == 1:
@@ -283,13 +284,13 @@ def _join(device: torch.device) -> None:
 
 
 def _backend(device: torch.device) -> str:
-    """Return the backend of each type of device; builds for Windows have no NCCL."""
+    """Return torch.distributed's backend for each type of device; Windows has no NCCL."""
     has_nccl = device.type == "cuda" and distributed.is_nccl_available()
     return "cpu:gloo,cuda:nccl" if has_nccl else "gloo"
 
 
 def _abort(device: torch.device) -> None:
-    """Leave the group without the others. The GPU may be waiting for them in an all-reduce."""
+    """Leave the process group without the others, for which an all-reduce on a GPU may wait."""
     if device.type == "cuda":
         from torch.distributed.distributed_c10d import _abort_process_group
 

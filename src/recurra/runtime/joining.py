@@ -1,8 +1,8 @@
 """Agree on one start of the training among the processes that torchrun started together.
 
-torchrun keeps its key-value store when it restarts the processes, so the store may have the entries
-of processes that have ended. torchrun's own counter of restarts does not tell them apart: each
-machine counts its own failures, so the processes of one start have different numbers.
+torchrun keeps its key-value store when it restarts the processes, so the store may contain entries
+of processes that have ended. torchrun's counter of restarts cannot distinguish them: each machine
+counts only its own failures, so the processes of one start can have different counts.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from typing import Any
 from recurra.errors import LostProcessError
 
 JOIN_SECONDS = 600.0
-"""Maximum time in seconds between the first and the last process that joins."""
+"""Maximum time in seconds that a process waits for the others to join."""
 PAUSE_SECONDS = 0.02
+"""Time in seconds between two reads of the store by the first process."""
 
 
 def agree_on_start(store: Any, rank: int, count: int, seconds: float = JOIN_SECONDS) -> str:
-    """Return an identifier that all processes of this start get, and no process of another start.
+    """Return an identifier that is the same in all processes of this start and in no other start.
 
-    The first process invents it, and tells each of the others under a key that this process has
-    invented. An entry of a process that has ended is therefore never read.
+    Every process creates a random identifier. That of the first process identifies the start. The
+    first process writes it for each of the others under a key that contains the identifier of the
+    other process, so that no process reads an entry that was written for a process that has ended.
 
     Args:
         store: a store of torch.distributed that all processes share.
@@ -32,7 +34,8 @@ def agree_on_start(store: Any, rank: int, count: int, seconds: float = JOIN_SECO
         seconds: maximum time to wait for the other processes.
 
     Raises:
-        LostProcessError: another process did not join in this time.
+        LostProcessError: in the first process, another process did not join in this time.
+        DistStoreError: in the other processes, the first process did not join in this time.
     """
     own = uuid.uuid4().hex
     if rank > 0:
@@ -49,6 +52,6 @@ def agree_on_start(store: Any, rank: int, count: int, seconds: float = JOIN_SECO
                 store.set(f"start-for-{store.get(f'member-{other}').decode()}", own)
         if time.monotonic() > deadline:
             raise LostProcessError(f"the other processes did not join within {seconds:.0f} s")
-        # The others may have ended and may be about to be restarted, so this process polls.
+        # A process may end and be restarted with another identifier, so the store is read again.
         time.sleep(PAUSE_SECONDS)
     return own

@@ -1,9 +1,9 @@
 """The network between the machines of a training run: its interface, and lost connections.
 
-gloo does not notice that another machine has lost its power or its network: a process that waits
-for a message would wait until its timeout of half an hour. The operating system can check a
-connection while no data is sent (keep-alive). This is enabled for the connections that were opened
-when the processes joined.
+gloo does not notice that another machine has lost its power or its network: a process in a
+collective would wait until its timeout of half an hour. The operating system can check a connection
+on which no data is sent (TCP keep-alive). This module enables keep-alive for the connections that
+are opened when the processes join.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from pathlib import Path
 from recurra.errors import ConfigError
 
 INTERFACE = "GLOO_SOCKET_IFNAME"
+"""Environment variable that names the network interface of gloo."""
 LOST_AFTER = "RECURRA_LOST_AFTER"
+"""Environment variable that replaces `DEFAULT_LOST_AFTER`."""
 DEFAULT_LOST_AFTER = 60
 """Seconds without an answer after which a connection counts as lost."""
 _NUM_PROBES = 4
 
 
 def lost_after() -> int:
-    """Return after how many seconds without an answer a connection counts as lost.
+    """Return the number of seconds without an answer after which a connection counts as lost.
 
     Raises:
         ConfigError: the environment variable RECURRA_LOST_AFTER is not a positive integer.
@@ -39,10 +41,10 @@ def lost_after() -> int:
 
 @contextmanager
 def lost_connections_noticed() -> Iterator[None]:
-    """Let the operating system end connections opened in the block when the other side is lost.
+    """Let the operating system end connections opened in the context if the other side is lost.
 
-    A process that waits for a message then gets an error after `lost_after` seconds. Connections
-    are found on Linux only; on other systems, the timeout of the message applies.
+    A process in a collective then gets an error after about `lost_after()` seconds. Connections are
+    found on Linux only; on other systems, the timeout of the collective applies.
 
     Raises:
         ConfigError: the environment variable RECURRA_LOST_AFTER is not a positive integer.
@@ -56,10 +58,10 @@ def lost_connections_noticed() -> Iterator[None]:
 
 
 def choose_interface(host: str) -> None:
-    """Let gloo use the network interface that reaches this host, unless the user has chosen one.
+    """Let gloo use the network interface that reaches a host, unless the user has chosen one.
 
-    Without it, gloo announces the address that the name of the machine has, which is 127.0.1.1 on
-    many machines. It sets the environment variable GLOO_SOCKET_IFNAME.
+    The function sets the environment variable GLOO_SOCKET_IFNAME. Without it, gloo announces the
+    address to which the host name of this machine resolves, which is 127.0.1.1 on many machines.
 
     Args:
         host: name or IPv4 address of the machine with the first process.
@@ -80,7 +82,7 @@ def interface_towards(host: str) -> str | None:
     if sys.platform != "linux":
         return None
     with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        # No packet is sent: the system only chooses a route.
+        # `connect` sends no packet on a UDP socket: the system only selects a route.
         probe.connect((host, 9))
         address = probe.getsockname()[0]
         for _, name in socket.if_nameindex():
@@ -109,7 +111,7 @@ def _connections() -> dict[str, int]:
         return {}
     found = {}
     for entry in folder.iterdir():
-        with suppress(OSError):  # The descriptor that lists the directory is closed by now.
+        with suppress(OSError):  # The descriptor with which the directory was listed is closed.
             target = os.readlink(entry)
             if target.startswith("socket:"):
                 found[target] = int(entry.name)
@@ -129,7 +131,7 @@ def _keep_alive(descriptor: int, seconds: int) -> None:
 
 
 def _tcp_options(seconds: int) -> dict[int, int]:
-    """Return the options of tcp(7) that end a connection after about this time."""
+    """Return the options of tcp(7) that end a connection after this time without an answer."""
     if sys.platform != "linux":
         return {}
     probe = max(seconds // (_NUM_PROBES + 1), 1)
@@ -137,6 +139,6 @@ def _tcp_options(seconds: int) -> dict[int, int]:
         socket.TCP_KEEPIDLE: probe,
         socket.TCP_KEEPINTVL: probe,
         socket.TCP_KEEPCNT: _NUM_PROBES,
-        # Also the limit for data that was sent and not acknowledged, in milliseconds.
+        # In milliseconds; it also limits the time for which sent data is not acknowledged.
         socket.TCP_USER_TIMEOUT: seconds * 1000,
     }

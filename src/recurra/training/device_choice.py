@@ -1,7 +1,7 @@
 """Choose between a GPU and the CPU by measured training steps, for the device `auto`.
 
-The choice is made once, when a run is created, and stored in config.json. A run that is resumed
-stays on the kind of device on which it began, so that the clock never moves it to another one.
+The choice is made once, when a run is created, and stored in config.json. A resumed run stays on
+the type of device on which it began, because another measurement could select another device.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from recurra.training.trials import SpeedTrial, TrialError, attempt
 CPU = torch.device("cpu")
 
 LONG_STEP = 2e11
-"""Operations of a step from which the CPU is first measured with a single row: a second or more."""
+"""Number of floating-point operations of a step from which the CPU is first measured with a single
+row per process, because the whole step takes a second or more."""
 
 TrialOn = Callable[[torch.device], Trial]
 """Returns the trial that measures the speed of training on a device."""
@@ -39,7 +40,7 @@ class Choice:
 
     Attributes:
         recipe: the recipe; the device is recorded in its configuration.
-        line: a line that says why the device was chosen.
+        line: a line of output that states the reason of the choice.
     """
 
     recipe: Recipe
@@ -49,12 +50,12 @@ class Choice:
 def settle(options: RunOptions, num_ids: int, trial_on: TrialOn, context: RunContext) -> RunConfig:
     """Return the complete configuration of a new run with its device, and report the choices.
 
-    The device remains `auto` on a machine without a GPU.
+    On a machine without a GPU, the device remains `auto` in the configuration.
 
     Args:
         options: the settings that were given, and the vocabulary size.
         num_ids: number of tokens in the training part of the text.
-        trial_on: such as a function that returns a `SpeedTrial`.
+        trial_on: returns the trial for a device, for example a `SpeedTrial`.
         context: the context of the run, on the GPU if there is one.
 
     Raises:
@@ -81,14 +82,14 @@ def choose(
     resolved: Callable[[torch.device, Trial], Recipe],
     num_processes: int = 1,
 ) -> Choice:
-    """Return the recipe of the GPU if it is faster than that of the CPU, else the latter.
+    """Return the recipe for the GPU if it is measured to be faster there, else that for the CPU.
 
-    If a device cannot train the model, the other one is chosen.
+    If one of the devices cannot train the model, the other one is chosen.
 
     Args:
         gpu: the GPU.
-        trial_on: returns the trial of a device.
-        resolved: returns the recipe of a device, given its trial.
+        trial_on: returns the trial for a device.
+        resolved: returns the recipe for a device, given the device and its trial.
         num_processes: number of processes that train together.
 
     Raises:
@@ -96,8 +97,8 @@ def choose(
     """
     found: dict[torch.device, Recipe] = {}
     failures: dict[torch.device, str] = {}
-    # The CPU is last, because the recipe for a GPU measures for longer: the time that it took is
-    # then known to the recipe for the CPU.
+    # The measurements on a GPU take longer. The CPU is last, so that its recipe can subtract this
+    # time from the budget.
     for device in (gpu, CPU):
         trial = partial(attempt, trial_on(device))
         try:
@@ -110,7 +111,7 @@ def choose(
     if not found:
         raise TrialError(f"{gpu.type}: {failures[gpu]}; cpu: {failures[CPU]}")
     speeds = {device: recipe.speed or 0.0 for device, recipe in found.items()}
-    # With equal speeds, the first of these.
+    # With equal speeds, `max` returns the first device, the CPU.
     chosen = max((device for device in (CPU, gpu) if device in found), key=speeds.__getitem__)
     other = gpu if chosen == CPU else CPU
     if other in failures:
@@ -124,10 +125,11 @@ def choose(
 
 
 def _refuse_long_step(ready: Recipe, trial: Trial, gpu: Recipe, num_processes: int) -> None:
-    """Check that a whole step on the CPU is worth measuring; in a large model it takes minutes.
+    """Check that the CPU can be the faster device, without a whole step, which can take minutes.
 
     Raises:
-        TrialError: a single row for each process takes longer than the whole batch on the GPU.
+        TrialError: a step with one row per process takes longer on the CPU than a step with the
+            whole batch on the GPU.
     """
     config, training = ready.config, ready.config.training
     tokens = training.batch_size * training.num_steps
@@ -141,14 +143,14 @@ def _refuse_long_step(ready: Recipe, trial: Trial, gpu: Recipe, num_processes: i
 
 
 def settle_resumed(directory: RunDirectory, config: RunConfig, context: RunContext) -> RunContext:
-    """Return the context of a resumed run on the kind of device on which the run began.
+    """Return the context of a resumed run on the type of device on which the run began.
 
-    A run without a checkpoint has no step yet: the faster device is chosen. Where the run began
-    on a GPU and this machine has none, the context remains on the CPU.
+    If the run has no checkpoint yet, the faster device is chosen. If the run began on a GPU and
+    this machine has none, the context remains on the CPU.
 
     Args:
         directory: the run.
-        config: its configuration. A device other than `auto` is kept.
+        config: its configuration. The context is unchanged if its device is not `auto`.
         context: the context of the run, on the GPU if there is one.
 
     Raises:
@@ -178,7 +180,7 @@ def settle_resumed(directory: RunDirectory, config: RunConfig, context: RunConte
 
 
 def trial_of(ids: Ids, context: RunContext, device: torch.device) -> SpeedTrial:
-    """Return the trial of this process's share of the batches on a device.
+    """Return the trial that measures this process's share of the batches on a device.
 
     Args:
         ids: the training part of the text.
@@ -199,13 +201,13 @@ def _recorded_device(directory: RunDirectory) -> str | None:
 
 
 def _on(found: Recipe, device: torch.device) -> Recipe:
-    """Return a recipe with its device recorded; torchrun adds the number of the GPU."""
+    """Return a recipe with the type of its device; torchrun's local rank selects the GPU."""
     training = replace(found.config.training, device=device.type)
     return replace(found, config=replace(found.config, training=training))
 
 
 def _describe(found: Recipe, other: Recipe) -> str:
-    """Return the speed of a recipe, with the size if that differs from the other."""
+    """Return the speed of a recipe as text, with its number of units if that of `other` differs."""
     units = found.config.model.hidden_size
     size = "" if units == other.config.model.hidden_size else f" with {units} units"
     return f"{format_count(found.tokens_per_second)} tokens/s{size}"

@@ -29,8 +29,8 @@ class Recipe:
 
     Attributes:
         config: the configuration.
-        speed: operations per second of training, multiplied by the worth of a token in batches of
-            this size; None if nothing was measured.
+        speed: floating-point operations per second of training, multiplied by the value of a token
+            in batches of this size, see `recipe_rules.usefulness`; None if nothing was measured.
         reasons: three lines of text; none if nothing was chosen.
     """
 

@@ -52,7 +52,13 @@ def basics(config: RunConfig, num_ids: int) -> dict[str, Any]:
 
 
 def batch_sizes(options: RunOptions, num_ids: int, table: MachineRecipe) -> list[int]:
-    """Return the batch sizes to choose from, in ascending order; only the given one if it is."""
+    """Return the batch sizes to choose from, in ascending order; only the given one if it was set.
+
+    Args:
+        options: the settings that were given.
+        num_ids: number of tokens in the training part of the text.
+        table: the recipe of the machine.
+    """
     training = options.config.training
     if options.is_given("batch_size"):
         return [training.batch_size]
@@ -111,7 +117,7 @@ def rates(
     """Return the learning rate, and dropout rates that increase with the number of epochs.
 
     Args:
-        config: the configuration with its sizes.
+        config: the configuration, with the batch size and the sizes of the model.
         num_ids: number of tokens in the training part of the text.
         num_trained: number of training tokens; a token counts once in every epoch.
         table: the recipe of the machine.
@@ -182,12 +188,18 @@ def num_updates(config: RunConfig, num_ids: int, operations: float) -> float:
 
 
 def useful_tokens(config: RunConfig, num_ids: int, operations: float) -> float:
-    """Return the number of tokens with which the smallest batch would train as well."""
+    """Return the number of tokens in batches of `SMALL_BATCH` tokens that train equally well."""
     return num_tokens(config, num_ids, operations) * usefulness(config)
 
 
 def usefulness(config: RunConfig) -> float:
-    """Return the worth of a token in batches of this size, relative to the batch of a CPU."""
+    """Return the value of a token in batches of this size, relative to the batch of a CPU.
+
+    Two numbers of tokens in batches of different sizes give about the same loss if their products
+    with this value are equal. With batches of b tokens, it is proportional to
+    1 / (1 + b / `CRITICAL_BATCH`), and at most 1 (McCandlish et al. 2018, "An Empirical Model of
+    Large-Batch Training").
+    """
     tokens = _batch_tokens(config)
     return min(1.0, (1.0 + SMALL_BATCH / CRITICAL_BATCH) / (1.0 + tokens / CRITICAL_BATCH))
 

@@ -1,9 +1,9 @@
 """Search for the fastest useful model on a machine by a few short measurements of training steps.
 
-On a CPU, the hidden size is the only unknown: the throughput in operations per second hardly
-depends on anything else. On a GPU, small models and batches leave most of it idle, so precision and
-batch size are measured too. A larger batch is chosen only if it processes more tokens of equal
-worth, see `recipe_rules.usefulness`.
+On a CPU, only the hidden size is searched, because the throughput in operations per second hardly
+depends on anything else. On a GPU, small models and batches leave most of the processor idle, so
+precisions and batch sizes are measured too. A larger batch is chosen only if it processes more
+useful tokens, see `recipe_rules.useful_tokens`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Trial = Callable[[RunConfig], float]
 
 @dataclass(frozen=True)
 class Task:
-    """What the settings are chosen for.
+    """The text, the device and the time for which the settings are chosen.
 
     Attributes:
         options: the settings that were given, and those that depend on no measurement.
@@ -71,7 +71,7 @@ class Found:
         options: the settings, without those that depend on the number of tokens.
         speed: measured operations per second.
         seconds: time that the measurements on a GPU took.
-        remark: the measured speed of the precision or of other batch sizes; empty without one.
+        remark: the measured speeds of the other precisions, in parentheses; empty without any.
     """
 
     options: RunOptions
@@ -81,13 +81,18 @@ class Found:
 
 
 def search_on_cpu(task: Task, trial: Trial) -> Found:
-    """Choose the hidden size and the precision for a CPU by two measurements."""
+    """Choose the hidden size and the precision for a CPU by two measurements.
+
+    Args:
+        task: the text, the device and the time.
+        trial: measures a configuration on the device.
+    """
     table, options = task.table, task.options
     rows = batch_sizes(options, task.num_ids, table)[0]
     options = options.filled(batch_size=rows)
     sized = _with_kernel_precision(with_size(options, table.first_size), task.device)
     speed = 0.0
-    # The throughput depends on the size, so it is measured again with the first choice.
+    # The throughput depends on the size, so it is measured again with the size chosen first.
     for _ in range(2):
         speed = trial(sized.config)
         size = choose_size(options, task.num_ids, speed * task.seconds, table)
@@ -99,7 +104,11 @@ def search_on_cpu(task: Task, trial: Trial) -> Found:
 
 
 def search_on_gpu(task: Task, trial: Trial) -> Found:
-    """Choose size, batch size and precision for a GPU.
+    """Choose the hidden size, the batch size and the precision for a GPU.
+
+    Args:
+        task: the text, the device and the time.
+        trial: measures a configuration on the device.
 
     Raises:
         TrialError: not even the smallest batch can be trained.
@@ -143,7 +152,7 @@ class _Candidate:
 
 @dataclass
 class _Search:
-    """A search by coordinates: the precision, then twice the size and the batch size.
+    """A coordinate search: first over the precisions, then twice over the sizes and batch sizes.
 
     Attributes:
         task: the task.
@@ -197,7 +206,7 @@ class _Search:
     def _with_size_and_batch(self, fixed: RunOptions, start: _Candidate) -> _Candidate:
         """Choose the size and the batch size, starting from a measured candidate."""
         best = start
-        # The throughput depends on both, so each is chosen again with the first choice.
+        # The throughput depends on both, so both are chosen again with the measured speed.
         for _ in range(2):
             rows = best.options.config.training.batch_size
             size = choose_size(
@@ -210,15 +219,16 @@ class _Search:
             if (found := self._with_best_batch(sized, rows)) is not None:
                 best = found
             elif self._is_late():
-                # As on a CPU, the speed of the last choice is the best estimate for this one.
+                # Without time for a measurement, the last measured speed is the best estimate.
                 return _Candidate(sized.filled(batch_size=rows), best.speed)
         return best
 
     def _with_best_batch(self, sized: RunOptions, rows: int) -> _Candidate | None:
         """Return the candidate with the most useful tokens; None if nothing could be measured.
 
-        The useful tokens rise with the batch size up to a maximum, so the search ends where they
-        fall. A batch that does not fit into memory counts as one with fewer tokens.
+        The number of useful tokens increases with the batch size up to a maximum and then
+        decreases, so the search in each direction ends at the first decrease. A batch that does not
+        fit into memory counts as a decrease.
         """
         all_rows = self._batch_sizes()
         index = all_rows.index(rows)
@@ -250,7 +260,8 @@ class _Search:
     def _is_late(self) -> bool:
         """Return whether the time for measurements is over.
 
-        The first one also loads the libraries of the GPU, which training has to do anyway.
+        The first measurement does not count, because it also loads the GPU libraries, which
+        training would load anyway.
         """
         return time.perf_counter() - self._warm > MAX_TRIAL_SHARE * self.task.seconds
 
@@ -261,7 +272,7 @@ class _Search:
         return candidate.speed * max(self.task.seconds - self._elapsed(), 0.0)
 
     def _tokens(self, candidate: _Candidate | None) -> float:
-        """Return the number of useful tokens; fewer if there are few updates."""
+        """Return the number of useful tokens, reduced if there are less than `MIN_UPDATES`."""
         if candidate is None:
             return 0.0
         config, operations = candidate.options.config, self._operations(candidate)
@@ -270,24 +281,23 @@ class _Search:
         return few * useful_tokens(config, self.task.num_ids, operations)
 
     def _remark(self, best: _Candidate, speeds: dict[str, float]) -> str:
-        """Return the measured speeds of the precisions and of other batch sizes, in parentheses."""
-        notes = []
-        model = best.options.config.model
-        if len(speeds) > 1 and model.precision in speeds:
-            others = [
-                f"{name}: {speed / speeds[model.precision]:.2f}x"
-                for name, speed in speeds.items()
-                if name != model.precision
-            ]
-            notes.append(", ".join(others))
-        return f" ({'; '.join(notes)})" if notes else ""
+        """Return the speeds of the other precisions relative to the chosen one, in parentheses."""
+        chosen = best.options.config.model.precision
+        if chosen not in speeds:
+            return ""
+        others = [
+            f"{name}: {speed / speeds[chosen]:.2f}x"
+            for name, speed in speeds.items()
+            if name != chosen
+        ]
+        return f" ({', '.join(others)})" if others else ""
 
 
 def _fastest(found: Sequence[_Candidate]) -> _Candidate:
-    """Return the candidate with the fastest precision, or a more precise one that is as fast.
+    """Return the fastest candidate; a less precise one must be `MIN_SPEEDUP` times as fast.
 
     Args:
-        found: the candidates, the most precise first.
+        found: the candidates, the most precise one first.
     """
     best = found[0]
     for candidate in found[1:]:

@@ -1,7 +1,7 @@
-"""The constants of the recipe: what it can choose on each kind of machine, and by which rules.
+"""The constants of the recipe: its choices on each kind of machine, and the values in its rules.
 
-All constants were measured on CPUs, see docs/results/quality.md. Those that only a GPU uses were
-found with small models on a CPU; the recipe for a GPU has not been measured on one.
+All constants were measured on CPUs, see docs/results/quality.md, also those that only the recipe
+for a GPU uses. The recipe for a GPU has not been measured on one.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import torch
 
 @dataclass(frozen=True)
 class MachineRecipe:
-    """What the recipe chooses from on one kind of machine.
+    """The values among which the recipe chooses on one kind of machine.
 
     Attributes:
         sizes: hidden sizes, in ascending order.
         batch_sizes: batch sizes, in ascending order.
-        precisions: precisions to measure by whole steps, the most precise first; () for the
-            precision that the compiled kernels measure.
+        precisions: precisions to measure by whole steps, the most precise first; () if the
+            measurement of the compiled kernels decides.
         first_size, first_batch_size: hidden size and batch size of the first measurement.
         max_dropout: maximum dropout of the outputs and of the recurrent weights in a model with
             at most `LIGHT_MODEL` weights per token of the text.
@@ -83,10 +83,12 @@ NARROW_EMBEDDING = 64
 NUM_STEPS = 64
 """Number of tokens in a window."""
 SMALL_BATCH, CRITICAL_BATCH = 16 * 64, 4096
-"""Tokens in the batch of a CPU, and in the batch with which every token is worth half as much as
-with the smallest batches (McCandlish et al. 2018, "An Empirical Model of Large-Batch Training")."""
+"""Number of tokens in the batch of a CPU, and the critical batch size in tokens: in such a batch, a
+token reduces the loss half as much as in a very small batch (McCandlish et al. 2018, "An Empirical
+Model of Large-Batch Training")."""
 MIN_UPDATES = 1000
-"""Number of updates below which tokens are worth less, in proportion, when batches are compared."""
+"""With fewer updates than this, the number of useful tokens is reduced in proportion when batch
+sizes are compared."""
 UNITS_TIMES_LR, MAX_LR = 384 * 1.2e-2, 1.6e-2
 """The learning rate is `UNITS_TIMES_LR` divided by the hidden size, and at most `MAX_LR`."""
 BATCH_LR_POWER = 0.5
@@ -103,8 +105,8 @@ does not recover from early divergence."""
 TRAINING_TIME_FRACTION = 0.93
 """Fraction of a time budget for training steps; evaluation and checkpoints take the rest."""
 MIN_SPEEDUP = 1.05
-"""Speed relative to a more precise format from which a precision is chosen; above 1 because of the
-noise of the measurement."""
+"""Minimum speed of a precision relative to a more precise one for which it is chosen; greater than
+1 because measurements are noisy."""
 
 
 def recipe_for(device: torch.device) -> MachineRecipe:

@@ -1,7 +1,7 @@
 """Measure the duration of training steps on a device, with the engine that trains.
 
-A trial trains a separate model with a learning rate of 0. Nothing of a run changes: neither
-weights nor averages, optimizer state, counters and random generators.
+A trial trains a separate model with a learning rate of 0. It changes nothing of the run: neither
+weights, averages, optimizer state and counters nor random generators.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ measures more models, and its steps are shorter."""
 MAX_REPEATED_SECONDS = 1.0
 """Duration in seconds of a step from which the measurement is not repeated."""
 UNTIMED_STEPS = 2
-"""Number of steps that are not timed if a step does not wait for its device, or on a GPU. The first
-step loads libraries and allocates memory, and the second may record a graph."""
+"""Number of steps that are not timed if steps are asynchronous, or on a GPU. The first step loads
+libraries and allocates memory, and the second one may record a graph."""
 
 _logger = logging.getLogger(__name__)
 
@@ -47,10 +47,9 @@ class TrialError(ConfigError):
 
 @dataclass(frozen=True)
 class SilentProcesses(Processes):
-    """Processes that send no messages, for a measurement in one of them.
+    """Processes without collectives, for a measurement in one of them.
 
-    An engine computes this process's rows as in training, and the sums over the processes are
-    omitted.
+    An engine computes this process's rows as in training, but sums nothing over the processes.
     """
 
     def _broadcast(self, tensor: Tensor) -> None:
@@ -82,12 +81,12 @@ def seconds_per_step(
 
 
 class SpeedTrial:
-    """Measures how fast this process trains a model, by a few steps on random weights.
+    """Measures the speed at which this process trains a model, by a few steps of random weights.
 
     Args:
         ids: the training part of a text.
         processes: the processes that train together, with the device to measure. The process that
-            measures times its share of a batch.
+            measures computes its own rows of a batch.
     """
 
     def __init__(self, ids: Ids, processes: Processes) -> None:
@@ -117,8 +116,8 @@ def attempt(trial: Callable[[RunConfig], float], config: RunConfig) -> float:
     except (KernelError, LostProcessError, PeerError):
         raise
     except (RuntimeError, MemoryError, ConfigError) as error:
-        # The exception refers to the frames that it passed and so to their tensors. It ends with
-        # this block, and the memory can be released after it.
+        # The traceback of the exception refers to tensors in the frames of the trial. The exception
+        # is deleted at the end of this block, and only then can the memory be released.
         _logger.debug("a trial failed", exc_info=True)
         reason = _reason(error)
     _release_memory()
@@ -181,7 +180,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _release_memory() -> None:
-    """Return unused memory of GPUs to the system."""
+    """Return the unused memory in torch's cache to the GPU."""
     if torch.cuda.is_available():
         gc.collect()
         torch.cuda.empty_cache()
