@@ -225,7 +225,7 @@ def test_graph_engine_infinite_gradient_is_attributed_to_its_parameter():
     row[graph._NORMS + 2] = math.inf
     names = [name for name, _ in engine.model.named_parameters()]
     failure = engine._result(row, make_batch(0)).failure
-    assert failure == f"the gradient of {names[2]} is not finite"
+    assert failure == f"the norm of the gradient of {names[2]} is not finite"
 
 
 def test_cuda_graph_engine_model_on_cpu_is_unsupported():

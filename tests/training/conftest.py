@@ -9,6 +9,7 @@ import pytest
 
 from recurra import api
 from recurra.report.progress import Progress
+from recurra.training import trials
 
 SMALL = {"hidden_size": 24, "batch_size": 4, "num_steps": 16, "lr": 1e-2, "sample_length": 20}
 
@@ -19,6 +20,12 @@ def _benchmark(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def without_trial(monkeypatch):
+    """Replace the trial before training, whose steps a test would count, by a duration."""
+    monkeypatch.setattr(trials, "_seconds_per_step", lambda *_: 0.01)
 
 
 @pytest.fixture(scope="session")

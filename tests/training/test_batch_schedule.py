@@ -29,7 +29,7 @@ def test_batch_schedule_without_growth_has_one_stage():
     assert at_stage(config, 0) == config
 
 
-def test_train_growth_batches_have_size_of_their_stage(run, tmp_path, monkeypatch):
+def test_train_growth_batches_have_size_of_their_stage(run, tmp_path, monkeypatch, without_trial):
     shapes = []
 
     for engine in (CompiledEngine, AutogradEngine):

@@ -81,7 +81,9 @@ def test_resumed_run_keeps_the_points_up_to_its_checkpoint(source, tmp_path, lis
     assert after[-1]["step"] == 60
 
 
-def test_rollback_discards_the_points_after_its_checkpoint(source, tmp_path, monkeypatch):
+def test_rollback_discards_the_points_after_its_checkpoint(
+    source, tmp_path, monkeypatch, without_trial
+):
     counts, gradients = [], CompiledEngine.gradients
 
     def poisoned(self, batch, state):

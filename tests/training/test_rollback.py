@@ -17,14 +17,13 @@ from recurra.runs.checkpoint_store import CheckpointStore
 from recurra.runs.directory import RunDirectory
 from recurra.runtime.clock import Clock
 from recurra.training import run as run_module
-from recurra.training import trials
 from recurra.training.session import PendingStep, StepFailedError, TrainingSession
 
 OPTIONS = {"steps": 24, "report_every": 6, "num_layers": 2, "dropout": 0.2, "schedule": "constant"}
 
 
 @pytest.fixture
-def poisoned(monkeypatch):
+def poisoned(monkeypatch, without_trial):
     """A function that makes the gradient of head_weight infinite in the given updates."""
 
     def poison(*numbers, times=1):
@@ -41,8 +40,6 @@ def poisoned(monkeypatch):
             poisons(self)
             return result
 
-        # A trial before training would count its own updates.
-        monkeypatch.setattr(trials, "_seconds_per_step", lambda *_: 0.01)
         monkeypatch.setattr(CompiledEngine, "gradients", compiled)
         monkeypatch.setattr(AutogradEngine, "_exchange", lambda engine, _: poisons(engine))
 

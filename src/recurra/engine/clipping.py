@@ -84,7 +84,11 @@ def describe_norms(norms: Mapping[str, float]) -> str:
     """
     failed = [name for name, norm in norms.items() if not math.isfinite(norm)]
     if failed:
-        return f"the gradient of {', '.join(failed)} is not finite"
+        return f"the norm of the gradient of {', '.join(failed)} is not finite"
+    return _describe_overflow(norms)
+
+
+def _describe_overflow(norms: Mapping[str, float]) -> str:
     worst = max(norms, key=lambda name: norms[name])
     return f"the norm of all gradients overflows; the largest gradient is that of {worst}"
 
@@ -101,7 +105,7 @@ def describe_non_finite(named: Sequence[tuple[str, Tensor]]) -> str:
     worst = max(counts, key=lambda name: counts[name])
     if counts[worst] == 0:
         norms = {name: float(p.grad.norm()) for name, p in named if p.grad is not None}
-        return describe_norms(norms)
+        return _describe_overflow(norms)
     size = dict(named)[worst].numel()
     return (
         f"the gradient of {worst} is not finite in {counts[worst]:,} of {size:,} entries,"
