@@ -125,6 +125,7 @@ def test_doctor_and_training_state_same_reason_without_kernels(
     assert not cache.is_dir()
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_build_compiler_with_arguments_in_cxx_is_used(cache, monkeypatch):
     monkeypatch.setenv("CXX", f"{shlex.join(compilers.compiler())} -DGIVEN_IN_CXX")
@@ -203,6 +204,7 @@ def test_train_without_requested_kernels_leaves_no_run(tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_build_by_two_processes_compiles_once(cache, compiler, capsys):
     real = shutil.which(compilers.COMPILERS[0]) or shlex.join(compilers.compiler())

@@ -147,6 +147,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="pins threads on Linux only")
 @pytest.mark.parametrize("limit", ["0", "16"])
 def test_layer_on_one_processor_beside_busy_process_does_not_hang(limit):

@@ -21,6 +21,7 @@ has_pairs = (
 pytestmark = pytest.mark.skipif(not has_pairs, reason="no AVX-512 BF16, which the tiles extend")
 
 
+@pytest.mark.slow
 def test_tiles_emulated_equal_rounded_products(tmp_path):
     done = subprocess.run(
         [sys.executable, FOLDER / "emulated_tiles.py"],

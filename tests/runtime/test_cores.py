@@ -252,6 +252,7 @@ def _writable_group():
     return None
 
 
+@pytest.mark.slow
 @needs_linux
 @pytest.mark.parametrize(("quota", "expected"), [(1.5, 1), (0.4, 1), (3.0, None)])
 def test_threads_real_cpu_quota_is_rounded_down(quota, expected):
