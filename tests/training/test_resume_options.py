@@ -3,6 +3,8 @@
 import pytest
 
 from recurra import api
+from recurra.engine import loss_scaling
+from recurra.engine.loss_scaling import LossScale
 from recurra.errors import TrainingInterrupted
 from recurra.report.progress import Progress
 from recurra.runtime.clock import Clock
@@ -58,3 +60,19 @@ def test_resume_zoneout_is_exact(assert_resumes):
 @pytest.mark.parametrize("step", [1, 17])
 def test_resume_weight_averaging_is_exact(assert_resumes, step):
     assert_resumes(step, weight_averaging=0.9)
+
+
+@pytest.mark.parametrize("step", [3, 21])
+def test_resume_fp16_with_skipped_steps_is_exact(assert_resumes, monkeypatch, step):
+    """The scale of the loss grows until a step overflows."""
+    monkeypatch.setattr(loss_scaling, "GROWTH_INTERVAL", 1)
+    monkeypatch.setattr(loss_scaling, "MAX_SCALE", 2.0**60)
+    skipped, original = [], LossScale.overflowed
+
+    def overflowed(self, nats, norm):
+        skipped.append(original(self, nats, norm))
+        return skipped[-1]
+
+    monkeypatch.setattr(LossScale, "overflowed", overflowed)
+    assert_resumes(step, precision="fp16", weight_averaging=0.999)
+    assert any(map(bool, skipped))

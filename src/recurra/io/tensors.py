@@ -30,7 +30,7 @@ Tensors = dict[str, Tensor]
 MAX_HEADER_BYTES = 1 << 22
 """Maximum size of the JSON header. The header of a model of 256 layers is 20 times smaller."""
 _LENGTH_BYTES = 8
-_DTYPE_NAMES = {torch.float32: "F32", torch.uint8: "U8"}
+_DTYPE_NAMES = {torch.float32: "F32", torch.uint8: "U8", torch.int64: "I64"}
 _METADATA = "__metadata__"
 _PICKLES = (b"PK\x03\x04", *(b"\x80" + bytes([protocol]) for protocol in range(2, 6)))
 """First bytes of a zip file, which torch.save writes, and of a bare pickle."""
