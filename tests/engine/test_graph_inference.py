@@ -213,6 +213,28 @@ def test_selected_reader_does_not_keep_the_model_alive(monkeypatch):
     assert known() is None
 
 
+def test_graphs_are_freed_without_the_garbage_collector(monkeypatch):
+    """The garbage collector does not know how much memory of a GPU they have."""
+    known = []
+
+    def new_recorder(model):
+        recorder = CpuRecorder()
+        known.append(weakref.ref(recorder))
+        return recorder
+
+    model, config = make_model(), GenerationConfig(seed=4, max_new_tokens=5)
+    list(generate_ids(model, TEXT[:7], config))
+    monkeypatch.setattr(select, "_new_recorder", new_recorder)
+    gc.disable()
+    try:
+        list(generate_ids(model, TEXT[:7], config))
+        evaluate(model, TEXT, chunk=10)
+        del model
+        assert [recorder() for recorder in known] == [None, None]
+    finally:
+        gc.enable()
+
+
 def test_graph_reader_many_shapes_are_computed_without_graph():
     model, recorder = make_model(), CpuRecorder()
     reader, plain = GraphReader(model, recorder), PlainReader(model)

@@ -61,11 +61,13 @@ class GraphDecoder(Decoder):
         # Later blocks overwrite the tensors, also outside of `torch.inference_mode`.
         with torch.inference_mode(False), torch.no_grad(), self._recorder.on_stream():
             if self._steps is None or self._steps.sampler is not sampler:
+                self._steps = None
+                self._recorder.discard_graphs()
                 self._steps = _Steps(self.model, sampler, self._recorder)
             uniforms = None if sampler.is_greedy else sampler.uniforms(num_steps)
             self._steps.start(tokens, self.state, uniforms)
             for _ in range(num_steps):
-                self._steps.repeated.execute()
+                self._steps.execute()
             chosen = self._steps.read()
             self.state = tuple(part.clone() for part in self._steps.state)
         return chosen
@@ -98,7 +100,7 @@ class _Steps:
         self._seen: Tensor | None = None
         if sampler.seen is not None:
             self._seen = torch.zeros(samples, vocabulary, dtype=torch.bool, device=device)
-        self.repeated = RepeatedOperations(recorder, self._operations)
+        self._repeated = RepeatedOperations(recorder)
 
     def start(self, tokens: Ids, state: State, uniforms: Logits | None) -> None:
         """Copy the inputs of the first step to the device; see `Decoder.decode`.
@@ -117,6 +119,10 @@ class _Steps:
             self._seen.copy_(torch.from_numpy(self.sampler.seen))
         for counter in (self._step, self._num_valid, self._failed):
             counter.zero_()
+
+    def execute(self) -> None:
+        """Compute one step."""
+        self._repeated.execute(self._operations)
 
     def read(self) -> Ids:
         """Return the tokens of the valid steps, (valid steps, S), and update the sampler."""

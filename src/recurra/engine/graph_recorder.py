@@ -94,20 +94,26 @@ class RepeatedOperations:
 
     Args:
         recorder: the recorder of the device.
-        operations: the operations; they read and write tensors that keep their addresses.
     """
 
-    def __init__(self, recorder: GraphRecorder, operations: Operations) -> None:
-        self._recorder, self._operations = recorder, operations
+    def __init__(self, recorder: GraphRecorder) -> None:
+        self._recorder = recorder
         self._graphs: list[Graph] = []
         self._is_first = True
 
-    def execute(self) -> None:
-        """Execute the operations once."""
+    # The operations are an argument, because an object that kept its own methods would be freed,
+    # with the memory of the device, only by the garbage collector.
+    def execute(self, operations: Operations) -> None:
+        """Execute the operations once.
+
+        Args:
+            operations: the same at each call; they read and write tensors that keep their
+                addresses.
+        """
         if not self._is_first and not self._graphs and self._recorder.can_record:
-            self._graphs = self._recorder.record([self._operations])
+            self._graphs = self._recorder.record([operations])
         self._is_first = False
         if self._graphs:
             self._graphs[0].replay()
         else:
-            self._operations()
+            operations()

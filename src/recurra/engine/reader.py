@@ -75,38 +75,36 @@ class GraphReader(PlainReader):
             if tokens.shape not in self._blocks:
                 if len(self._blocks) == MAX_SHAPES:
                     return super().read(tokens, state)
-                self._blocks[tokens.shape] = _Block(self, tokens, state)
-            return self._blocks[tokens.shape].read(tokens, state)
+                self._blocks[tokens.shape] = _Block(self._recorder, tokens, state)
+            block = self._blocks[tokens.shape]
+            block.write(tokens, state)
+            block.repeated.execute(lambda: self._read_block(block))
+            return block.nats.clone(), tuple(part.clone() for part in block.state)
 
-    def repeated(self, block: _Block) -> RepeatedOperations:
-        """Return the operations that compute the surprisal of the tokens of a block."""
-
-        def operations() -> None:
-            nats, after = PlainReader.read(self, block.tokens, block.state)
-            block.nats.copy_(nats)
-            for own, part in zip(block.state, after, strict=True):
-                own.copy_(part)
-
-        return RepeatedOperations(self._recorder, operations)
+    def _read_block(self, block: _Block) -> None:
+        """Execute the operations for one shape."""
+        nats, after = super().read(block.tokens, block.state)
+        block.nats.copy_(nats)
+        for own, part in zip(block.state, after, strict=True):
+            own.copy_(part)
 
 
 class _Block:
     """The tensors that the operations for one shape read and write."""
 
-    def __init__(self, reader: GraphReader, tokens: Tensor, state: State) -> None:
+    def __init__(self, recorder: GraphRecorder, tokens: Tensor, state: State) -> None:
         self.tokens = torch.zeros_like(tokens)
         self.state = tuple(torch.zeros_like(part) for part in state)
         self.nats = torch.zeros(
             len(tokens), tokens.shape[1] - 1, dtype=torch.float64, device=tokens.device
         )
-        self._repeated = reader.repeated(self)
+        self.repeated = RepeatedOperations(recorder)
 
-    def read(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+    def write(self, tokens: Tensor, state: State) -> None:
+        """Write what the operations read."""
         self.tokens.copy_(tokens)
         for own, part in zip(self.state, state, strict=True):
             own.copy_(part)
-        self._repeated.execute()
-        return self.nats.clone(), tuple(part.clone() for part in self.state)
 
 
 def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
