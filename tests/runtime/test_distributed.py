@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 from torch import distributed
+from torch.cuda._utils import _get_device_index
 
 from recurra.errors import LostProcessError
 from recurra.runtime import distributed as runtime
@@ -65,7 +66,10 @@ def joined(monkeypatch):
     monkeypatch.setattr(distributed, "get_world_size", lambda: group["world_size"])
     monkeypatch.setattr(distributed, "is_initialized", lambda: "aborted" not in calls)
     monkeypatch.setattr(distributed, "destroy_process_group", lambda: calls.append("destroyed"))
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(str(device)))
+    # torch does not accept `cuda` without a number, which is the device of the first process.
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda device: calls.append(f"cuda:{_get_device_index(device)}")
+    )
     monkeypatch.setattr(runtime, "agree_on_start", lambda store, rank, count: "start")
     monkeypatch.setattr(
         # The package has a function of the same name.
@@ -81,13 +85,18 @@ def joined(monkeypatch):
 
 @pytest.mark.parametrize(
     ("device", "has_nccl", "backend"),
-    [("cpu", True, "gloo"), ("cuda:1", True, "cpu:gloo,cuda:nccl"), ("cuda:1", False, "gloo")],
+    [
+        ("cpu", True, "gloo"),
+        ("cuda", True, "cpu:gloo,cuda:nccl"),
+        ("cuda:1", True, "cpu:gloo,cuda:nccl"),
+        ("cuda:1", False, "gloo"),
+    ],
 )
 def test_joined_processes_uses_gloo_for_the_host(joined, monkeypatch, device, has_nccl, backend):
     monkeypatch.setattr(distributed, "is_nccl_available", lambda: has_nccl)
     with runtime.joined_processes(torch.device(device)):
         pass
-    selected = ["cuda:1"] if device == "cuda:1" else []
+    selected = {"cpu": [], "cuda": ["cuda:0"], "cuda:1": ["cuda:1"]}[device]
     assert joined == [*selected, (backend, runtime.MESSAGE_TIMEOUT), "destroyed"]
 
 

@@ -243,7 +243,8 @@ def joined_processes(device: torch.device) -> Iterator[Processes]:
     if device.type == "mps":
         raise ConfigError("several processes cannot train on mps; use --device cpu")
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        # torch does not accept `cuda` without a number here.
+        torch.cuda.set_device(local_rank() if device.index is None else device.index)
     with peer_errors_translated():
         try:
             _join(device)
