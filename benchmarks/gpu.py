@@ -3,13 +3,13 @@
     python benchmarks/gpu.py [--device cuda] [--rows WORD ...] [--precisions fp32 ...] [--rounds 7]
                              [--seconds 240] [--inference-tokens 256] [--json FILE]
 
-Prints Markdown tables. A row of the first is one model and one batch shape. For each precision
-there are three columns: recurra with the engine that trains, torch.nn one operation after another,
-and torch.nn with the whole step in one CUDA graph (see benchmarks/torch_steps.py). The measurements
-of a row alternate, each of several steps, and only the ends of these wait for the device. A figure
-is the median over the rounds. After `--seconds`, no further row is started.
+Prints Markdown tables. In the first table, a row is one model, one batch shape and one precision.
+It has three columns: recurra with the engine that trains, torch.nn without a graph, and torch.nn
+with the whole step in one CUDA graph (see benchmarks/torch_steps.py). The measurements of a row
+alternate. Each consists of several steps, and the host waits for the device only before and after
+them. A figure is the median over the rounds. After `--seconds`, no further row is started.
 
-On another device than CUDA, the column of graphs is empty.
+On devices other than CUDA, the column of graphs is empty.
 """
 
 from __future__ import annotations
@@ -85,12 +85,13 @@ ROWS = (
 
 @dataclass
 class Candidate:
-    """Something that is measured.
+    """Training steps that are measured.
 
     Attributes:
-        precision, column: its place in the table.
-        how: the engine, or the way of torch.nn.
-        run: starts a number of steps.
+        precision, column: the place in the table.
+        how: the engine of recurra, or the way in which torch.nn computes, see `torch_steps.ways`.
+        run: launches a number of steps.
+        steps: number of steps of a measurement.
         seconds: seconds per step, one value per round.
     """
 
@@ -156,7 +157,7 @@ def torch_batches(row: Row) -> list[tuple[torch.Tensor, torch.Tensor]]:
 def candidates(
     row: Row, precisions: Sequence[str], device: torch.device
 ) -> tuple[list[Candidate], dict[str, str]]:
-    """Return what is measured in a row, and why the rest is not."""
+    """Return the candidates of a row, and the reason for each one that cannot be measured."""
     found: list[Candidate] = []
     reasons: dict[str, str] = {}
     for precision in precisions:
@@ -170,12 +171,10 @@ def candidates(
                 row.cell, row.hidden_size, row.vocab_size, row.optimizer, precision, device, way
             )
             try:
-                found.append(Candidate(precision, column, way, kind(setup, torch_batches(row)).run))
-                found[-1].run(1)
+                steps = kind(setup, torch_batches(row))
+                steps.run(1)
+                found.append(Candidate(precision, column, way, steps.run))
             except (RuntimeError, NotImplementedError) as error:
-                found = [
-                    c for c in found if (c.precision, c.column, c.how) != (precision, column, way)
-                ]
                 reasons[f"{precision} {column} {way}"] = str(error).splitlines()[0]
     return found, reasons
 
@@ -190,12 +189,12 @@ def measure(
     """Measure a row, and return its record."""
     measured, reasons = candidates(row, precisions, device)
     for candidate in measured:
-        candidate.run(2)  # Warm up: choose kernels, allocate memory.
+        candidate.run(2)  # Warm-up: the libraries choose kernels and allocate memory.
         seconds = timed(candidate.run, 2, device)
         candidate.steps = min(max(round(ROUND_SECONDS / seconds), 1), MAX_STEPS)
     for _ in range(rounds):
         for candidate in measured:
-            candidate.run(1)  # The previous candidate has evicted the caches.
+            candidate.run(1)  # The previous candidate has replaced the contents of the caches.
             candidate.seconds.append(timed(candidate.run, candidate.steps, device))
     best: dict[tuple[str, str], Candidate] = {}
     for candidate in sorted(measured, key=lambda c: c.median):
@@ -217,7 +216,7 @@ def measure(
 
 
 def timed(run: Callable[[int], None], count: int, device: torch.device) -> float:
-    """Return the seconds of one of `count` steps."""
+    """Return the mean duration of `count` steps in seconds."""
     gpu_inference.wait_for(device)
     started = time.perf_counter()
     run(count)
@@ -237,7 +236,7 @@ def table_lines(record: dict[str, Any]) -> Iterator[str]:
 
 
 def describe(device: torch.device) -> dict[str, str]:
-    """Return names and versions of what computes."""
+    """Return names and versions of the hardware and the libraries."""
     return {
         "device": device_name(device),
         "processor": processor_name(),
@@ -249,7 +248,8 @@ def describe(device: torch.device) -> dict[str, str]:
     }
 
 
-def main() -> int:
+def parse_arguments() -> tuple[argparse.Namespace, torch.device, list[Row]]:
+    """Return the options, the device and the rows to measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda")
     parser.add_argument(
@@ -266,7 +266,6 @@ def main() -> int:
     )
     parser.add_argument("--json", type=Path, help="also write the measurements to this file")
     options = parser.parse_args()
-    started = time.monotonic()
     try:
         device = choose_device(options.device)
     except RecurraError as error:
@@ -275,6 +274,12 @@ def main() -> int:
     if not rows:
         names = "; ".join(row.name for row in ROWS)
         parser.error(f"no row contains {' '.join(options.rows)!r}; the rows are: {names}")
+    return options, device, rows
+
+
+def main() -> int:
+    started = time.monotonic()
+    options, device, rows = parse_arguments()
     results: dict[str, Any] = {"machine": describe(device), "rows": [], "left out": []}
 
     def is_late() -> bool:

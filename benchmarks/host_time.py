@@ -1,9 +1,9 @@
-"""Measure the time of the host for a training step that is a graph, on any machine.
+"""Measure the time that the host needs for a training step with a graph, on any machine.
 
 While the graph of a step runs on a GPU, the host prepares the next step: it reads the batch, copies
-the inputs and starts the graph. If this takes longer than the graph, the GPU waits. Here the graphs
-do nothing, so that only the work of the host is measured. On a GPU, a copy and a launch are added,
-which take 10 to 20 us.
+the inputs and launches the graph. If this takes longer than the graph, the GPU waits. Here the
+graphs do nothing, so that only the work of the host is measured. On a GPU, the host also needs 10
+to 20 us for a copy and a launch.
 
 usage: python benchmarks/host_time.py [--steps N]
 """
@@ -50,7 +50,7 @@ class EmptyRecorder(GraphRecorder):
 
 
 class EmptyEngine(GraphEngine):
-    """The engine for graphs, without graphs."""
+    """`GraphEngine` whose graphs are empty."""
 
     def _new_recorder(self):
         return EmptyRecorder()

@@ -1,8 +1,9 @@
 """Run the parts of scripts/gpu and scripts/machine with time limits, and collect the results.
 
-It needs only the standard library, because the interpreter that has torch may be another one. A
-part that fails or exceeds its limit does not stop the others. Each has its output in a file, and
-`results.json` collects all of them after each part, so that it is complete if the machine is lost.
+This module needs only the standard library, because torch may be installed for another interpreter.
+A part that fails or exceeds its limit does not stop the others. The output of each part is written
+to a file. `results.json` is written again after each part, so that it has the results of all
+finished parts if the machine is lost.
 """
 
 from __future__ import annotations
@@ -42,16 +43,16 @@ print(json.dumps(found))
 
 @dataclass(frozen=True)
 class Part:
-    """A command, and how long it may run.
+    """A command with a time limit.
 
     Attributes:
-        name: the name on the command line, and that of its output.
+        name: the name on the command line, and that of the output file.
         arguments: arguments of the interpreter; the arguments DEVICE and JSON are replaced by the
             device and by the file for the results of the part.
         limit: maximum time in seconds.
-        devices: types of the GPUs that it needs one of; without types, it needs no GPU.
-        together: whether it may run at the same time as its neighbours with this attribute. It
-            then measures no times.
+        devices: the part needs a GPU of one of these types; without types, it needs no GPU.
+        together: whether the part may run at the same time as adjacent parts with this attribute,
+            because it measures no times.
     """
 
     name: str
@@ -146,7 +147,7 @@ class Runner:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                # A new session, so that its children are stopped too.
+                # In a new session, so that the children of the process can be stopped too.
                 start_new_session=True,
             )
             try:
@@ -274,5 +275,5 @@ def _interpreter() -> str:
     found = shutil.which(name)
     if found is None:
         raise UsageError(f"{name} was not found; set PYTHON to an interpreter that has torch")
-    # Not resolved: the link in a virtual environment selects its packages.
+    # The path is not resolved, because the link in a virtual environment selects its packages.
     return str(Path(found).absolute())

@@ -30,7 +30,7 @@ from recurra.recurrence.backends.linear_scan import linear_scan
 SIZES = ("35x8192", "64x16384", "128x131072", "512x4096", "2048x1024", "4096x512", "16384x256")
 CHUNKS = (1, 4, 8, 16, 32, 64)
 NUMBERS = 8
-"""Numbers that a scan reads and writes per step and column, forward and backward together."""
+"""Numbers that a scan reads and writes per step and column, in both passes together."""
 
 
 def gradients(leaves: list[Tensor], backend: str) -> list[Tensor]:
@@ -40,7 +40,7 @@ def gradients(leaves: list[Tensor], backend: str) -> list[Tensor]:
 
 
 def recorded(compute: Callable[[], list[Tensor]]) -> tuple[Callable[[], None], list[Tensor]]:
-    """Return a function that computes again, in one CUDA graph, and the tensors of its results."""
+    """Return a function that replays the computation as a CUDA graph, and its result tensors."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         compute()

@@ -82,7 +82,7 @@ class Network(nn.Module):
 
 
 class TorchSteps:
-    """Training steps of torch.nn, one operation after another.
+    """Training steps of torch.nn without a graph.
 
     Args:
         setup: what to compute.

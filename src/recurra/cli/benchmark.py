@@ -40,7 +40,7 @@ _CPU_PRECISIONS = tuple(
     for name, precision in PRECISIONS.items()
     if not precision.allows_tf32 and precision.product_dtype(torch.float32) in PRODUCT_DTYPES
 )
-"""The precisions of the compiled kernels. They compute tf32 as fp32."""
+"""The precisions of the compiled kernels, without tf32, which is computed in fp32 on a CPU."""
 _MODULES = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 
 Work = Callable[[], None]

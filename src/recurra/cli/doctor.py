@@ -75,7 +75,7 @@ def _compute() -> dict[str, str]:
 
 
 def _triton() -> str:
-    """Describe whether Triton's kernels can be used on the current GPU, and compile them."""
+    """Compile Triton's kernels for the current GPU, and describe whether they can be used."""
     import torch
 
     from recurra.recurrence.backends import triton_scan
@@ -83,7 +83,7 @@ def _triton() -> str:
     reason = triton_scan.unavailable(torch.device("cuda", torch.cuda.current_device()))
     if reason is not None:
         return f"not used for linear scans: {reason}"
-    # With ROCm, the distribution has another name than the package.
+    # The distribution for ROCm has another name, so its metadata cannot be read by the name triton.
     return f"{importlib.import_module('triton').__version__}; used for linear scans"
 
 

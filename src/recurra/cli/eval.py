@@ -52,7 +52,8 @@ class Eval:
     """Learning rate of dynamic evaluation; by default 0.0005."""
 
     device: str = "cpu"
-    """Device: auto (the CPU, which is faster for a single stream), cpu, cuda, cuda:N or mps."""
+    """Device: auto (the CPU, which is faster for a single stream of tokens), cpu, cuda, cuda:N or
+    mps."""
 
     json: bool = False
     """Print the result as one line of JSON."""

@@ -51,7 +51,8 @@ class Generate:
     by <unk>."""
 
     device: str = "cpu"
-    """Device: auto (the CPU, which is faster for a single stream), cpu, cuda, cuda:N or mps."""
+    """Device: auto (the CPU, which is faster for a single stream of tokens), cpu, cuda, cuda:N or
+    mps."""
 
     json: bool = False
     """Print the prompt, the samples and the settings as one line of JSON."""

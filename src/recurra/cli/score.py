@@ -57,7 +57,8 @@ class Score:
     <unk>."""
 
     device: str = "cpu"
-    """Device: auto (the CPU, which is faster for a single stream), cpu, cuda, cuda:N or mps."""
+    """Device: auto (the CPU, which is faster for a single stream of tokens), cpu, cuda, cuda:N or
+    mps."""
 
     json: bool = False
     """Print one line of JSON per line of the text, and a final line with the totals."""

@@ -246,7 +246,7 @@ def _settings_for_seed(variant: Variant, seed: int, folder: ComparisonFolder) ->
     config = folder.run(variant.name, training.seed).read_config()
     free = {name: getattr(training, name) for name in FREE_SETTINGS}
     if training.device == "auto":
-        del free["device"]  # The choice of the first run holds for all seeds.
+        del free["device"]  # The device that the first run chose is used for all seeds.
     return RunOptions.from_config(config).replaced(seed=seed, **free)
 
 

@@ -15,8 +15,9 @@ from recurra.runtime.devices import choose_device
 def load_language_model(path: str | Path, device: str) -> LanguageModel:
     """Return the model of a run in evaluation mode: `recurra.load`.
 
-    `auto` is the CPU: reading or generating a single stream of tokens takes one small step after
-    another, for which the kernels of the CPU are faster than launching operations on a GPU.
+    The device `auto` is the CPU. A single stream of tokens is read or generated one small step
+    after another, and the CPU kernels take less time for a step than a GPU takes to launch the
+    operations.
 
     Raises:
         RunError: the directory is not a run, or its files are damaged or inconsistent.

@@ -46,8 +46,8 @@ class BufferPool:
         On a CPU, its storage is reused once the tensor is freed, so no view may outlive the tensor.
         """
         numel = prod(shape)
-        # The allocators of other devices reuse memory themselves. In a CUDA graph, memory from
-        # outside the graph could be lent again, or freed, between two replays.
+        # torch's allocators for other devices cache memory themselves. A CUDA graph must not use
+        # pooled memory, which could be lent again, or freed, between two replays.
         if numel * like.element_size() < MIN_POOLED_BYTES or like.device.type != "cpu":
             return _new(shape, like)
         buffer = self._take(numel, like)

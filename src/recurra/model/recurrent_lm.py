@@ -271,11 +271,12 @@ class RecurrentLM(nn.Module):
         return self.precision.product_dtype(self.head_bias.dtype)
 
     def flatten_weights(self) -> None:
-        """Make the weights of the recurrent layers views of one buffer, as cuDNN reads them.
+        """Make the weights of the recurrent layers views of the buffers that cuDNN reads.
 
-        An engine for CUDA calls this before its first step; without it, the weights are copied at
-        every step. The parameters remain the same objects with the same values. On other devices,
-        if the weights are rounded at every step, and after the first call, this does nothing.
+        An engine for CUDA calls this method before its first step. Otherwise, the weights would be
+        copied to such a buffer in every step. The parameters remain the same objects with the same
+        values. The method does nothing on other devices, in bf16 and fp16, in which the weights are
+        rounded in every step, and if it was called before.
         """
         if self.cell.torch_kernel is None or self.product_dtype != self.head_bias.dtype:
             return

@@ -46,7 +46,10 @@ class RunContext:
     signals: StopSignals
 
     def on(self, device: str) -> RunContext:
-        """Return the context on the device of this name; `auto` is the present one.
+        """Return a context that differs only in its device.
+
+        Args:
+            device: cpu, cuda, cuda:N or mps; `auto` leaves the device unchanged.
 
         Raises:
             ConfigError: the device is not available.
@@ -61,8 +64,8 @@ class RunContext:
 def open_context(config: RunConfig, progress: Progress, clock: Clock) -> Iterator[RunContext]:
     """Yield the context of a run, and restore signals, threads and torch's generators after it.
 
-    With the device `auto`, the context is on the GPU if the machine has one that the backend
-    supports, and `RunContext.on` moves it to the CPU; see `device_choice.py`.
+    With the device `auto`, the context is on the GPU if the machine has one and the backend
+    supports it. `RunContext.on` can then move it to the CPU; see `device_choice.py`.
 
     Raises:
         ConfigError, KernelError: the device or the backend is not available, or `plot` is set and

@@ -30,9 +30,10 @@ def num_parameters(model: ModelConfig) -> int:
 
 
 def flops_per_token(model: ModelConfig) -> float:
-    """Return the operations of all matrix products in a training step, per token.
+    """Return the number of floating-point operations of all matrix products of a training step.
 
-    The lookup of token embeddings is not a matrix product.
+    The number is per token: 2 for each weight in the forward pass, and 4 in the backward pass. The
+    lookup of token embeddings is not a matrix product.
     """
     shapes = parameter_shapes(model)
     looked_up = "embedding" if model.embedding_size else "weight_ih_l0"
