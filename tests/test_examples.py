@@ -1,4 +1,4 @@
-"""The examples for clusters: what they start, with stand-ins for Slurm and torchrun."""
+"""The examples for clusters: the commands that they run, with replaced Slurm and torchrun."""
 
 import os
 import re
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 
 @pytest.fixture
 def programs(tmp_path, monkeypatch):
-    """Create programs that take the place of Slurm's and of torchrun; they append to a file."""
+    """Replace torchrun and the programs of Slurm by ones that append their arguments to a file."""
     folder, calls = tmp_path / "bin", tmp_path / "calls"
     folder.mkdir()
     for name, body in {
@@ -58,7 +58,7 @@ def test_slurm_example_starts_a_run_and_then_continues_it(tmp_path, programs):
     ]
 
 
-def test_slurm_example_time_limit_puts_the_job_into_the_queue(tmp_path, programs, monkeypatch):
+def test_slurm_example_time_limit_requeues_the_job(tmp_path, programs, monkeypatch):
     monkeypatch.setenv("SLOW", "1")
     command = ["bash", str(EXAMPLES / "slurm.sh"), "book.txt", str(tmp_path / "run")]
     with subprocess.Popen(command) as job:
@@ -66,7 +66,7 @@ def test_slurm_example_time_limit_puts_the_job_into_the_queue(tmp_path, programs
         while not any(line.startswith("srun") for line in programs()):
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        time.sleep(0.1)  # The trap is set after the start.
+        time.sleep(0.1)  # The script sets the trap after it has started the training.
         job.send_signal(signal.SIGUSR1)
         assert job.wait(timeout=20) == 0
     assert programs()[-1] == "scontrol requeue 77"

@@ -1,4 +1,4 @@
-"""The measurements beside torch.nn: its steps, also in a recorded graph, and the whole program."""
+"""benchmarks/gpu.py: the steps of torch.nn, without and with a graph, and the whole program."""
 
 import contextlib
 import importlib
@@ -38,7 +38,7 @@ def batches():
 
 
 class RecordedCudaGraph:
-    """Takes the place of torch.cuda.CUDAGraph on a CPU."""
+    """Replaces torch.cuda.CUDAGraph on a CPU."""
 
     def __init__(self):
         self.recording = Recording()
@@ -56,7 +56,7 @@ def recorded(graph):
 
 
 class Stream:
-    """Takes the place of torch.cuda.Stream on a CPU."""
+    """Replaces torch.cuda.Stream on a CPU."""
 
     def wait_stream(self, other):
         assert isinstance(other, Stream)
@@ -120,7 +120,7 @@ def test_fp32_products_restores_the_settings(torch_steps):
 
 @pytest.fixture
 def gpu_benchmark(torch_steps, monkeypatch, capsys):
-    """A function that runs the program with these arguments; it returns status and outputs."""
+    """Return a function that runs the program with its arguments and returns status and output."""
     program = importlib.import_module("gpu")
 
     def run(*arguments):

@@ -149,7 +149,7 @@ def test_engine_non_finite_step_changes_nothing(kind, backend, optimizer, bad):
 
 @pytest.mark.parametrize(("kind", "backend"), [(AutogradEngine, "reference"), *ENGINES])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_engine_first_step_not_finite_leaves_no_trace(kind, backend, momentum):
+def test_engine_first_step_not_finite_changes_nothing(kind, backend, momentum):
     config = TrainingConfig(steps=1, optimizer="sgd", momentum=momentum, lr=0.5)
     expected = train(kind(make_model(backend=backend), config), [make_batch(0), make_batch(1)])
     engine = kind(make_model(backend=backend), config)

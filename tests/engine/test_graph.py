@@ -1,4 +1,4 @@
-"""Engines that record and replay steps, with a stand-in for CUDA graphs on the CPU."""
+"""Engines that record and replay steps, with an emulation of CUDA graphs on the CPU."""
 
 import logging
 import math
@@ -59,7 +59,7 @@ def assert_equal_training(engine, reference, batches):
 
 
 class Devices(TorchDispatchMode):
-    """Mode that collects the operations with a tensor on the CPU."""
+    """Dispatch mode that collects the operations with a tensor on the CPU."""
 
     def __init__(self):
         super().__init__()
@@ -76,7 +76,7 @@ class Devices(TorchDispatchMode):
 @pytest.mark.parametrize("cell", CELL_TRAITS)
 @pytest.mark.parametrize("backend", ["reference", "bptt", "library"])
 def test_step_on_a_device_uses_no_tensor_of_the_host(cell, backend, monkeypatch):
-    """A copy from the host cannot be recorded in a CUDA graph. The device here is meta."""
+    """A CUDA graph cannot capture a copy from pageable memory of the host. The device is meta."""
     reads_state = CELL_TRAITS[cell].reads_state
     options = {"num_layers": 2, "dropout": 0.2, "weight_dropout": 0.2 * reads_state}
     if backend == "reference":

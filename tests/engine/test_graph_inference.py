@@ -1,4 +1,4 @@
-"""Generation and evaluation by recorded graphs, with a stand-in for CUDA graphs on the CPU."""
+"""Generation and evaluation by graphs, with an emulation of CUDA graphs on the CPU."""
 
 import gc
 import math
@@ -153,7 +153,7 @@ def test_graph_reader_changed_weights_are_read(monkeypatch):
         model.head_weight.mul_(2.0)
     expected = evaluate_plainly(model)
     assert evaluate(model, TEXT, chunk=10).total_nats == pytest.approx(expected, rel=1e-6)
-    # New memory needs a new recording.
+    # With weights in other memory, the graph must be recorded again.
     model.head_weight.data = model.head_weight.data * 0.5
     expected = evaluate_plainly(model)
     assert evaluate(model, TEXT, chunk=10).total_nats == pytest.approx(expected, rel=1e-6)

@@ -1,4 +1,4 @@
-"""A training step can be captured: the host reads no tensor, and copies nothing to the device."""
+"""A CUDA graph can capture a training step: the host reads and copies no tensor during it."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ HOST_OPERATIONS = {
 
 
 class HostOperations(TorchDispatchMode):
-    """Records the operations that a CUDA graph cannot capture."""
+    """Dispatch mode that collects the operations that a CUDA graph cannot capture."""
 
     def __init__(self):
         super().__init__()

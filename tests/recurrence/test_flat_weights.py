@@ -1,4 +1,4 @@
-"""Flat weights and calls of several layers, as on a GPU, with a stand-in for cuDNN's layout."""
+"""Weights in one buffer and calls of several layers, as on a GPU, with a replaced cuDNN layout."""
 
 import threading
 from itertools import accumulate
@@ -178,7 +178,7 @@ def test_flat_weights_in_their_dtype_are_passed_without_a_copy():
     assert flatten_weights(cell, layers)
     passed = weights_of_call(cell, layers, torch.float32)
     assert all(a is b for a, b in zip(passed, weights, strict=True))
-    # One layer of the stack is no call's buffer.
+    # The call of one layer cannot use the buffer, which has the layout of a call of all layers.
     assert weights_of_call(cell, layers[1:2], torch.float32)[0] is not layers[1].weight_ih
 
 

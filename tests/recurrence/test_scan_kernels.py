@@ -1,4 +1,4 @@
-"""Triton compiles the kernels of the scan for GPUs, which needs none."""
+"""Triton compiles the kernels of the scan for GPUs; a GPU is not needed for it."""
 
 import functools
 import importlib
@@ -26,7 +26,7 @@ TYPES = {"steps": "i32", "columns": "i64", "length": "i32", "chunks": "i32", "sc
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory):
-    """The module of the kernels, defined for the compiler, without results of earlier runs."""
+    """Yield the module of the kernels, defined for the compiler, with an empty cache."""
     pytest.importorskip("triton.compiler", reason="Triton is not installed; the extra dev has it")
     module = importlib.import_module("recurra.recurrence.backends.scan_kernels")
     with pytest.MonkeyPatch.context() as patch:
@@ -62,7 +62,7 @@ def resources(binary, tmp_path):
 
 
 def check_compiled(found, target, tmp_path):
-    """Check that a kernel keeps its numbers in registers: no shared memory and no spills."""
+    """Check that a kernel keeps its values in registers: no shared memory and no spills."""
     assert found.metadata.shared == 0
     if target[0] == "cuda":
         used = resources(found.asm["cubin"], tmp_path)
@@ -93,7 +93,7 @@ def test_scan_kernel_compiles(name, constants, target, kernels, tmp_path):
 
 
 class Launches:
-    """The kernels; a launch compiles the kernel for its arguments and ends there."""
+    """The kernels, whose launches only compile the kernel for the arguments."""
 
     def __init__(self, kernels):
         self.kernels = kernels
@@ -111,7 +111,7 @@ class Launch:
 
 
 def pretend_gpu(monkeypatch):
-    """Let Triton compile for a GPU that is not there."""
+    """Let Triton compile for a GPU that this machine does not have."""
     runtime = importlib.import_module("triton.runtime")
     target = importlib.import_module("triton.backends.compiler").GPUTarget(*TARGETS[1])
     driver = SimpleNamespace(

@@ -21,12 +21,12 @@ LINEAR_CELLS = [name for name in CELL_TRAITS if isinstance(find_cell(name), Line
 
 SHAPES = [(1, 1), (1, 5), (7, 3, 4), (5, 65), (17, 1)]
 CHUNKS = [None, 3]
-"""Numbers of steps of a chunk; None computes the sequence in one."""
+"""Numbers of steps of a chunk; None does not divide the sequence."""
 
 
 @pytest.fixture(scope="module")
 def interpreter():
-    """The module of the kernels, defined for the interpreter, with 4 steps loaded at a time."""
+    """Yield the module of the kernels, defined for the interpreter, with AHEAD = 4."""
     reason = "Triton is not installed; torch brings it with CUDA, and the extra dev elsewhere"
     language = pytest.importorskip("triton.language", reason=reason)
     version = importlib.import_module("triton").__version__
@@ -46,7 +46,7 @@ def interpreter():
 
 @pytest.fixture
 def chunked(request, monkeypatch):
-    """Divide every sequence into chunks of the number of steps that is the parameter."""
+    """Divide every sequence into chunks with the parameter of the fixture as number of steps."""
     if request.param is not None:
         monkeypatch.setattr(triton_scan, "chunk_length", lambda *size: request.param)
 
@@ -260,13 +260,13 @@ def test_time_batched_bptt_beside_cpu_selects_scan_of_device(device, passed, mon
 @pytest.mark.parametrize(
     ("steps", "columns", "length"),
     [
-        (35, 1, 35),  # Too short.
-        (4096, 132 * 128, 4096),  # The columns occupy the GPU.
-        (4096, 132 * 128 // 3, 4096),  # Three chunks would.
+        (35, 1, 35),  # The sequence is too short.
+        (4096, 132 * 128, 4096),  # The columns saturate the memory bandwidth.
+        (4096, 132 * 128 // 3, 4096),  # Three chunks are not worthwhile.
         (4096, 132 * 32, 1024),
-        (4096, 512, 125),  # 33 chunks, of which the last is shorter.
+        (4096, 512, 125),  # 33 chunks, the last of which is shorter.
         (4096, 1, 64),
-        (1_000_000, 1, 1000),  # The square root.
+        (1_000_000, 1, 1000),  # The square root limits the number of chunks.
         (1000, 1, 67),
         (1000, 0, 67),
     ],

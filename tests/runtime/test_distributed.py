@@ -1,4 +1,4 @@
-"""Messages between processes: which tensors are on the CPU, and what joining asks torch for."""
+"""Collectives: the devices of their tensors, and the arguments with which processes join."""
 
 import sys
 
@@ -11,13 +11,13 @@ from recurra.errors import LostProcessError
 from recurra.runtime import distributed as runtime
 from recurra.runtime.distributed import Processes
 
-# A device whose values the host cannot read. It represents a GPU: reading would wait for it.
+# The device meta represents a GPU: the host cannot read its values.
 UNREADABLE = torch.device("meta")
 
 
 @pytest.fixture
 def messages(monkeypatch):
-    """Replace the collectives of torch by ones that only record the device of their tensor."""
+    """Replace torch's collectives by functions that record the device of their tensor."""
     devices = []
     for name in ("all_reduce", "broadcast"):
         monkeypatch.setattr(
@@ -52,7 +52,7 @@ def test_processes_sum_in_place_stays_on_the_device(messages):
 
 @pytest.fixture
 def joined(monkeypatch):
-    """Replace what joining calls in torch, and record it."""
+    """Replace the functions of torch that a process calls to join, and record the calls."""
     calls = []
     group = {"rank": 0, "world_size": 1}
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -102,7 +102,7 @@ def test_joined_processes_uses_gloo_for_the_host(joined, monkeypatch, device, ha
 
 @pytest.mark.parametrize(("device", "end"), [("cpu", "destroyed"), ("cuda", "aborted")])
 def test_joined_processes_lost_process_leaves_the_gpu_collectives(joined, device, end):
-    # NCCL would wait for the all-reduce that the lost process does not answer.
+    # NCCL would wait for an all-reduce in which the lost process does not take part.
     with (
         pytest.raises(LostProcessError, match="gone"),
         runtime.joined_processes(torch.device(device)),

@@ -1,11 +1,11 @@
-"""A stand-in for CUDA graphs on a CPU, and an engine that uses it.
+"""An emulation of CUDA graphs on a CPU, and an engine that uses it.
 
-The operations of a graph are recorded below autograd, with the tensors that they read and write.
-As for a CUDA graph, recording executes nothing: what the operations wrote to existing tensors is
-restored. A replay first fills all memory that belongs to the recording with NaN, so that a value
-that is not recomputed is detected. It then calls each operation on the same tensors and writes the
-results to the same memory. Reading a tensor on the host, or copying data from the host, is an error
-inside a recording.
+The operations of a graph are recorded below autograd, with the tensors that they read and write. As
+after the capture of a CUDA graph, existing tensors are unchanged: their former values are restored.
+A replay first fills all memory that was allocated during the recording with NaN, so that the tests
+detect a value that is not recomputed. It then calls each operation on the same tensors and writes
+the results to the same memory. During a recording, it is an error if the host reads a tensor or
+copies data to the device.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ HOST_WRITES = {torch.ops.aten.lift_fresh.default}
 
 
 class Recording(TorchDispatchMode):
-    """Mode that records every operation executed inside it.
+    """Dispatch mode that records every operation executed inside it.
 
     Attributes:
         operations: function, arguments, keyword arguments, results and whether gradients were
             enabled, in order of execution.
-        written: results in newly allocated memory.
+        written: the results in memory that was allocated during the recording.
     """
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class Recording(TorchDispatchMode):
         return results
 
     def _keep(self, tensors: list[Tensor]) -> None:
-        """Keep the values of existing memory that an operation may overwrite."""
+        """Copy the values of existing memory that an operation may overwrite."""
         for tensor in tensors:
             memory = _memory(tensor)
             if memory not in self._own and memory not in self._before:
@@ -106,7 +106,7 @@ def _memory(tensor: Tensor) -> int:
 
 
 class RecordedGraph(Graph):
-    """A recording of operations on a CPU; see `Graph` for the methods."""
+    """A graph of recorded operations on a CPU; see `Graph` for the methods."""
 
     def __init__(self) -> None:
         self.recording, self.num_replayed = Recording(), 0

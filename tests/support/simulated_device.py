@@ -1,4 +1,4 @@
-"""A machine with a GPU named `mps` that can be measured, but not used."""
+"""A simulated GPU of the type mps: trials measure it, but it executes no operations."""
 
 import torch
 
@@ -10,7 +10,7 @@ CPU, GPU = torch.device("cpu"), torch.device("mps")
 
 
 def simulate_gpu(monkeypatch, speeds):
-    """Let this machine have the GPU, and trials return the speeds by the type of the device."""
+    """Let this machine seem to have a GPU, and trials return `speeds` by the type of the device."""
 
     def choose(name, *_):
         if name not in ("auto", "mps", "cpu"):

@@ -1,4 +1,4 @@
-"""The device `auto`: a GPU is taken only if its measured steps are faster than those of the CPU."""
+"""The device `auto`: a GPU is used only if its measured steps are faster than those of the CPU."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ TEXT = 1_000_000
 
 
 def settle(speeds, listener, gpu=GPU, **options):
-    """Return the configuration and the lines with these speeds, or errors, of both devices."""
+    """Return the configuration and the lines of output for speeds, or errors, of the devices."""
     progress, measured = listener(), []
 
     def trial_on(device):
@@ -44,7 +44,7 @@ def settle(speeds, listener, gpu=GPU, **options):
 
 
 @pytest.mark.parametrize("budget", [{"steps": 100}, {"minutes": 1.0}])
-def test_settle_faster_gpu_is_taken(listener, budget):
+def test_settle_faster_gpu_is_chosen(listener, budget):
     config, lines, _ = settle({"cpu": 1e11, "cuda": 5e12}, listener, **budget)
     assert config.training.device == "cuda"
     assert lines[0].startswith("device    cuda: ")
@@ -54,7 +54,7 @@ def test_settle_faster_gpu_is_taken(listener, budget):
 
 @pytest.mark.parametrize("budget", [{"steps": 100}, {"minutes": 1.0}])
 @pytest.mark.parametrize("speed", [9e10, 1e11])
-def test_settle_gpu_that_is_not_faster_is_not_taken(listener, budget, speed):
+def test_settle_gpu_that_is_not_faster_is_not_chosen(listener, budget, speed):
     speeds = {"cpu": 1e11, "cuda": speed}
     config, lines, _ = settle(speeds, listener, hidden_size=64, batch_size=16, **budget)
     assert config.training.device == "cpu"
@@ -87,7 +87,7 @@ def test_settle_compares_recipes_by_useful_work(listener):
     ],
 )
 @pytest.mark.parametrize("budget", [{"steps": 100}, {"minutes": 1.0}])
-def test_settle_gpu_that_cannot_train_is_not_taken(listener, error, reason, budget):
+def test_settle_gpu_that_cannot_train_is_not_chosen(listener, error, reason, budget):
     config, lines, _ = settle({"cpu": 1e11, "mps": error}, listener, MPS, **budget)
     assert config.training.device == "cpu"
     assert lines[0].startswith(f"device    cpu; mps is not used: {reason}")
@@ -112,7 +112,7 @@ def test_settle_large_model_is_measured_with_one_row_on_cpu(listener):
     assert rows == [32]
 
 
-def test_settle_precision_without_cpu_support_takes_gpu(listener):
+def test_settle_precision_without_cpu_support_chooses_gpu(listener):
     error = ConfigError("fp16 is not supported on a CPU")
     config, lines, _ = settle({"cpu": error, "cuda": 1e9}, listener, steps=10)
     assert config.training.device == "cuda"
@@ -166,7 +166,7 @@ def test_resume_auto_stays_on_device_of_checkpoint(monkeypatch, run, tmp_path, l
     assert any("stays there; --device mps moves it" in line for line in progress.messages)
 
 
-def test_resume_run_without_step_takes_faster_device(monkeypatch, run, tmp_path, listener):
+def test_resume_run_without_checkpoint_chooses_faster_device(monkeypatch, run, tmp_path, listener):
     run(tmp_path / "run", steps=2)
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     simulate_gpu(monkeypatch, {"cpu": 2e9, "mps": 1e9})

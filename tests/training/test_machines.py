@@ -47,7 +47,7 @@ def ip(*arguments: str) -> None:
 
 
 class Machines:
-    """Two network namespaces that are connected by a cable."""
+    """Two network namespaces that are connected by a pair of virtual Ethernet devices."""
 
     def __init__(self) -> None:
         self.names = [f"recurra-{os.getpid()}-{number}" for number in (0, 1)]
@@ -65,7 +65,7 @@ class Machines:
             ip("-n", name, "link", "set", link, "up")
 
     def set_link(self, state: str) -> None:
-        """Pull the cable out of the second machine (down), or put it back (up)."""
+        """Disconnect (down) or connect (up) the second machine."""
         ip("-n", self.names[1], "link", "set", self.links[1], state)
 
     def start(self, port: int, restarts: int, *arguments: object, elastic: bool = False) -> None:
@@ -143,7 +143,7 @@ def text(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def uninterrupted(machines, text, tmp_path_factory):
-    """Return the directory of a run by two machines that nothing interrupted."""
+    """Return the directory of an uninterrupted run on two machines."""
     folder = tmp_path_factory.mktemp("runs") / "uninterrupted"
     machines.start(29511, 0, text, "--out", folder, *OPTIONS)
     statuses, messages = machines.finish()

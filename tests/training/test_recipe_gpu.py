@@ -45,7 +45,7 @@ def choose(gpu, seconds=53.0, length=TEXT, **options):
     return recipe.choose(given, length, GPU, gpu, seconds)
 
 
-def test_recipe_gpu_takes_fastest_precision():
+def test_recipe_gpu_chooses_fastest_precision():
     bf16 = choose(SimulatedGPU(fixed=1e-5, ratios={"fp32": 1.0, "bf16": 2.0}))
     assert bf16.config.model.precision == "bf16"
     assert "precision bf16 (fp32: 0." in bf16.reasons[1]
@@ -56,7 +56,7 @@ def test_recipe_gpu_takes_fastest_precision():
     assert {config.model.precision for config in given.measured} == {"fp32"}
 
 
-def test_recipe_gpu_without_a_precision_uses_another():
+def test_recipe_gpu_unsupported_precision_uses_another():
     only = choose(SimulatedGPU(ratios={"fp32": 1.0}))
     assert only.config.model.precision == "fp32"
     assert choose(SimulatedGPU(ratios={"bf16": 1.0})).config.model.precision == "bf16"
@@ -66,7 +66,8 @@ def test_recipe_gpu_long_text_gets_larger_batch_than_short_one():
     launch_bound = {"fixed": 2e-3, "operations": 1e14}
     short = choose(SimulatedGPU(**launch_bound), seconds=200.0).config.training
     long = choose(SimulatedGPU(**launch_bound), seconds=200.0, length=10**8).config.training
-    # The short text is read a hundred times with a smaller batch, and each token is worth more.
+    # The number of epochs limits training on the short text, so the batch with the most useful
+    # tokens is a small one.
     assert 16 <= short.batch_size < long.batch_size
 
 
@@ -113,7 +114,7 @@ def test_recipe_gpu_out_of_memory_gives_smaller_batch():
         choose(SimulatedGPU(max_rows=8))
 
 
-def test_recipe_gpu_slow_one_gets_small_model():
+def test_recipe_gpu_slow_gpu_gets_small_model():
     sizes = [
         choose(SimulatedGPU(operations=x)).config.model.hidden_size for x in (1e10, 1e12, 1e14)
     ]
@@ -121,7 +122,7 @@ def test_recipe_gpu_slow_one_gets_small_model():
     assert sizes[0] < 512 < sizes[-1]
 
 
-def test_recipe_gpu_given_settings_are_measured_only(monkeypatch):
+def test_recipe_gpu_given_settings_are_not_searched(monkeypatch):
     gpu = SimulatedGPU()
     config = choose(gpu, batch_size=48, hidden_size=100, num_layers=2, precision="fp32").config
     assert (config.training.batch_size, config.model.hidden_size) == (48, 100)
