@@ -78,7 +78,10 @@ class CudaRecorder(GraphRecorder):
             current.wait_stream(self._stream)
 
     def discard_graphs(self) -> None:
-        """Use other memory for later graphs: a pool whose graphs were all deleted is unusable."""
+        """Use a new memory pool for later graphs; see `GraphRecorder.discard_graphs`.
+
+        A pool cannot be used again after all of its graphs were deleted.
+        """
         self._pool = torch.cuda.graph_pool_handle()
 
     def max_text_bytes(self) -> int:

@@ -167,7 +167,7 @@ class GraphEngine(AutogradEngine):
     def load_state_dict(self, tensors: Mapping[str, Tensor], num_updates: int) -> None:
         """Restore what `state_dict` returned; see `Engine.load_state_dict`."""
         super().load_state_dict(tensors, num_updates)
-        # The optimizer has new tensors now, and the graphs contain the addresses of the former.
+        # The optimizer has new tensors now, and the graphs contain the addresses of the old ones.
         self._programs.clear()
         self.num_recorded = 0
         self._recorder.discard_graphs()
@@ -175,7 +175,7 @@ class GraphEngine(AutogradEngine):
     def _limit_pending(self, seconds: float) -> None:
         """Set the maximum number of pending steps from the duration of a step.
 
-        All processes have the same number, so that they notice a failed step at the same step.
+        The number is the same in all processes, so that all notice a failure at the same step.
         """
         mean = self.processes.sum([seconds])[0] / self.processes.count
         self.max_pending = max(1, int(min(self.capacity, self.pending_seconds / mean)))

@@ -58,7 +58,8 @@ class GraphDecoder(Decoder):
 
     def _decode_block(self, tokens: Ids, num_steps: int, sampler: Sampler) -> Ids:
         """Generate at most `max_steps` tokens for each sample; return the valid ones."""
-        # Later blocks overwrite the tensors, also outside of `torch.inference_mode`.
+        # A tensor that is created in inference mode cannot be overwritten outside of it, but later
+        # blocks overwrite the tensors of this one.
         with torch.inference_mode(False), torch.no_grad(), self._recorder.on_stream():
             if self._steps is None or self._steps.sampler is not sampler:
                 self._steps = None

@@ -60,7 +60,7 @@ class GraphRecorder(ABC):
         """Return the maximum size of a text that is copied to the device, in bytes."""
 
     def discard_graphs(self) -> None:  # noqa: B027
-        """Prepare for other graphs, after those of this recorder were deleted."""
+        """Prepare to record new graphs after all graphs of this recorder were deleted."""
 
     def record(self, parts: Sequence[Operations]) -> list[Graph]:
         """Record a graph for each part.

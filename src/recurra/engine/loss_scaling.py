@@ -24,7 +24,7 @@ NAME, NUM_UPDATES = "loss_scale", "num_updates"
 
 
 class LossScale:
-    """The scale of the loss. No method transfers data between the host and the device.
+    """The scale of the loss. The operations of a step transfer no data to or from the host.
 
     Attributes:
         values: (2,) fp32, the scale and the number of steps since it changed.
@@ -43,11 +43,19 @@ class LossScale:
         self.values = torch.tensor([initial, 0.0], device=device)
 
     def state_dict(self, num_updates: int) -> Tensors:
-        """Return the state for a checkpoint, with the number of steps that were not skipped."""
+        """Return the state for a checkpoint.
+
+        Args:
+            num_updates: number of updates so far, without the skipped steps.
+        """
         return {NAME: self.values, NUM_UPDATES: torch.tensor(num_updates)}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> int:
-        """Restore what `state_dict` returned, and return the number of updates."""
+        """Restore what `state_dict` returned.
+
+        Returns:
+            The number of updates before the state was saved, without the skipped steps.
+        """
         self.values.copy_(tensors[NAME])
         return int(tensors[NUM_UPDATES])
 

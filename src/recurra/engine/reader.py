@@ -69,7 +69,8 @@ class GraphReader(PlainReader):
 
         Threads that evaluate the same model use its buffers in turn.
         """
-        # Later calls overwrite the buffers, also outside of `torch.inference_mode`.
+        # A tensor that is created in inference mode cannot be overwritten outside of it, but later
+        # calls overwrite the buffers.
         normal = torch.inference_mode(False)
         with self._lock, normal, torch.no_grad(), self._recorder.on_stream():
             if tokens.shape not in self._blocks:
