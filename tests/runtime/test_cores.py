@@ -195,7 +195,8 @@ with num_threads(None):
     inside = torch.get_num_threads()
 with num_threads(5):
     chosen = cores.threads(), torch.get_num_threads()
-print(json.dumps([before, inside, *chosen, os.environ.get("RANK"), cores.describe()]), flush=True)
+report = json.dumps([before, inside, *chosen, os.environ.get("RANK"), cores.describe()])
+os.write(1, report.encode() + b"\\n")  # One call, so that the lines of two processes do not mix.
 """
 
 
