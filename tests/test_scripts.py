@@ -122,7 +122,7 @@ def test_gpu_parts_without_their_device_are_left_out(
         assert f"== {name}: left out: {reason}" in done.stdout
 
 
-def test_gpu_interpreter_without_torch_is_the_reason(tmp_path):
+def test_gpu_interpreter_without_torch_leaves_parts_out_with_reason(tmp_path):
     file = tmp_path / "interpreter"
     file.write_text("#!/bin/sh\necho 'No module named torch' >&2; exit 1\n", "utf-8")
     file.chmod(0o755)
@@ -159,7 +159,7 @@ def test_parts_time_limit_stops_the_part_and_its_children(parts, tmp_path, monke
 
 
 def test_parts_together_run_at_the_same_time(parts, tmp_path, monkeypatch):
-    # Each waits for the file of the other.
+    # Each part waits for the file that the other one writes.
     wait = (
         "import pathlib, sys, time\n"
         "pathlib.Path(sys.argv[1]).touch()\n"
@@ -181,7 +181,7 @@ def test_gpu_limits_add_up_to_less_than_five_minutes(parts):
     module = importlib.util.module_from_spec(spec)
     script.exec_module(module)
     groups = parts._groups(list(module.parts("folder")))
-    # The machine is described first, which takes about ten seconds.
+    # Before the parts, the script describes the machine, which takes about ten seconds.
     assert sum(max(part.limit for part in group) for group in groups) <= 285
 
 

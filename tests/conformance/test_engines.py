@@ -233,8 +233,8 @@ def test_engine_fp16_state_after_skipped_steps_continues_exactly(kind):
 
 
 @pytest.mark.parametrize("seconds", [(0.001, 0.01), (0.02, 0.5)])
-def test_recorded_engine_processes_of_different_speed_wait_for_as_many_steps(seconds):
-    """Otherwise they notice a failed step at different steps, and their messages do not match."""
+def test_recorded_engine_processes_of_different_speed_have_equal_max_pending(seconds):
+    """Otherwise they would notice a failure at different steps, and collectives would not match."""
     config = TrainingConfig(steps=1, batch_size=ROWS)
     engines = [
         RecordedEngine(make_model(backend="bptt"), config, ThreadProcesses(rank, 2))

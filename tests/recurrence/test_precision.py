@@ -1,4 +1,4 @@
-"""Precisions: rounding of operands, and the settings of torch that a pass changes and restores."""
+"""Precisions: rounding of operands, and changes of torch's settings for fp32 products."""
 
 import logging
 import subprocess
@@ -85,7 +85,7 @@ def _restore_settings():
 
 
 def readings():
-    """Return the settings by all interfaces of torch; None where reading raises."""
+    """Return the settings as read by all interfaces of torch; None if reading raises an error."""
     found = [torch._C._get_fp32_precision_getter(*s) for s in (*SETTINGS, ("cuda", "conv"))]
     for read in (
         lambda: torch.backends.cudnn.allow_tf32,
@@ -153,7 +153,7 @@ def test_products_leave_the_interface_of_the_user_readable(name):
 
 
 def test_products_keep_settings_that_are_inherited():
-    # A fresh process is needed: torch cannot return to settings that were never made.
+    # This needs a new process, because torch cannot return to settings that were never set.
     code = """
 import torch
 from recurra.recurrence.precision import find_precision
@@ -241,7 +241,7 @@ def test_products_of_a_model_are_all_inside_the_context(options, monkeypatch):
 
 
 class Reading(torch.autograd.Function):
-    """Records the settings in its backward pass, or fails."""
+    """Function that records the settings in its backward pass, or raises an error."""
 
     seen: list = []  # noqa: RUF012
     fails = False

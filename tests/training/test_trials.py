@@ -1,4 +1,4 @@
-"""Trials measure the engine that trains, and change nothing of a run."""
+"""Trials measure steps of the engine that trains, and change nothing of a run."""
 
 import numpy as np
 import pytest
@@ -86,7 +86,7 @@ def test_seconds_per_step_does_not_time_recording(monkeypatch):
 
     monkeypatch.setattr(trials, "_mean_seconds", mean_seconds)
     seconds_per_step(*model_and_stream(backend="bptt"))
-    # The recording exists before the last two calls, whose duration counts.
+    # The graph is recorded before the last two calls, which are the timed ones.
     assert recorded[-2:] == [1, 1]
 
 
@@ -97,8 +97,8 @@ def test_seconds_per_step_slow_step_is_measured_once(monkeypatch):
     assert len(calls) == 1
 
 
-def test_seconds_per_step_of_one_process_sends_nothing():
-    # No process group exists, so a message would raise an error.
+def test_seconds_per_step_in_one_of_two_processes_calls_no_collective():
+    # No process group exists, so a collective would raise an error.
     second = Processes(rank=1, count=2)
     model, stream = model_and_stream(second)
     assert seconds_per_step(model, stream, second) > 0.0
@@ -118,7 +118,7 @@ def test_attempt_failure_has_reason_of_first_sentence():
 
     with pytest.raises(TrialError, match=r"^CUDA out of memory$") as caught:
         attempt(out_of_memory, RunConfig())
-    # The frames of the failure, which hold the tensors, are not referenced any more.
+    # Nothing refers any more to the frames of the failed trial, which hold the tensors.
     assert caught.value.__context__ is None
 
 
