@@ -19,10 +19,10 @@ def listening():
 
 
 @linux
-def test_lost_connections_noticed_applies_to_connections_of_the_block(listening, monkeypatch):
+def test_keep_alive_enabled_applies_to_connections_of_the_block(listening, monkeypatch):
     monkeypatch.setenv("RECURRA_LOST_AFTER", "20")
     with socket.create_connection(listening) as before:
-        with network.lost_connections_noticed():
+        with network.keep_alive_enabled():
             inside = socket.create_connection(listening)
         with inside, socket.create_connection(listening) as after:
             kept = [s.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) for s in (before, after)]
@@ -38,8 +38,8 @@ def test_lost_connections_noticed_applies_to_connections_of_the_block(listening,
 
 
 @linux
-def test_lost_connections_noticed_leaves_other_sockets_alone():
-    with network.lost_connections_noticed():
+def test_keep_alive_enabled_leaves_other_sockets_alone():
+    with network.keep_alive_enabled():
         pair = socket.socketpair()
         datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     for opened in (*pair, datagrams):
@@ -52,7 +52,7 @@ def test_lost_after_invalid_value_is_an_error(monkeypatch, text):
     monkeypatch.setenv("RECURRA_LOST_AFTER", text)
     with (
         pytest.raises(ConfigError, match=r"RECURRA_LOST_AFTER is .* it must be 1 or more"),
-        network.lost_connections_noticed(),
+        network.keep_alive_enabled(),
     ):
         raise AssertionError("the block must not run")
 

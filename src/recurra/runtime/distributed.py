@@ -273,7 +273,7 @@ def _join(device: torch.device) -> None:
 
     if _has_several_machines():
         network.choose_interface(os.environ.get("MASTER_ADDR", ""))
-    with network.lost_connections_noticed():
+    with network.keep_alive_enabled():
         store, rank, count = next(rendezvous("env://", timeout=MESSAGE_TIMEOUT))
         # torchrun keeps the store when it restarts the processes. Without a prefix for each start,
         # they would read the addresses of processes that have ended.

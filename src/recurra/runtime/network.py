@@ -40,11 +40,12 @@ def lost_after() -> int:
 
 
 @contextmanager
-def lost_connections_noticed() -> Iterator[None]:
-    """Let the operating system end connections opened in the context if the other side is lost.
+def keep_alive_enabled() -> Iterator[None]:
+    """Enable TCP keep-alive for the connections that are opened in the context.
 
-    A process in a collective then gets an error after about `lost_after()` seconds. Connections are
-    found on Linux only; on other systems, the timeout of the collective applies.
+    If the other machine does not answer for about `lost_after()` seconds, the operating system ends
+    the connection, and a process in a collective gets an error. The function finds connections on
+    Linux only; on other systems, the timeout of the collective applies.
 
     Raises:
         ConfigError: the environment variable RECURRA_LOST_AFTER is not a positive integer.

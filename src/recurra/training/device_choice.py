@@ -35,7 +35,7 @@ TrialOn = Callable[[torch.device], Trial]
 
 
 @dataclass(frozen=True)
-class Choice:
+class DeviceChoice:
     """The recipe for the chosen device.
 
     Attributes:
@@ -81,7 +81,7 @@ def choose(
     trial_on: TrialOn,
     resolved: Callable[[torch.device, Trial], Recipe],
     num_processes: int = 1,
-) -> Choice:
+) -> DeviceChoice:
     """Return the recipe for the GPU if it is measured to be faster there, else that for the CPU.
 
     If one of the devices cannot train the model, the other one is chosen.
@@ -121,7 +121,7 @@ def choose(
             f"{chosen.type}: {_describe(found[chosen], found[other])}; {other.type} is not faster:"
         )
         line += f" {_describe(found[other], found[chosen])}"
-    return Choice(_on(found[chosen], chosen), f"device    {line}")
+    return DeviceChoice(_on(found[chosen], chosen), f"device    {line}")
 
 
 def _refuse_long_step(ready: Recipe, trial: Trial, gpu: Recipe, num_processes: int) -> None:

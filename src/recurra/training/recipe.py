@@ -15,7 +15,13 @@ from recurra.config import RunConfig, RunOptions
 from recurra.report.progress import format_count
 from recurra.training import recipe_rules
 from recurra.training.budget import Budget
-from recurra.training.recipe_search import Found, Task, Trial, search_on_cpu, search_on_gpu
+from recurra.training.recipe_search import (
+    SearchResult,
+    SearchTask,
+    Trial,
+    search_on_cpu,
+    search_on_gpu,
+)
 from recurra.training.recipe_table import TRAINING_TIME_FRACTION
 from recurra.training.sizing import flops_per_token
 from recurra.training.trials import attempt
@@ -106,12 +112,12 @@ def choose(
     if options.num_parameters is not None:
         basics = recipe_rules.with_parameters(basics, recipe_rules.with_size)
     search = search_on_cpu if device.type == "cpu" else search_on_gpu
-    task = Task(basics, num_ids, device, seconds)
+    task = SearchTask(basics, num_ids, device, seconds)
     found = search(task, trial)
     return _complete(found, task, max(seconds - found.seconds, 0.0))
 
 
-def _complete(found: Found, task: Task, seconds: float) -> Recipe:
+def _complete(found: SearchResult, task: SearchTask, seconds: float) -> Recipe:
     """Return the recipe with the settings that depend on the number of tokens."""
     sized, num_ids = found.options, task.num_ids
     tokens = recipe_rules.num_tokens(sized.config, num_ids, found.speed * seconds)

@@ -42,7 +42,7 @@ Trial = Callable[[RunConfig], float]
 
 
 @dataclass(frozen=True)
-class Task:
+class SearchTask:
     """The text, the device and the time for which the settings are chosen.
 
     Attributes:
@@ -64,7 +64,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """Settings that were chosen by measurement.
 
     Attributes:
@@ -80,7 +80,7 @@ class Found:
     remark: str = ""
 
 
-def search_on_cpu(task: Task, trial: Trial) -> Found:
+def search_on_cpu(task: SearchTask, trial: Trial) -> SearchResult:
     """Choose the hidden size and the precision for a CPU by two measurements.
 
     Args:
@@ -100,10 +100,10 @@ def search_on_cpu(task: Task, trial: Trial) -> Found:
     remark = ""
     if not options.is_given("precision"):
         remark = _describe_precision(sized.config, task.device)
-    return Found(sized, speed, remark=remark)
+    return SearchResult(sized, speed, remark=remark)
 
 
-def search_on_gpu(task: Task, trial: Trial) -> Found:
+def search_on_gpu(task: SearchTask, trial: Trial) -> SearchResult:
     """Choose the hidden size, the batch size and the precision for a GPU.
 
     Args:
@@ -160,19 +160,19 @@ class _Search:
         failure: why the last measurement failed.
     """
 
-    task: Task
+    task: SearchTask
     trial: Trial
     failure: str = ""
     _started: float = field(default_factory=lambda: time.perf_counter())
     _warm: float = math.inf
     _measured: dict[RunConfig, float | None] = field(default_factory=dict)
 
-    def run(self) -> Found:
+    def run(self) -> SearchResult:
         """Return the best candidate."""
         best, speeds = self._first()
         fixed = self.task.options.filled(precision=best.options.config.model.precision)
         best = self._with_size_and_batch(fixed, best)
-        return Found(best.options, best.speed, self._elapsed(), self._remark(best, speeds))
+        return SearchResult(best.options, best.speed, self._elapsed(), self._remark(best, speeds))
 
     def _first(self) -> tuple[_Candidate, dict[str, float]]:
         """Measure all precisions at the first size, with a smaller batch if memory is too small.
