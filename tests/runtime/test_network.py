@@ -51,7 +51,7 @@ def test_keep_alive_enabled_leaves_other_sockets_alone():
 def test_lost_after_invalid_value_is_an_error(monkeypatch, text):
     monkeypatch.setenv("RECURRA_LOST_AFTER", text)
     with (
-        pytest.raises(ConfigError, match=r"RECURRA_LOST_AFTER is .* it must be 1 or more"),
+        pytest.raises(ConfigError, match=r"RECURRA_LOST_AFTER is .* must be a positive integer"),
         network.keep_alive_enabled(),
     ):
         raise AssertionError("the block must not run")

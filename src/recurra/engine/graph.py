@@ -40,12 +40,13 @@ steps are executed without a graph."""
 MAX_PENDING = 32
 """Maximum number of steps whose results have not been read."""
 PENDING_SECONDS = 0.2
-"""Maximum total duration of the pending steps in seconds. A signal, the end of the time budget and
-a loss that is not finite are noticed after at most this time."""
+"""Maximum total duration of the pending steps in seconds, unless a single step takes longer. It
+limits the time after which a signal, the end of the time budget or a loss that is not finite is
+noticed."""
 _SLOT, _RESETS, _LR, _HEADER = 0, 1, 2, 3
 """Indices into the inputs of a step; the positions of the rows and the seeds follow the header."""
 _NATS, _NORM, _FAILED, _OVERFLOWED, _NORMS = 0, 1, 2, 3, 4
-"""Columns of the results of a step; the norm of each gradient follows."""
+"""Columns of the results of a step. The last one is the first column of the norms of gradients."""
 
 _logger = logging.getLogger(__name__)
 
@@ -125,7 +126,7 @@ class GraphEngine(AutogradEngine):
     ) -> str | None:
         """Return why this engine cannot train the model, or None if it can."""
         if model.backend == "native":
-            return "calls of the compiled kernels cannot be recorded"
+            return "a graph cannot record calls of the compiled kernels"
         if not supports_recording(config):
             return f"the optimizer {config.optimizer} reads its state on the host"
         return None

@@ -33,7 +33,7 @@ class GraphDecoder(Decoder):
     def unsupported(cls, model: RecurrentLM) -> str | None:
         """Return why this decoder cannot generate with the model, or None if it can."""
         if model.backend == "native":
-            return "calls of the compiled kernels cannot be recorded"
+            return "a graph cannot record calls of the compiled kernels"
         return None
 
     def __init__(self, model: RecurrentLM, num_samples: int, recorder: GraphRecorder) -> None:

@@ -35,7 +35,9 @@ def lost_after() -> int:
     """
     text = os.environ.get(LOST_AFTER) or str(DEFAULT_LOST_AFTER)
     if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise ConfigError(f"environment variable {LOST_AFTER} is {text!r}; it must be 1 or more")
+        raise ConfigError(
+            f"environment variable {LOST_AFTER} is {text!r}; it must be a positive integer"
+        )
     return int(text)
 
 

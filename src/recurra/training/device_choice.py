@@ -139,7 +139,7 @@ def _refuse_long_step(ready: Recipe, trial: Trial, gpu: Recipe, num_processes: i
     few = replace(config, training=replace(training, batch_size=num_processes, batch_growth=1))
     share = recipe.measured(Recipe(few), trial).tokens_per_second / gpu.tokens_per_second
     if share * tokens <= num_processes * training.num_steps:
-        raise TrialError("a single row of a batch takes longer there than the whole batch")
+        raise TrialError("a step with a single row takes longer than the whole batch on the GPU")
 
 
 def settle_resumed(directory: RunDirectory, config: RunConfig, context: RunContext) -> RunContext:

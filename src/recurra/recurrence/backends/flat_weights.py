@@ -203,6 +203,6 @@ def query_layout(
                 False,
             )
     except RuntimeError as error:
-        _logger.info("cuDNN has no flat weights for %s in %s: %s", mode, dtype, error)
+        _logger.info("torch cannot flatten weights of %s in %s for cuDNN: %s", mode, dtype, error)
         return None
     return Layout(buffer.numel(), tuple(int(weight.storage_offset()) for weight in weights))
