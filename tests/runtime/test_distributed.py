@@ -97,7 +97,7 @@ def test_joined_processes_uses_gloo_for_the_host(joined, monkeypatch, device, ha
     with runtime.joined_processes(torch.device(device)):
         pass
     selected = {"cpu": [], "cuda": ["cuda:0"], "cuda:1": ["cuda:1"]}[device]
-    assert joined == [*selected, (backend, runtime.MESSAGE_TIMEOUT), "destroyed"]
+    assert joined == [*selected, (backend, runtime.COLLECTIVE_TIMEOUT), "destroyed"]
 
 
 @pytest.mark.parametrize(("device", "end"), [("cpu", "destroyed"), ("cuda", "aborted")])

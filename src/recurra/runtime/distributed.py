@@ -25,7 +25,7 @@ from recurra.runtime import network
 from recurra.runtime.joining import agree_on_start
 
 CPU = torch.device("cpu")
-MESSAGE_TIMEOUT = timedelta(minutes=30)
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """Maximum time that a process waits for the others in one collective. It is long because the first
 process may prepare a large text while the others wait. A machine that cannot be reached is noticed
 earlier, see `network`."""
@@ -274,13 +274,13 @@ def _join(device: torch.device) -> None:
     if _has_several_machines():
         network.choose_interface(os.environ.get("MASTER_ADDR", ""))
     with network.keep_alive_enabled():
-        store, rank, count = next(rendezvous("env://", timeout=MESSAGE_TIMEOUT))
+        store, rank, count = next(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
         # torchrun keeps the store when it restarts the processes. Without a prefix for each start,
         # they would read the addresses of processes that have ended.
         start = PrefixStore(agree_on_start(store, rank, count), store)
         backend = _backend(device)
         distributed.init_process_group(
-            backend, store=start, rank=rank, world_size=count, timeout=MESSAGE_TIMEOUT
+            backend, store=start, rank=rank, world_size=count, timeout=COLLECTIVE_TIMEOUT
         )
 
 

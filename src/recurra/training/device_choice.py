@@ -165,7 +165,7 @@ def settle_resumed(directory: RunDirectory, config: RunConfig, context: RunConte
         began_on = _recorded_device(directory)
         if began_on == "cpu":
             context.progress.message(
-                f"this run began on the cpu and stays there; --device {gpu.type} moves it"
+                f"this run began on the CPU and stays there; --device {gpu.type} moves it"
             )
         if began_on is not None:
             return "cpu" if began_on == "cpu" else gpu.type
