@@ -209,6 +209,28 @@ def test_products_of_two_threads_last_until_both_end():
     assert readings() == before
 
 
+@pytest.mark.parametrize("first", [FP32, TF32], ids=["fp32", "tf32"])
+def test_products_of_two_threads_in_two_precisions_are_restored_in_any_order(first):
+    second = TF32 if first is FP32 else FP32
+    before, entered, leave = readings(), threading.Event(), threading.Event()
+
+    def other():
+        with second.products():
+            entered.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=other)
+    with first.products():
+        expected = in_force()
+        thread.start()
+        assert entered.wait(10)
+    # The first context has ended, and the second has not.
+    assert in_force().isdisjoint(expected)
+    leave.set()
+    thread.join()
+    assert readings() == before
+
+
 def test_products_on_a_cpu_change_nothing():
     before = readings()
     with FP32.products(CPU), TF32.products(CPU):

@@ -213,6 +213,7 @@ _GENERIC: _Setting = ("generic", "all")
 _CUDA: _Setting = ("cuda", "all")
 _MATMUL: _Setting = ("cuda", "matmul")
 _RNN: _Setting = ("cuda", "rnn")
+_SETTINGS = (_GENERIC, _CUDA, _MATMUL, _RNN)
 
 
 @dataclass(eq=False)
@@ -242,7 +243,7 @@ class _Change:
 
     def make(self) -> None:
         """Change the settings."""
-        for setting in (_GENERIC, _CUDA, _MATMUL, _RNN):
+        for setting in _SETTINGS:
             if self.is_in_effect():
                 break
             value = _read(setting)
@@ -250,8 +251,16 @@ class _Change:
                 self.before.append((setting, value))
                 _write(setting, self.wanted)
 
-    def undo(self) -> None:
-        """Restore the settings."""
+    def end(self) -> None:
+        """Restore the settings, or let the next change restore them if there is a later one."""
+        index = _changes.index(self)
+        _changes.remove(self)
+        if index < len(_changes):
+            # The contexts of another thread, which last longer, began later.
+            later = _changes[index]
+            values = dict(later.before) | dict(self.before)
+            later.before = [(s, values[s]) for s in _SETTINGS if s in values]
+            return
         for setting, value in reversed(self.before):
             _write(setting, value)
 
@@ -276,8 +285,7 @@ def _fp32_products(wanted: str) -> Iterator[None]:
         with _lock:
             change.users -= 1
             if change.users == 0:
-                _changes.remove(change)
-                change.undo()
+                change.end()
 
 
 def _current() -> str:
