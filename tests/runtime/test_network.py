@@ -47,7 +47,7 @@ def test_keep_alive_enabled_leaves_other_sockets_alone():
             assert opened.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 0
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "1.5", "a minute"])
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "a minute", "1000000", "9" * 5000])
 def test_lost_after_invalid_value_is_an_error(monkeypatch, text):
     monkeypatch.setenv("RECURRA_LOST_AFTER", text)
     with (
@@ -63,13 +63,42 @@ def test_lost_after_default_is_a_minute(monkeypatch):
 
 
 @linux
-def test_interface_towards_loopback_is_its_name():
+def test_lost_after_longest_time_is_accepted_by_the_system(listening, monkeypatch):
+    monkeypatch.setenv("RECURRA_LOST_AFTER", str(network.MAX_LOST_AFTER))
+    with network.lost_connections_noticed():
+        inside = socket.create_connection(listening)
+    with inside:
+        assert inside.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+
+
+@pytest.fixture
+def isolated(monkeypatch):
+    """A machine without a default route."""
+    found = network._own_address
+    monkeypatch.setattr(
+        network, "_own_address", lambda host: None if host == network._ELSEWHERE else found(host)
+    )
+
+
+@linux
+def test_interface_towards_loopback_without_other_networks_is_its_name(isolated):
     assert network.interface_towards("127.0.0.1") == "lo"
     assert network.interface_towards("no such host") is None
 
 
 @linux
-def test_choose_interface_keeps_the_choice_of_the_user(monkeypatch):
+def test_interface_towards_own_name_that_is_loopback_is_that_of_the_default_route(monkeypatch):
+    """Other machines cannot reach 127.0.1.1, the address of a machine's own name on Debian."""
+    own = {"first-machine": "127.0.0.1", network._ELSEWHERE: "10.0.0.7"}
+    interfaces = {"lo": "127.0.0.1", "eth3": "10.0.0.7"}
+    monkeypatch.setattr(network, "_own_address", own.get)
+    monkeypatch.setattr(network, "_address_of", interfaces.get)
+    monkeypatch.setattr(socket, "if_nameindex", lambda: list(enumerate(interfaces)))
+    assert network.interface_towards("first-machine") == "eth3"
+
+
+@linux
+def test_choose_interface_keeps_the_choice_of_the_user(monkeypatch, isolated):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")
     network.choose_interface("127.0.0.1")
     assert os.environ["GLOO_SOCKET_IFNAME"] == "eth7"

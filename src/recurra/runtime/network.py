@@ -24,19 +24,25 @@ LOST_AFTER = "RECURRA_LOST_AFTER"
 """Environment variable that replaces `DEFAULT_LOST_AFTER`."""
 DEFAULT_LOST_AFTER = 60
 """Seconds without an answer after which a connection counts as lost."""
+MAX_LOST_AFTER = 24 * 60 * 60
 _NUM_PROBES = 4
+_ELSEWHERE = "192.0.2.1"
+"""An address outside of every local network (RFC 5737)."""
 
 
 def lost_after() -> int:
     """Return the number of seconds without an answer after which a connection counts as lost.
 
     Raises:
-        ConfigError: the environment variable RECURRA_LOST_AFTER is not a positive integer.
+        ConfigError: the environment variable RECURRA_LOST_AFTER is not an integer from 1 to the
+            number of seconds of a day.
     """
     text = os.environ.get(LOST_AFTER) or str(DEFAULT_LOST_AFTER)
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
+    is_number = text.isascii() and text.isdigit() and len(text) < 10
+    if not (is_number and 1 <= int(text) <= MAX_LOST_AFTER):
         raise ConfigError(
-            f"environment variable {LOST_AFTER} is {text!r}; it must be a positive integer"
+            f"environment variable {LOST_AFTER} is {text!r}; it must be 1 or more, and at most"
+            f" {MAX_LOST_AFTER}"
         )
     return int(text)
 
@@ -79,18 +85,31 @@ def choose_interface(host: str) -> None:
 def interface_towards(host: str) -> str | None:
     """Return the name of the network interface that reaches a host, or None if it is not known.
 
+    On many machines, their own name is an address that only they can reach (127.0.1.1). The
+    interface is then that of the default route, if there is one, because other machines use it.
+
     Args:
         host: a name or an IPv4 address.
     """
     if sys.platform != "linux":
         return None
+    address = _own_address(host)
+    if address is not None and address.startswith("127."):
+        address = _own_address(_ELSEWHERE) or address
+    with suppress(OSError):
+        for _, name in socket.if_nameindex():
+            if address is not None and _address_of(name) == address:
+                return name
+    return None
+
+
+def _own_address(host: str) -> str | None:
+    """Return the IPv4 address from which this machine reaches a host, or None without a route."""
     with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         # `connect` sends no packet on a UDP socket: the system only selects a route.
         probe.connect((host, 9))
-        address = probe.getsockname()[0]
-        for _, name in socket.if_nameindex():
-            if _address_of(name) == address:
-                return name
+        address: str = probe.getsockname()[0]
+        return address
     return None
 
 
