@@ -35,14 +35,14 @@ def lost_after() -> int:
 
     Raises:
         ConfigError: the environment variable RECURRA_LOST_AFTER is not an integer from 1 to the
-            number of seconds of a day.
+            number of seconds in a day.
     """
     text = os.environ.get(LOST_AFTER) or str(DEFAULT_LOST_AFTER)
     is_number = text.isascii() and text.isdigit() and len(text) < 10
     if not (is_number and 1 <= int(text) <= MAX_LOST_AFTER):
         raise ConfigError(
-            f"environment variable {LOST_AFTER} is {text!r}; it must be 1 or more, and at most"
-            f" {MAX_LOST_AFTER}"
+            f"environment variable {LOST_AFTER} is {text[:20]!r}; it must be a number of seconds from 1"
+            f" to {MAX_LOST_AFTER}"
         )
     return int(text)
 
@@ -56,7 +56,7 @@ def keep_alive_enabled() -> Iterator[None]:
     Linux only; on other systems, the timeout of the collective applies.
 
     Raises:
-        ConfigError: the environment variable RECURRA_LOST_AFTER is not a positive integer.
+        ConfigError: as in `lost_after`.
     """
     seconds = lost_after()
     before = _connections()
