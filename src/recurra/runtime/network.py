@@ -41,8 +41,8 @@ def lost_after() -> int:
     is_number = text.isascii() and text.isdigit() and len(text) < 10
     if not (is_number and 1 <= int(text) <= MAX_LOST_AFTER):
         raise ConfigError(
-            f"environment variable {LOST_AFTER} is {text[:20]!r}; it must be a number of seconds from 1"
-            f" to {MAX_LOST_AFTER}"
+            f"environment variable {LOST_AFTER} is {text[:20]!r}; it must be a number of seconds"
+            f" from 1 to {MAX_LOST_AFTER}"
         )
     return int(text)
 
