@@ -120,3 +120,36 @@ def test_recorded_engine_late_failure_names_failed_batch(
     (record,) = map(json.loads, (tmp_path / "run" / "failures.jsonl").read_text().splitlines())
     assert record["step"] == 14
     assert record["starts"] == failed[0].starts.tolist()
+
+
+def test_recorded_engine_rolled_back_equals_autograd(run, tmp_path, monkeypatch, recorded):
+    """The graphs of the steps before a rollback must not use the former state of the optimizer."""
+    for engine, folder in ((AutogradEngine, "plain"), (RecordedEngine, "recorded")):
+        with monkeypatch.context() as patch:
+            if engine is AutogradEngine:
+                patch.setattr(select, "ENGINES", (AutogradEngine,))
+            patch.setattr(engine, "step", _failing_once(engine.step, 14))
+            run(tmp_path / folder, **OPTIONS | {"optimizer": "adam", "on_nan": "rollback"})
+        assert (tmp_path / folder / "failures.jsonl").is_file()
+    for plain, found in zip(
+        metrics(tmp_path / "plain"), metrics(tmp_path / "recorded"), strict=True
+    ):
+        assert found == pytest.approx(plain, rel=1e-4)
+
+
+def _failing_once(original, number):
+    """Return a method `step` that gives the loss NaN once, after this number of updates."""
+    failed = []
+
+    def step(self, batch, lr):
+        fails = lr > 0.0 and self.num_updates == number and not failed
+        bias = self.model.head_bias.detach()
+        before = float(bias[0])
+        if fails:
+            failed.append(batch)
+            bias[0] = math.nan
+        original(self, batch, lr)
+        if fails:
+            bias[0] = before
+
+    return step
