@@ -224,6 +224,7 @@ def test_graph_engine_infinite_gradient_is_attributed_to_its_parameter():
     row = [1.0, math.inf, 1.0, 0.0, *([2.0] * 6)]
     row[graph._NORMS + 2] = math.inf
     names = [name for name, _ in engine.model.named_parameters()]
+    engine.model.zero_grad()
     failure = engine._result(row, make_batch(0)).failure
     assert failure == f"the norm of the gradient of {names[2]} is not finite"
 

@@ -112,12 +112,19 @@ def test_speed_trial_leaves_random_generator_unchanged():
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_attempt_failure_has_reason_of_first_sentence():
-    def out_of_memory(config):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nSee ...")
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB.\nSee"), "CUDA out of memory"),
+        (TypeError("Cannot convert a tensor to float64"), "Cannot convert a tensor to float64"),
+    ],
+)
+def test_attempt_failure_has_reason_of_first_sentence(error, reason):
+    def failing(config):
+        raise error
 
-    with pytest.raises(TrialError, match=r"^CUDA out of memory$") as caught:
-        attempt(out_of_memory, RunConfig())
+    with pytest.raises(TrialError, match=f"^{reason}$") as caught:
+        attempt(failing, RunConfig())
     # Nothing refers any more to the frames of the failed trial, which hold the tensors.
     assert caught.value.__context__ is None
 

@@ -113,6 +113,7 @@ class GraphEngine(AutogradEngine):
         self._recorder = self._new_recorder()
         self._texts: list[tuple[Ids, Tensor | None]] = []
         self._pending: list[Batch] = []
+        self._names: list[str] = []  # of the parameters that have gradients
         self.max_pending, self._started = min(2, self.capacity), 0.0
         width = _NORMS + len(list(model.parameters()))
         shape, device = (self.capacity, width), model.device
@@ -318,6 +319,7 @@ class GraphEngine(AutogradEngine):
 
     def _update(self, buffers: StepBuffers) -> None:
         super()._update(buffers)
+        self._names = [name for name, _ in self._named_parameters()]
         numbers = buffers.nats, buffers.grad_norm, buffers.failed, buffers.overflowed
         row = torch.stack([number.to(torch.float64) for number in numbers])
         norms = self._norms.to(torch.float64)
@@ -329,6 +331,5 @@ class GraphEngine(AutogradEngine):
         if row[_FAILED] > 0.0 and not skipped:
             failure = describe_loss(nats, batch)
             if math.isfinite(nats):
-                names = [name for name, _ in self._named_parameters()]
-                failure = describe_norms(dict(zip(names, row[_NORMS:], strict=False)))
+                failure = describe_norms(dict(zip(self._names, row[_NORMS:], strict=False)))
         return StepResult(nats, batch.num_tokens, row[_NORM], failure, skipped)

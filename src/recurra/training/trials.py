@@ -115,9 +115,10 @@ def attempt(trial: Callable[[RunConfig], float], config: RunConfig) -> float:
         return trial(config)
     except (KernelError, LostProcessError, PeerError):
         raise
-    except (RuntimeError, MemoryError, ConfigError) as error:
-        # The traceback of the exception refers to tensors in the frames of the trial. The exception
-        # is deleted at the end of this block, and only then can the memory be released.
+    except (RuntimeError, TypeError, MemoryError, ConfigError) as error:
+        # torch raises a TypeError for fp64 on MPS. The traceback of the exception refers to tensors
+        # in the frames of the trial. The exception is deleted at the end of this block, and only
+        # then can the memory be released.
         _logger.debug("a trial failed", exc_info=True)
         reason = _reason(error)
     _release_memory()
