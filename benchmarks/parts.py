@@ -66,17 +66,21 @@ class UsageError(Exception):
     """The arguments are wrong; the message is for the user."""
 
 
-def main(program: str, parts: tuple[Part, ...], arguments: list[str]) -> int:
+def main(program: str, parts: tuple[Part, ...], arguments: list[str], description: str) -> int:
     """Run the parts that the arguments name, and return the exit status.
 
     Args:
         program: name of the script.
         parts: all parts, in their order.
         arguments: the directory for the results, and names of parts; without names, all parts run.
+        description: the text that `--help` prints.
 
     Returns:
         0 if all parts passed or were left out, 1 if a part failed, 2 if the arguments are wrong.
     """
+    if arguments[:1] in (["--help"], ["-h"]):
+        print(description.strip())
+        return 0
     try:
         out, chosen = _parse(program, parts, arguments)
         runner = Runner(_interpreter(), out)

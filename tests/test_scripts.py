@@ -148,7 +148,7 @@ def test_parts_time_limit_stops_the_part_and_its_children(parts, tmp_path, monke
         parts.Part("slow", ("-c", SLEEP), 1.0),
         parts.Part("next", ("-c", "print(1)"), 60),
     )
-    assert parts.main("a script", chosen, [str(tmp_path / "results")]) == 1
+    assert parts.main("a script", chosen, [str(tmp_path / "results")], "") == 1
     assert "slow was stopped after 1 s" in capsys.readouterr().err
     found = results_of(tmp_path / "results")["parts"]
     assert [part["status"] for part in found.values()] == ["stopped", "passed"]
@@ -172,7 +172,7 @@ def test_parts_together_run_at_the_same_time(parts, tmp_path, monkeypatch):
         parts.Part("one", ("-c", wait, a, b), 60, together=True),
         parts.Part("two", ("-c", wait, b, a), 60, together=True),
     )
-    assert parts.main("a script", chosen, [str(tmp_path / "results")]) == 0
+    assert parts.main("a script", chosen, [str(tmp_path / "results")], "") == 0
 
 
 def test_gpu_limits_add_up_to_less_than_five_minutes(parts):
@@ -190,7 +190,7 @@ def test_gpu_limits_add_up_to_less_than_five_minutes(parts):
     ("arguments", "message"),
     [
         ([], " DIR [PART ...]"),
-        (["--help"], " DIR [PART ...]"),
+        (["--unknown"], " DIR [PART ...]"),
         (["results", "doctor", "benches"], "unknown part benches; the parts are doctor tests"),
         (["results", "doctor tests"], "unknown part doctor tests"),
         (["results", ""], "unknown part "),
@@ -215,6 +215,14 @@ def test_build_wheels_unknown_platform_is_an_error(tmp_path):
     done = run("build-wheels", "linux-x86_64", "linux-x64", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert "unknown platform linux-x64; choose from linux-x86_64 linux-aarch64" in done.stderr
+
+
+@pytest.mark.parametrize("script", ["gpu", "machine"])
+def test_script_help_describes_the_parts(tmp_path, script):
+    done = run(script, "--help", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"usage: scripts/{script} DIR [PART ...]" in done.stdout
+    assert "doctor" in done.stdout
 
 
 @pytest.mark.parametrize("arguments", [[], ["missing.whl"], ["one.whl", "other.whl"]])

@@ -218,3 +218,20 @@ def test_joined_processes_on_mps_are_rejected(monkeypatch):
         distributed.joined_processes(MPS),
     ):
         pass
+
+
+@pytest.mark.parametrize("name", ["gpu", "xpu", "cuda:", "cuda:x", "CUDA", "cpu:0", ""])
+def test_choose_device_unknown_name_lists_the_names(name):
+    with pytest.raises(ConfigError, match="must be one of auto, cpu, cuda, cuda:N, mps"):
+        devices.choose_device(name)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize(
+    ("version", "reason"), [(None, ": this build of torch"), ("13.0", "; use")]
+)
+def test_choose_device_missing_gpu_says_whether_torch_supports_it(monkeypatch, version, reason):
+    monkeypatch.setattr(torch.version, "cuda", version)
+    monkeypatch.setattr(torch.version, "hip", None)
+    with pytest.raises(ConfigError, match=f"'cuda' is not available on this machine{reason}"):
+        devices.choose_device("cuda")

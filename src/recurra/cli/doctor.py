@@ -54,13 +54,15 @@ def _compute() -> dict[str, str]:
 
     from recurra.config.backends import BACKEND_MODULES
     from recurra.runtime import cores
-    from recurra.runtime.devices import processor_name
+    from recurra.runtime.devices import device_is_supported, processor_name
 
     devices = ["cpu"]
     if torch.cuda.is_available():
         devices += [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
         devices.append("mps")
+    if len(devices) == 1 and not any(map(device_is_supported, ("cuda", "mps"))):
+        devices[0] += " (this build of torch supports no GPU)"
     triton = {"triton": _triton()} if torch.cuda.is_available() else {}
     return {
         "devices": ", ".join(devices),

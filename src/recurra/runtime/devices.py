@@ -35,16 +35,24 @@ def choose_device(name: str, local_rank: int = 0, local_count: int = 1) -> torch
             return choose_device("cuda", local_rank)
         has_mps = torch.backends.mps.is_available() and local_count == 1
         return torch.device("mps" if has_mps else "cpu")
+    if re.fullmatch(r"cpu|mps|cuda(:\d+)?", name) is None:
+        raise ConfigError(f"device is {name!r}; it must be one of auto, cpu, cuda, cuda:N, mps")
     try:
         device = torch.device(f"cuda:{local_rank}" if name == "cuda" and local_rank else name)
-        if device.type not in ("cpu", "cuda", "mps"):
-            raise ConfigError(f"device is {name!r}; it must be one of auto, cpu, cuda, cuda:N, mps")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
+        reason = "" if device_is_supported(name) else ": this build of torch does not support it"
         raise ConfigError(
-            f"device {name!r} is not available on this machine; use auto or cpu"
+            f"device {name!r} is not available on this machine{reason}; use auto or cpu"
         ) from error
     return device
+
+
+def device_is_supported(name: str) -> bool:
+    """Return whether this build of torch supports devices of this type, with or without any."""
+    if name.startswith("cuda"):
+        return torch.version.cuda is not None or torch.version.hip is not None
+    return name != "mps" or torch.backends.mps.is_built()
 
 
 @contextmanager
