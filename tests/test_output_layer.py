@@ -164,6 +164,7 @@ print(pathlib.Path("/proc/self/status").read_text().partition("VmHWM:")[2].split
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak memory is read from /proc")
 def test_compiled_cross_entropy_memory_does_not_depend_on_rows():
     few, many = (

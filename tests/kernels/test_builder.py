@@ -151,6 +151,7 @@ def test_build_failure_names_log_and_is_not_repeated(cache, compiler, capsys):
     assert str(builder.failed_log()) in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("message", ["a.o: No space left on device", "error: NoSpaceLeft"])
 def test_build_full_disk_is_named_and_repeated(cache, compiler, capsys, message):
     file = compiler(f'echo tried >> "$0.log"; echo "{message}" >&2; exit 1')
