@@ -30,7 +30,8 @@ Step = Callable[[], int]
 
 def engine_step(cell: str, units: int, precision: str) -> Step:
     """Return a step of the engine that `recurra train` uses."""
-    from recurra.cli.benchmark import TrainingRow, training_engine
+    from recurra.cli.benchmark import training_engine
+    from recurra.cli.benchmark_rows import TrainingRow
 
     row = TrainingRow(cell, units, 28, NUM_STEPS, BATCH_SIZE)
     engine, batch = training_engine(row, "native", precision)

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from recurra.cli.benchmark import TrainingRow, training_engine
+from recurra.cli.benchmark import training_engine
+from recurra.cli.benchmark_rows import TrainingRow
 from recurra.kernels import library
 from recurra.runtime.devices import num_threads
 

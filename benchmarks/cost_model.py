@@ -33,7 +33,7 @@ os.environ["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT", "1000")
 import numpy as np
 
 from cost_measurements import LANES, PANEL, measure_in_state, measure_waiting
-from recurra.cli.benchmark import ROWS, TrainingRow
+from recurra.cli.benchmark_rows import ROWS, TrainingRow
 from recurra.kernels import library
 from recurra.recurrence.cells import find_cell
 from recurra.runtime.devices import processor_name

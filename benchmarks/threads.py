@@ -22,7 +22,7 @@ SHOWN = ("torch.nn, one-hot", "native, one-hot, fp32", "native, one-hot, bf16")
 
 def chosen_rows(wanted: list[str]) -> list[Any]:
     """Return the training rows whose names contain all of these words."""
-    from recurra.cli.benchmark import ROWS, TrainingRow
+    from recurra.cli.benchmark_rows import ROWS, TrainingRow
 
     few = [TrainingRow(cell, 512, 65, 64, batch_size=16) for cell in ("rnn", "gru", "lstm")]
     training = [row for row in ROWS if isinstance(row, TrainingRow)]

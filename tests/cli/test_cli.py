@@ -1,5 +1,6 @@
 """The commands of the command line, called as a user calls them."""
 
+import dataclasses
 import io
 import json
 import os
@@ -12,6 +13,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from recurra.cli import benchmark_rows
+from recurra.cli.benchmark_rows import TrainingRow
 from recurra.cli.main import COMMANDS, main
 from recurra.recurrence.backends import triton_scan
 
@@ -203,7 +206,11 @@ def test_doctor_beside_gpu_states_whether_triton_is_used(reason, capsys, monkeyp
 def test_bench_prints_records_and_rejects_bad_options(capsys, fails, monkeypatch):
     # The sizes are reduced because bf16 products are slow on some processors.
     monkeypatch.setattr("recurra.cli.benchmark.PRODUCT_SIZE", 32)
-    monkeypatch.setattr("recurra.cli.benchmark.BATCH_SIZE", 2)
+    small = [
+        dataclasses.replace(row, batch_size=2) if isinstance(row, TrainingRow) else row
+        for row in benchmark_rows.ROWS
+    ]
+    monkeypatch.setattr(benchmark_rows, "ROWS", small)
     assert main(["bench", "rnn", "256", "28", "--rounds", "1", "--json"]) == 0
     machine, *records = map(json.loads, capsys.readouterr().out.splitlines())
     assert machine["product_gflops"]["fp32"] > 0

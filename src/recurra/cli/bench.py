@@ -15,7 +15,7 @@ from recurra.errors import ConfigError
 from recurra.io.markdown import table
 
 if TYPE_CHECKING:
-    from recurra.cli.benchmark import GenerationRow, TrainingRow
+    from recurra.cli.benchmark_rows import GenerationRow, TrainingRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +49,10 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError(f"rounds must be at least 1, not {command.rounds}")
     if command.threads is not None and command.threads < 1:
         raise ConfigError(f"threads must be at least 1, not {command.threads}")
-    from recurra.cli import benchmark
+    from recurra.cli.benchmark_rows import chosen_rows
     from recurra.runtime.devices import num_threads
 
-    rows = benchmark.chosen_rows(command.words)
+    rows = chosen_rows(command.words)
     with num_threads(command.threads):
         _measure(rows, command)
     return 0

@@ -11,27 +11,25 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recurra.cli.benchmark_rows import GenerationRow, TrainingRow
 from recurra.config import ModelConfig, TrainingConfig
 from recurra.data.batches import Batch, BatchStream
 from recurra.engine.engine import Engine
 from recurra.engine.sampling import GenerationConfig
 from recurra.engine.select import select_engine
-from recurra.errors import ConfigError
 from recurra.inference.generate import generate_ids
 from recurra.kernels import library
 from recurra.model.recurrent_lm import RecurrentLM
 from recurra.recurrence.backends.native import PRODUCT_DTYPES
-from recurra.recurrence.cells import find_cell
 from recurra.recurrence.precision import PRECISIONS, find_precision
 from recurra.runtime.distributed import SINGLE_PROCESS
 
-BATCH_SIZE = 32
 STEPS_PER_ROUND = 4
 PRODUCT_SIZE = 1024
 """Size of the square matrices whose product measures the peak throughput of the machine."""
@@ -44,74 +42,6 @@ _CPU_PRECISIONS = tuple(
 _MODULES = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 
 Work = Callable[[], None]
-
-
-@dataclass(frozen=True)
-class TrainingRow:
-    """A model whose training steps are measured.
-
-    Attributes:
-        dropout: probability of dropping a unit of the layer's outputs.
-    """
-
-    cell: Literal["rnn", "gru", "lstm"]
-    hidden_size: int
-    vocab_size: int
-    num_steps: int = 35
-    batch_size: int = BATCH_SIZE
-    dropout: float = 0.0
-
-    @property
-    def name(self) -> str:
-        """The name in the results."""
-        parts = [f"{self.cell} {self.hidden_size}, V {self.vocab_size}, {self.num_steps} steps"]
-        if self.batch_size != BATCH_SIZE:
-            parts.append(f"{self.batch_size} rows")
-        if self.dropout:
-            parts.append(f"dropout {self.dropout}")
-        return ", ".join(parts)
-
-    @property
-    def flops(self) -> int:
-        """Floating-point operations of the matrix products of a training step.
-
-        Each weight has three products: one forward and two backward. The product with the input
-        weights is not counted, because a lookup replaces it.
-        """
-        gates = find_cell(self.cell).num_gates
-        weights = gates * self.hidden_size**2 + self.hidden_size * self.vocab_size
-        return 6 * self.batch_size * self.num_steps * weights
-
-
-@dataclass(frozen=True)
-class GenerationRow:
-    """An LSTM that generates a single sample."""
-
-    hidden_size: int
-    vocab_size: int = 65
-
-    @property
-    def name(self) -> str:
-        """The name in the results."""
-        return f"generation, lstm {self.hidden_size}, V {self.vocab_size}"
-
-    @property
-    def flops(self) -> int:
-        """Floating-point operations of the matrix products for one token."""
-        return 2 * (4 * self.hidden_size**2 + self.hidden_size * self.vocab_size)
-
-
-ROWS: tuple[TrainingRow | GenerationRow, ...] = (
-    TrainingRow("rnn", 512, 28),
-    TrainingRow("rnn", 256, 28),
-    TrainingRow("rnn", 256, 1027),
-    TrainingRow("gru", 256, 28),
-    TrainingRow("lstm", 256, 28),
-    TrainingRow("lstm", 256, 28, dropout=0.3),
-    TrainingRow("lstm", 512, 65, 64),
-    GenerationRow(256),
-    GenerationRow(512),
-)
 
 
 @dataclass
@@ -192,19 +122,6 @@ def product_gflops() -> dict[str, float]:
     products = {name: Candidate(name, _Product(name)) for name in _CPU_PRECISIONS}
     _measure_interleaved(list(products.values()), 9)
     return {name: 2 * PRODUCT_SIZE**3 / p.median / 1e9 for name, p in products.items()}
-
-
-def chosen_rows(words: Sequence[str]) -> list[TrainingRow | GenerationRow]:
-    """Return the rows whose name contains all of the words; without words, all rows.
-
-    Raises:
-        ConfigError: no row contains all of the words.
-    """
-    rows = [row for row in ROWS if set(words) <= set(row.name.replace(",", "").split())]
-    if not rows:
-        names = "; ".join(row.name for row in ROWS)
-        raise ConfigError(f"no row contains {' '.join(words)!r}; the rows are: {names}")
-    return rows
 
 
 def _measure_interleaved(candidates: Sequence[Candidate], rounds: int) -> None:
