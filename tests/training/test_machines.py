@@ -30,8 +30,15 @@ def missing() -> str | None:
         return "the program ip (package iproute2) is not installed"
     if os.geteuid() != 0:
         return "only root may create network namespaces"
-    done = subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False)
-    return None if done.returncode == 0 else "this container may not create network namespaces"
+    name, link = f"recurra-{os.getpid()}", f"rec{os.getpid()}"
+    attempts = (
+        ["ip", "netns", "add", name],
+        ["ip", "link", "add", link, "type", "veth", "peer", "name", f"{link}p"],
+    )
+    made = [subprocess.run(a, capture_output=True, check=False).returncode == 0 for a in attempts]
+    subprocess.run(["ip", "link", "del", link], capture_output=True, check=False)
+    subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+    return None if all(made) else "this container may not create network namespaces"
 
 
 REASON = missing() if sys.platform == "linux" else "network namespaces exist on Linux only"
