@@ -83,7 +83,7 @@ def measure_in_state(
     for _ in range(MAX_TRIES):
         if 0.5 * barrier < measure_waiting()[1] < 2.0 * barrier:
             return measured
-        time.sleep(PAUSE)
+        time.sleep(PAUSE)  # The state of the machine lasts for seconds.
         measured = measure(row, precision, threads, rounds)
     print("the latency between the cores differs from that of the calibration", file=sys.stderr)
     return measured

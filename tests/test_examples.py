@@ -66,7 +66,6 @@ def test_slurm_example_time_limit_requeues_the_job(tmp_path, programs, monkeypat
         while not any(line.startswith("srun") for line in programs()):
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        time.sleep(0.1)  # The script sets the trap after it has started the training.
         job.send_signal(signal.SIGUSR1)
         assert job.wait(timeout=20) == 0
     assert programs()[-1] == "scontrol requeue 77"

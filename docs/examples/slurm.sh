@@ -25,13 +25,14 @@ else
 fi
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
+# Slurm sends USR1 to this script two minutes before the time limit. To requeue the job, Slurm ends
+# the training by SIGTERM.
+trap 'scontrol requeue "$SLURM_JOB_ID"' USR1
+
 srun --cpus-per-task "$SLURM_CPUS_PER_TASK" torchrun \
   --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node "$SLURM_GPUS_ON_NODE" --max-restarts 3 \
   --rdzv-backend c10d --rdzv-endpoint "$first:29500" --rdzv-id "$SLURM_JOB_ID" \
   -m recurra train "${arguments[@]}" &
 training=$!
 
-# Slurm sends USR1 to this script two minutes before the time limit. To requeue the job, Slurm ends
-# the training by SIGTERM.
-trap 'scontrol requeue "$SLURM_JOB_ID"' USR1
 wait "$training" || wait "$training"

@@ -10,6 +10,7 @@ from recurra.model import RecurrentLM
 from recurra.recurrence import dropout
 from recurra.recurrence.backends import flat_weights
 from recurra.recurrence.cells import CELLS
+from support.gpu_backends import backends_of
 
 HOST_OPERATIONS = {
     "_local_scalar_dense",  # item(), int(t), bool(t)
@@ -38,15 +39,6 @@ class HostOperations(TorchDispatchMode):
         if name in HOST_OPERATIONS:
             self.found.add(name)
         return func(*args, **(kwargs or {}))
-
-
-def backends_of(cell):
-    """Return the backends that compute a cell on a GPU."""
-    kind = CELLS[cell]
-    found = ["reference"]
-    if kind.loop is not None or not kind.reads_state:
-        found.append("bptt")
-    return found + (["library"] if kind.torch_kernel is not None else [])
 
 
 @pytest.mark.parametrize(
