@@ -12,7 +12,7 @@ from recurra.config import TrainingConfig
 from recurra.engine.graph import GraphEngine
 from recurra.engine.graph_recorder import Graph, GraphRecorder
 from recurra.model.recurrent_lm import RecurrentLM
-from recurra.runtime.distributed import SINGLE_PROCESS, Processes
+from recurra.runtime.distributed import Processes
 
 TEXT_SHARE = 0.25
 """Maximum fraction of the free memory of the GPU for the text."""
@@ -104,15 +104,6 @@ class CudaGraphEngine(GraphEngine):
         if model.device.type != "cuda":
             return f"CUDA graphs need a CUDA device, not {model.device.type}"
         return super().unsupported(model, config, processes)
-
-    def __init__(
-        self,
-        model: RecurrentLM,
-        config: TrainingConfig,
-        processes: Processes = SINGLE_PROCESS,
-    ) -> None:
-        model.flatten_weights()
-        super().__init__(model, config, processes)
 
     def _new_recorder(self) -> GraphRecorder:
         return CudaRecorder(self.model.device)

@@ -107,6 +107,8 @@ class GraphEngine(AutogradEngine):
         config: TrainingConfig,
         processes: Processes = SINGLE_PROCESS,
     ) -> None:
+        # The weights must have their final addresses before they are recorded.
+        model.flatten_weights()
         super().__init__(model, config, processes)
         self.num_recorded, self.num_replayed = 0, 0
         self._programs: dict[Hashable, _Program] = {}
